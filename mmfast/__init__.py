@@ -1,0 +1,1 @@
+"""mmfast: preference alignment for vision-language models. Importing it imports nothing else."""
