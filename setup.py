@@ -21,9 +21,7 @@ def check_machine() -> None:
     """Name what is missing before CMake buries it in a page of output."""
     if sys.version_info < (3, 10):  # noqa: UP036  (an old pip may ignore requires-python)
         fail(f"Python {sys.version.split()[0]} is too old", "use Python 3.10 to 3.13")
-    compiler = os.environ.get("CXX", "").split()[:1] or [
-        c for c in ("c++", "g++", "clang++") if shutil.which(c)
-    ]
+    compiler = os.environ.get("CXX", "").split()[:1] or [c for c in ("c++", "g++", "clang++") if shutil.which(c)]
     if not compiler or not shutil.which(compiler[0]):
         fail("no C++ compiler was found", "install one (Debian: apt install g++), or set CXX")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():

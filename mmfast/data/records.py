@@ -38,9 +38,7 @@ class Record:
     chosen_prompt: tuple[dict, ...] | None = None  # DGPref: the two sides answer different prompts
     rejected_prompt: tuple[dict, ...] | None = None
     weight: float = 1.0  # of the pair (or of the SFT example)
-    segments: dict[str, list] | None = (
-        None  # {"chosen": [(start, end, weight)], "rejected": ...} in characters
-    )
+    segments: dict[str, list] | None = None  # {"chosen": [(start, end, weight)], "rejected": ...} in characters
     scores: dict[str, float] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -57,9 +55,7 @@ class Branch:
     ids: np.ndarray  # int32[L]
     images: tuple[str, ...]  # ImageInfo.id of each placeholder, in order
     spans: tuple[tuple[int, int], ...]  # half-open ranges of ids; one unless loss falls on several turns
-    changed: np.ndarray | None = (
-        None  # bool[n]: in a segment that differs from the other side (gamma applies)
-    )
+    changed: np.ndarray | None = None  # bool[n]: in a segment that differs from the other side (gamma applies)
     weights: np.ndarray | None = None  # float32[n]: explicit per-token weights, multiplied in
 
 
