@@ -27,7 +27,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """TRL's conversational preference format. Message: {"role": ..., "content": str | [{"type": "text"|"image", ...}]}."""
+    """TRL's conversational preference format: messages are {"role", "content": str or a list of text/image parts}."""
 
     id: str
     source: str  # "file:row", for messages

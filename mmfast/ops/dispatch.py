@@ -1,4 +1,4 @@
-"""The one place that chooses a backend: cuda -> triton -> cpu -> torch, by pure predicates over device, dtype, shape."""
+"""The one place that chooses a backend: cuda -> triton -> cpu -> torch, by pure predicates on device, dtype, shape."""
 
 from __future__ import annotations
 
