@@ -21,13 +21,26 @@ $(VENV)/.built: $(STAMP) $(NATIVE)
 	$(PY) setup.py -q build_ext --inplace
 	touch $@
 
+# Two workers with one thread each: two 2-thread processes on 2 cores run several times slower.
 test: setup
-	$(PY) -m pytest -q -n 2 -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu and not slow"
 
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the tests of the native ops.
+SANITIZED := build/sanitize
+sanitize: setup
+	$(PY) -m cmake -S . -B $(SANITIZED) -G Ninja -DMMFAST_SANITIZE=ON -DMMFAST_CUDA=0 -DCMAKE_BUILD_TYPE=Debug \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(PY)) \
+	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DMMFAST_OUTPUT=$(abspath $(SANITIZED))/mmfast \
+	  -DMMFAST_SUFFIX=$$($(PY) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
+	$(PY) -m cmake --build $(SANITIZED)
+	MMFAST_NATIVE_DIR=$(abspath $(SANITIZED))/mmfast OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(PY) -m pytest -q -m "not gpu and not slow" -k "cpu or native or segments or images or tree" tests/ops tests/packing tests/data
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

@@ -21,8 +21,10 @@ def check_machine() -> None:
     """Name what is missing before CMake buries it in a page of output."""
     if sys.version_info < (3, 10):  # noqa: UP036  (an old pip may ignore requires-python)
         fail(f"Python {sys.version.split()[0]} is too old", "use Python 3.10 to 3.13")
-    compiler = os.environ.get("CXX", "").split()[:1] or [c for c in ("c++", "g++", "clang++") if shutil.which(c)]
-    if not compiler or not shutil.which(compiler[0]):
+    asked = os.environ.get("CXX", "").split()
+    if asked and not shutil.which(asked[0]):
+        fail(f"CXX={asked[0]} is no program on the PATH", "correct or unset CXX")
+    if not asked and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         fail("no C++ compiler was found", "install one (Debian: apt install g++), or set CXX")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,6 +34,33 @@ def check_machine() -> None:
         )
 
 
+def cuda_switch(environment) -> str:
+    cuda = environment.get("MMFAST_CUDA", "auto")
+    if cuda not in ("0", "1", "auto"):
+        fail(f"MMFAST_CUDA={cuda} is not understood", "set it to 0, 1 or auto")
+    return cuda
+
+
+def run(command: list) -> None:
+    """Run one build command; on failure say which of the two compilers it was, and what to do."""
+    log: list = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.append(line)
+            sys.stdout.write(line)
+    if not process.returncode:
+        return
+    name = " ".join(command[:2])
+    if any(sign in line for line in log for sign in ("nvcc", "CMAKE_CUDA_COMPILER", ".cu.o")):
+        fail(
+            f"`{name}` failed at the CUDA half (its output is above)",
+            "give nvcc a host compiler that it supports (export NVCC_CCBIN=/path/to/g++), repair the CUDA toolkit, "
+            "or build the CPU half alone with MMFAST_CUDA=0",
+        )
+    fail(f"`{name}` failed (its output is above)", "repair what the output names, then run the same command again")
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         check_machine()
@@ -39,9 +68,7 @@ class CMakeBuild(build_ext):
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        cuda = os.environ.get("MMFAST_CUDA", "auto")
-        if cuda not in ("0", "1", "auto"):
-            fail(f"MMFAST_CUDA={cuda} is not understood", "set it to 0, 1 or auto")
+        cuda = cuda_switch(os.environ)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -50,12 +77,12 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
         for command in (configure, ["cmake", "--build", str(build)]):
-            if subprocess.run(command).returncode:
-                fail(
-                    f"`{' '.join(command[:3])}` failed (its output is above)",
-                    "repair what it names; if nvcc is the trouble, MMFAST_CUDA=0 builds the CPU half alone",
-                )
+            run(command)
 
 
-packages = [*find_packages(include=["mmfast", "mmfast.*"]), "mmfast.kernels"]
-setup(packages=packages, ext_modules=[Extension("mmfast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(include=["mmfast", "mmfast.*"]), "mmfast.kernels"],
+        ext_modules=[Extension("mmfast._C", sources=[])],
+        cmdclass={"build_ext": CMakeBuild},
+    )

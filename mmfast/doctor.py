@@ -1,0 +1,293 @@
+"""`mmfast doctor`: what is installed, which backend each op would use and why, and a short self-test of each op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from mmfast.ops.dispatch import BACKENDS, available, native
+
+PACKAGES = (
+    "mmfast", "torch", "transformers", "triton", "peft", "safetensors", "numpy", "pyarrow", "pillow", "torchao",
+    "flash-attn", "xformers", "trl", "liger-kernel",
+)  # fmt: skip
+
+
+@dataclass
+class SelfTest:
+    op: str
+    backend: str
+    error: float  # largest absolute difference from the oracle
+    bound: float
+    milliseconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound
+
+
+@dataclass
+class Findings:
+    python: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    native: dict[str, str] = field(default_factory=dict)
+    openmp: list[str] = field(default_factory=list)
+    backends: dict[str, str] = field(default_factory=dict)  # backend -> "usable" or why not, on this machine's device
+    attention: dict[str, str] = field(default_factory=dict)
+    tests: list[SelfTest] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def examine() -> Findings:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = Findings(python=f"{platform.python_version()} ({sys.executable})")
+    found.versions = {name: _version(name) for name in PACKAGES}
+    found.devices = _devices()
+    found.native = _native(found.problems)
+    found.backends = {name: available(name, device) or "usable" for name in BACKENDS}
+    found.attention = _attention(device)
+    found.tests = _self_tests(device, found.problems)
+    found.openmp = openmp_runtimes()
+    if len(found.openmp) > 1:
+        found.problems.append(
+            f"{len(found.openmp)} OpenMP runtimes share this process and will fight for the cores: "
+            f"{', '.join(found.openmp)}. Import torch before anything that links its own, or remove that package."
+        )
+    return found
+
+
+def openmp_runtimes() -> list[str]:
+    """The OpenMP libraries mapped into this process (Linux)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"(/\S*lib(?:gomp|iomp5|omp)[^/\s]*\.so[^/\s]*)", maps)))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _devices() -> list[str]:
+    flags = _cpu_flags()
+    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
+    lines = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {' '.join(wide) or 'baseline'}"]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        lines.append(f"cuda:{i}: {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}")
+    return lines
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    found = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
+    return set(found.group(1).split()) if found else set()
+
+
+def _native(problems: list[str]) -> dict[str, str]:
+    module = native()
+    if module is None:
+        problems.append(
+            "mmfast._C is not built: the CPU ops fall back to plain torch (pip install . with a C++ compiler)"
+        )
+        return {"built": "no"}
+    facts = {"built": "yes", "cpu instruction set": module.cpu_isa(), "cuda half": "yes" if module.have_cuda else "no"}
+    if module.have_cuda:
+        facts["cuda runtime"] = _dotted(module.cuda_runtime_version())
+        driver = module.cuda_driver_version()
+        facts["cuda driver"] = (
+            _dotted(driver) if driver else f"none (needs one for CUDA {facts['cuda runtime']} or newer)"
+        )
+        if driver and driver // 1000 < module.cuda_runtime_version() // 1000:
+            problems.append(f"the driver knows CUDA {_dotted(driver)}, the CUDA half needs {facts['cuda runtime']}")
+    elif torch.cuda.is_available():
+        problems.append("a GPU is here but mmfast._C has no CUDA half: build where nvcc is (MMFAST_CUDA=1 to insist)")
+    if nvcc := shutil.which("nvcc"):
+        out = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release ([\d.]+)", out)
+        facts["nvcc"] = release.group(1) if release else nvcc
+    return facts
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _attention(device: torch.device) -> dict[str, str]:
+    from mmfast.ops.attention import explain
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return explain(device=device, dtype=dtype, head_dim=128)
+
+
+def _self_tests(device: torch.device, problems: list[str]) -> list[SelfTest]:
+    results = []
+    for op, test in _tests().items():
+        start = time.perf_counter()
+        backend, error, bound = test(device)
+        result = SelfTest(op, backend, error, bound, 1e3 * (time.perf_counter() - start))
+        results.append(result)
+        if not result.passed:
+            problems.append(f"{op} ({backend}) is {error:.2g} away from its oracle, more than {bound:.2g}")
+    return results
+
+
+def _tests() -> dict[str, Callable[[torch.device], tuple[str, float, float]]]:
+    return {
+        "linear_logprob": _test_linear_logprob,
+        "selective_logprob": _test_selective_logprob,
+        "preference_loss": _test_preference_loss,
+        "linear_preference_loss": _test_linear_preference_loss,
+        "splice_embeddings": _test_splice,
+        "tree_attention": _test_attention,
+        "changed_segments": _test_segments,
+    }
+
+
+def _random(*shape: int, device: torch.device, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def _farthest(ours: torch.Tensor, oracle: torch.Tensor) -> float:
+    return (ours.double() - oracle.double()).abs().max().item()
+
+
+def _head(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden, weight = _random(24, 64, device=device, seed=1), 0.3 * _random(500, 64, device=device, seed=2)
+    return hidden, weight, torch.randint(0, 500, (24,), generator=torch.Generator().manual_seed(3)).to(device)
+
+
+def _chosen(op: str, device: torch.device) -> str:
+    """The backend an fp32 call on this device takes by itself."""
+    return next(b for b in BACKENDS if not available(b, device) and not (b == "triton" and device.type == "cpu"))
+
+
+def _test_linear_logprob(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import linear_logprob
+
+    hidden, weight, targets = _head(device)
+    oracle = linear_logprob(hidden.double(), weight.double(), targets, backend="torch")
+    return _chosen("linear_logprob", device), _farthest(linear_logprob(hidden, weight, targets), oracle), 1e-4
+
+
+def _test_selective_logprob(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import selective_logprob
+
+    hidden, weight, targets = _head(device)
+    logits = hidden @ weight.T
+    oracle = selective_logprob(logits.double(), targets, backend="torch")
+    return _chosen("selective_logprob", device), _farthest(selective_logprob(logits, targets), oracle), 1e-4
+
+
+def _pairs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    responses = torch.tensor([0, 6, 12, 18, 24], dtype=torch.int32, device=device)
+    pairs = torch.tensor([[0, 1], [2, 3]], device=device)
+    return 0.1 * _random(24, device=device, seed=4) - 1.0, responses, pairs
+
+
+def _test_preference_loss(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import preference_loss
+
+    reference, responses, pairs = _pairs(device)
+    logps = 0.1 * _random(24, device=device, seed=5) - 1.0
+    ours = preference_loss(logps, reference, responses, pairs).loss
+    oracle = preference_loss(logps.double(), reference.double(), responses, pairs, backend="torch").loss
+    return _chosen("preference_loss", device), _farthest(ours, oracle), 1e-5
+
+
+def _test_linear_preference_loss(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
+
+    hidden, weight, targets = _head(device)
+    reference, responses, pairs = _pairs(device)
+    ours = linear_preference_loss(hidden, weight, targets, reference, responses, pairs).loss
+    logps = linear_logprob(hidden.double(), weight.double(), targets, backend="torch")
+    oracle = preference_loss(logps, reference.double(), responses, pairs, backend="torch").loss
+    return _chosen("linear_preference_loss", device), _farthest(ours, oracle), 1e-4
+
+
+def _test_splice(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import splice_embeddings
+
+    table, images = _random(50, 16, device=device, seed=6), _random(4, 16, device=device, seed=7)
+    tokens = torch.arange(12, device=device)
+    features = torch.tensor([-1, -1, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1], device=device)
+    ours = splice_embeddings(tokens, table, images, features)
+    oracle = torch.where(features[:, None] >= 0, images[features.clamp(min=0)], table[tokens])
+    return _chosen("splice_embeddings", device), _farthest(ours, oracle), 0.0
+
+
+def _test_attention(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import tree_attention
+
+    q, k, v = (_random(10, 2, 32, device=device, seed=s) for s in (8, 9, 10))
+    # A prompt of 4, a first answer of 3 in the same run, and a second answer of 3 that sees the prompt and itself.
+    q_offsets = torch.tensor([0, 7, 10], dtype=torch.int32, device=device)
+    k_offsets = torch.tensor([0, 7, 14], dtype=torch.int32, device=device)
+    k_index = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 7, 8, 9], device=device)
+    ours = tree_attention(q, k, v, q_offsets, k_index, k_offsets, max_q=7, max_k=7)
+    seen = torch.ones(10, 10, device=device).tril().bool()
+    seen[7:, 4:7] = False
+    scores = torch.einsum("qhd,khd->hqk", q, k).double() / 32**0.5
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return "see attention", _farthest(ours, torch.einsum("hqk,khd->qhd", weights, v.double())), 1e-4
+
+
+def _test_segments(device: torch.device) -> tuple[str, float, float]:
+    from mmfast.ops import changed_segments
+
+    rejected, chosen = changed_segments([1, 2, 3, 4, 50, 5, 6, 7, 8], [1, 2, 3, 4, 99, 98, 5, 6, 7, 8])
+    return _chosen("changed_segments", torch.device("cpu")), float((list(rejected), list(chosen)) != ([4], [4, 5])), 0.0
+
+
+def show(found: Findings, as_json: bool = False) -> None:
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+
+    def table(title: str, rows: list[tuple[str, str]]) -> None:
+        grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+        console.print()
+
+    table("Versions", [("python", found.python), *found.versions.items()])
+    table("Devices", [(line.split(":", 1)[0], line) for line in found.devices])
+    table("Native module", list(found.native.items()))
+    table("Op backends, first usable one is taken (MMFAST_BACKEND overrides)", list(found.backends.items()))
+    table("Attention backends", list(found.attention.items()))
+    table("OpenMP runtimes in this process", [("", path) for path in found.openmp])
+    rows = [
+        (t.op, f"{'ok' if t.passed else 'WRONG'}  error {t.error:.1e}  {t.milliseconds:.0f} ms  {t.backend}")
+        for t in found.tests
+    ]
+    table("Self-tests against the oracles", rows)
+    for problem in found.problems:
+        console.print(f"[red]problem:[/red] {problem}", highlight=False)
+    if not found.problems:
+        console.print("[green]no problems found[/green]")
