@@ -5,8 +5,29 @@
 
 namespace py = pybind11;
 
+namespace {
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+using Address = uintptr_t;  // a tensor's data_ptr(); 0 stands for "absent"
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "mmfast native ops: raw pointers in and out";
   m.attr("have_cuda") = bool(MMFAST_HAVE_CUDA);
   m.def("cpu_isa", &mmfast::cpu_isa);
+
+#if MMFAST_HAVE_CUDA
+  m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,
+                          int64_t row_bytes, Address stream) {
+    mmfast::cuda_splice(at<int64_t>(tokens), at<int64_t>(features), at<void>(table), at<void>(images), at<void>(out), rows,
+                        row_bytes, stream);
+  });
+  m.def("cuda_segment_sum", [](Address in, Address order, Address offsets, Address out, int64_t segments, int64_t width,
+                               int dtype, Address stream) {
+    mmfast::cuda_segment_sum(at<void>(in), at<int64_t>(order), at<int64_t>(offsets), at<void>(out), segments, width, dtype,
+                             stream);
+  });
+#endif
 }

@@ -5,7 +5,21 @@
 
 namespace mmfast {
 
+// dtype codes, the same in mmfast/ops/dispatch.py
+enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
+
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
 const char* cpu_isa();
+
+#if MMFAST_HAVE_CUDA
+// CUDA: the same pointers on the device, work queued on `stream` (a cudaStream_t), nothing waited for.
+
+// out[t] = features[t] >= 0 ? images[features[t]] : table[tokens[t]]; a row is row_bytes bytes. tokens, features: [rows]
+void cuda_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
+                 int64_t rows, int64_t row_bytes, uintptr_t stream);
+// out[s] = sum of in[order[i]], i in [offsets[s], offsets[s+1]), in that order and in fp32. in: [*, width], out: [segments, width]
+void cuda_segment_sum(const void* in, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
+                      int64_t width, int dtype, uintptr_t stream);
+#endif
 
 }  // namespace mmfast
