@@ -1,0 +1,147 @@
+"""Where the numbers of a run go: metrics.jsonl always, the screen, and TensorBoard, W&B or trackio where asked.
+
+One call, `log(step, values)`. Metric names are TRL's. Only rank 0 has a Metrics.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise before anything expensive if a tracker that was asked for is not installed."""
+    for name in names:
+        if importlib.util.find_spec(EXTRAS[name]) is None:
+            raise ValueError(f"log.trackers: {name!r} is not installed: pip install 'mmfast[{name}]'")
+
+
+class Metrics:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trackers: list[str] | tuple[str, ...] = (),
+        project: str = "mmfast",
+        name: str = "",
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.file = self.path.open("a", encoding="utf-8")
+        self.sinks = [_tracker(kind, folder, project, name or folder.name, settings or {}) for kind in trackers]
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        row = {"step": step, **{key: _number(value) for key, value in values.items()}}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for sink in self.sinks:
+            sink.log(step, values)
+
+    def close(self) -> None:
+        self.file.close()
+        for sink in self.sinks:
+            sink.close()
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """Drop what a run wrote after `step`, the checkpoint it resumes from; a half-written last line too."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = folder / name
+        if not path.exists():
+            continue
+        kept = [row for row in read(path) if row["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl or samples.jsonl; a last line cut off by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN: non-finite numbers are written as strings."""
+    return value if math.isfinite(value) else str(value)
+
+
+class Progress:
+    """A rich progress bar with ETA on a terminal; one line a log step elsewhere."""
+
+    def __init__(self, total: int, done: int, *, show: bool, title: str = "train") -> None:
+        self.show, self.total, self.bar = show, total, None
+        if show and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(title, total=total, completed=done, text="")
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "tokens_per_s": "tok/s"}
+        text = "  ".join(f"{short} {values[key]:.4g}" for key, short in shown.items() if key in values)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, text=text)
+        elif self.show:
+            print(f"step {step}/{self.total}  {text}", file=sys.stderr, flush=True)
+
+    def say(self, message: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(message)
+        elif self.show:
+            print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _tracker(kind: str, folder: Path, project: str, name: str, settings: dict[str, Any]) -> Any:
+    check_trackers([kind])
+    return _TensorBoard(folder) if kind == "tensorboard" else _Wandb(kind, project, name, settings)
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    """W&B and trackio share one interface."""
+
+    def __init__(self, kind: str, project: str, name: str, settings: dict[str, Any]) -> None:
+        self.module = importlib.import_module(kind)
+        self.run = self.module.init(project=project, name=name, config=settings)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
