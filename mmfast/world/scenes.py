@@ -1,0 +1,174 @@
+"""Scenes: what is in a picture, exactly, and the picture drawn from it.
+
+A scene is up to four kinds of coloured shape (30 kinds), each once or twice, in the cells of a 3 x 3 grid. Everything
+is drawn from `random.Random(text)`, whose stream depends on the text alone, so (seed, split, number) name a scene for
+good, in any order and on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+COLOURS = {
+    "red": (214, 39, 40), "green": (34, 160, 60), "blue": (40, 90, 220),
+    "yellow": (245, 210, 30), "purple": (150, 60, 190), "orange": (250, 130, 20),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+SIZES = {"small": 8, "large": 13}  # radius in pixels
+BACKGROUNDS = {"light": (236, 236, 232), "dark": (38, 40, 48)}
+WORDS = ("GO", "UP", "HI", "NO", "ON", "OK")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
+CELL = 28
+SIZE = 3 * CELL  # of the picture, in pixels
+
+Kind = tuple[str, str]  # (colour, shape): what CHAIR calls an object
+KINDS: tuple[Kind, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+
+# Letters of three by five pixels: a font file would make the pictures depend on the machine.
+FONT = {
+    "G": "74557", "U": "55557", "H": "55755", "N": "65555", "O": "75557", "P": "75744", "I": "72227", "K": "55655",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """The things of one kind in a scene: they share a size; `cells` are numbered 0 to 8 in reading order."""
+
+    colour: str
+    shape: str
+    size: str
+    cells: tuple[int, ...]
+    word: str | None = None  # written on it; only on a single large thing
+
+    @property
+    def kind(self) -> Kind:
+        return self.colour, self.shape
+
+    @property
+    def count(self) -> int:
+        return len(self.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    name: str
+    background: str
+    things: tuple[Thing, ...]  # in reading order of their first cell
+
+    @property
+    def kinds(self) -> set[Kind]:
+        return {thing.kind for thing in self.things}
+
+    def thing(self, kind: Kind) -> Thing | None:
+        return next((thing for thing in self.things if thing.kind == kind), None)
+
+    def annotation(self) -> dict:
+        """Everything that is true of the picture, as plain JSON."""
+        return {
+            "name": self.name,
+            "background": self.background,
+            "objects": [
+                {"colour": t.colour, "shape": t.shape, "size": t.size}
+                | {"count": t.count, "cells": list(t.cells), "word": t.word}
+                for t in self.things
+            ],
+            "relations": [[list(a), relation, list(b)] for a, relation, b in relations(self)],
+        }  # fmt: skip
+
+    @staticmethod
+    def from_annotation(data: dict) -> Scene:
+        things = tuple(Thing(o["colour"], o["shape"], o["size"], tuple(o["cells"]), o["word"]) for o in data["objects"])
+        return Scene(data["name"], data["background"], things)
+
+
+def relation(a: Thing, b: Thing) -> str:
+    """Where the single thing `a` stands, seen from the single thing `b`: sideways if their columns differ."""
+    (row_a, column_a), (row_b, column_b) = divmod(a.cells[0], 3), divmod(b.cells[0], 3)
+    if column_a != column_b:
+        return "left of" if column_a < column_b else "right of"
+    return "above" if row_a < row_b else "below"
+
+
+def relations(scene: Scene) -> list[tuple[Kind, str, Kind]]:
+    singles = [thing for thing in scene.things if thing.count == 1]
+    return [(a.kind, relation(a, b), b.kind) for a in singles for b in singles if a is not b]
+
+
+def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 0.25) -> Scene:
+    """A random scene: 1 to `kinds` kinds (more are likelier), a quarter of them twice, some with a word on them."""
+    number = max(rng.randint(1, kinds), rng.randint(1, kinds))
+    chosen = rng.sample(KINDS, number)
+    counts = [2 if rng.random() < 0.25 else 1 for _ in chosen]
+    cells = rng.sample(range(9), sum(counts))
+    things = []
+    for (colour, shape), count in zip(chosen, counts, strict=True):
+        own, cells = tuple(sorted(cells[:count])), cells[count:]
+        size = rng.choice(("small", "large"))
+        word = rng.choice(WORDS) if count == 1 and size == "large" and rng.random() < words else None
+        things.append(Thing(colour, shape, size, own, word))
+    things.sort(key=lambda thing: thing.cells[0])
+    return Scene(name, rng.choice(tuple(BACKGROUNDS)), tuple(things))
+
+
+def scenes(seed: int, split: str, number: int, *, start: int = 0) -> Iterator[Scene]:
+    """Scenes of a split. No scene of one split has the same content as one of another: the first letter of a digest
+    of the content says which side it belongs to, so held-out scenes are truly unseen."""
+    held_out = split == "test"
+    for i in range(start, start + number):
+        rng = random.Random(f"scene:{seed}:{split}:{i}")
+        while True:
+            scene = draw_scene(rng, f"{split}-{i:05d}")
+            if (random.Random(f"side:{scene.background}:{scene.things}").random() < 0.2) == held_out:
+                break
+        yield scene
+
+
+def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    if shape == "triangle":
+        return [(x, y - r), (x + r, y + r * 0.85), (x - r, y + r * 0.85)]
+    if shape == "star":
+        spokes = [(r if k % 2 == 0 else 0.42 * r, math.pi * (k / 5 - 0.5)) for k in range(10)]
+        return [(x + radius * math.cos(a), y + radius * math.sin(a)) for radius, a in spokes]
+    w = 0.36 * r  # cross
+    return [
+        (x - w, y - r), (x + w, y - r), (x + w, y - w), (x + r, y - w), (x + r, y + w), (x + w, y + w),
+        (x + w, y + r), (x - w, y + r), (x - w, y + w), (x - r, y + w), (x - r, y - w), (x - w, y - w),
+    ]  # fmt: skip
+
+
+def _write(draw: ImageDraw.ImageDraw, word: str, x: int, y: int) -> None:
+    """The word in black on a white plate, two pixels a dot, so that it is legible on every colour."""
+    left, top = x - 4 * len(word) + 1, y - 5
+    draw.rectangle((left - 1, top - 1, left + 8 * len(word) - 2, top + 10), fill=(255, 255, 255))
+    for n, letter in enumerate(word):
+        for row, digit in enumerate(FONT[letter]):
+            for column in range(3):
+                if int(digit) >> (2 - column) & 1:
+                    u, v = left + 8 * n + 2 * column, top + 2 * row
+                    draw.rectangle((u, v, u + 1, v + 1), fill=(0, 0, 0))
+
+
+def render(scene: Scene, scale: int = 1) -> Image.Image:
+    """The picture: 84 x 84 pixels times `scale`."""
+    image = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
+    draw = ImageDraw.Draw(image)
+    for thing in scene.things:
+        r, fill = SIZES[thing.size], COLOURS[thing.colour]
+        for cell in thing.cells:
+            row, column = divmod(cell, 3)
+            x, y = column * CELL + CELL // 2, row * CELL + CELL // 2
+            if thing.shape == "circle":
+                draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+            elif thing.shape == "square":
+                draw.rectangle((x - r * 0.8, y - r * 0.8, x + r * 0.8, y + r * 0.8), fill=fill)
+            else:
+                draw.polygon(_polygon(thing.shape, x, y, r), fill=fill)
+            if thing.word:
+                _write(draw, thing.word, x, y)
+    return image if scale == 1 else image.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST)
