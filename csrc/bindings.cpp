@@ -17,6 +17,12 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "mmfast native ops: raw pointers in and out";
   m.attr("have_cuda") = bool(MMFAST_HAVE_CUDA);
   m.def("cpu_isa", &mmfast::cpu_isa);
+  m.def("prefix_forest", [](Address symbols, Address starts, Address ends, int64_t branches, bool share,
+                            Address parent, Address node_start, Address node_end, Address leaf) {
+    return mmfast::prefix_forest(at<const int32_t>(symbols), at<const int64_t>(starts), at<const int64_t>(ends), branches,
+                                 share, at<int32_t>(parent), at<int64_t>(node_start), at<int64_t>(node_end),
+                                 at<int32_t>(leaf));
+  });
 
 #if MMFAST_HAVE_CUDA
   m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,

@@ -11,6 +11,12 @@ enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
 const char* cpu_isa();
 
+// Prefix forest of branches symbols[starts[b], ends[b]), none empty; an image is one negative symbol. Writes nodes in
+// depth-first order (room for 2 * branches) and the node at which each branch ends; returns the number of nodes.
+// share = false: only wholly equal branches become one.
+int64_t prefix_forest(const int32_t* symbols, const int64_t* starts, const int64_t* ends, int64_t branches, bool share,
+                      int32_t* parent, int64_t* node_start, int64_t* node_end, int32_t* leaf);
+
 #if MMFAST_HAVE_CUDA
 // CUDA: the same pointers on the device, work queued on `stream` (a cudaStream_t), nothing waited for.
 

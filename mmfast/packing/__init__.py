@@ -1,1 +1,8 @@
+"""From examples to Packs: tree (what begins alike), plan (who runs what, when), Pack (flat tensors)."""
 
+from mmfast.packing.build import build_pack
+from mmfast.packing.keys import response_key
+from mmfast.packing.layout import Layout
+from mmfast.packing.pack import Pack
+
+__all__ = ["Layout", "Pack", "build_pack", "response_key"]

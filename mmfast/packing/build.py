@@ -1,0 +1,283 @@
+"""build_pack: the examples of one micro-batch, as a Pack. Runs on the host, in a data worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.packing.keys import response_key
+from mmfast.packing.layout import Layout
+from mmfast.packing.pack import Pack
+from mmfast.packing.symbols import Symbols, branches_of, collapse
+from mmfast.packing.tree import Forest, prefix_forest
+
+Reference = Callable[[str], np.ndarray]
+LoadImages = Callable[[list[str]], dict[str, Tensor]]
+
+
+def build_pack(
+    examples: Sequence[Example],
+    images: Mapping[str, ImageInfo],
+    layout: Layout,
+    *,
+    pair_count: float | None = None,
+    gamma: float = 1.0,
+    reference: Reference | Mapping[str, np.ndarray] | None = None,
+    load_images: LoadImages | None = None,
+) -> Pack:
+    """Lay `examples` out as a prefix forest.
+
+    pair_count   normaliser of the whole optimiser step, from the plan; None: these examples are the step
+    gamma        weight of tokens that Branch.changed marks
+    reference    response_key -> float32 reference log-prob of each scored token; None: Pack.ref_logps is None
+    load_images  image ids -> the tensors a family's tower reads, for images in exactly that order
+    """
+    kinds = {e.rejected is None for e in examples}
+    if len(kinds) > 1:
+        raise ValueError("a pack holds pairs or SFT examples, not both: run them as two objectives")
+    symbols = collapse(examples, images, layout)
+    forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=layout.share)
+    stream = _Stream(symbols, forest, images, layout)
+    scored = _scored_rows(examples, symbols, forest, stream)
+    entries = _entries(examples, scored, gamma, reference)
+    return Pack(
+        tokens=torch.from_numpy(stream.tokens),
+        features=torch.from_numpy(stream.features),
+        positions=torch.from_numpy(stream.positions),
+        **_runs(forest, stream),
+        rows=torch.from_numpy(scored.rows),
+        targets=torch.from_numpy(scored.targets),
+        pair_count=normaliser(examples, gamma) if pair_count is None else pair_count,
+        images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
+        image_ids=stream.image_ids,
+        shared_tokens=int(symbols.whole.sum()),
+        **entries,
+    )
+
+
+def token_weights(branch: Branch, gamma: float) -> np.ndarray:
+    """float32 weight of each scored token."""
+    n = sum(end - start for start, end in branch.spans)
+    weights = np.ones(n, np.float32)
+    if branch.changed is not None:
+        weights[branch.changed] = gamma
+    if branch.weights is not None:
+        weights *= branch.weights
+    return weights
+
+
+def normaliser(examples: Sequence[Example], gamma: float) -> float:
+    """What a step's summed loss is divided by: its pairs, or for SFT its response weights."""
+    if not examples or examples[0].rejected is not None:
+        return float(len(examples))
+    return float(sum(e.weight * float(token_weights(e.chosen, gamma).sum(dtype=np.float64)) for e in examples))
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Concatenated arange(start, end) of every range."""
+    sizes = ends - starts
+    ends_out = np.cumsum(sizes)
+    total = int(ends_out[-1]) if len(sizes) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends_out - sizes), sizes)
+
+
+class _Stream:
+    """Tokens, features and positions of a forest in depth-first order, images expanded."""
+
+    def __init__(self, symbols: Symbols, forest: Forest, images: Mapping[str, ImageInfo], layout: Layout) -> None:
+        flat = symbols.flat[_ranges(forest.start, forest.end)]
+        # symbol_offsets[i]: where node i begins in `flat`; token_offsets: in the stream
+        self.symbol_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(forest.end - forest.start)])
+        at = np.flatnonzero(flat < 0)
+        numbers, first, which = np.unique(-1 - flat[at], return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")  # the pack's images, in order of first appearance
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        self.image_ids = [symbols.image_ids[numbers[i]] for i in order]
+        infos = [images[i] for i in self.image_ids]
+        tokens = np.asarray([i.tokens for i in infos], np.int64)
+        feature_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens)])
+        which = rank[which]  # of each image symbol
+
+        length = np.ones(len(flat), np.int64)
+        length[at] = tokens[which]
+        self.symbol_ends = np.cumsum(length)
+        self.token_offsets = np.concatenate([np.zeros(1, np.int64), self.symbol_ends])[self.symbol_offsets]
+        total = int(self.token_offsets[-1])
+        ids = flat.astype(np.int64)
+        ids[at] = -1 if layout.image_token_id is None else layout.image_token_id
+        self.tokens = np.repeat(ids, length)
+        image_starts = self.symbol_ends[at] - length[at]
+        slots = _ranges(image_starts, self.symbol_ends[at])
+        self.features = np.full(total, -1, np.int64)
+        self.features[slots] = _ranges(feature_starts[which], feature_starts[which] + tokens[which])
+
+        advance = np.ones(len(flat), np.int64)
+        advance[at] = np.asarray([layout.advance(i) for i in infos], np.int64)[which]
+        run = np.concatenate([np.zeros(1, np.int64), np.cumsum(advance)])
+        inside = (run[self.symbol_offsets[1:]] - run[self.symbol_offsets[:-1]]).tolist()
+        base: list[int] = []  # position at which each node begins
+        for node, above in enumerate(forest.parent.tolist()):
+            base.append(0 if above < 0 else base[above] + inside[above])
+            assert above < node
+        nodes = self.symbol_offsets[1:] - self.symbol_offsets[:-1]
+        shift = np.asarray(base, np.int64) - run[self.symbol_offsets[:-1]]
+        where = run[:-1] + np.repeat(shift, nodes)  # position of each symbol
+        positions = np.repeat(where, length)
+        if layout.mrope:
+            self.positions = np.repeat(positions[None], 3, axis=0)
+            grids = [_grid_positions(layout.merged_grid(i)) for i in infos]
+            if len(at):
+                self.positions[:, slots] += np.concatenate([grids[w] for w in which], axis=1)
+        else:
+            positions[slots] += slots - np.repeat(image_starts, length[at])
+            self.positions = positions
+
+
+def _grid_positions(grid: tuple[int, int, int]) -> np.ndarray:
+    """int64[3, t*h*w]: offsets on the three axes of an image's slots, row by row."""
+    return np.indices(grid).reshape(3, -1)
+
+
+def _runs(forest: Forest, stream: _Stream) -> dict:
+    """Runs of a node followed by its first child's run, and the keys each run sees: its ancestors', then its own."""
+    parent = forest.parent.tolist()
+    offsets = stream.token_offsets.tolist()
+    heads = [node for node, above in enumerate(parent) if above < 0 or above != node - 1]
+    starts: list[int] = []
+    ends: list[int] = []
+    k_offsets = [0]
+    q_offsets = [offsets[head] for head in heads] + [offsets[-1]]
+    for r, head in enumerate(heads):
+        above, path = parent[head], []
+        while above >= 0:
+            path.append(above)
+            above = parent[above]
+        seen = 0
+        for node in reversed(path):
+            starts.append(offsets[node])
+            ends.append(offsets[node + 1])
+            seen += ends[-1] - starts[-1]
+        starts.append(q_offsets[r])
+        ends.append(q_offsets[r + 1])
+        k_offsets.append(k_offsets[-1] + seen + ends[-1] - starts[-1])
+    k_index = _ranges(np.asarray(starts, np.int64), np.asarray(ends, np.int64))
+    copies = np.bincount(k_index, minlength=offsets[-1])
+    return dict(
+        q_offsets=torch.tensor(q_offsets, dtype=torch.int32),
+        k_index=torch.from_numpy(k_index),
+        k_offsets=torch.tensor(k_offsets, dtype=torch.int32),
+        k_copies=torch.from_numpy(np.argsort(k_index, kind="stable")),
+        k_copy_offsets=torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(copies)])),
+        max_q=max(np.diff(q_offsets).tolist(), default=0),
+        max_k=max(np.diff(k_offsets).tolist(), default=0),
+    )
+
+
+class _Scored:
+    """The distinct (row, target) of a pack, and for each branch which of them score its tokens."""
+
+    def __init__(self, rows: np.ndarray, targets: np.ndarray, index: np.ndarray, offsets: np.ndarray) -> None:
+        self.rows, self.targets, self.index, self.offsets = rows, targets, index, offsets
+
+    def of(self, branch: int) -> np.ndarray:
+        return self.index[self.offsets[branch] : self.offsets[branch + 1]]
+
+
+def _scored_rows(examples: Sequence[Example], symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
+    paths: dict[int, np.ndarray] = {-1: np.empty(0, np.int64)}  # symbols on the way to the end of a node
+
+    def path(node: int) -> np.ndarray:
+        missing = []
+        while node not in paths:
+            missing.append(node)
+            node = int(forest.parent[node])
+        for node in reversed(missing):
+            own = np.arange(stream.symbol_offsets[node], stream.symbol_offsets[node + 1])
+            paths[node] = np.concatenate([paths[int(forest.parent[node])], own])
+        return paths[node]
+
+    rows, targets, counts = [], [], [0]
+    branches = [b for e in examples for b in branches_of(e)]
+    for b, branch in enumerate(branches):
+        spans = np.asarray(branch.spans, np.int64)
+        scored = _ranges(spans[:, 0], spans[:, 1])
+        rows.append(path(int(forest.leaf[b]))[scored - 1])
+        targets.append(symbols.flat[symbols.starts[b] + scored])
+        counts.append(len(scored))
+    if not branches:
+        none = np.empty(0, np.int64)
+        return _Scored(none, none, none, np.zeros(1, np.int64))
+    row = stream.symbol_ends[np.concatenate(rows)] - 1
+    target = np.concatenate(targets).astype(np.int64)
+    if np.any(target < 0):
+        b = int(np.searchsorted(np.cumsum(counts), np.flatnonzero(target < 0)[0], side="right") - 1)
+        example = examples[int(np.flatnonzero((symbols.branch_of == b).any(axis=1))[0])]
+        raise ValueError(f"example {example.id} ({example.source}): a scored span holds an image token")
+    wide = int(target.max()) + 1
+    distinct, index = np.unique(row * wide + target, return_inverse=True)
+    return _Scored(distinct // wide, distinct % wide, index.reshape(-1), np.cumsum(counts))
+
+
+def _entries(
+    examples: Sequence[Example], scored: _Scored, gamma: float, reference: Reference | Mapping[str, np.ndarray] | None
+) -> dict:
+    """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts."""
+    lookup = reference.__getitem__ if isinstance(reference, Mapping) else reference
+    seen: dict[tuple[str, bytes], int] = {}
+    keys: list[str] = []
+    weights: list[np.ndarray] = []
+    index: list[np.ndarray] = []
+    logps: list[np.ndarray] = []
+    pairs: list[list[int]] = []
+    b = 0
+    for example in examples:
+        sides = []
+        for branch in branches_of(example):
+            key, weight = response_key(branch), token_weights(branch, gamma)
+            if example.rejected is None:
+                weight, name = weight * np.float32(example.weight), (key, str(b).encode())
+            else:
+                name = (key, weight.tobytes())
+            if name not in seen:
+                seen[name] = len(keys)
+                keys.append(key)
+                weights.append(weight)
+                index.append(scored.of(b))
+                if lookup is not None:
+                    logps.append(_reference_logps(lookup, key, example, len(weight)))
+            sides.append(seen[name])
+            b += 1
+        pairs.append(sides)
+    is_pairs = bool(examples) and examples[0].rejected is not None
+    pair_weights = np.asarray([e.weight for e in examples], np.float32) if is_pairs else np.ones(0, np.float32)
+    empty = [np.empty(0, np.int64)]
+    return dict(
+        index=torch.from_numpy(np.concatenate(index or empty)),
+        responses=torch.from_numpy(np.cumsum([0, *map(len, weights)]).astype(np.int32)),
+        weights=torch.from_numpy(np.concatenate(weights or empty).astype(np.float32)),
+        ref_logps=torch.from_numpy(np.concatenate(logps or empty).astype(np.float32)) if lookup is not None else None,
+        pairs=torch.tensor(pairs if is_pairs else [], dtype=torch.int64).reshape(-1, 2),
+        pair_weights=torch.from_numpy(pair_weights) if np.any(pair_weights != 1) else None,
+        response_ids=keys,
+        sample_ids=[e.id for e in examples],
+    )
+
+
+def _reference_logps(lookup: Reference, key: str, example: Example, n: int) -> np.ndarray:
+    try:
+        logps = np.asarray(lookup(key), np.float32)
+    except KeyError:
+        raise ValueError(
+            f"example {example.id} ({example.source}): response {key[:12]} is not in the reference cache; run the "
+            "reference pass over this data with the same template, tokenizer and length limits"
+        ) from None
+    if logps.shape != (n,):
+        raise ValueError(
+            f"example {example.id} ({example.source}): the reference cache holds {logps.shape} log-probs, not ({n},)"
+        )
+    return logps
