@@ -1,1 +1,1 @@
-
+"""Models: loading, one adapter a family, the Scorer, LoRA and parallelism."""

@@ -1,0 +1,125 @@
+"""Tree attention inside unpatched HF decoders.
+
+The decoder's attention is looked up by name in transformers' AttentionInterface; ours is registered there once, without
+a mask function, so the model builds no mask. What a token may see travels as the keyword `plan` from the decoder's
+forward down to every attention call; keywords survive the recomputation of activation checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
+
+from mmfast.models._ops import tree_attention
+from mmfast.packing.pack import Pack
+
+NAME = "mmfast_tree"
+
+
+@dataclass(eq=False)
+class Plan:
+    """What the attention (and Qwen3's hooks) must know of a pack. Letters as in mmfast/packing/pack.py."""
+
+    q_offsets: Tensor  # int32[M+1]
+    k_index: Tensor  # int64[K]
+    k_offsets: Tensor  # int32[M+1]
+    k_copies: Tensor  # int64[K]
+    k_copy_offsets: Tensor  # int64[T+1]
+    max_q: int
+    max_k: int
+    addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
+
+    @classmethod
+    def of(cls, pack: Pack) -> Plan:
+        return cls(
+            pack.q_offsets,
+            pack.k_index,
+            pack.k_offsets,
+            pack.k_copies,
+            pack.k_copy_offsets,
+            pack.max_q,
+            pack.max_k,
+        )
+
+
+class CannotShare(ValueError):
+    """The model needs something that attention over a prefix tree does not compute; the message says what."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,  # [1,Hq,T,Dh]
+    key: Tensor,  # [1,Hkv,T,Dh]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: Plan | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if plan is None:
+        raise ValueError(
+            "tree attention was called without a plan: score packs through mmfast.models.Scorer, and wrap generation "
+            "or any plain forward in `with plain_attention(model):`"
+        )
+    if softcap is not None:
+        raise CannotShare("its attention caps its scores (softcap)")
+    if s_aux is not None:
+        raise CannotShare("its attention has sink logits")
+    if dropout:
+        raise CannotShare(f"its attention drops out ({dropout}); set attention_dropout to 0 in its config")
+    out = tree_attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        plan.q_offsets,
+        plan.k_index,
+        plan.k_offsets,
+        max_q=plan.max_q,
+        max_k=plan.max_k,
+        scale=scaling,
+        window=sliding_window,
+    )
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def use_tree(config: PretrainedConfig) -> None:
+    """From now on the decoder with this text config attends over trees, and refuses to run without a plan."""
+    config._attn_implementation = NAME
+
+
+@contextmanager
+def plain_attention(config: PretrainedConfig) -> Iterator[None]:
+    """transformers' own attention for the time being: generation, evaluation, the proof."""
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa" if before == NAME else before
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def add_deepstack(layer_number: int) -> Any:
+    """A forward hook for decoder layer `layer_number`: adds the plan's dense addend to the layer's output."""
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        plan = kwargs.get("plan")
+        if plan is None or layer_number >= len(plan.addends):
+            return None
+        addend = plan.addends[layer_number]
+        return output + addend if torch.is_tensor(output) else (output[0] + addend, *output[1:])
+
+    return hook

@@ -1,0 +1,129 @@
+"""A model directory (or hub id) -> a Scorer ready for parallelize: adapter chosen, parts frozen, LoRA added, dtypes set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from mmfast.models.adapter import Adapter
+from mmfast.models.families import adapter_for
+from mmfast.models.generic import TextOnly
+from mmfast.models.lora import Lora, add_lora
+from mmfast.models.scorer import Scorer, projector_parameters, tower_only
+
+PARTS = ("vision", "projector", "language")
+
+
+def load(
+    path: str,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    freeze: Sequence[str] = ("vision",),
+    lora: Lora | None = None,
+    adapter: str = "",
+    attention: str = "auto",
+    cached_vision: bool = False,
+    device: str | torch.device = "cpu",
+    random_weights: bool = False,
+) -> Scorer:
+    """
+    dtype           of the forward pass. Frozen parameters are kept in it, trainable ones in fp32 (the masters)
+    freeze          any of "vision", "projector", "language"
+    lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
+    attention       the tower's: "auto" is flash attention for Qwen's towers on CUDA where it is installed, else sdpa
+    cached_vision   packs bring cached features: the tower's blocks are not loaded
+    random_weights  from the config alone, for benches
+    """
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    unknown = [part for part in freeze if part not in PARTS]
+    if unknown:
+        raise ValueError(f"model.freeze: {unknown[0]!r} is not a part of a model; choose from {', '.join(PARTS)}")
+    if cached_vision and "vision" not in freeze:
+        raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
+    config = AutoConfig.from_pretrained(path)
+    family = adapter_for(config)
+    model = read_model(path, config, family, dtype, torch.device(device), attention, cached_vision, random_weights)
+    scorer = Scorer(model, family)
+    freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
+    if lora or adapter:
+        add_lora(scorer, lora, adapter)
+    set_dtypes(scorer, dtype)
+    scorer.train()
+    return scorer
+
+
+def read_model(
+    path: str,
+    config: PretrainedConfig,
+    adapter: Adapter,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    cached_vision: bool,
+    random_weights: bool,
+) -> PreTrainedModel:
+    depth = None
+    if cached_vision:
+        if adapter.tower_depth is None:
+            raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
+        section, key = adapter.tower_depth
+        depth = getattr(config, section)
+        full, config_depth = getattr(depth, key), key
+        setattr(depth, key, 0)
+    kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
+    tower = tower_attention(adapter, attention, device)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": tower}
+    with torch.device(device):
+        if random_weights:
+            model = kinds.from_config(config, **options)
+        else:
+            model = kinds.from_pretrained(path, config=config, **options)
+    if depth is not None:
+        setattr(getattr(model.config, adapter.tower_depth[0]), config_depth, full)  # what is exported names the whole tower
+    return model
+
+
+def tower_attention(adapter: Adapter, attention: str, device: torch.device) -> Any:
+    if attention != "auto":
+        return attention
+    if adapter.positions == "mrope" and device.type == "cuda":
+        from transformers.utils import is_flash_attn_2_available
+
+        if is_flash_attn_2_available():
+            return {"vision_config": "flash_attention_2", "text_config": "sdpa"}
+    return "sdpa"
+
+
+def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> None:
+    model, adapter = scorer.model, scorer.adapter
+    model.requires_grad_(True)
+    vision = [p for tower in adapter.vision(model) for p in tower_only(adapter, model, tower)]
+    projector = projector_parameters(adapter, model)
+    apart = {id(p) for p in (*vision, *projector)}
+    language = [p for p in model.parameters() if id(p) not in apart]
+    for part, parameters in (("vision", vision), ("projector", projector), ("language", language)):
+        if part in freeze or (with_lora and part != "projector"):
+            for p in parameters:
+                p.requires_grad_(False)
+    if not with_lora and all(not p.requires_grad for p in model.parameters()):
+        raise ValueError("model.freeze leaves nothing to train; take a part out of it, or add model.lora")
+
+
+def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
+    """fp32 masters for what trains; the forward's dtype for the rest. parallelize() casts the masters for the forward."""
+    for p in scorer.parameters():
+        p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

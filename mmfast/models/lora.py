@@ -1,0 +1,61 @@
+"""LoRA through peft. The adapter lies in the language model's linear layers; the vision side gets none unless asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from mmfast.models.scorer import Scorer, projector_parameters
+
+ALL_LINEAR = "language-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    r: int = 128
+    alpha: float = 256
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = ALL_LINEAR  # or names of linear layers: ("q_proj", "v_proj")
+    vision: bool = False  # also the tower's layers of these names (with "language-linear": every linear layer of its blocks)
+
+
+def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
+    """Full names of the layers to adapt, within the decoder's blocks (and the tower's)."""
+    model, adapter = scorer.model, scorer.adapter
+    inside = {id(m) for block in adapter.layers(model) for m in block.modules()}
+    if spec.vision:
+        inside |= {id(m) for block in adapter.vision_blocks(model) for m in block.modules()}
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
+    if spec.targets == ALL_LINEAR:
+        return linear
+    wanted = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
+    found = [n for n in linear if n.rsplit(".", 1)[-1] in wanted]
+    missing = [w for w in wanted if not any(n.endswith("." + w) for n in found)]
+    if missing:
+        names = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ValueError(f"model.lora.targets: no linear layer {missing[0]!r}; this model has {', '.join(names)}")
+    return found
+
+
+def add_lora(scorer: Scorer, spec: Lora | None, adapter_path: str = "") -> PeftModel:
+    """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad."""
+    trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
+    if adapter_path:
+        peft = PeftModel.from_pretrained(scorer.model, adapter_path, is_trainable=True)
+    else:
+        assert spec is not None
+        config = LoraConfig(
+            r=spec.r,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            target_modules=target_modules(scorer, spec),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        peft = get_peft_model(scorer.model, config)
+    for p in trains:
+        p.requires_grad_(True)
+    scorer.peft = [peft]
+    return peft

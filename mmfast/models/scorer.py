@@ -1,0 +1,148 @@
+"""Scorer: pack -> one fp32 log-prob a distinct (row, target). Vision, splice, decoder and head happen inside it, so that
+under FSDP2 it is the root and the ops see plain gathered tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmfast.models.adapter import Adapter
+from mmfast.models.attention import Plan, add_deepstack, plain_attention, use_tree
+from mmfast.models.unshared import score_unshared
+from mmfast.models._ops import linear_logprob, splice_embeddings
+from mmfast.packing.pack import Pack
+
+IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of rank 2 and more as any other pack
+
+
+class Scorer(nn.Module):
+    """`scorer(pack)` -> logp[U]. `shared` is False for a model that its proof refused: its sequences run one by one."""
+
+    def __init__(self, model: PreTrainedModel, adapter: Adapter, *, shared: bool = True, why_unshared: str = ""):
+        super().__init__()
+        self.model = model
+        self.adapter = adapter
+        self.shared = shared
+        self.why_unshared = why_unshared
+        self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
+        if shared:
+            use_tree(self.decoder.config)
+            for number in range(adapter.levels):
+                adapter.layers(model)[number].register_forward_hook(add_deepstack(number), with_kwargs=True)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.adapter.decoder(self.model)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.decoder.parameters()).device
+
+    def forward(self, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.shared:
+            return score_unshared(self, pack, return_entropy)
+        hidden = self.hidden_states(pack)
+        head = self.model.get_output_embeddings()
+        return linear_logprob(
+            hidden,
+            head.weight,
+            pack.targets,
+            rows=pack.rows,
+            bias=head.bias,
+            softcap=self.adapter.softcap(),
+            return_entropy=return_entropy,
+        )
+
+    def hidden_states(self, pack: Pack) -> Tensor:
+        """[T, D], after the decoder's last norm."""
+        if not len(pack.tokens):
+            pack = idle(pack)
+        inputs, addends = self.embed(pack)
+        plan = replace(Plan.of(pack), addends=addends)
+        positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
+        output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, plan=plan)
+        return output.last_hidden_state[0]
+
+    def embed(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:
+        """inputs_embeds [T,D] with the image rows in their slots, and deepstack's dense addends [1,T,D]."""
+        width = self.adapter.text_config.hidden_size
+        rows = self.image_rows(pack)
+        if type(self.embeddings) is nn.Embedding:
+            table = self.embeddings.weight
+            features = table.new_zeros(0, width) if rows is None else rows[:, :width].to(table.dtype)
+            inputs = splice_embeddings(pack.tokens, table, features, pack.features)
+        else:  # scaled embeddings (Gemma) and the like
+            inputs = self.embeddings(pack.tokens)
+            if rows is not None:
+                inputs = torch.where(pack.features[:, None] < 0, inputs, scatter(rows[:, :width], pack).to(inputs.dtype))
+        if rows is None:
+            return inputs + self.idle_vision().to(inputs.dtype), []
+        addends = [scatter(level, pack)[None].to(inputs.dtype) for level in rows.split(width, dim=1)[1:]]
+        return inputs, addends
+
+    def image_rows(self, pack: Pack) -> Tensor | None:
+        return self.adapter.encode(self.model, self.adapter.prepare(pack.images)) if pack.images else None
+
+    def idle_vision(self) -> Tensor:
+        """Zero, but with a gradient (of zero) for every trainable vision parameter: a pack without images runs the same
+        collectives as any other, and its optimiser step is the same."""
+        model, adapter = self.model, self.adapter
+        device = self.embeddings.weight.device
+        if any(p.requires_grad for module in adapter.vision(model) for p in tower_only(adapter, model, module)):
+            images = {name: t.to(device) for name, t in adapter.dummy_images().items()}
+            return 0 * adapter.encode(model, images).sum()
+        if any(p.requires_grad for p in projector_parameters(adapter, model)):
+            return 0 * adapter.dummy_projection(model)
+        return torch.zeros((), device=device)
+
+    @contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """The HF model with its own attention, for `model.generate(...)`."""
+        with plain_attention(self.decoder.config):
+            yield self.model
+
+
+def scatter(rows: Tensor, pack: Pack) -> Tensor:
+    """[F,D] -> [T,D]: zeros where there is no image slot."""
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[pack.features]  # -1 is the row of zeros
+
+
+def projector_parameters(adapter: Adapter, model: PreTrainedModel) -> list[nn.Parameter]:
+    parts = adapter.projector(model)
+    return [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+
+
+def tower_only(adapter: Adapter, model: PreTrainedModel, tower: nn.Module) -> list[nn.Parameter]:
+    """The tower's parameters without the mergers that lie inside it."""
+    mergers = {id(p) for p in projector_parameters(adapter, model)}
+    return [p for p in tower.parameters() if id(p) not in mergers]
+
+
+def idle(pack: Pack) -> Pack:
+    """An empty pack, given one run of a few tokens that nothing reads."""
+    device = pack.tokens.device
+    count = torch.arange(IDLE, device=device)
+    bounds = torch.tensor([0, IDLE], dtype=torch.int32, device=device)
+    return replace(
+        pack,
+        tokens=torch.zeros_like(count),
+        features=torch.full_like(count, -1),
+        positions=count if pack.positions.dim() == 1 else count.expand(3, -1),
+        q_offsets=bounds,
+        k_index=count,
+        k_offsets=bounds,
+        k_copies=count,
+        k_copy_offsets=torch.arange(IDLE + 1, device=device),
+        max_q=IDLE,
+        max_k=IDLE,
+    )

@@ -1,0 +1,40 @@
+"""Scoring without sharing: every path of a pack runs alone through the unpatched model, with the model's own masks.
+
+Slow, and right for any model that reads its images through embeddings: the way of models that refused sharing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmfast.models._ops import selective_logprob
+from mmfast.packing.pack import Pack
+
+if TYPE_CHECKING:
+    from mmfast.models.scorer import Scorer
+
+
+def score_unshared(scorer: Scorer, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """Each run's keys are the tokens of its whole path; the run's own rows are read off its end."""
+    model, adapter = scorer.model, scorer.adapter
+    accepted = inspect.signature(type(model.base_model).forward).parameters
+    inputs, _ = scorer.embed(pack)
+    q_offsets, k_offsets = pack.q_offsets.tolist(), pack.k_offsets.tolist()
+    order, logits = [], [inputs.new_zeros(0, adapter.text_config.vocab_size) + 0 * inputs.sum()]
+    for m in range(len(q_offsets) - 1):
+        path = pack.k_index[k_offsets[m] : k_offsets[m + 1]]
+        own = torch.nonzero((pack.rows >= q_offsets[m]) & (pack.rows < q_offsets[m + 1])).flatten()
+        order.append(own)
+        keep = pack.rows[own] - q_offsets[m + 1] + len(path)
+        positions = pack.positions[path][None] if pack.positions.dim() == 1 else pack.positions[:, None, path]
+        extra = {n: t for n, t in adapter.plain_inputs(pack.tokens[path][None]).items() if n in accepted}
+        output = model(
+            inputs_embeds=inputs[path][None], position_ids=positions, use_cache=False, logits_to_keep=keep, **extra
+        )
+        logits.append(output.logits[0])
+    where = torch.cat([*order, pack.rows.new_zeros(0)]).argsort()
+    return selective_logprob(torch.cat(logits)[where], pack.targets, return_entropy=return_entropy)
