@@ -28,7 +28,8 @@ class Adapter:
     def __init__(self, config: PretrainedConfig):
         self.config = config
         self.text_config: PretrainedConfig = config.get_text_config()
-        self.image_token_id: int | None = config.to_dict().get("image_token_id")
+        keys = config.to_dict()  # LLaVA's and Gemma's configs write the older name
+        self.image_token_id: int | None = keys.get("image_token_id", keys.get("image_token_index"))
 
     # where things are
 

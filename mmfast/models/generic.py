@@ -44,7 +44,9 @@ class Generic(Adapter):
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         if self.image_token_id is None:
-            raise ValueError(f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images")
+            raise ValueError(
+                f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images"
+            )
         text = self.text_config.to_dict()
         if "mrope_section" in (text.get("rope_parameters") or {}):
             self.positions = "mrope"

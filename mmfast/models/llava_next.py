@@ -22,7 +22,9 @@ class LlavaNext(Llava):
 
     def tiles(self, image_sizes: Tensor) -> list[int]:
         side = self.config.vision_config.image_size
-        return [image_size_to_num_patches(size, self.config.image_grid_pinpoints, side) for size in image_sizes.tolist()]
+        return [
+            image_size_to_num_patches(size, self.config.image_grid_pinpoints, side) for size in image_sizes.tolist()
+        ]
 
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "image_sizes" not in images or "gather" in images:

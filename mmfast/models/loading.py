@@ -89,7 +89,9 @@ def read_model(
         else:
             model = kinds.from_pretrained(path, config=config, **options)
     if depth is not None:
-        setattr(getattr(model.config, adapter.tower_depth[0]), config_depth, full)  # what is exported names the whole tower
+        setattr(
+            getattr(model.config, adapter.tower_depth[0]), config_depth, full
+        )  # what is exported names the whole tower
     return model
 
 

@@ -18,7 +18,9 @@ class Lora:
     alpha: float = 256
     dropout: float = 0.0
     targets: str | tuple[str, ...] = ALL_LINEAR  # or names of linear layers: ("q_proj", "v_proj")
-    vision: bool = False  # also the tower's layers of these names (with "language-linear": every linear layer of its blocks)
+    vision: bool = (
+        False  # also the tower's layers of these names (with "language-linear": every linear layer of its blocks)
+    )
 
 
 def target_modules(scorer: Scorer, spec: Lora) -> list[str]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mmfast.models._ops import linear_logprob, splice_embeddings
 from mmfast.models.adapter import Adapter
 from mmfast.models.attention import Plan, add_deepstack, plain_attention, use_tree
 from mmfast.models.unshared import score_unshared
-from mmfast.models._ops import linear_logprob, splice_embeddings
 from mmfast.packing.pack import Pack
 
 IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of rank 2 and more as any other pack
@@ -81,10 +81,15 @@ class Scorer(nn.Module):
             table = self.embeddings.weight
             features = table.new_zeros(0, width) if rows is None else rows[:, :width].to(table.dtype)
             inputs = splice_embeddings(pack.tokens, table, features, pack.features)
+            padding = self.embeddings.padding_idx
+            if padding is not None and table.requires_grad:  # nn.Embedding gives its padding word no gradient
+                inputs = torch.where((pack.tokens == padding)[:, None], inputs.detach(), inputs)
         else:  # scaled embeddings (Gemma) and the like
             inputs = self.embeddings(pack.tokens)
             if rows is not None:
-                inputs = torch.where(pack.features[:, None] < 0, inputs, scatter(rows[:, :width], pack).to(inputs.dtype))
+                inputs = torch.where(
+                    pack.features[:, None] < 0, inputs, scatter(rows[:, :width], pack).to(inputs.dtype)
+                )
         if rows is None:
             return inputs + self.idle_vision().to(inputs.dtype), []
         addends = [scatter(level, pack)[None].to(inputs.dtype) for level in rows.split(width, dim=1)[1:]]

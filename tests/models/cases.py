@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mmfast.world import models as world
 SIZES = [(84, 84), (120, 60), (56, 84), (100, 100), (70, 140)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def image_processor(family: str):
     size = world.Size(image_size=42 if family == "llava_next" else 84)
     return world.tiny_image_processor(family, size)
