@@ -4,7 +4,6 @@
 #include "ops.h"
 
 namespace py = pybind11;
-
 namespace {
 template <class T>
 T* at(uintptr_t address) {
@@ -36,4 +35,18 @@ PYBIND11_MODULE(_C, m) {
                              stream);
   });
 #endif
+
+
+  m.def("cpu_segment_sum", [](Address values, Address copies, Address offsets, Address out, int64_t segments,
+                              int64_t width, int dtype) {
+    py::gil_scoped_release release;
+    mmfast::cpu_segment_sum(at<void>(values), at<int64_t>(copies), at<int64_t>(offsets), at<void>(out), segments, width,
+                            dtype);
+  });
+  m.def("cpu_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,
+                         int64_t row_bytes, int64_t vocabulary, int64_t feature_rows) {
+    py::gil_scoped_release release;
+    mmfast::cpu_splice(at<int64_t>(tokens), at<int64_t>(features), at<void>(table), at<void>(images), at<void>(out), rows,
+                       row_bytes, vocabulary, feature_rows);
+  });
 }

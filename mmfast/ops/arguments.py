@@ -1,0 +1,61 @@
+"""Argument checks shared by the ops: a user's mistake raises before any work and names the argument."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+INDEX = (torch.int64,)
+OFFSETS = (torch.int32, torch.int64)
+CHECK_ENV = "MMFAST_CHECK"
+
+
+def check(op: str, name: str, value: Tensor, dtypes: tuple[torch.dtype, ...], dim: int, device: torch.device) -> None:
+    """Raise unless `value` is a plain tensor of one of `dtypes` with `dim` dimensions on `device`."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, not {type(value).__name__}")
+    refuse_dtensor(op, name, value)
+    if value.dtype not in dtypes:
+        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise ValueError(f"{op}: {name} must be {wanted}, not {str(value.dtype).removeprefix('torch.')}")
+    if value.dim() != dim:
+        raise ValueError(f"{op}: {name} must have {dim} dimensions, but its shape is {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{op}: {name} is on {value.device}, but the other tensors are on {device}")
+
+
+def refuse_dtensor(op: str, name: str, value: Tensor) -> None:
+    if type(value) is Tensor or type(value) is torch.nn.Parameter:
+        return
+    if torch.distributed.is_available():
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(value, DTensor):
+            raise ValueError(
+                f"{op}: {name} is a DTensor. Call the op inside the FSDP root's forward, where parameters are plain "
+                "gathered tensors; outside it, full_tensor() detaches the gradient from the shards"
+            )
+
+
+def check_range(op: str, name: str, value: Tensor, low: int, high: int) -> None:
+    """Index ranges are checked on CPU always, elsewhere (where it costs a sync) with MMFAST_CHECK=1."""
+    if torch.compiler.is_compiling() or value.numel() == 0:
+        return
+    if value.device.type != "cpu" and os.environ.get(CHECK_ENV) != "1":
+        return
+    smallest, largest = (int(x) for x in torch.aminmax(value))
+    if smallest < low or largest >= high:
+        wrong = smallest if smallest < low else largest
+        raise ValueError(f"{op}: {name} holds {wrong}, outside [{low}, {high})")
+
+
+def check_offsets(op: str, name: str, value: Tensor, end: int) -> None:
+    """Offsets start at 0, never fall and end at `end` (same rule as check_range for when it is looked at)."""
+    if value.numel() == 0:
+        raise ValueError(f"{op}: {name} needs at least one entry (a lone 0 where there is nothing)")
+    if torch.compiler.is_compiling() or (value.device.type != "cpu" and os.environ.get(CHECK_ENV) != "1"):
+        return
+    if int(value[0]) != 0 or int(value[-1]) != end or bool((value[1:] < value[:-1]).any()):
+        raise ValueError(f"{op}: {name} must start at 0, never fall and end at {end}; it is {value.tolist()[:16]}")

@@ -1,0 +1,254 @@
+"""tree_attention: every run attends to its ancestors and, causally, to itself.
+
+Run m holds the queries q_offsets[m]..q_offsets[m+1] of the stream; its keys and values are the stream rows
+k_index[k_offsets[m]..k_offsets[m+1]]: its ancestors' tokens, then its own. Causal alignment is bottom-right: query i
+of a run sees keys up to i + (keys - queries). One variable-length call does it all, on any of these backends:
+
+    flash3, flash4, flash2   the flash-attn packages           flex    torch's flex_attention
+    varlen                   torch.nn.attention.varlen         loop    run by run: CPU, and fp32 anywhere
+    xformers                 BlockDiagonalCausalFromBottomRightMask
+
+backend="auto" takes the first of them that explain() has nothing against.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import os
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import INDEX, OFFSETS, check, check_offsets, check_range
+from .attention_loop import attention_loop
+from .rows import gather_rows, invert
+
+OP = "tree_attention"
+BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "loop")
+HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, *HALF)
+
+
+@cache
+def _installed(backend: str) -> str:
+    """Empty if the library behind `backend` can be imported here, else the reason why not."""
+    module = {"flash3": "flash_attn_interface", "flash2": "flash_attn", "xformers": "xformers"}.get(backend)
+    if module and importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    if backend == "flash4" and (
+        importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None
+    ):
+        return "flash_attn.cute is not installed"
+    if backend == "varlen":
+        from torch.nn.attention.varlen import varlen_attn
+
+        missing = {"window_size", "enable_gqa"} - set(inspect.signature(varlen_attn).parameters)
+        return f"torch {torch.__version__}: varlen_attn has no {', '.join(sorted(missing))}" if missing else ""
+    return ""
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, window: int | None = None) -> dict[str, str]:
+    """For every backend, in the order of preference: "" if it suits, else the reason why not."""
+    device = torch.device(device)
+    return {name: _reason(name, device, dtype, head_dim, window) for name in BACKENDS}
+
+
+def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None) -> str:
+    if backend == "loop":
+        return ""
+    if device.type != "cuda":
+        return f"needs a CUDA device, this is {device}"
+    if dtype not in HALF:
+        return f"needs bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
+    if head_dim % 8 or head_dim > 256:
+        return f"needs a head dimension up to 256 that is a multiple of 8, this is {head_dim}"
+    if missing := _installed(backend):
+        return missing
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    capability = _capability(device)
+    if capability < (8, 0):
+        return f"needs sm_80 or newer, this is sm_{capability[0]}{capability[1]}"
+    if backend == "flash3" and capability[0] != 9:
+        return f"needs sm_90, this is sm_{capability[0]}{capability[1]}"
+    if backend == "flash4":
+        if capability[0] < 9:
+            return f"needs sm_90 or newer, this is sm_{capability[0]}{capability[1]}"
+        if head_dim > 128:
+            return f"needs a head dimension up to 128, this is {head_dim}"
+        if window:
+            return "its backward pass takes no sliding window"
+    if backend == "xformers" and window:
+        return "is used without a sliding window only"
+    if backend == "xformers" and head_dim > 128:
+        return f"needs a head dimension up to 128, this is {head_dim}"
+    return ""
+
+
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None, backend: str | None
+) -> str:
+    wanted = backend or os.environ.get("MMFAST_ATTENTION") or "auto"
+    if wanted == "auto":
+        return next(name for name in BACKENDS if not _reason(name, device, dtype, head_dim, window))
+    if wanted not in BACKENDS:
+        raise ValueError(f"{OP}: unknown backend {wanted!r}: choose auto or one of {', '.join(BACKENDS)}")
+    if reason := _reason(wanted, device, dtype, head_dim, window):
+        raise ValueError(f"{OP}: backend {wanted!r} was asked for but cannot be used: it {reason}")
+    return wanted
+
+
+# Each library call takes gathered k and v[K, Hkv, Dh] and returns [T, Hq, Dh].
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    found = varlen_attn(
+        q, k, v, q_offsets, k_offsets, a["max_q"], a["max_k"], scale=a["scale"],
+        window_size=_window(a["window"]), enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _window(window: int | None) -> tuple[int, int]:
+    """(left, right) of the flash kernels, which do not count the token itself."""
+    return (window - 1 if window else -1, 0)
+
+
+def _flash2(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, max_seqlen_q=a["max_q"], max_seqlen_k=a["max_k"],
+        softmax_scale=a["scale"], causal=True, window_size=_window(a["window"]),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+def _flash3(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from flash_attn_interface import flash_attn_varlen_func
+
+    found = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, max_seqlen_q=a["max_q"], max_seqlen_k=a["max_k"],
+        softmax_scale=a["scale"], causal=True, window_size=_window(a["window"]),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    return found[0] if isinstance(found, tuple) else found  # older releases return the log-sum-exp too
+
+
+def _flash4(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from flash_attn.cute.interface import flash_attn_varlen_func
+
+    found = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, softmax_scale=a["scale"], causal=True
+    )
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
+
+    # The mask is built from host integers: two small copies from the device, which wait for it.
+    bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+        q_seqlen=q_offsets.diff().tolist(), kv_seqlen=k_offsets.diff().tolist()
+    )
+    group = q.shape[1] // k.shape[1]
+    k, v = (x[:, :, None].expand(-1, -1, group, -1) for x in (k, v))
+    q = q.unflatten(1, (k.shape[1], group))
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=a["scale"])[0].flatten(1, 2)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask = flex_mask(q_offsets, k_offsets, q.shape[0], k.shape[0], a["window"])
+    block_mask = create_block_mask(mask, None, None, q.shape[0], k.shape[0], device=q.device)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    found = _compiled_flex()(q, k, v, block_mask=block_mask, scale=a["scale"], enable_gqa=q.shape[1] != k.shape[1])
+    return found[0].transpose(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def flex_mask(
+    q_offsets: Tensor, k_offsets: Tensor, queries: int, keys: int, window: int | None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The mask of the runs as a function of (batch, head, query row, gathered key row)."""
+    q_run = torch.searchsorted(q_offsets[1:], torch.arange(queries, device=q_offsets.device), right=True)
+    k_run = torch.searchsorted(k_offsets[1:], torch.arange(keys, device=k_offsets.device), right=True)
+    shift = (k_offsets[1:] - q_offsets[1:]).to(torch.int64)[q_run]  # the last query stands on the last key
+
+    def mask(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = (q_run[i] == k_run[j]) & (j <= i + shift[i])
+        return seen & (j > i + shift[i] - window) if window else seen
+
+    return mask
+
+
+_CALLS = {
+    "varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4, "xformers": _xformers, "flex": _flex
+}  # fmt: skip
+
+
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor, *, max_q: int, max_k: int,
+    scale: float | None = None, window: int | None = None, k_copies: Tensor | None = None,
+    k_copy_offsets: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """q[T, Hq, Dh], k and v[T, Hkv, Dh] of the stream -> [T, Hq, Dh].
+
+    max_q and max_k are the longest run in queries and in keys (host integers). window counts the token itself; None is
+    no limit. k_copies and k_copy_offsets are the inverse of k_index (see Pack); without them it is sorted at each call.
+    """
+    device = q.device
+    check(OP, "q", q, FLOATS, 3, device)
+    check(OP, "k", k, (q.dtype,), 3, device)
+    check(OP, "v", v, (q.dtype,), 3, device)
+    check(OP, "q_offsets", q_offsets, OFFSETS, 1, device)
+    check(OP, "k_index", k_index, INDEX, 1, device)
+    check(OP, "k_offsets", k_offsets, OFFSETS, 1, device)
+    if k.shape != v.shape:
+        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
+    if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2]:
+        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, which does not fit q's {tuple(q.shape)}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"{OP}: q has {q.shape[1]} heads, no multiple of k's {k.shape[1]}")
+    if q_offsets.shape != k_offsets.shape:
+        raise ValueError(f"{OP}: q_offsets names {len(q_offsets) - 1} runs, but k_offsets {len(k_offsets) - 1}")
+    if window is not None and window < 1:
+        raise ValueError(f"{OP}: window counts the token itself and is at least 1, not {window}; None is no limit")
+    if (k_copies is None) != (k_copy_offsets is None):
+        raise ValueError(f"{OP}: k_copies and k_copy_offsets go together")
+    check_offsets(OP, "q_offsets", q_offsets, q.shape[0])
+    check_offsets(OP, "k_offsets", k_offsets, k_index.shape[0])
+    check_range(OP, "k_index", k_index, 0, k.shape[0])
+
+    scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else float(scale)
+    if k_copies is None or k_copy_offsets is None:
+        k_copies, k_copy_offsets = invert(k_index, k.shape[0])
+    name = choose_attention(device, q.dtype, q.shape[2], window, backend)
+    if name == "loop" or q.shape[0] == 0:
+        return attention_loop(
+            q, k, v, q_offsets, k_index, k_offsets, k_copies, k_copy_offsets, scale, window or 0
+        )[0]  # fmt: skip
+    k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
+    sizes = {"max_q": max_q, "max_k": max_k, "scale": scale, "window": window}
+    return _CALLS[name](q, k, v, q_offsets.to(torch.int32), k_offsets.to(torch.int32), sizes)

@@ -1,0 +1,163 @@
+"""Tree attention as a loop over runs: the exact path, for CPU and for fp32 anywhere.
+
+On CPU each run is one call of torch's blocked CPU kernel; elsewhere the scores of a run are written out. Both keep the
+log-sum-exp for the backward pass, so nothing is computed twice but the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .rows import accumulator, segment_backend, segment_sum
+
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
+    """True where query i may see key j: bottom-right causal (the last query sees the last key), within the window."""
+    if queries == 1 and window <= 0:
+        return None
+    i = torch.arange(queries, device=device)[:, None] + (keys - queries)
+    j = torch.arange(keys, device=device)[None, :]
+    seen = j <= i
+    return seen & (j > i - window) if window > 0 else seen
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is None:
+        return None
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """q[Hq, lq, Dh], k and v[Hkv, lk, Dh] of one run -> out[Hq, lq, Dh], log-sum-exp[Hq, lq]."""
+    if q.device.type == "cpu" if blocked is None else blocked:
+        causal = window <= 0 and q.shape[1] == k.shape[1]
+        bias = None if causal else _bias(run_mask(q.shape[1], k.shape[1], window, q.device), q.dtype)
+        out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
+        return out[0], lse[0]
+    scores, values = _scores(q, k, scale, window), v.to(accumulator(q.dtype))
+    lse = scores.logsumexp(-1)
+    weights = torch.exp(scores - lse[..., None])
+    out = torch.matmul(weights.unflatten(0, (k.shape[0], -1)), values[:, None])
+    return out.flatten(0, 1).to(q.dtype), lse
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, window: int) -> Tensor:
+    acc = accumulator(q.dtype)
+    grouped = q.to(acc).unflatten(0, (k.shape[0], -1)) * scale
+    scores = torch.matmul(grouped, k.to(acc)[:, None].transpose(-1, -2)).flatten(0, 1)
+    mask = run_mask(q.shape[1], k.shape[1], window, q.device)
+    return scores if mask is None else scores.masked_fill(~mask, -math.inf)
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int,
+    blocked: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if q.device.type == "cpu" if blocked is None else blocked:
+        causal = window <= 0 and q.shape[1] == k.shape[1]
+        bias = None if causal else _bias(run_mask(q.shape[1], k.shape[1], window, q.device), q.dtype)
+        found = _flash_cpu_backward(
+            grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale
+        )
+        return found[0][0], found[1][0], found[2][0]
+    acc, heads = accumulator(q.dtype), k.shape[0]
+    weights = torch.exp(_scores(q, k, scale, window) - lse[..., None]).unflatten(0, (heads, -1))
+    grad, out = grad.to(acc), out.to(acc)
+    grouped = grad.unflatten(0, (heads, -1))
+    d_v = torch.matmul(weights.transpose(-1, -2), grouped).sum(1)
+    d_weights = torch.matmul(grouped, v.to(acc)[:, None].transpose(-1, -2))
+    d_scores = weights * (d_weights - (grad * out).sum(-1).unflatten(0, (heads, -1))[..., None]) * scale
+    d_q = torch.matmul(d_scores, k.to(acc)[:, None]).flatten(0, 1)
+    d_k = torch.matmul(d_scores.transpose(-1, -2), q.to(acc).unflatten(0, (heads, -1))).sum(1)
+    return d_q.to(q.dtype), d_k.to(q.dtype), d_v.to(q.dtype)
+
+
+@torch.library.custom_op("mmfast::tree_attention_loop", mutates_args=())
+def attention_loop(
+    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
+    copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    queries, keys = q_offsets.tolist(), k_offsets.tolist()
+    for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
+        if a == b:
+            continue
+        rows = k_index[c:d]
+        found, total = _forward(
+            q[a:b].transpose(0, 1), k.index_select(0, rows).transpose(0, 1), v.index_select(0, rows).transpose(0, 1),
+            scale, window,
+        )  # fmt: skip
+        out[a:b] = found.transpose(0, 1)
+        lse[a:b] = total.transpose(0, 1)
+    return out, lse
+
+
+@attention_loop.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
+    copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@torch.library.custom_op("mmfast::tree_attention_loop_backward", mutates_args=())
+def attention_loop_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
+    k_offsets: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """d q[T, Hq, Dh], and the gradients of the gathered k and v[K, Hkv, Dh]."""
+    d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
+    d_v = torch.zeros_like(d_k)
+    queries, keys = q_offsets.tolist(), k_offsets.tolist()
+    for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
+        if a == b:
+            continue
+        rows = k_index[c:d]
+        found = _gradients(
+            grad[a:b].transpose(0, 1), q[a:b].transpose(0, 1), k.index_select(0, rows).transpose(0, 1),
+            v.index_select(0, rows).transpose(0, 1), out[a:b].transpose(0, 1), lse[a:b].transpose(0, 1).contiguous(),
+            scale, window,
+        )  # fmt: skip
+        d_q[a:b] = found[0].transpose(0, 1)
+        d_k[c:d] = found[1].transpose(0, 1)
+        d_v[c:d] = found[2].transpose(0, 1)
+    return d_q, d_k, d_v
+
+
+@attention_loop_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
+    k_offsets: Tensor, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), d_k, torch.empty_like(d_k)
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, q_offsets, k_index, k_offsets, copies, copy_offsets, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(q, k, v, *output, q_offsets, k_index, k_offsets, copies, copy_offsets)
+
+
+def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, q_offsets, k_index, k_offsets, copies, copy_offsets = ctx.saved_tensors
+    d_q, d_k, d_v = attention_loop_backward(
+        grad, q, k, v, out, lse, q_offsets, k_index, k_offsets, ctx.scale, ctx.window
+    )
+    backend = segment_backend(d_k)
+    d_k, d_v = (segment_sum(x, copies, copy_offsets, backend) for x in (d_k, d_v))
+    return d_q, d_k, d_v, None, None, None, None, None, None, None
+
+
+attention_loop.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,106 @@
+"""splice_embeddings: image features and token embeddings laid into one stream, each row read once and written once.
+
+    out[t] = image_features[features[t]]   where features[t] >= 0
+           = table[tokens[t]]              elsewhere
+
+Backward: d image_features is a gather in fixed order (a feature row that stands in several places gets the ordered
+sum), d table a sorted segment sum over the text tokens; either is skipped when it needs no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import INDEX, check, check_range
+from .dispatch import BACKENDS, choose, native
+from .rows import invert, segment_backend, segment_sum, stream
+
+OP = "splice_embeddings"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def splice_torch(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor) -> Tensor:
+    """The oracle: plain, differentiable torch."""
+    text = features < 0
+    out = table.index_select(0, torch.where(text, tokens, 0))
+    if image_features.shape[0] == 0:
+        return out
+    return torch.where(text[:, None], out, image_features.index_select(0, features.clamp(min=0)))
+
+
+@torch.library.custom_op("mmfast::splice_embeddings", mutates_args=())
+def _splice(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> Tensor:
+    if backend == "torch" or tokens.numel() == 0:
+        return splice_torch(tokens, table, image_features, features)
+    tokens, features = tokens.contiguous(), features.contiguous()
+    table, image_features = table.contiguous(), image_features.contiguous()
+    if backend == "triton":
+        from mmfast.kernels.splice import splice
+
+        return splice(tokens, table, image_features, features)
+    module: Any = native()
+    out = table.new_empty((tokens.shape[0], table.shape[1]))
+    row_bytes = table.shape[1] * table.element_size()
+    addresses = (x.data_ptr() for x in (tokens, features, table, image_features, out))
+    if backend == "cuda":
+        module.cuda_splice(*addresses, out.shape[0], row_bytes, stream(table.device))
+    else:
+        module.cpu_splice(*addresses, out.shape[0], row_bytes, table.shape[0], image_features.shape[0])
+    return out
+
+
+@_splice.register_fake
+def _(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> Tensor:
+    return table.new_empty((tokens.shape[0], table.shape[1]))
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    tokens, table, image_features, features, _ = inputs
+    ctx.save_for_backward(tokens, features)
+    ctx.sizes = table.shape[0], image_features.shape[0]
+
+
+def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    tokens, features = ctx.saved_tensors
+    vocabulary, rows = ctx.sizes
+    backend = segment_backend(grad)
+    d_table = d_images = None
+    if ctx.needs_input_grad[1]:
+        words = torch.where(features < 0, tokens, -1)  # -1 sorts before every row and is left out
+        d_table = segment_sum(grad, *invert(words, vocabulary), backend)
+    if ctx.needs_input_grad[2]:
+        d_images = segment_sum(grad, *invert(features, rows), backend)
+    return None, d_table, d_images, None, None
+
+
+_splice.register_autograd(_backward, setup_context=_setup)
+
+
+def splice_embeddings(
+    tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """tokens int64[T], table [V, D], image_features [F, D] (F may be 0), features int64[T] (-1 for text) -> [T, D].
+
+    The result has the table's dtype; image features of another dtype are cast to it.
+    """
+    device = table.device
+    check(OP, "table", table, FLOATS, 2, device)
+    check(OP, "tokens", tokens, INDEX, 1, device)
+    check(OP, "image_features", image_features, FLOATS, 2, device)
+    check(OP, "features", features, INDEX, 1, device)
+    if features.shape != tokens.shape:
+        raise ValueError(f"{OP}: features has {features.shape[0]} entries, but tokens has {tokens.shape[0]}")
+    if image_features.shape[1] != table.shape[1]:
+        raise ValueError(
+            f"{OP}: image_features has width {image_features.shape[1]}, but table has width {table.shape[1]}"
+        )
+    if image_features.dtype != table.dtype:
+        image_features = image_features.to(table.dtype)
+    name = choose(OP, device, dict.fromkeys(BACKENDS, ""), backend)
+    if name != "cpu":  # the native kernel looks at every index in its own pass
+        check_range(OP, "features", features, -1, image_features.shape[0])
+        check_range(OP, "tokens", tokens.masked_fill(features >= 0, 0), 0, table.shape[0])
+    return _splice(tokens, table, image_features, features, name)

@@ -1,0 +1,205 @@
+"""Tree attention against independent sequences: every path of the tree computed alone, plainly, in fp64."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
+from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
+
+from .trees import DEEP, PAIR, tree
+
+
+def plain(q, k, v, window, scale=None):
+    """One sequence, written out."""
+    n, group = q.shape[0], q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * (scale or q.shape[2] ** -0.5)
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
+    seen = (j <= i) & (j > i - (window or n))
+    return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -math.inf).softmax(-1), v)
+
+
+def by_paths(t, q, k, v, window, scale=None):
+    """Every row from the first path that holds it: rows shared by paths give the same value on each."""
+    out = torch.zeros_like(q)
+    filled = torch.zeros(t.size, dtype=torch.bool)
+    for path in t.paths:
+        rows = torch.tensor(path)
+        new = ~filled[rows]
+        out = out.index_add(0, rows[new], plain(q[rows], k[rows], v[rows], window, scale)[new])
+        filled[rows] = True
+    assert filled.all()
+    return out
+
+
+def inputs(t, heads=4, kv=2, width=8, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    make = lambda h: torch.randn(t.size, h, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()  # noqa: E731
+    return make(heads), make(kv), make(kv)
+
+
+def call(t, q, k, v, **extra):
+    return tree_attention(q, k, v, t.q_offsets, t.k_index, t.k_offsets, max_q=t.max_q, max_k=t.max_k, **extra)
+
+
+@pytest.mark.parametrize("t", [PAIR, DEEP, tree((4,)), tree((1,), (1,))], ids=["pair", "deep", "plain", "single"])
+@pytest.mark.parametrize("heads,kv,width", [(4, 2, 8), (3, 3, 32), (8, 1, 40)])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_equals_independent_sequences_forward_and_backward(t, heads, kv, width, window):
+    q, k, v = inputs(t, heads, kv, width)
+    grad = torch.randn(q.shape, dtype=torch.float64)
+    wanted = torch.autograd.grad(by_paths(t, q, k, v, window), (q, k, v), grad)
+    found = torch.autograd.grad(call(t, q, k, v, window=window), (q, k, v), grad)
+    torch.testing.assert_close(call(t, q, k, v, window=window), by_paths(t, q, k, v, window), rtol=1e-12, atol=1e-12)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_given_inverse_scale_and_strided_inputs():
+    q, k, v = inputs(DEEP)
+    copies, offsets = DEEP.inverse()
+    base = call(DEEP, q, k, v, scale=0.3)
+    torch.testing.assert_close(base, by_paths(DEEP, q, k, v, None, scale=0.3))
+    strided = q.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    other = call(DEEP, strided, k, v, scale=0.3, k_copies=copies, k_copy_offsets=offsets)
+    assert torch.equal(base, other)
+    grad = torch.randn_like(base)
+    first = torch.autograd.grad(base, (q, k, v), grad)
+    second = torch.autograd.grad(other, (strided, k, v), grad)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("width", [32, 64, 128, 256])
+def test_lower_precisions(dtype, bound, width):
+    q, k, v = inputs(DEEP, 2, 1, width, dtype)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    grad = torch.randn(q.shape, dtype=torch.float64)
+    found, wanted = call(DEEP, q, k, v), by_paths(DEEP, *exact, None)
+    assert found.dtype == dtype
+    assert (found.double() - wanted).abs().max() < bound * wanted.abs().max()
+    for a, b in zip(
+        torch.autograd.grad(found, (q, k, v), grad.to(dtype)), torch.autograd.grad(wanted, exact, grad), strict=True
+    ):
+        assert (a.double() - b).abs().max() < 2 * bound * b.abs().max()
+
+
+@pytest.mark.parametrize("queries,keys,window", [(5, 5, 0), (3, 9, 0), (1, 4, 0), (4, 7, 2)])
+def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window):
+    """The path that other devices take in fp32."""
+    g = torch.Generator().manual_seed(1)
+    q = torch.randn(4, queries, 8, generator=g, dtype=torch.float64)
+    k, v = (torch.randn(2, keys, 8, generator=g, dtype=torch.float64) for _ in "kv")
+    grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
+    out, lse = _forward(q, k, v, 0.4, window)
+    plain_out, plain_lse = _forward(q, k, v, 0.4, window, blocked=False)
+    torch.testing.assert_close(out, plain_out)
+    torch.testing.assert_close(lse, plain_lse)
+    found = _gradients(grad, q, k, v, out, lse, 0.4, window)
+    written = _gradients(grad, q, k, v, plain_out, plain_lse, 0.4, window, blocked=False)
+    for a, b in zip(found, written, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck_and_opcheck():
+    t = tree((2, (1,), (2,)))
+    q, k, v = inputs(t, 2, 1, 4)
+    assert torch.autograd.gradcheck(lambda *x: call(t, *x, window=2), (q, k, v))
+    copies, offsets = t.inverse()
+    arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0)
+    torch.library.opcheck(attention_loop, arguments)
+
+
+def test_compiles_whole_and_works_without_gradient_and_under_autocast():
+    q, k, v = inputs(PAIR, dtype=torch.float32)
+    compiled = torch.compile(lambda *x: call(PAIR, *x).sin().sum(), fullgraph=True, backend="aot_eager")
+    first = torch.autograd.grad(compiled(q, k, v), (q, k, v))
+    second = torch.autograd.grad(call(PAIR, q, k, v).sin().sum(), (q, k, v))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert call(PAIR, q, k, v).dtype == torch.float32
+
+
+def test_empty_stream_keeps_its_gradient():
+    t = tree()
+    q, k, v = inputs(t)
+    out = call(t, q, k, v)
+    assert out.shape == q.shape
+    out.sum().backward()
+    assert q.grad.shape == q.shape and k.grad.shape == k.shape
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_flex_mask_is_the_trees_mask(window):
+    q, k, v = (x.detach().float() for x in inputs(DEEP, 2, 2))
+    mask = flex_mask(DEEP.q_offsets, DEEP.k_offsets, DEEP.size, len(DEEP.k_index), window)
+    blocks = create_block_mask(mask, None, None, DEEP.size, len(DEEP.k_index), device="cpu")
+    gathered = (x[DEEP.k_index].transpose(0, 1)[None] for x in (k, v))
+    found = flex_attention(q.transpose(0, 1)[None], *gathered, block_mask=blocks)[0].transpose(0, 1)
+    torch.testing.assert_close(found, call(DEEP, q, k, v, window=window), rtol=1e-5, atol=1e-5)
+
+
+def test_xformers_mask_is_bottom_right():
+    bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
+    mask = bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+        q_seqlen=PAIR.q_offsets.diff().tolist(), kv_seqlen=PAIR.k_offsets.diff().tolist()
+    ).materialize((PAIR.size, len(PAIR.k_index)))
+    own = flex_mask(PAIR.q_offsets, PAIR.k_offsets, PAIR.size, len(PAIR.k_index), None)
+    i, j = torch.arange(PAIR.size)[:, None], torch.arange(len(PAIR.k_index))[None]
+    assert torch.equal(mask == 0, own(None, None, i, j).expand(PAIR.size, -1))
+
+
+def test_choice_and_reasons():
+    reasons = explain("cpu", torch.float32, 64)
+    assert list(reasons) == list(BACKENDS) and reasons["loop"] == "" and all(reasons[b] for b in BACKENDS[:-1])
+    assert "bfloat16" in explain("cuda", torch.float32, 64)["varlen"]
+    assert "multiple of 8" in explain("cuda", torch.bfloat16, 20)["varlen"]
+    assert choose_attention(torch.device("cpu"), torch.float32, 64, None, "auto") == "loop"
+    with pytest.raises(ValueError, match=r"varlen.*CUDA device"):
+        choose_attention(torch.device("cpu"), torch.float32, 64, None, "varlen")
+    with pytest.raises(ValueError, match="unknown backend 'sdpa'"):
+        choose_attention(torch.device("cpu"), torch.float32, 64, None, "sdpa")
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"k": torch.zeros(14, 3, 8)}, "k must be float64"),
+        ({"k": torch.zeros(14, 3, 8).double(), "v": torch.zeros(14, 3, 8).double()}, "no multiple"),
+        ({"v": torch.zeros(14, 1, 8).double()}, "but v has"),
+        ({"k_index": PAIR.k_index + 1}, "k_index holds 14"),
+        ({"q_offsets": PAIR.q_offsets + 1}, "q_offsets must start at 0"),
+        ({"k_offsets": PAIR.k_offsets[:-1]}, "runs, but k_offsets"),
+        ({"window": 0}, "window counts the token itself"),
+        ({"k_copies": PAIR.k_index}, "go together"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    q, k, v = inputs(PAIR)
+    arguments = {"q": q, "k": k, "v": v, "q_offsets": PAIR.q_offsets, "k_index": PAIR.k_index,
+                 "k_offsets": PAIR.k_offsets, "max_q": 10, "max_k": 14}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        tree_attention(**(arguments | change))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_gpu_backends(backend, window):
+    t = tree((129, (60,), (70, (5,), (9,))), (33,), (200, (1,), (17,)))
+    if reason := explain("cuda", torch.bfloat16, 64, window)[backend]:
+        pytest.skip(reason)
+    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs(t, 4, 2, 64, torch.bfloat16))
+    moved = [x.cuda() for x in (t.q_offsets, t.k_index, t.k_offsets)]
+    out = tree_attention(q, k, v, *moved, max_q=t.max_q, max_k=t.max_k, window=window, backend=backend)
+    exact = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
+    wanted = by_paths(t, *exact, window)
+    grad = torch.randn(q.shape, dtype=torch.float64)
+    assert (out.double().cpu() - wanted).abs().max() < 2e-2 * wanted.abs().max()
+    found = torch.autograd.grad(out, (q, k, v), grad.to("cuda", torch.bfloat16))
+    for a, b in zip(found, torch.autograd.grad(wanted, exact, grad), strict=True):
+        assert (a.double().cpu() - b).abs().max() < 4e-2 * b.abs().max()
