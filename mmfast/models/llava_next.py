@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (anyres): tiles of one image through the tower, unpadded to the image's shape, a newline row after each line.
+"""LLaVA-NeXT (anyres): an image's tiles through the tower, unpadded to its shape, a newline row after each line.
 
 Which tower row (or the newline) stands in which slot is worked out on the host, by the model's own function run on row
 numbers instead of features; on the device it is one gather.

@@ -1,4 +1,4 @@
-"""A model directory (or hub id) -> a Scorer ready for parallelize: adapter chosen, parts frozen, LoRA added, dtypes set."""
+"""A model directory (or hub id) -> a Scorer ready for parallelize: parts frozen, LoRA added, dtypes set."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
 
 
 def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
-    """fp32 masters for what trains; the forward's dtype for the rest. parallelize() casts the masters for the forward."""
+    """fp32 masters for what trains, cast by parallelize() for the forward; the forward's dtype for the rest."""
     for p in scorer.parameters():
         p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, with window attention in most blocks of the tower, whose rows therefore run in window order."""
+"""Qwen2.5-VL: as Qwen2-VL, with window attention in most blocks of the tower, whose rows run in window order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Qwen2-VL: a tower at native resolution with rotary positions, a merger inside it, M-RoPE in the decoder.
 
-The tower works out its indices from the grid by reading the device; they are made in the worker instead and handed in as
-keywords, which the tower takes. A host integer travels as the length of an empty tensor.
+The tower works out its indices from the grid by reading the device; they are made in the worker instead and handed in
+as keywords, which the tower takes. A host integer travels as the length of an empty tensor.
 """
 
 from __future__ import annotations

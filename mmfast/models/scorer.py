@@ -1,5 +1,5 @@
-"""Scorer: pack -> one fp32 log-prob a distinct (row, target). Vision, splice, decoder and head happen inside it, so that
-under FSDP2 it is the root and the ops see plain gathered tensors."""
+"""Scorer: pack -> one fp32 log-prob a distinct (row, target). Vision, splice, decoder and head happen inside it, so
+that under FSDP2 it is the root and the ops see plain gathered tensors."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -61,9 +62,7 @@ def tree_sides(case: Case, scorer: Scorer, reference, parts: list[list[Example]]
         )
         logps = scorer(pack)[pack.index]
         bounds = pack.responses.tolist()
-        entries = [
-            (logps[a:b], pack.ref_logps[a:b], pack.weights[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)
-        ]
+        entries = [(logps[a:b], pack.ref_logps[a:b], pack.weights[a:b]) for a, b in itertools.pairwise(bounds)]
         for name, (chosen, rejected) in zip(pack.sample_ids, pack.pairs.tolist(), strict=True):
             found[name] = [entries[chosen], entries[rejected]]
     return lambda i, chosen: found[case.examples[i].id][0 if chosen else 1]
