@@ -1,0 +1,194 @@
+"""The reference log-prob cache on disk: safetensors shards, appended atomically, beside a manifest compared by part.
+
+Key: packing.response_key (what is read and what is scored). Value: the fp32 log-prob of each scored token; sums,
+averages and weighted scores are derived from these. A folder can be copied to another machine as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+FORMAT = 1
+COMPARED = ("format", "weights", "adapter", "dtype", "quantize", "tokenizer", "template", "images")
+
+
+class ReferenceCache:
+    """Responses' reference log-probs: `cache[key]` is float32[tokens]; `add` appends a shard."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+        """Opens a cache, or makes it with `manifest`. A manifest that differs raises and names the parts."""
+        self.folder = Path(folder)
+        self.values: dict[str, np.ndarray] = {}
+        self.shards: set[str] = set()
+        path = self.folder / "manifest.json"
+        if path.exists():
+            self.manifest = json.loads(path.read_text())
+            if manifest is not None:
+                differences = compare(self.manifest, manifest)
+                if differences:
+                    raise ValueError(
+                        f"the reference cache {self.folder} was made otherwise: {'; '.join(differences)}; remove "
+                        "reference.path to make one for these settings"
+                    )
+        elif manifest is None:
+            raise ValueError(f"{self.folder} is not a reference cache: it has no manifest.json")
+        else:
+            self.manifest = manifest
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _replace(path, json.dumps(manifest, indent=1).encode())
+            except OSError as error:
+                raise ValueError(f"cannot write the reference cache {self.folder}: {error.strerror}") from None
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the shards that appeared since (of this process, other ranks, other runs)."""
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            if path.name in self.shards:
+                continue
+            data = path.read_bytes()
+            if path.stem != _shard_name(data):
+                raise ValueError(
+                    f"{path} is damaged (its name is the digest of its bytes): delete it, its rows are made again"
+                )
+            tensors = load_tensors(data)
+            bounds, logps = tensors["offsets"].tolist(), tensors["logps"]
+            for key, begin, end in zip(tensors["keys"], bounds, bounds[1:], strict=False):
+                self.values[key.tobytes().hex()] = logps[begin:end]
+            self.shards.add(path.name)
+
+    def add(self, rows: dict[str, np.ndarray]) -> None:
+        """Append responses, as one shard that appears whole or not at all."""
+        if not rows:
+            return
+        arrays = [np.asarray(values, np.float32) for values in rows.values()]
+        data = save_tensors(
+            {
+                "keys": np.frombuffer(bytes.fromhex("".join(rows)), np.uint8).reshape(len(rows), 32),
+                "offsets": np.cumsum([0, *map(len, arrays)], dtype=np.int64),
+                "logps": np.concatenate(arrays),
+            }
+        )
+        name = _shard_name(data) + ".safetensors"
+        _replace(self.folder / name, data)
+        self.shards.add(name)
+        self.values.update(zip(rows, arrays, strict=True))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.values[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def digest(self, keys: list[str]) -> str:
+        """Of the values a run uses: what its checkpoints record, and what resuming compares."""
+        total = hashlib.sha256()
+        for key in sorted(set(keys)):
+            total.update(bytes.fromhex(key))
+            total.update(self.values[key].tobytes())
+        return total.hexdigest()
+
+
+class ShardWriter:
+    """Collects rows and appends them every `seconds`, so that a killed pass loses little and shards stay few."""
+
+    def __init__(self, cache: ReferenceCache, seconds: float = 30.0) -> None:
+        self.cache, self.seconds, self.rows, self.last = cache, seconds, dict[str, np.ndarray](), time.monotonic()
+
+    def put(self, key: str, values: np.ndarray) -> None:
+        self.rows[key] = values
+        if time.monotonic() - self.last > self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        self.cache.add(self.rows)
+        self.rows, self.last = {}, time.monotonic()
+
+
+def compare(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Parts in which two manifests differ, in words."""
+    found = []
+    for part in COMPARED:
+        a, b = there.get(part), here.get(part)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+            found.append(f"{part}: {len(names)} of {len(a.keys() | b.keys())} differ, the first is {names[0]}")
+        else:
+            found.append(f"{part} is {_short(b)} here and {_short(a)} in the cache")
+    return found
+
+
+def manifest_id(manifest: dict[str, Any]) -> str:
+    """Names the default folder: equal for equal compared parts."""
+    text = json.dumps({part: manifest.get(part) for part in COMPARED}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weight_digests(folder: Path) -> dict[str, str]:
+    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
+    found: dict[str, str] = {}
+    for file in files:
+        with file.open("rb") as handle:
+            (size,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(size))
+            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        header.pop("__metadata__", None)
+
+        def one(item: tuple[str, Any], data: mmap.mmap = data, base: int = 8 + size) -> tuple[str, str]:
+            name, tensor = item
+            begin, end = tensor["data_offsets"]
+            digest = hashlib.sha256(f"{tensor['dtype']}{tensor['shape']}".encode())
+            digest.update(memoryview(data)[base + begin : base + end])
+            return name, digest.hexdigest()[:24]
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found.update(pool.map(one, header.items()))
+    return found
+
+
+def file_digest(folder: Path, names: tuple[str, ...]) -> str:
+    """One digest of those of `names` that lie in a folder."""
+    digest = hashlib.sha256()
+    for name in names:
+        path = Path(folder) / name
+        if path.is_file():
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _shard_name(data: bytes) -> str:
+    return "shard-" + hashlib.sha256(data).hexdigest()[:24]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
