@@ -1,0 +1,345 @@
+"""The head's algorithm: one loop over vocabulary tiles, shared by all backends (folds.py is what differs).
+
+With c_t = dL/dlogp_t, d logp_t/dx_t = G_t = (1 - p_y) (s_y W_y - sum over v != y of q_v s_v W_v) / temperature, where
+q = softmax over the columns other than the target's. G does not depend on the loss, so it can be made in the forward
+pass, while each tile of exponentials is still in cache, and dX_t = c_t G_t.
+
+path        for                                   forward keeps                          GEMM passes
+stats       nothing needs a gradient              nothing                                1
+direct      only the input needs one              G (and the entropy's twin)             2 (3)
+kept        the head too, E fits keep_budget      G, E = e^(z - m) in the compute dtype  3
+recompute   the head too, E does not fit,         log-sum-exp                            4
+            or the entropy needs a gradient
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmfast.ops.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S
+
+ROW_BLOCK = 8192
+MIB = 1 << 20
+TILE_BUDGET = {"cpu": 16 * MIB, "cuda": 64 * MIB}  # on CPU a tile should stay in the last-level cache
+KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What tiles of probabilities are stored in. CPUs multiply fp16 no faster than fp32."""
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def choose_path(x: Tensor, vocab: int, input_grad: bool, head_grad: bool, entropy_grad: bool, keep_budget: int) -> str:
+    if not head_grad:
+        return "direct" if input_grad else "stats"
+    size = x.shape[0] * vocab * compute_dtype(x.dtype, x.device).itemsize
+    return "recompute" if entropy_grad or size > keep_budget else "kept"
+
+
+def tile_width(rows: int, vocab: int, budget: int) -> int:
+    width = max(budget // (4 * max(rows, 1)), 256)
+    return min(width - width % 64, vocab)
+
+
+@dataclass
+class Head:
+    """The matrices of one call. With LoRA the logits are x W^T + u B^T + bias."""
+
+    x: Tensor  # [U,D]
+    weight: Tensor  # [V,D]
+    bias: Tensor | None  # [V]
+    u: Tensor | None  # [U,r]
+    b: Tensor | None  # [V,r]
+    targets: Tensor  # [U]
+
+    def rows(self, start: int, stop: int) -> Head:
+        cut = slice(start, stop)
+        u = None if self.u is None else self.u[cut]
+        return Head(self.x[cut], self.weight, self.bias, u, self.b, self.targets[cut])
+
+    def inputs(self) -> list[tuple[Tensor, Tensor]]:
+        """(input [U,*], matrix [V,*]) of each term of the logits."""
+        terms = [(self.x, self.weight)]
+        if self.u is not None and self.b is not None:
+            terms.append((self.u, self.b))
+        return terms
+
+    def bias_tile(self, start: int, stop: int) -> Tensor | None:
+        return None if self.bias is None else self.bias[start:stop].to(accumulator(self.x.dtype))
+
+    def logits(self, folds: Folds, start: int, stop: int, out: Tensor) -> None:
+        for i, (x, w) in enumerate(self.inputs()):
+            folds.product(x, w[start:stop].T, out, accumulate=i > 0)
+
+
+@dataclass
+class Outcome:
+    logp: Tensor
+    entropy: Tensor
+    logsumsq: Tensor
+    mean_logit: Tensor
+    top1: Tensor
+    lse: Tensor
+    rest: Tensor  # 1 - p_y
+    slope: Tensor  # s_y / temperature
+    row_factor: Tensor  # kept: (P - Y) = row_factor * kept
+    kept: Tensor
+    gradients: list[Tensor]  # G of x, then of u; then their entropy twins
+
+
+def forward(
+    head: Head, spec: FoldSpec, folds: Folds, path: str, input_grad: bool, entropy_grad: bool, tile_budget: int
+) -> Outcome:
+    users, vocab = head.x.shape[0], head.weight.shape[0]
+    kept = None
+    if path == "kept":
+        kept = head.x.new_empty(users, vocab, dtype=compute_dtype(head.x.dtype, head.x.device))
+    blocks = []
+    for start in range(0, max(users, 1), ROW_BLOCK):
+        stop = min(start + ROW_BLOCK, users)
+        part = None if kept is None else kept[start:stop]
+        rows = head.rows(start, stop)
+        blocks.append(_forward_rows(rows, spec, folds, part, path, input_grad, entropy_grad, tile_budget))
+    if len(blocks) == 1:
+        return blocks[0]
+    names = ("logp", "entropy", "logsumsq", "mean_logit", "top1", "lse", "rest", "slope", "row_factor")
+    joined = {name: torch.cat([getattr(b, name) for b in blocks]) for name in names}
+    gradients = [torch.cat(parts) for parts in zip(*(b.gradients for b in blocks), strict=True)]
+    return Outcome(**joined, kept=blocks[0].kept if kept is None else kept, gradients=gradients)
+
+
+def _forward_rows(
+    head: Head,
+    spec: FoldSpec,
+    folds: Folds,
+    kept: Tensor | None,
+    path: str,
+    input_grad: bool,
+    entropy_grad: bool,
+    tile_budget: int,
+) -> Outcome:
+    x, targets = head.x, head.targets
+    users, vocab = x.shape[0], head.weight.shape[0]
+    acc, store = accumulator(x.dtype), compute_dtype(x.dtype, x.device)
+    width = tile_width(users, vocab, tile_budget)
+    want_g = input_grad and path in ("direct", "kept")
+    want_twin = want_g and entropy_grad
+    stats = x.new_zeros(STATS, users, dtype=acc)
+    stats[M] = -torch.inf
+    in_place = kept is not None and kept.dtype == acc  # logits are made where E is kept
+    tile_buffer = None if in_place else x.new_empty(users * width, dtype=acc)
+    e_buffer = x.new_empty(users * width, dtype=store) if want_g and kept is None and store != acc else None
+    z_buffer = x.new_empty(users * width, dtype=store) if want_twin else None
+    sums = [x.new_empty(users, w.shape[1], dtype=acc) for _, w in head.inputs()] if want_g else []
+    twins = [torch.empty_like(g) for g in sums] if want_twin else []
+    maxima = []
+    starts = range(0, vocab, width) if users else range(0)
+    for start in starts:
+        stop = min(start + width, vocab)
+        shape, size = (users, stop - start), users * (stop - start)
+        kept_tile = None if kept is None else kept[:, start:stop]
+        tile = kept_tile if tile_buffer is None else tile_buffer[:size].view(shape)
+        assert tile is not None
+        head.logits(folds, start, stop, tile)
+        probs = None
+        if kept_tile is not None:
+            probs = kept_tile
+        elif want_g:
+            probs = tile if e_buffer is None else e_buffer[:size].view(shape)
+        probs_z = None if z_buffer is None else z_buffer[:size].view(shape)
+        folds.forward(tile, head.bias_tile(start, stop), targets, start, stats, spec, probs, probs_z)
+        if kept is not None:
+            maxima.append(stats[M].clone())
+        for tensors, e in ((sums, probs), (twins, probs_z)):
+            for g, (_, w) in zip(tensors, head.inputs(), strict=bool(tensors)):
+                assert e is not None
+                if start > 0:
+                    folds.rescale(g, stats[FACTOR])
+                folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
+    out = _outcome(stats, vocab, spec, targets)
+    if kept is not None:
+        out.kept = kept
+        out.row_factor = _finish_kept(kept, maxima, stats, out, width, targets, spec, folds)
+    if want_g:
+        out.gradients = _input_gradients(head, stats, out, sums, twins, spec)
+    return out
+
+
+def _outcome(stats: Tensor, vocab: int, spec: FoldSpec, targets: Tensor) -> Outcome:
+    m, s, zy = stats[M], stats[S], stats[ZY]
+    empty = stats.new_empty(0)
+    log_s = s.log()
+    distance = m + log_s - zy  # lse of the others, seen from the target
+    logp = -torch.logaddexp(distance, torch.zeros_like(distance))
+    rest = torch.sigmoid(distance)
+    lse = torch.logaddexp(m + log_s, zy)
+    tanh = zy * (spec.temperature / spec.softcap) if spec.softcap is not None else torch.zeros_like(zy)
+    entropy, logsumsq = empty, empty
+    if spec.entropy:
+        mean_others = torch.where(s > 0, m + stats[SZ] / s, lse)
+        p = logp.exp()
+        entropy = rest * (lse - mean_others) - torch.where(p > 0, p * logp, 0.0)
+    if spec.squares:
+        log_rest = -torch.logaddexp(-distance, torch.zeros_like(distance))
+        others = torch.where(s > 0, 2 * (log_rest - log_s) + stats[S2].log(), -torch.inf)
+        logsumsq = torch.logaddexp(2 * logp, others)
+    return Outcome(
+        logp=logp,
+        entropy=entropy,
+        logsumsq=logsumsq,
+        mean_logit=stats[TOTAL] / vocab if spec.total else empty.clone(),
+        top1=zy >= m,
+        lse=lse,
+        rest=rest,
+        slope=(1 - tanh * tanh) / spec.temperature,
+        row_factor=empty.clone(),
+        kept=empty.clone(),
+        gradients=[],
+    )
+
+
+def _finish_kept(
+    kept: Tensor,
+    maxima: list[Tensor],
+    stats: Tensor,
+    out: Outcome,
+    width: int,
+    targets: Tensor,
+    spec: FoldSpec,
+    folds: Folds,
+) -> Tensor:
+    """Bring all tiles to the final maximum and put the target's entry in; returns the factor that makes it P - Y."""
+    s = stats[S]
+    inverse = torch.where(s > 0, 1 / s, 0.0)
+    if not maxima:
+        return s.clone()
+    m = torch.stack(maxima, 1)
+    scale = torch.where(m > -torch.inf, (m - stats[M, :, None]).exp(), 1.0)
+    entry = -s * out.slope * spec.temperature
+    if kept.dtype == torch.float16:  # s may be beyond fp16: normalise
+        scale, entry, factor = scale * inverse[:, None], entry * inverse, out.rest
+    else:
+        factor = out.rest * inverse
+    folds.finish(kept, scale, width, targets, entry)
+    return factor / spec.temperature
+
+
+def _input_gradients(
+    head: Head, stats: Tensor, out: Outcome, sums: list[Tensor], twins: list[Tensor], spec: FoldSpec
+) -> list[Tensor]:
+    """d logp/d input of each term of the logits, and d entropy/d input if the twins were summed."""
+    s = stats[S]
+    others = (out.rest * torch.where(s > 0, 1 / s, 0.0) / spec.temperature)[:, None]
+    at_target = out.slope[:, None]
+    target_rows = [w[head.targets].to(s.dtype) for _, w in head.inputs()]
+    store = head.x.dtype
+    made = [
+        (torch.addcmul(out.rest[:, None] * at_target * w, others, g, value=-1)).to(store)
+        for w, g in zip(target_rows, sums, strict=True)
+    ]
+    if twins:
+        p = out.logp.exp()
+        p_log_p = torch.where(p > 0, p * (out.logp + out.entropy), 0.0)[:, None] * at_target
+        shift = torch.where(s > 0, stats[CENTER] - out.lse + out.entropy, 0.0)[:, None]
+        made += [
+            (-(p_log_p * w + others * (twin + shift * g))).to(store)
+            for w, g, twin in zip(target_rows, sums, twins, strict=True)
+        ]
+    return made
+
+
+@dataclass
+class Gradients:
+    x: Tensor | None = None
+    u: Tensor | None = None
+    weight: Tensor | None = None
+    b: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def head_gradients_from_kept(
+    head: Head, kept: Tensor, coefficient: Tensor, wants: tuple[bool, bool, bool], tile_budget: int, folds: Folds
+) -> Gradients:
+    """Gradients of (weight, B, bias) where `wants` says so. kept^T diag(coefficient) X, one GEMM a tile."""
+    grads = _empty_head_gradients(head, wants)
+    column = coefficient[:, None]
+    x = (head.x * column).to(kept.dtype) if wants[0] else None
+    u = (head.u * column).to(kept.dtype) if wants[1] and head.u is not None else None
+    vocab, width = kept.shape[1], tile_width(kept.shape[0], kept.shape[1], tile_budget)
+    for start in range(0, vocab, width):
+        cut = slice(start, min(start + width, vocab))
+        for grad, right in ((grads.weight, x), (grads.b, u)):
+            if grad is not None and right is not None:
+                _write_product(kept[:, cut].T, right, grad[cut], folds)
+        if grads.bias is not None:
+            torch.sum(kept[:, cut].to(column.dtype) * column, 0, out=grads.bias[cut])
+    return grads
+
+
+def gradients_by_recomputing(
+    head: Head,
+    spec: FoldSpec,
+    lse: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    d: Tensor,
+    wants: tuple[bool, bool, bool],
+    input_grad: bool,
+    tile_budget: int,
+    folds: Folds,
+) -> Gradients:
+    """Each tile of logits again, overwritten by dL/dlogits (Folds.gradient), then used by each GEMM that needs it."""
+    x, users, vocab = head.x, head.x.shape[0], head.weight.shape[0]
+    acc, store = accumulator(x.dtype), compute_dtype(x.dtype, x.device)
+    grads = _empty_head_gradients(head, wants)
+    sums = [x.new_zeros(users, w.shape[1], dtype=acc) for _, w in head.inputs()] if input_grad else []
+    right = [t.to(store) for t, _ in head.inputs()]
+    width = tile_width(users, vocab, tile_budget)
+    buffer = x.new_empty(users * width, dtype=acc)
+    store_buffer = buffer if store == acc else x.new_empty(users * width, dtype=store)
+    for start in range(0, vocab if users else 0, width):
+        stop = min(start + width, vocab)
+        shape, size = (users, stop - start), users * (stop - start)
+        tile, dz = buffer[:size].view(shape), store_buffer[:size].view(shape)
+        head.logits(folds, start, stop, tile)
+        folds.gradient(tile, head.bias_tile(start, stop), head.targets, start, lse, a, b, d, spec, dz)
+        for g, (_, w) in zip(sums, head.inputs(), strict=bool(sums)):
+            folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)
+        for grad, t in ((grads.weight, right[0]), (grads.b, right[-1])):
+            if grad is not None:
+                _write_product(dz.T, t, grad[start:stop], folds)
+        if grads.bias is not None:
+            torch.sum(dz, 0, dtype=acc, out=grads.bias[start:stop])
+    if sums:
+        grads.x = sums[0].to(x.dtype)
+        grads.u = sums[1].to(x.dtype) if len(sums) > 1 else None
+    return grads
+
+
+def _empty_head_gradients(head: Head, wants: tuple[bool, bool, bool]) -> Gradients:
+    make = torch.zeros_like if head.x.shape[0] == 0 else torch.empty_like
+    grads = Gradients()
+    if wants[0]:
+        grads.weight = make(head.weight, memory_format=torch.contiguous_format)
+    if wants[1] and head.b is not None:
+        grads.b = make(head.b, memory_format=torch.contiguous_format)
+    if wants[2] and head.bias is not None:
+        grads.bias = make(head.bias, dtype=accumulator(head.x.dtype), memory_format=torch.contiguous_format)
+    return grads
+
+
+def _write_product(a: Tensor, b: Tensor, out: Tensor, folds: Folds) -> None:
+    """out = a b, accumulated in fp32 and rounded once, whatever a's dtype."""
+    if out.dtype == a.dtype:
+        folds.product(a, b, out)
+    else:
+        wide = out.new_empty(out.shape, dtype=a.dtype)
+        folds.product(a, b, wide)
+        out.copy_(wide)

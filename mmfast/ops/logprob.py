@@ -1,0 +1,354 @@
+"""linear_logprob: log softmax(hidden W^T)[target] of each row, forward and backward, without the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.ops import head as algorithm
+from mmfast.ops._checks import autocast_dtype, check_range, check_same, check_tensor
+from mmfast.ops.dispatch import choose
+from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
+from mmfast.ops.head import Head
+from mmfast.ops.rows import gather_rows
+
+OP = "linear_logprob"
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    lora: tuple[Tensor, Tensor] | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+    entropy_grad: bool = False,
+    return_logsumsq: bool = False,
+    return_mean_logit: bool = False,
+    return_top1: bool = False,
+    tile_budget: int | None = None,
+    keep_budget: int | None = None,
+    backend: str | None = None,
+) -> Any:
+    """Log-probabilities [U] of `targets` under softmax(z), z = hidden[rows] @ weight.T (+ u @ B.T) (+ bias).
+
+    hidden [T,D], weight [V,D], targets int64 [U], rows int64 [U] (None: U == T; an index may repeat).
+    softcap: z -> softcap * tanh(z / softcap); then z -> z / temperature. lora = (u [T,r], B [V,r]): LoRA on the head,
+    with u = scale * dropout(hidden) @ A.T made outside.
+    The result is fp32 from fp32 accumulators (fp64 for fp64 inputs). With any return_* flag it is a tuple: logp, then
+    those of entropy, log of the sum of squared probabilities, mean logit, top-1 hit that were asked for, in this order.
+    Only logp, and with entropy_grad the entropy, carry gradients.
+    tile_budget: bytes of the one fp32 tile of logits; keep_budget: bytes of probabilities that may be kept for the
+    backward pass when the head is trained (docs/ops/linear_logprob.md).
+    """
+    _check(hidden, weight, targets, rows, bias, lora, softcap, temperature, return_entropy, entropy_grad)
+    dtype = autocast_dtype(hidden.device)
+    u, b = (None, None) if lora is None else lora
+    if dtype is not None and hidden.dtype != torch.float64:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        u, b = (None if t is None else t.to(dtype) for t in (u, b))
+    for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
+        if t is not None:
+            check_same(OP, name, t, "hidden", hidden)
+    if rows is not None:
+        if not torch.compiler.is_compiling():
+            check_range(OP, "rows", rows, hidden.shape[0])
+        hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
+        u = None if u is None else gather_rows(u, rows)
+    tile_budget = tile_budget or algorithm.TILE_BUDGET.get(hidden.device.type, algorithm.TILE_BUDGET["cuda"])
+    if keep_budget is None:
+        keep_budget = algorithm.KEEP_BUDGET.get(hidden.device.type, algorithm.KEEP_BUDGET["cuda"])
+    grad = torch.is_grad_enabled()
+    input_grad = grad and (hidden.requires_grad or (u is not None and u.requires_grad))
+    head_grad = grad and any(t is not None and t.requires_grad for t in (weight, bias, b))
+    outputs = _linear_logprob(
+        hidden, weight, targets, bias, u, b, softcap, temperature, return_entropy, entropy_grad, return_logsumsq,
+        return_mean_logit, input_grad, head_grad, tile_budget, keep_budget, backend or "",
+    )  # fmt: skip
+    wanted = [True, return_entropy, return_logsumsq, return_mean_logit, return_top1]
+    result = tuple(t for t, want in zip(outputs[:5], wanted, strict=True) if want)
+    return result if len(result) > 1 else result[0]
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    lora: tuple[Tensor, Tensor] | None,
+    softcap: float | None,
+    temperature: float,
+    return_entropy: bool,
+    entropy_grad: bool,
+) -> None:
+    check_tensor(OP, "hidden", hidden, ("T", "D"))
+    length, dim = hidden.shape
+    check_tensor(OP, "weight", weight, ("V", dim))
+    vocab = weight.shape[0]
+    if vocab == 0 or dim == 0:
+        raise ValueError(f"{OP}: weight is empty, shape {list(weight.shape)}")
+    check_tensor(OP, "targets", targets, (length if rows is None else "U",), (torch.int64,))
+    check_same(OP, "targets", targets, "hidden", hidden, dtype=False)
+    check_same(OP, "weight", weight, "hidden", hidden, dtype=False)
+    if rows is not None:
+        check_tensor(OP, "rows", rows, (targets.shape[0],), (torch.int64,))
+        check_same(OP, "rows", rows, "hidden", hidden, dtype=False)
+    if bias is not None:
+        check_tensor(OP, "bias", bias, (vocab,))
+        check_same(OP, "bias", bias, "hidden", hidden, dtype=False)
+    if lora is not None:
+        check_tensor(OP, "lora[0]", lora[0], (length, "r"))
+        check_tensor(OP, "lora[1]", lora[1], (vocab, lora[0].shape[1]))
+        check_same(OP, "lora[0]", lora[0], "hidden", hidden, dtype=False)
+        check_same(OP, "lora[1]", lora[1], "hidden", hidden, dtype=False)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{OP}: softcap must be above 0, or None for no cap; got {softcap}")
+    if not temperature > 0:
+        raise ValueError(f"{OP}: temperature must be above 0, got {temperature}")
+    if entropy_grad and not return_entropy:
+        raise ValueError(f"{OP}: entropy_grad=True needs return_entropy=True")
+
+
+def _folds(x: Tensor, backend: str) -> Folds:
+    supported = {name: _unsupported(name, x) for name in FOLDS}
+    return folds_of(choose(OP, x.device, supported, backend or None))
+
+
+def _unsupported(backend: str, x: Tensor) -> str:
+    """Empty if `backend` takes this call, else why not. A pure predicate."""
+    if backend in ("cuda", "triton") and x.dtype == torch.float64:
+        return "float64 runs on backend 'torch' there"
+    return ""
+
+
+@torch.library.custom_op("mmfast::scale_gradient", mutates_args=())
+def _scale_gradient(c: Tensor | None, g: Tensor, h: Tensor | None, twin: Tensor | None) -> Tensor:
+    """c G + h twin, row by row: the whole backward pass of a frozen head."""
+    dx = torch.zeros_like(g) if c is None else g * c[:, None]
+    return (dx if h is None or twin is None else dx + twin * h[:, None]).to(g.dtype)
+
+
+@_scale_gradient.register_fake
+def _(c: Tensor | None, g: Tensor, h: Tensor | None, twin: Tensor | None) -> Tensor:
+    return torch.empty_like(g)
+
+
+# --- the custom ops. Outputs: logp, entropy, logsumsq, mean_logit, top1, then what the backward pass needs:
+# lse, rest, slope, row_factor, kept, then G of x, G of u and their entropy twins. Those not made have no elements.
+Outputs = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]
+
+
+@torch.library.custom_op("mmfast::linear_logprob", mutates_args=())
+def _linear_logprob(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    b: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+    entropy: bool,
+    entropy_grad: bool,
+    squares: bool,
+    total: bool,
+    input_grad: bool,
+    head_grad: bool,
+    tile_budget: int,
+    keep_budget: int,
+    backend: str,
+) -> Outputs:
+    check_range(OP, "targets", targets, weight.shape[0])
+    spec = FoldSpec(softcap, temperature, entropy, squares, total)
+    path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
+    head = _head(x, weight, bias, u, b, targets)
+    with torch.autocast(x.device.type, enabled=False):
+        out = algorithm.forward(head, spec, _folds(x, backend), path, input_grad, entropy_grad, tile_budget)
+    made = iter(out.gradients)
+    with_u = u is not None and bool(out.gradients)
+    with_twin = bool(out.gradients) and entropy_grad
+    pieces = [next(made) if want else x.new_empty(0) for want in _pieces(bool(out.gradients), with_u, with_twin)]
+    return (
+        out.logp, out.entropy, out.logsumsq, out.mean_logit, out.top1, out.lse, out.rest, out.slope, out.row_factor,
+        out.kept, *pieces,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+def _pieces(g: bool, u: bool, twin: bool) -> tuple[bool, bool, bool, bool]:
+    """Which of G of x, G of u, twin of x, twin of u exist."""
+    return g, u, twin, u and twin
+
+
+def _head(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor) -> Head:
+    u = None if u is None else u.contiguous()
+    b = None if b is None else b.contiguous()
+    return Head(x.contiguous(), weight.contiguous(), bias, u, b, targets.contiguous())
+
+
+@_linear_logprob.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    b: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+    entropy: bool,
+    entropy_grad: bool,
+    squares: bool,
+    total: bool,
+    input_grad: bool,
+    head_grad: bool,
+    tile_budget: int,
+    keep_budget: int,
+    backend: str,
+) -> Outputs:
+    n, vocab = x.shape[0], weight.shape[0]
+    path = algorithm.choose_path(x, vocab, input_grad, head_grad, entropy_grad, keep_budget)
+    acc = algorithm.accumulator(x.dtype)
+    store = algorithm.compute_dtype(x.dtype, x.device)
+
+    def wide(want: bool) -> Tensor:
+        return x.new_empty(n if want else 0, dtype=acc)
+
+    kept = x.new_empty(n, vocab, dtype=store) if path == "kept" else x.new_empty(0, dtype=acc)
+    with_g = input_grad and path in ("direct", "kept")
+    wants = _pieces(with_g, with_g and u is not None, with_g and entropy_grad)
+    inputs = (x, u, x, u)
+    pieces = [
+        x.new_empty(n, t.shape[1]) if want and t is not None else x.new_empty(0)
+        for want, t in zip(wants, inputs, strict=True)
+    ]
+    return (
+        wide(True), wide(entropy), wide(squares), wide(total), x.new_empty(n, dtype=torch.bool), wide(True), wide(True),
+        wide(True), wide(path == "kept"), kept, *pieces,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+@torch.library.custom_op("mmfast::linear_logprob_backward", mutates_args=())
+def _linear_logprob_backward(
+    c: Tensor | None,
+    h: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    b: Tensor | None,
+    saved: list[Tensor],
+    softcap: float | None,
+    temperature: float,
+    path: str,
+    wants: list[bool],
+    tile_budget: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, u, weight, B, bias as `wants` says. c = dL/dlogp, h = dL/dentropy; None is zero."""
+    logp, entropy, lse, rest, slope, row_factor, kept = saved
+    if c is None:
+        c = torch.zeros_like(logp)
+    head = _head(x, weight, bias, u, b, targets)
+    spec = FoldSpec(softcap, temperature)
+    head_wants = (wants[2], wants[3], wants[4])
+    with torch.autocast(x.device.type, enabled=False):
+        if path == "recompute":
+            a, d = -c, c * rest * slope
+            if h is not None:
+                p = logp.exp()
+                a = a - h * entropy
+                d = d - h * slope * torch.where(p > 0, p * (logp + entropy), 0.0)
+            grads = algorithm.gradients_by_recomputing(
+                head, spec, lse, a / temperature, None if h is None else -h / temperature, d, head_wants,
+                wants[0] or wants[1], tile_budget, _folds(x, backend),
+            )  # fmt: skip
+        else:
+            grads = algorithm.head_gradients_from_kept(
+                head, kept, -c * row_factor, head_wants, tile_budget, _folds(x, backend)
+            )
+    if grads.bias is not None and bias is not None:
+        grads.bias = grads.bias.to(bias.dtype)
+    ordered = (grads.x, grads.u, grads.weight, grads.b, grads.bias)
+    return tuple(  # type: ignore[return-value]
+        g if want and g is not None else x.new_empty(0) for g, want in zip(ordered, wants, strict=True)
+    )
+
+
+@_linear_logprob_backward.register_fake
+def _(
+    c: Tensor | None,
+    h: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    b: Tensor | None,
+    saved: list[Tensor],
+    softcap: float | None,
+    temperature: float,
+    path: str,
+    wants: list[bool],
+    tile_budget: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(  # type: ignore[return-value]
+        t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
+        for t, want in zip((x, u, weight, b, bias), wants, strict=True)
+    )
+
+
+def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
+    x, weight, targets, bias, u, b, softcap, temperature, _, entropy_grad = inputs[:10]
+    input_grad, head_grad, tile_budget, keep_budget, backend = inputs[12:]
+    ctx.path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
+    ctx.entropy_grad, ctx.backend, ctx.tile_budget = entropy_grad, backend, tile_budget
+    ctx.softcap, ctx.temperature = softcap, temperature
+    logp, h, _, _, _, lse, rest, slope, row_factor, kept, *gradients = output
+    ctx.mark_non_differentiable(*output[(2 if entropy_grad else 1) :])
+    ctx.set_materialize_grads(False)
+    if ctx.path == "direct":  # G stands in for x, the weight and everything else
+        ctx.save_for_backward(*gradients)
+    else:
+        ctx.save_for_backward(
+            *gradients, x, weight, targets, bias, u, b, logp, h, lse, rest, slope, row_factor, kept
+        )  # fmt: skip
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    g_x, g_u, twin_x, twin_u, *others = ctx.saved_tensors
+    c, h = grads[0], grads[1] if ctx.entropy_grad else None
+    result: list[Tensor | None] = [None] * 17
+    if c is None and h is None:
+        return tuple(result)
+    needs = ctx.needs_input_grad
+    positions = (0, 4, 1, 5, 3)  # of x, u, weight, B, bias among the op's arguments
+    wants = [needs[i] for i in positions]
+    if ctx.path in ("direct", "kept"):
+        for i, g, twin in ((0, g_x, twin_x), (4, g_u, twin_u)):
+            if needs[i]:
+                result[i] = _scale_gradient(c, g, h, twin if ctx.entropy_grad else None)
+        wants[0] = wants[1] = False
+    if any(wants):
+        x, weight, targets, bias, u, b, *saved = others
+        made = _linear_logprob_backward(
+            c, h, x, weight, targets, bias, u, b, saved, ctx.softcap, ctx.temperature, ctx.path, wants,
+            ctx.tile_budget, ctx.backend,
+        )  # fmt: skip
+        for i, grad, want in zip(positions, made, wants, strict=True):
+            if want:
+                result[i] = grad
+    return tuple(result)
+
+
+_linear_logprob.register_autograd(_backward, setup_context=_setup)
