@@ -22,6 +22,11 @@ PYBIND11_MODULE(_C, m) {
                                  share, at<int32_t>(parent), at<int64_t>(node_start), at<int64_t>(node_end),
                                  at<int32_t>(leaf));
   });
+  m.def("pack_step", [](Address parent, Address tokens, Address cost, int64_t nodes, Address leaves, int64_t pairs,
+                        int64_t world, int64_t budget, Address pack_of) {
+    return mmfast::pack_step(at<const int32_t>(parent), at<const int64_t>(tokens), at<const int64_t>(cost), nodes,
+                             at<const int32_t>(leaves), pairs, world, budget, at<int32_t>(pack_of));
+  });
 
 #if MMFAST_HAVE_CUDA
   m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,

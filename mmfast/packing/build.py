@@ -12,7 +12,7 @@ from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.packing.keys import response_key
 from mmfast.packing.layout import Layout
 from mmfast.packing.pack import Pack
-from mmfast.packing.symbols import Symbols, branches_of, collapse
+from mmfast.packing.symbols import Symbols, branches_of, collapse, ranges
 from mmfast.packing.tree import Forest, prefix_forest
 
 Reference = Callable[[str], np.ndarray]
@@ -77,19 +77,11 @@ def normaliser(examples: Sequence[Example], gamma: float) -> float:
     return float(sum(e.weight * float(token_weights(e.chosen, gamma).sum(dtype=np.float64)) for e in examples))
 
 
-def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Concatenated arange(start, end) of every range."""
-    sizes = ends - starts
-    ends_out = np.cumsum(sizes)
-    total = int(ends_out[-1]) if len(sizes) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends_out - sizes), sizes)
-
-
 class _Stream:
     """Tokens, features and positions of a forest in depth-first order, images expanded."""
 
     def __init__(self, symbols: Symbols, forest: Forest, images: Mapping[str, ImageInfo], layout: Layout) -> None:
-        flat = symbols.flat[_ranges(forest.start, forest.end)]
+        flat = symbols.flat[ranges(forest.start, forest.end)]
         # symbol_offsets[i]: where node i begins in `flat`; token_offsets: in the stream
         self.symbol_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(forest.end - forest.start)])
         at = np.flatnonzero(flat < 0)
@@ -112,9 +104,9 @@ class _Stream:
         ids[at] = -1 if layout.image_token_id is None else layout.image_token_id
         self.tokens = np.repeat(ids, length)
         image_starts = self.symbol_ends[at] - length[at]
-        slots = _ranges(image_starts, self.symbol_ends[at])
+        slots = ranges(image_starts, self.symbol_ends[at])
         self.features = np.full(total, -1, np.int64)
-        self.features[slots] = _ranges(feature_starts[which], feature_starts[which] + tokens[which])
+        self.features[slots] = ranges(feature_starts[which], feature_starts[which] + tokens[which])
 
         advance = np.ones(len(flat), np.int64)
         advance[at] = np.asarray([layout.advance(i) for i in infos], np.int64)[which]
@@ -165,7 +157,7 @@ def _runs(forest: Forest, stream: _Stream) -> dict:
         starts.append(q_offsets[r])
         ends.append(q_offsets[r + 1])
         k_offsets.append(k_offsets[-1] + seen + ends[-1] - starts[-1])
-    k_index = _ranges(np.asarray(starts, np.int64), np.asarray(ends, np.int64))
+    k_index = ranges(np.asarray(starts, np.int64), np.asarray(ends, np.int64))
     copies = np.bincount(k_index, minlength=offsets[-1])
     return dict(
         q_offsets=torch.tensor(q_offsets, dtype=torch.int32),
@@ -205,7 +197,7 @@ def _scored_rows(examples: Sequence[Example], symbols: Symbols, forest: Forest, 
     branches = [b for e in examples for b in branches_of(e)]
     for b, branch in enumerate(branches):
         spans = np.asarray(branch.spans, np.int64)
-        scored = _ranges(spans[:, 0], spans[:, 1])
+        scored = ranges(spans[:, 0], spans[:, 1])
         rows.append(path(int(forest.leaf[b]))[scored - 1])
         targets.append(symbols.flat[symbols.starts[b] + scored])
         counts.append(len(scored))

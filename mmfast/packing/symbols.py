@@ -26,6 +26,8 @@ class Symbols:
     image_tokens: np.ndarray  # int64[images]
     branch_of: np.ndarray  # int32[examples, 2], (chosen, rejected); -1 without a rejected side
     whole: np.ndarray  # int64[branches], tokens of the whole branch run alone, images expanded
+    prompts: np.ndarray  # int64[branches], where the first scored token stands in `flat`
+    predicts: np.ndarray  # bool, of each symbol: whether its hidden state predicts a scored token
 
     def lengths(self) -> np.ndarray:
         """int64 tokens of each symbol of `flat`."""
@@ -33,6 +35,14 @@ class Symbols:
         at = np.flatnonzero(self.flat < 0)
         lengths[at] = self.image_tokens[-1 - self.flat[at]]
         return lengths
+
+
+def ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Concatenated arange(start, end) of every range."""
+    sizes = ends - starts
+    stops = np.cumsum(sizes)
+    total = int(stops[-1]) if len(sizes) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (stops - sizes), sizes)
 
 
 def branches_of(example: Example) -> tuple[Branch, ...]:
@@ -43,18 +53,21 @@ def collapse(examples: Sequence[Example], images: Mapping[str, ImageInfo], layou
     """Flatten examples; mistakes in them are named by example and source."""
     branches: list[Branch] = []
     branch_of = np.full((len(examples), 2), -1, np.int32)
-    stops = []
+    stops: list[int] = []
+    prompts: list[int] = []
+    spans: list[tuple[int, int, int]] = []  # (branch, start, end)
     for e, example in enumerate(examples):
         for side, branch in enumerate(branches_of(example)):
             branch_of[e, side] = len(branches)
-            branches.append(branch)
-            spans = branch.spans
-            if not spans or spans[0][0] < 1 or spans[-1][1] > len(branch.ids) or spans[-1][1] <= spans[-1][0]:
+            if not branch.spans or branch.spans[0][0] < 1 or branch.spans[-1][1] > len(branch.ids):
                 raise ValueError(
-                    f"example {example.id} ({example.source}): scored spans {spans} do not fit {len(branch.ids)} ids; "
-                    "a response needs at least one token and one token before it"
+                    f"example {example.id} ({example.source}): scored spans {branch.spans} do not fit "
+                    f"{len(branch.ids)} ids; a response needs at least one token and one token before it"
                 )
-            stops.append(spans[-1][1] - 1)
+            stops.append(branch.spans[-1][1] - 1)
+            prompts.append(branch.spans[0][0])
+            spans += [(len(branches), start - 1, end - 1) for start, end in branch.spans]
+            branches.append(branch)
     count = np.asarray([len(b.ids) for b in branches], np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
     flat = np.concatenate([b.ids for b in branches]) if branches else np.empty(0, np.int32)
@@ -78,5 +91,18 @@ def collapse(examples: Sequence[Example], images: Mapping[str, ImageInfo], layou
     image_tokens = np.asarray([images[i].tokens for i in number], np.int64)
     whole = count - given
     np.add.at(whole, np.repeat(np.arange(len(branches)), given), image_tokens[np.asarray(wanted, np.int64)])
-    return Symbols(flat, starts[:-1], starts[:-1] + np.asarray(stops, np.int64), tuple(number), image_tokens,
-                   branch_of, whole)  # fmt: skip
+    begins = starts[:-1]
+    predicts = np.zeros(len(flat), bool)
+    owner, first, last = np.asarray(spans, np.int64).reshape(-1, 3).T
+    predicts[ranges(begins[owner] + first, begins[owner] + last)] = True
+    return Symbols(
+        flat=flat,
+        starts=begins,
+        ends=begins + np.asarray(stops, np.int64),
+        image_ids=tuple(number),
+        image_tokens=image_tokens,
+        branch_of=branch_of,
+        whole=whole,
+        prompts=begins + np.asarray(prompts, np.int64),
+        predicts=predicts,
+    )

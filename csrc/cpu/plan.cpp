@@ -1,0 +1,262 @@
+// One optimiser step's pairs -> packs: `world` ranks times the least number of micro-batches found.
+//
+// Bin packing in which items that share a beginning weigh less together. Pairs are first gathered into pieces: the
+// largest subtrees whose cost stays under a limit, so that a tree stays whole unless cutting it pays. Pieces then go,
+// largest first, to the pack in which they fit best. A few limits and two orders are tried, and the best result is kept.
+// Costs are integers, so every machine finds the same plan.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+namespace mmfast {
+namespace {
+
+constexpr int64_t kNoLimit = int64_t(1) << 60;
+
+struct Forest {
+  const int32_t* parent;
+  const int64_t* tokens;
+  const int64_t* cost;
+  int64_t nodes;
+};
+
+struct Piece {
+  std::vector<int32_t> pairs;
+  std::vector<int32_t> nodes;  // every node its pairs need, up to the roots
+  int64_t tokens = 0, cost = 0;
+};
+
+struct Result {
+  std::vector<int32_t> pack_of;  // of each pair
+  std::vector<int64_t> cost;     // of each pack
+  int64_t slowest = kNoLimit;    // sum over micro-batches of the dearest pack: ranks wait for one another
+  int64_t total = kNoLimit;
+};
+
+class Step {
+ public:
+  Step(Forest forest, const int32_t* leaves, int64_t pairs, int64_t budget)
+      : forest_(forest), leaves_(leaves), pairs_(pairs), budget_(budget), seen_(forest.nodes, -1) {
+    const int64_t n = forest.nodes;
+    depth_.resize(n);
+    above_tokens_.resize(n);
+    above_cost_.resize(n);
+    below_tokens_.assign(forest.tokens, forest.tokens + n);
+    below_cost_.assign(forest.cost, forest.cost + n);
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t p = forest.parent[i];
+      depth_[i] = p < 0 ? 0 : depth_[p] + 1;
+      above_tokens_[i] = p < 0 ? 0 : above_tokens_[p] + forest.tokens[p];
+      above_cost_[i] = p < 0 ? 0 : above_cost_[p] + forest.cost[p];
+    }
+    for (int64_t i = n - 1; i >= 0; --i) {
+      const int32_t p = forest.parent[i];
+      if (p >= 0) below_tokens_[p] += below_tokens_[i], below_cost_[p] += below_cost_[i];
+    }
+    meets_.resize(pairs);
+    for (int64_t p = 0; p < pairs; ++p) meets_[p] = meet(leaves[2 * p], leaves[2 * p + 1]);
+  }
+
+  int64_t total_tokens() const { return std::accumulate(forest_.tokens, forest_.tokens + forest_.nodes, int64_t(0)); }
+  int64_t total_cost() const { return std::accumulate(forest_.cost, forest_.cost + forest_.nodes, int64_t(0)); }
+
+  int64_t dearest_pair() {
+    int64_t dearest = 0;
+    for (int64_t p = 0; p < pairs_; ++p) dearest = std::max(dearest, added(int32_t(p), -2, nullptr).second);
+    return dearest;
+  }
+
+  // Whole subtrees under `limit`; pairs whose own subtree is above it are cut one after another.
+  std::vector<Piece> pieces(int64_t limit) {
+    const int64_t n = forest_.nodes;
+    std::vector<int32_t> anchor(n);  // the largest subtree under the limit that a node is in, or -1
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t p = forest_.parent[i];
+      if (p >= 0 && anchor[p] >= 0) {
+        anchor[i] = anchor[p];
+      } else {
+        const bool fits = above_tokens_[i] + below_tokens_[i] <= budget_ && above_cost_[i] + below_cost_[i] <= limit;
+        anchor[i] = fits ? int32_t(i) : -1;
+      }
+    }
+    // A pair whose sides share nothing is a piece by itself, gathered with those between the same two roots.
+    std::vector<std::tuple<int32_t, int32_t, int32_t, int32_t>> order(pairs_);
+    for (int64_t p = 0; p < pairs_; ++p) {
+      const int32_t a = leaves_[2 * p], b = leaves_[2 * p + 1], m = meets_[p];
+      const int32_t home = m < 0 ? -1 : (anchor[m] >= 0 ? anchor[m] : m);
+      order[p] = {home, std::max(a, b), b < 0 ? a : std::min(a, b), int32_t(p)};
+    }
+    std::sort(order.begin(), order.end());
+    std::vector<Piece> out;
+    int32_t stamp = next_stamp_, home_before = -2;
+    for (const auto& [home, high, low, pair] : order) {
+      (void)high, (void)low;
+      const bool whole = home >= 0 && anchor[home] == home;
+      if (home == home_before) {
+        Piece& last = out.back();
+        auto [tokens, cost] = added(pair, stamp, nullptr);
+        if (whole || (last.tokens + tokens <= budget_ && last.cost + cost <= limit)) {
+          take(last, pair, stamp);
+          continue;
+        }
+      }
+      out.emplace_back();
+      take(out.back(), pair, ++stamp);
+      home_before = home;
+    }
+    next_stamp_ = stamp + 1;
+    return out;
+  }
+
+  // Puts pieces, largest first, into `bins` packs; false if one does not fit.
+  bool place(std::vector<Piece>& pieces, int64_t world, int64_t bins, bool tight, Result& best) {
+    std::vector<int32_t> order(pieces.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return tight ? pieces[a].tokens > pieces[b].tokens : pieces[a].cost > pieces[b].cost;
+    });
+    const int64_t n = forest_.nodes;
+    std::vector<uint8_t> held(bins * n, 0);
+    std::vector<int64_t> tokens(bins, 0), cost(bins, 0);
+    std::vector<int32_t> pack_of(pairs_);
+    for (int32_t i : order) {
+      const Piece& piece = pieces[i];
+      int64_t chosen = -1, chosen_tokens = 0, chosen_cost = 0;
+      std::pair<int64_t, int64_t> chosen_rank{kNoLimit, kNoLimit};
+      for (int64_t b = 0; b < bins; ++b) {
+        int64_t more_tokens = piece.tokens, more_cost = piece.cost;
+        if (tokens[b]) {
+          for (int32_t node : piece.nodes) {
+            if (held[b * n + node]) more_tokens -= forest_.tokens[node], more_cost -= forest_.cost[node];
+          }
+        }
+        if (tokens[b] + more_tokens > budget_) continue;
+        const std::pair<int64_t, int64_t> rank = tight ? std::pair{more_tokens, -tokens[b]} : std::pair{cost[b] + more_cost, more_cost};
+        if (chosen < 0 || rank < chosen_rank) {
+          chosen = b, chosen_tokens = more_tokens, chosen_cost = more_cost, chosen_rank = rank;
+        }
+      }
+      if (chosen < 0) return false;
+      tokens[chosen] += chosen_tokens;
+      cost[chosen] += chosen_cost;
+      for (int32_t node : piece.nodes) held[chosen * n + node] = 1;
+      for (int32_t pair : piece.pairs) pack_of[pair] = int32_t(chosen);
+    }
+    std::vector<int64_t> sorted = cost;
+    std::sort(sorted.rbegin(), sorted.rend());
+    int64_t slowest = 0;
+    for (int64_t i = 0; i < bins; i += world) slowest += sorted[i];
+    const int64_t total = std::accumulate(cost.begin(), cost.end(), int64_t(0));
+    if (std::pair{slowest, total} < std::pair{best.slowest, best.total}) {
+      best = {std::move(pack_of), std::move(cost), slowest, total};
+    }
+    return true;
+  }
+
+ private:
+  int32_t meet(int32_t a, int32_t b) const {  // lowest common ancestor; -1 where two trees have none
+    if (b < 0) return a;
+    while (a != b) {
+      if (a < 0 || b < 0) return -1;
+      if (depth_[a] >= depth_[b]) {
+        a = forest_.parent[a];
+      } else {
+        b = forest_.parent[b];
+      }
+    }
+    return a;
+  }
+
+  // Tokens and cost that `pair` adds to the piece of `stamp`; the nodes are stamped if `into` is given.
+  std::pair<int64_t, int64_t> added(int32_t pair, int32_t stamp, Piece* into) {
+    int64_t tokens = 0, cost = 0;
+    trail_.clear();
+    for (int side = 0; side < 2; ++side) {
+      for (int32_t node = leaves_[2 * pair + side]; node >= 0 && seen_[node] != stamp; node = forest_.parent[node]) {
+        tokens += forest_.tokens[node];
+        cost += forest_.cost[node];
+        trail_.emplace_back(node, seen_[node]);
+        seen_[node] = stamp;
+      }
+    }
+    for (auto [node, before] : trail_) {
+      if (into) {
+        into->nodes.push_back(node);
+      } else {
+        seen_[node] = before;
+      }
+    }
+    return {tokens, cost};
+  }
+
+  void take(Piece& piece, int32_t pair, int32_t stamp) {
+    auto [tokens, cost] = added(pair, stamp, &piece);
+    piece.pairs.push_back(pair);
+    piece.tokens += tokens;
+    piece.cost += cost;
+  }
+
+  Forest forest_;
+  const int32_t* leaves_;
+  int64_t pairs_, budget_;
+  std::vector<int32_t> depth_, meets_, seen_;
+  std::vector<int64_t> above_tokens_, above_cost_, below_tokens_, below_cost_;
+  std::vector<std::pair<int32_t, int32_t>> trail_;
+  int32_t next_stamp_ = 0;
+};
+
+// Sizes of piece worth trying, falling: around the mean of a pack, and around the dearest pair, which bounds it below.
+std::vector<int64_t> limits(int64_t mean, int64_t pair) {
+  std::vector<int64_t> out{kNoLimit, 0};
+  for (int64_t percent : {300, 200, 150, 125, 100, 75, 50, 25, 12}) out.push_back(mean * percent / 100);
+  for (int64_t percent : {200, 150, 133, 120, 110, 100}) out.push_back(pair * percent / 100);
+  std::sort(out.rbegin(), out.rend());
+  return out;
+}
+
+}  // namespace
+
+int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* cost, int64_t nodes,
+                  const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of) {
+  if (pairs == 0) return 0;
+  Step step({parent, tokens, cost, nodes}, leaves, pairs, budget);
+  const int64_t most = (pairs + world - 1) / world;  // every pair in a pack of its own
+  int64_t micro_batches = std::max<int64_t>(1, (step.total_tokens() + world * budget - 1) / (world * budget));
+  for (; micro_batches <= most; ++micro_batches) {
+    const int64_t bins = world * micro_batches, mean = step.total_cost() / bins;
+    Result best;
+    int64_t largest = kNoLimit + 1;  // a limit at or above the largest piece so far would give the same pieces again
+    for (int64_t limit : limits(mean, step.dearest_pair())) {
+      if (limit >= largest) continue;
+      std::vector<Piece> pieces = step.pieces(limit);
+      largest = 0;
+      for (const Piece& piece : pieces) largest = std::max(largest, piece.cost);
+      step.place(pieces, world, bins, false, best);
+      step.place(pieces, world, bins, true, best);
+    }
+    if (best.slowest == kNoLimit) continue;
+    // Packs of like cost run at the same time; within a micro-batch the dearest goes to the rank with least so far.
+    std::vector<int32_t> order(bins), slot(bins), ranks(world);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return best.cost[a] > best.cost[b]; });
+    std::vector<int64_t> load(world, 0);
+    for (int64_t m = 0; m < micro_batches; ++m) {
+      std::iota(ranks.begin(), ranks.end(), 0);
+      std::stable_sort(ranks.begin(), ranks.end(), [&](int32_t a, int32_t b) { return load[a] < load[b]; });
+      for (int64_t r = 0; r < world; ++r) {
+        const int32_t bin = order[m * world + r];
+        slot[bin] = int32_t(m * world + ranks[r]);
+        load[ranks[r]] += best.cost[bin];
+      }
+    }
+    for (int64_t p = 0; p < pairs; ++p) pack_of[p] = slot[best.pack_of[p]];
+    return micro_batches;
+  }
+  return -1;
+}
+
+}  // namespace mmfast

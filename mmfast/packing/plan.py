@@ -1,0 +1,163 @@
+"""The plan: which examples go to which step, rank and micro-batch. A pure function of token ids and settings; every
+rank computes it for itself and finds the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmfast.data.records import Example, ImageInfo
+from mmfast.ops.dispatch import native
+from mmfast.packing.build import normaliser
+from mmfast.packing.cost import UNIT, Cost, NodeCosts
+from mmfast.packing.layout import Layout
+from mmfast.packing.order import SHUFFLES, blocks, epoch_order, groups
+from mmfast.packing.symbols import collapse
+from mmfast.packing.tree import Forest, prefix_forest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """The keys of [train] that shape a plan, with the seed."""
+
+    pairs_per_step: int  # over all ranks; examples for SFT
+    tokens_per_pack: int
+    seed: int = 0
+    shuffle: str = "groups"
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_step", "tokens_per_pack"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} = {getattr(self, name)}: it must be at least 1")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"train.shuffle = {self.shuffle!r}: choose one of {', '.join(SHUFFLES)}")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimiser step. packs[rank][micro_batch] holds example numbers; a pack may be empty."""
+
+    epoch: int
+    step: int  # within the epoch
+    examples: np.ndarray  # of the step, in order
+    packs: tuple[tuple[np.ndarray, ...], ...]
+    pair_count: float  # what the step's summed loss is divided by
+    tokens: np.ndarray  # int64[ranks, micro_batches] that run
+    costs: np.ndarray  # float64[ranks, micro_batches], in tokens through the decoder's linear layers
+    whole_tokens: int  # what its branches would have run one by one
+
+    @property
+    def micro_batches(self) -> int:
+        return len(self.packs[0])
+
+
+class Plan:
+    """plan = Plan(examples, images, layout, settings); plan.step(epoch, step, world) for any step, in any order."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        images: Mapping[str, ImageInfo],
+        layout: Layout,
+        settings: PlanSettings,
+        *,
+        cost: Cost | None = None,
+        gamma: float = 1.0,
+    ) -> None:
+        if not examples:
+            raise ValueError("there is nothing to plan: the data has no examples")
+        self.settings, self.share = settings, layout.share
+        self.symbols = collapse(examples, images, layout)
+        self.is_pairs = bool(self.symbols.branch_of[0, 1] >= 0)
+        if np.any((self.symbols.branch_of[:, 1] >= 0) != self.is_pairs):
+            raise ValueError("the data mixes pairs with examples that have no rejected side: plan them apart")
+        self.costs = NodeCosts(self.symbols, cost or Cost())
+        self._check_sizes(examples)
+        self._normalisers = [normaliser([e], gamma) for e in examples]
+        self._blocks = blocks(groups(self.symbols), settings.pairs_per_step)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        n, size = len(examples), settings.pairs_per_step
+        self.examples = n
+        self.steps_per_epoch = n // size if settings.drop_last else -(-n // size)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"train.drop_last with train.pairs_per_step = {size} drops all {n} examples: "
+                "lower pairs_per_step or set drop_last = false"
+            )
+
+    def _check_sizes(self, examples: Sequence[Example]) -> None:
+        """A pair is whole in one pack, so each must fit the budget alone."""
+        budget = self.settings.tokens_per_pack
+        before = self.costs.tokens_before
+        length = before[self.symbols.ends] - before[self.symbols.starts]
+        a, b = self.symbols.branch_of.T
+        apart = length[a] + np.where(b >= 0, length[b], 0)
+        for e in np.flatnonzero(apart > budget).tolist():
+            tokens = int(self._forest(np.asarray([e]))[1].sum())
+            if tokens > budget:
+                raise ValueError(
+                    f"example {examples[e].id} ({examples[e].source}) needs {tokens} tokens, but "
+                    f"train.tokens_per_pack = {budget}: raise it, or lower data.max_length so that such rows are "
+                    "dropped or cut"
+                )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Example numbers in the order of one epoch."""
+        if self._order[0] != epoch:
+            s = self.settings
+            self._order = (epoch, epoch_order(self._blocks, self.examples, s.shuffle, s.seed, epoch))
+        return self._order[1]
+
+    def step(self, epoch: int, step: int, world: int = 1) -> StepPlan:
+        """Step `step` of an epoch, packed for `world` ranks."""
+        if not 0 <= step < self.steps_per_epoch:
+            raise ValueError(f"step {step}: an epoch has {self.steps_per_epoch}")
+        size = self.settings.pairs_per_step
+        chosen = self.order(epoch)[step * size : (step + 1) * size]
+        forest, tokens, cost = self._forest(chosen)
+        pack_of, micro_batches = self._pack(forest, tokens, cost, world)
+        packs = [[chosen[pack_of == m * world + r] for m in range(micro_batches)] for r in range(world)]
+        sizes = np.zeros((2, world, micro_batches))
+        for r, rank in enumerate(packs):
+            for m, pack in enumerate(rank):
+                if len(pack):
+                    sizes[:, r, m] = [x.sum() for x in self._forest(pack)[1:]]
+        branches = self.symbols.branch_of[chosen].reshape(-1)
+        return StepPlan(
+            epoch=epoch,
+            step=step,
+            examples=chosen,
+            packs=tuple(tuple(rank) for rank in packs),
+            pair_count=float(sum(self._normalisers[e] for e in chosen.tolist())),
+            tokens=sizes[0].astype(np.int64),
+            costs=sizes[1] / UNIT,
+            whole_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
+        )
+
+    def _forest(self, chosen: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
+        """The forest of some examples, with tokens and cost of its nodes."""
+        branches = self.symbols.branch_of[chosen].reshape(-1)
+        branches = branches[branches >= 0]
+        starts, ends = self.symbols.starts[branches], self.symbols.ends[branches]
+        forest = prefix_forest(self.symbols.flat, starts, ends, share=self.share)
+        return forest, *self.costs.of(forest.start, forest.end)
+
+    def _pack(self, forest: Forest, tokens: np.ndarray, cost: np.ndarray, world: int) -> tuple[np.ndarray, int]:
+        """(pack of each example, micro-batches); pack = micro-batch * world + rank."""
+        module = native()
+        if module is None:
+            raise ValueError("planning needs mmfast._C, which was not built: pip install . with a C++ compiler")
+        sides = forest.leaf.reshape(-1, 2 if self.is_pairs else 1)
+        leaves = np.full((len(sides), 2), -1, np.int32)
+        leaves[:, : sides.shape[1]] = sides
+        pack_of = np.empty(len(sides), np.int32)
+        parent = np.ascontiguousarray(forest.parent)
+        micro_batches: int = module.pack_step(
+            parent.ctypes.data, tokens.ctypes.data, cost.ctypes.data, len(parent), leaves.ctypes.data,
+            len(sides), world, self.settings.tokens_per_pack, pack_of.ctypes.data,
+        )  # fmt: skip
+        assert micro_batches > 0, "a pair above the budget was let through"
+        return pack_of, micro_batches
