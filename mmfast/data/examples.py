@@ -1,0 +1,237 @@
+"""Record -> Example: messages rendered, tokenised, spans and segment flags found, everything checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmfast.data.problems import BadRow, Problem
+from mmfast.data.records import Branch, Example, ImageInfo, Record
+from mmfast.data.segments import changed_flags, span_weights
+from mmfast.data.templates import Chunk, Template, image_count, parts, text_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSettings:
+    turns: str = "last"
+    max_length: int = 4096  # image slots included
+    max_words: int = 0  # an answer is cut after so many words (0: never)
+    truncate: str = "never"
+    segments: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("turns", ("last", "all")),
+            ("truncate", ("never", "response")),
+            ("segments", ("none", "clean", "compat", "record")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"data.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+
+
+@dataclass(slots=True)
+class Side:
+    """A branch in the making."""
+
+    ids: np.ndarray
+    spans: list[tuple[int, int]]
+    offsets: np.ndarray  # int[n, 2], of the scored tokens
+    answer_start: int  # where, in the offsets' count, the last answer begins
+    images: tuple[str, ...]
+    last_span_from: int  # the scored token that opens the last answer
+
+
+class ExampleBuilder:
+    def __init__(self, template: Template, settings: ExampleSettings):
+        self.template, self.tokenizer, self.settings = template, template.tokenizer, settings
+        self._prompt: tuple[str, list[int]] = ("", [])  # the last prompt chunk: both sides of a pair have it
+
+    def build(self, record: Record, images: Sequence[ImageInfo]) -> tuple[Example, list[Problem]]:
+        """`images` are record.images, looked up, in order. Raises BadRow."""
+        notes: list[Problem] = []
+        chosen = self._side(record, record.chosen_prompt or record.prompt, record.chosen, images, notes, "chosen")
+        rejected = None
+        if record.rejected is not None:
+            prompt = record.rejected_prompt or record.prompt
+            rejected = self._side(record, prompt, record.rejected, images, notes, "rejected")
+            if np.array_equal(chosen.ids, rejected.ids) and chosen.images == rejected.images:
+                raise BadRow("identical", "chosen and rejected are the same tokens")
+        flags: dict[str, np.ndarray | None] = {"chosen": None, "rejected": None}
+        weights: dict[str, np.ndarray | None] = {"chosen": None, "rejected": None}
+        mode = self.settings.segments
+        if mode == "record" and record.segments:
+            for name, side in (("chosen", chosen), ("rejected", rejected)):
+                if side is not None and record.segments.get(name):
+                    flags[name], weights[name] = self._given(side, record.segments[name])
+        elif mode in ("clean", "compat") and rejected is not None:
+            flags["rejected"], flags["chosen"] = changed_flags(
+                mode, (rejected.ids, rejected.spans), (chosen.ids, chosen.spans)
+            )
+        branches = {
+            name: side
+            and Branch(
+                ids=side.ids,
+                images=side.images,
+                spans=tuple(side.spans),
+                changed=flags[name],
+                weights=weights[name],
+            )
+            for name, side in (("chosen", chosen), ("rejected", rejected))
+        }
+        assert branches["chosen"] is not None
+        example = Example(
+            id=record.id,
+            source=record.source,
+            chosen=branches["chosen"],
+            rejected=branches["rejected"],
+            weight=record.weight,
+        )
+        return example, notes
+
+    def _given(self, side: Side, segments: list) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Spans given in the record; they count characters of the last answer."""
+        n, first = len(side.offsets), side.last_span_from
+        changed, weights = span_weights(side.offsets[first:], segments, side.answer_start)
+        flags = np.zeros(n, bool)
+        flags[first:] = changed
+        if weights is not None:
+            weights = np.concatenate([np.ones(first, np.float32), weights])
+        return (flags if flags.any() else None), weights
+
+    def _side(
+        self,
+        record: Record,
+        prompt: Sequence[dict],
+        answer: Sequence[dict],
+        images: Sequence[ImageInfo],
+        notes: list[Problem],
+        name: str,
+    ) -> Side:
+        messages, scored = self._messages(record, prompt, answer, notes, name)
+        used = self._images_of(messages, images)
+        messages, literals = self.template.messages_masked(messages)
+        if literals:
+            listed = ", ".join(sorted(set(literals)))
+            notes.append(Problem(record.source, "special-words", f"{name}: {listed} written out; tokenised as words"))
+        chunks = self.template.chunks(messages, scored)
+        side = self._joint(chunks) if self.template.joint else self._separate(chunks)
+        side.images = tuple(i.id for i in used)
+        placeholders = int((side.ids == self.tokenizer.image_token_id).sum()) if self.tokenizer.image_token_id else 0
+        if placeholders != len(used):
+            raise BadRow("image-count", f"{name}: {placeholders} image tokens for {len(used)} images")
+        content = self.tokenizer.unmask(text_of(messages[scored[-1]]))
+        side.answer_start = self._answer_start(chunks, content)
+        self._fit(side, used, record, notes, name)
+        return side
+
+    def _messages(
+        self, record: Record, prompt: Sequence[dict], answer: Sequence[dict], notes: list[Problem], name: str
+    ) -> tuple[list[dict], list[int]]:
+        messages = [*prompt, *answer]
+        if not answer or messages[-1]["role"] != "assistant":
+            raise BadRow("empty-response", f"{name} does not end with an answer of the assistant")
+        first = 0 if record.rejected is None else len(prompt)  # a shared prompt's answers have no preference
+        scored = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
+        if self.settings.turns == "last":
+            scored = scored[-1:]
+        for i in scored:
+            text = text_of(messages[i])
+            if not text.strip():
+                raise BadRow("empty-response", f"{name} holds an empty answer")
+            if self.settings.max_words:
+                cut = re.match(r"\s*(?:\S+\s+){%d}" % self.settings.max_words, text)
+                if cut and text[cut.end() :].strip():
+                    text = cut.group().rstrip()
+                    messages[i] = {"role": "assistant", "content": text}
+                    notes.append(
+                        Problem(record.source, "words-cut", f"{name}: cut after {self.settings.max_words} words")
+                    )
+            mark = self.template.seed.answer.strip() if self.template.seed else "ASSISTANT:"
+            if mark and mark in text:
+                notes.append(Problem(record.source, "role-words", f"{name}: {mark!r} stands in an answer, as words"))
+        return messages, scored
+
+    def _images_of(self, messages: Sequence[dict], images: Sequence[ImageInfo]) -> list[ImageInfo]:
+        """The images of a path in the order of its placeholders; a part may name its image by `index`."""
+        wanted = [p.get("index") for m in messages for p in parts(m) if p["type"] == "image"]
+        if wanted and all(i is not None for i in wanted):
+            return [images[i] for i in wanted]
+        if len(wanted) != len(images):
+            raise BadRow("image-count", f"{image_count(messages)} image tokens for {len(images)} images")
+        return list(images)
+
+    # tokens
+
+    def _separate(self, chunks: Sequence[Chunk]) -> Side:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        offsets: list[tuple[int, int]] = []
+        last = 0
+        for k, chunk in enumerate(chunks):
+            if k == 0 and chunk.text == self._prompt[0]:
+                ids += self._prompt[1]
+                continue
+            encoded = self.tokenizer.encode(chunk.text)
+            start = len(ids)
+            if k == 0:
+                bos = self.tokenizer.bos_ids
+                ids += encoded.ids if encoded.ids[: len(bos)] == bos else bos + encoded.ids
+                self._prompt = (chunk.text, list(ids))
+            else:
+                ids += encoded.ids
+            if chunk.scored:
+                last = len(offsets)
+                spans.append((start, len(ids)))
+                offsets += encoded.offsets
+        return Side(np.asarray(ids, np.int32), spans, _pairs(offsets), 0, (), last)
+
+    def _joint(self, chunks: Sequence[Chunk]) -> Side:
+        encoded = self.tokenizer.encode("".join(c.text for c in chunks))
+        bos = self.tokenizer.bos_ids
+        shift = 0 if encoded.ids[: len(bos)] == bos else len(bos)
+        ids = np.asarray([*bos[:shift], *encoded.ids], np.int32)
+        offsets = _pairs(encoded.offsets)
+        spans, scored_offsets, at, last, n = [], [], 0, 0, 0
+        for chunk in chunks:
+            length = len(self.tokenizer.unmask(chunk.text))
+            if chunk.scored:
+                inside = np.flatnonzero((offsets[:, 1] > at + chunk.lead) & (offsets[:, 0] < at + length))
+                if not len(inside):
+                    raise BadRow("empty-response", "an answer has no token of its own")
+                spans.append((int(inside[0]) + shift, int(inside[-1]) + 1 + shift))
+                scored_offsets.append(offsets[inside[0] : inside[-1] + 1])
+                last, n = n, n + len(scored_offsets[-1])
+            at += length
+        return Side(ids, spans, np.concatenate(scored_offsets), 0, (), last)
+
+    def _answer_start(self, chunks: Sequence[Chunk], content: str) -> int:
+        texts = [self.tokenizer.unmask(c.text) for c in chunks]
+        at = texts[-1].find(content)
+        if at < 0:  # the template strips what it is given
+            at = texts[-1].find(content.strip()) - (len(content) - len(content.lstrip()))
+        return at + (sum(map(len, texts[:-1])) if self.template.joint else 0)
+
+    def _fit(self, side: Side, images: Sequence[ImageInfo], record: Record, notes: list[Problem], name: str) -> None:
+        limit = self.settings.max_length
+        length = len(side.ids) + sum(i.tokens - 1 for i in images)
+        if not limit or length <= limit:
+            return
+        first = side.spans[-1][0]
+        keep = len(side.ids) - (length - limit)
+        what = f"{name}: {length} tokens (images included) are over data.max_length = {limit}"
+        if self.settings.truncate == "never":
+            raise BadRow("too-long", f"{what}; raise it, or set data.truncate = 'response'")
+        if keep <= first:
+            raise BadRow("too-long", f"{what}, and the prompt alone leaves no room for a response")
+        cut = len(side.ids) - keep
+        side.ids = side.ids[:keep]
+        side.spans[-1] = (first, keep)
+        side.offsets = side.offsets[: len(side.offsets) - cut]
+        notes.append(Problem(record.source, "truncated", f"{what}; {cut} response tokens were cut"))
+
+
+def _pairs(offsets: list[tuple[int, int]]) -> np.ndarray:
+    return np.asarray(offsets, np.int64).reshape(-1, 2)

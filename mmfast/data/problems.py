@@ -1,0 +1,64 @@
+"""What is wrong with a row, said once, by name: every reader and builder raises BadRow, every report lists Problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+class BadRow(ValueError):
+    """One row cannot become an example. `kind` groups the report; the message says what and, where it can, the fix."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    source: str  # "file:row"
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message} [{self.kind}]"
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of every row of a build: nothing is dropped, cut or reinterpreted without a line here."""
+
+    rows: int = 0
+    examples: int = 0
+    dropped: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)  # kept, but changed or noteworthy (truncated, special words, ...)
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(p.kind for p in self.dropped) + Counter(p.kind for p in self.notes))
+
+    def summary(self) -> str:
+        parts = [f"{self.examples} examples from {self.rows} rows"]
+        for title, problems in (("dropped", self.dropped), ("noted", self.notes)):
+            if problems:
+                kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(p.kind for p in problems).items()))
+                parts.append(f"{title}: {kinds}")
+        return "; ".join(parts)
+
+    def merge(self, other: Report) -> None:
+        self.rows += other.rows
+        self.examples += other.examples
+        self.dropped += other.dropped
+        self.notes += other.notes
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Report:
+        return Report(
+            rows=value["rows"],
+            examples=value["examples"],
+            dropped=[Problem(**p) for p in value["dropped"]],
+            notes=[Problem(**p) for p in value["notes"]],
+        )

@@ -1,0 +1,71 @@
+"""Formats of preference and SFT files, one module each; which one a file has is told from its first rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmfast.data.problems import BadRow, Problem
+from mmfast.data.readers import trl
+from mmfast.data.readers.base import Format
+from mmfast.data.records import Record
+from mmfast.data.rows import Row, iterate
+
+FORMATS: dict[str, Format] = {f.name: f for f in (trl.FORMAT,)}
+
+
+def detect(path: str | Path, look: int = 20) -> Format:
+    """The one format that the first rows fit. Broken rows do not vote; no fit, or two, is an error that says so."""
+    rows = [r.value for r in islice(iterate(path), look) if not isinstance(r.value, BadRow)]
+    if not rows:
+        raise ValueError(f"{path}: none of the first {look} rows can be read, so the format cannot be told")
+    votes = {name: sum(bool(f.accepts(row)) for row in rows) for name, f in FORMATS.items()}
+    best = max(votes.values())
+    winners = [name for name, n in votes.items() if n == best]
+    if best * 2 > len(rows) and len(winners) == 1:
+        return FORMATS[winners[0]]
+    wanted = "\n".join(f"  {name}: {f.looks_for}" for name, f in FORMATS.items())
+    found = ", ".join(sorted(rows[0]))
+    state = f"fits {' and '.join(winners)} alike" if best * 2 > len(rows) else "fits no known format"
+    raise ValueError(
+        f"{path}: {state}. Its first row has the columns {found}. Looked for:\n{wanted}\n"
+        "Name the format with data.format, or convert the file"
+    )
+
+
+def format_of(path: str | Path, name: str = "auto") -> Format:
+    if name == "auto":
+        return detect(path)
+    if name not in FORMATS:
+        raise ValueError(f"data.format: unknown format {name!r}; choose auto, {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]:
+    """The records of one row. Anything a hand-made row can get wrong surfaces as a BadRow."""
+    if isinstance(row.value, BadRow):
+        raise row.value
+    try:
+        yield from fmt.read(row, options)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadRow("format", f"not a {fmt.name} row ({type(error).__name__}: {error}); it has {fmt.looks_for}") from error
+    except ValueError as error:
+        if isinstance(error, BadRow):
+            raise
+        raise BadRow("format", f"not a {fmt.name} row ({error}); it has {fmt.looks_for}") from error
+
+
+def read_records(
+    path: str | Path, name: str = "auto", options: dict[str, Any] | None = None, problems: list[Problem] | None = None
+) -> Iterator[Record]:
+    """The records of a file. A broken row raises, or, where `problems` is given, is listed there and passed over."""
+    fmt = format_of(path, name)
+    for row in iterate(path):
+        try:
+            yield from read_row(fmt, row, options or {})
+        except BadRow as error:
+            if problems is None:
+                raise ValueError(f"{row.source}: {error}") from None
+            problems.append(Problem(row.source, error.kind, str(error)))

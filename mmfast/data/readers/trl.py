@@ -1,0 +1,171 @@
+"""TRL's formats, which are also the canonical one: prompt/chosen/rejected as messages or texts, messages for SFT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from mmfast.data.problems import BadRow
+from mmfast.data.readers.base import Format, answer, common_prefix, image_list, question, record_id, split_answer
+from mmfast.data.records import Record
+from mmfast.data.rows import Row
+
+
+def _messages(value: Any, name: str) -> list[dict]:
+    """Messages as they come (Parquet fills absent part fields with null), reduced to role and content."""
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
+        raise BadRow("format", f"{name} is not a list of messages with role and content")
+    out = []
+    for message in value:
+        content = message["content"]
+        if isinstance(content, list):
+            content = [_part(p, name) for p in content]
+        elif not isinstance(content, str):
+            raise BadRow("format", f"{name}: a message's content is a {type(content).__name__}")
+        if message["role"] not in ("system", "user", "assistant"):
+            raise BadRow("format", f"{name}: unknown role {message['role']!r}")
+        out.append({"role": message["role"], "content": content})
+    return out
+
+
+def _part(part: Any, name: str) -> dict:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image":
+        return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
+    raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
+
+
+def _place_images(messages: list[dict], images: int) -> list[dict]:
+    """Plain-text content with images in their own column: markers in user turns, else all before the first question."""
+    if any(isinstance(m["content"], list) for m in messages) or not images:
+        return messages
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    marked = sum(messages[i]["content"].count("<image>") for i in users)
+    out = list(messages)
+    for i in users:
+        first = images if i == users[0] and not marked else 0
+        out[i] = question(messages[i]["content"], first) if marked or first else messages[i]
+    return out
+
+
+def _sided(row: dict, images: int) -> tuple[list[dict], list[dict], list[dict] | None]:
+    """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
+    chosen = row.get("chosen", row.get("completion"))
+    rejected = row.get("rejected")
+    prompt = row.get("prompt")
+    if row.get("messages") is not None:
+        first, last = split_answer(_place_images(_messages(row["messages"], "messages"), images))
+        return list(first), list(last), None
+    if isinstance(prompt, str):
+        before = [question(prompt, images)]
+        return before, [answer(chosen)], None if rejected is None else [answer(rejected)]
+    if prompt is None:
+        if isinstance(chosen, str) or rejected is None:
+            raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
+        left, right = _messages(chosen, "chosen"), _messages(rejected, "rejected")
+        n = common_prefix(left, right)
+        return _place_images(left[:n], images), left[n:], right[n:]
+    before = _place_images(_messages(prompt, "prompt"), images)
+    sides = [
+        None if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n)
+        for s, n in ((chosen, "chosen"), (rejected, "rejected"))
+    ]
+    if sides[0] is None:
+        raise BadRow("format", "the row has a prompt but no chosen (or completion)")
+    return before, sides[0], sides[1]
+
+
+def _segments(value: Any) -> dict[str, list] | None:
+    """{"chosen": [[start, end(, weight)], ...], "rejected": ...}, characters of the last answer; checked."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not set(value) <= {"chosen", "rejected"}:
+        raise BadRow("format", "segments is not {chosen: [[start, end, weight], ...], rejected: ...}")
+    for spans in value.values():
+        for span in spans or ():
+            bad = len(span) not in (2, 3) or any(isinstance(x, bool | str) for x in span)
+            if bad or not 0 <= span[0] < span[1] or (len(span) == 3 and span[2] is not None and span[2] < 0):
+                raise BadRow("format", f"a segment is [start, end] or [start, end, weight >= 0] with start < end: {span}")
+    return {k: [tuple(s) for s in v] for k, v in value.items() if v}
+
+
+def _decoded(value: Any) -> Any:
+    """Columns that Parquet holds as JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
+    value = row.value
+    images = image_list(value.get("images", value.get("image")))
+    prompt, chosen, rejected = _sided(value, len(images))
+    own = {}
+    for name in ("chosen_prompt", "rejected_prompt"):
+        if value.get(name) is not None:
+            given = value[name]
+            messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name)
+            own[name] = tuple(_place_images(messages, len(images)))
+    segments, weights = _decoded(value.get("segments")), _decoded(value.get("weights"))
+    if segments and weights:
+        raise BadRow("format", "the row has both segments and weights; they name the same thing")
+    weight = value.get("weight")
+    yield Record(
+        id=record_id(row, "id"),
+        source=row.source,
+        images=images,
+        prompt=tuple(prompt),
+        chosen=tuple(chosen),
+        rejected=None if rejected is None else tuple(rejected),
+        weight=1.0 if weight is None else float(weight),
+        segments=_segments(segments or weights),
+        scores=_decoded(value.get("scores")) or None,
+        meta=_decoded(value.get("meta")) or {},
+        **own,
+    )
+
+
+def write(record: Record) -> tuple[dict, list[str]]:
+    """The canonical form: everything a record has."""
+    row: dict[str, Any] = {"id": record.id, "images": list(record.images), "prompt": list(record.prompt)}
+    row["chosen"] = list(record.chosen)
+    if record.rejected is not None:
+        row["rejected"] = list(record.rejected)
+    for name in ("chosen_prompt", "rejected_prompt"):
+        side = getattr(record, name)
+        if side is not None:
+            row[name] = list(side)
+    if record.weight != 1.0:
+        row["weight"] = record.weight
+    for name in ("segments", "scores", "meta"):
+        if getattr(record, name):
+            row[name] = getattr(record, name)
+    return row, []
+
+
+def _accepts(row: dict) -> bool:
+    def texts(value: Any) -> bool:
+        return isinstance(value, str) or _is_messages(value)
+
+    if _is_messages(row.get("messages")):
+        return not any(k.startswith("rejected") for k in row)
+    if "question" in row:
+        return False
+    chosen = row.get("chosen", row.get("completion"))
+    return texts(chosen) and ("prompt" in row or "chosen_prompt" in row or _is_messages(chosen))
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+FORMAT = Format(
+    name="trl",
+    looks_for="prompt + chosen (+ rejected) as texts or role/content messages, or messages",
+    accepts=_accepts,
+    read=read,
+    write=write,
+)

@@ -1,0 +1,132 @@
+"""Which response tokens differ from the other side, and what given character spans weigh.
+
+Flags are kept with an example; what a changed token weighs (gamma) is decided when a pack is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+
+MODES = ("none", "clean", "compat", "record")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecipe:
+    """A published weighting, whole: how segments are found, what they weigh, how a response is summed."""
+
+    segments: str
+    gamma: float
+    average: bool
+    beta: float
+
+
+RECIPES = {
+    "rlhfv_release": SegmentRecipe(segments="compat", gamma=1.1, average=False, beta=0.1),
+    "rlhfv_paper": SegmentRecipe(segments="compat", gamma=5.0, average=True, beta=0.5),
+}
+
+
+def changed_segments_difflib(
+    rejected: Sequence[int], chosen: Sequence[int], *, min_match: int = 3, autojunk: bool = False
+) -> tuple[list[int], list[int]]:
+    """The slow twin of mmfast.ops.changed_segments: indices in pure substitutions between blocks of min_match and more."""
+    matcher = SequenceMatcher(None, list(rejected), list(chosen), autojunk=autojunk)
+    out_rejected: list[int] = []
+    out_chosen: list[int] = []
+    at_a = at_b = 0
+    for a, b, size in matcher.get_matching_blocks():
+        if 0 < size < min_match:
+            continue
+        if at_a < a and at_b < b:
+            out_rejected += range(at_a, a)
+            out_chosen += range(at_b, b)
+        at_a, at_b = a + size, b + size
+    return out_rejected, out_chosen
+
+
+def _find(rejected: np.ndarray, chosen: np.ndarray, autojunk: bool) -> tuple[np.ndarray, np.ndarray]:
+    a, b = changed_segments_difflib(rejected.tolist(), chosen.tolist(), autojunk=autojunk)
+    return np.asarray(a, np.int64), np.asarray(b, np.int64)
+
+
+def scored_positions(spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.concatenate([np.arange(a, b) for a, b in spans]) if spans else np.zeros(0, np.int64)
+
+
+def changed_flags(
+    mode: str,
+    rejected: tuple[np.ndarray, Sequence[tuple[int, int]]],
+    chosen: tuple[np.ndarray, Sequence[tuple[int, int]]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """One bool for each scored token of (rejected, chosen); a side is its ids and its scored spans.
+
+    "clean" compares the scored tokens alone. "compat" is RLHF-V's: the whole sequence after its first token, image
+    placeholders included, difflib's autojunk on; prompt positions that get flagged carry no loss and are left out here.
+    """
+    flags = []
+    if mode == "clean":
+        at = [scored_positions(spans) for _, spans in (rejected, chosen)]
+        found = _find(rejected[0][at[0]], chosen[0][at[1]], autojunk=False)
+        for positions, indices in zip(at, found, strict=True):
+            flag = np.zeros(len(positions), bool)
+            flag[indices] = True
+            flags.append(flag)
+    else:
+        assert mode == "compat"
+        found = _find(rejected[0][1:], chosen[0][1:], autojunk=True)
+        for (ids, spans), indices in zip((rejected, chosen), found, strict=True):
+            flag = np.zeros(len(ids), bool)
+            flag[np.asarray(indices, np.int64) + 1] = True
+            flags.append(flag[scored_positions(spans)])
+    return flags[0], flags[1]
+
+
+def span_weights(
+    offsets: np.ndarray, segments: Sequence[Sequence[float]], start: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Character spans to tokens: (changed flags, weights or None).
+
+    offsets int[n, 2] are the tokens' characters; a segment is (first, end) or (first, end, weight) counted from `start`.
+    A token that shares a character with a span is in it; where spans overlap the largest weight holds. A span without
+    a weight marks its tokens as changed, one with a weight multiplies their log-probs by it.
+    """
+    changed = np.zeros(len(offsets), bool)
+    weights = np.ones(len(offsets), np.float32)
+    touched = np.zeros(len(offsets), bool)
+    for segment in segments:
+        first, end = start + segment[0], start + segment[1]
+        inside = (offsets[:, 0] < end) & (offsets[:, 1] > first)
+        if len(segment) < 3 or segment[2] is None:
+            changed |= inside
+        else:
+            weights = np.where(inside, np.where(touched, np.maximum(weights, segment[2]), segment[2]), weights)
+            touched |= inside
+    return changed, weights.astype(np.float32) if touched.any() else None
+
+
+def claim_segments(
+    answer: str, claims: Sequence[tuple[str, bool]], *, wrong: float, right: float = 1.0
+) -> list[tuple[int, int, float]]:
+    """Judgements of atomic claims (RLAIF-V, DGPref) to weighted spans of the answer they were taken from.
+
+    A claim is reworded, so it is laid on the sentence that shares most words with it (the earliest on a tie). A
+    sentence weighs `wrong` for its rejected share of claims and `right` for the rest; one without claims weighs 1.
+    """
+    sentences = [(m.start(), m.end()) for m in re.finditer(r"[^.!?\s][^.!?]*(?:[.!?](?=\S)[^.!?]*)*[.!?]?", answer)]
+    words = [set(re.findall(r"\w+", answer[a:b].lower())) for a, b in sentences]
+    judged: dict[int, list[bool]] = {}
+    for text, holds in claims:
+        claim = set(re.findall(r"\w+", text.lower()))
+        shared = [len(claim & w) for w in words]
+        if shared and max(shared) > 0:
+            judged.setdefault(shared.index(max(shared)), []).append(holds)
+    out = []
+    for k, verdicts in sorted(judged.items()):
+        share = verdicts.count(False) / len(verdicts)
+        out.append((*sentences[k], wrong * share + right * (1 - share)))
+    return out
