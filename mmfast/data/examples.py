@@ -142,7 +142,7 @@ class ExampleBuilder:
             if not text.strip():
                 raise BadRow("empty-response", f"{name} holds an empty answer")
             if self.settings.max_words:
-                cut = re.match(r"\s*(?:\S+\s+){%d}" % self.settings.max_words, text)
+                cut = re.match(rf"\s*(?:\S+\s+){{{self.settings.max_words}}}", text)
                 if cut and text[cut.end() :].strip():
                     text = cut.group().rstrip()
                     messages[i] = {"role": "assistant", "content": text}

@@ -24,9 +24,11 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         size = int.from_bytes(f.read(8), "little")
         header = json.loads(f.read(size))
     metadata = header.pop("__metadata__", {})
-    content = np.memmap(path, np.uint8, "r", offset=8 + size) if any(
-        v["data_offsets"][1] for v in header.values()
-    ) else np.zeros(0, np.uint8)
+    content = (
+        np.memmap(path, np.uint8, "r", offset=8 + size)
+        if any(v["data_offsets"][1] for v in header.values())
+        else np.zeros(0, np.uint8)
+    )
     arrays = {}
     for name, value in header.items():
         first, end = value["data_offsets"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -26,6 +27,17 @@ def image_size(data: bytes) -> tuple[int, int]:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadRow("image-corrupt", f"an image cannot be decoded ({error})") from None
+
+
+def _smart_resize(height: int, width: int, factor: int, low: int, high: int) -> tuple[int, int]:
+    h, w = (max(factor, round(x / factor) * factor) for x in (height, width))
+    if h * w > high:
+        scale = math.sqrt(height * width / high)
+        h, w = (max(factor, math.floor(x / scale / factor) * factor) for x in (height, width))
+    elif h * w < low:
+        scale = math.sqrt(low / (height * width))
+        h, w = (math.ceil(x * scale / factor) * factor for x in (height, width))
+    return h, w
 
 
 class ImageProcessor:
@@ -50,13 +62,11 @@ class ImageProcessor:
         if self.model["model_type"] == "llava":
             vision = self.model["vision_config"]
             return (vision["image_size"] // vision["patch_size"]) ** 2, None
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
         patch, merge = self.config["patch_size"], self.config["merge_size"]
         size = self.config.get("size", {})
         low = self.min_pixels or self.config.get("min_pixels") or size.get("shortest_edge") or 56 * 56
         high = self.max_pixels or self.config.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
-        h, w = smart_resize(height, width, patch * merge, low, high)
+        h, w = _smart_resize(height, width, patch * merge, low, high)
         return (h // patch) * (w // patch) // merge**2, (1, h // patch, w // patch)
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a record's images are: paths under a root, bytes in the row, base64, PIL. Bytes are kept by content in the cache."""
+"""Where a record's images are: paths under a root, bytes in the row, base64, PIL. Bytes are kept in the cache."""
 
 from __future__ import annotations
 

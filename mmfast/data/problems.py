@@ -32,7 +32,7 @@ class Report:
     rows: int = 0
     examples: int = 0
     dropped: list[Problem] = field(default_factory=list)
-    notes: list[Problem] = field(default_factory=list)  # kept, but changed or noteworthy (truncated, special words, ...)
+    notes: list[Problem] = field(default_factory=list)  # kept, but changed or noteworthy (truncated, ...)
 
     def counts(self) -> dict[str, int]:
         return dict(Counter(p.kind for p in self.dropped) + Counter(p.kind for p in self.notes))

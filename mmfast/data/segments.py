@@ -34,7 +34,7 @@ RECIPES = {
 def changed_segments_difflib(
     rejected: Sequence[int], chosen: Sequence[int], *, min_match: int = 3, autojunk: bool = False
 ) -> tuple[list[int], list[int]]:
-    """The slow twin of mmfast.ops.changed_segments: indices in pure substitutions between blocks of min_match and more."""
+    """The slow twin of mmfast.ops.changed_segments: indices in pure substitutions."""
     matcher = SequenceMatcher(None, list(rejected), list(chosen), autojunk=autojunk)
     out_rejected: list[int] = []
     out_chosen: list[int] = []
@@ -91,7 +91,7 @@ def span_weights(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Character spans to tokens: (changed flags, weights or None).
 
-    offsets int[n, 2] are the tokens' characters; a segment is (first, end) or (first, end, weight) counted from `start`.
+    offsets int[n, 2] are the tokens' characters; a segment: (first, end) or (first, end, weight), from `start`.
     A token that shares a character with a span is in it; where spans overlap the largest weight holds. A span without
     a weight marks its tokens as changed, one with a weight multiplies their log-probs by it.
     """

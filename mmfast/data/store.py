@@ -29,7 +29,7 @@ class ExampleStore:
     spans int32[S,2], span_offsets int64[B+1]        scored ranges, counted within the branch
     image_refs int32[sum], image_offsets int64[B+1]  rows of the image table, in order of the placeholders
     changed uint8[sum n], weights float32[sum n]     of the scored tokens, scored_offsets int64[B+1]; empty when unused
-    chosen int64[E], rejected int64[E] (-1: SFT)     branches of the STORED examples; `order` maps an index to a row here
+    chosen int64[E], rejected int64[E] (-1: SFT)     branches of STORED examples; `order` maps an index to a row
     image_tokens int32[I]                            slots of each image
     """
 
@@ -124,9 +124,7 @@ class ExampleStore:
     @cached_property
     def images(self) -> Mapping[str, ImageInfo]:
         infos = json.loads((self.path / "images.json").read_text())
-        return {
-            i["id"]: ImageInfo(**{**i, "grid": tuple(i["grid"]) if i["grid"] else None}) for i in infos["images"]
-        }
+        return {i["id"]: ImageInfo(**{**i, "grid": tuple(i["grid"]) if i["grid"] else None}) for i in infos["images"]}
 
     def open_image(self, name: str) -> bytes:
         """The bytes of an image's file; raises if they are not those the examples were built from."""

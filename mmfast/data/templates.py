@@ -1,8 +1,8 @@
 """Messages to text: the model's own chat template by default, named ones for the formats of published systems.
 
-A template returns chunks in order; those that are scored hold an answer as it is rendered, end marks included. A `joint`
-template is tokenised as one text, as its system did, and a token is scored if it ends past the start of the answer;
-otherwise every chunk is tokenised by itself and the ids are joined, so that a prompt is a true prefix of every response.
+A template returns chunks in order; those that are scored hold an answer as it is rendered, end marks included. A
+`joint` template is tokenised as one text, as its system did, and a token is scored if it ends past the start of the
+answer; otherwise every chunk is tokenised by itself and the ids are joined: a prompt is a true prefix of its responses.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Tokenizer:
         self.words.encode_special_tokens = True
         self.eos, self.eos_id = hf.eos_token, hf.eos_token_id
         if self.eos is None:
-            raise ValueError("the tokenizer has no eos_token: responses could not end (set it in tokenizer_config.json)")
+            raise ValueError("the tokenizer has no eos_token, so no response could end (tokenizer_config.json)")
         added = self.special.get_added_tokens_decoder()
         self.image_token = None if image_token_id is None else self.special.id_to_token(image_token_id)
         if image_token_id is not None and self.image_token is None:

@@ -50,7 +50,9 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
     try:
         yield from fmt.read(row, options)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadRow("format", f"not a {fmt.name} row ({type(error).__name__}: {error}); it has {fmt.looks_for}") from error
+        raise BadRow(
+            "format", f"not a {fmt.name} row ({type(error).__name__}: {error}); it has {fmt.looks_for}"
+        ) from error
     except ValueError as error:
         if isinstance(error, BadRow):
             raise

@@ -35,7 +35,9 @@ class Losses:
 def need(row: dict, *names: str) -> list[Any]:
     missing = [n for n in names if row.get(n) is None]
     if missing:
-        raise BadRow("format", f"the row has no {' and no '.join(missing)} (it has {', '.join(sorted(row)) or 'nothing'})")
+        raise BadRow(
+            "format", f"the row has no {' and no '.join(missing)} (it has {', '.join(sorted(row)) or 'nothing'})"
+        )
     return [row[n] for n in names]
 
 

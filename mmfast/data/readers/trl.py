@@ -90,7 +90,7 @@ def _segments(value: Any) -> dict[str, list] | None:
         for span in spans or ():
             bad = len(span) not in (2, 3) or any(isinstance(x, bool | str) for x in span)
             if bad or not 0 <= span[0] < span[1] or (len(span) == 3 and span[2] is not None and span[2] < 0):
-                raise BadRow("format", f"a segment is [start, end] or [start, end, weight >= 0] with start < end: {span}")
+                raise BadRow("format", f"a segment is [start, end] or [start, end, weight >= 0], not {span}")
     return {k: [tuple(s) for s in v] for k, v in value.items() if v}
 
 
