@@ -3,7 +3,8 @@
 from mmfast.packing.build import build_pack
 from mmfast.packing.keys import response_key
 from mmfast.packing.layout import Layout
+from mmfast.packing.loader import Loaded, PackLoader
 from mmfast.packing.pack import Pack
 from mmfast.packing.plan import Plan, PlanSettings, StepPlan
 
-__all__ = ["Layout", "Pack", "Plan", "PlanSettings", "StepPlan", "build_pack", "response_key"]
+__all__ = ["Layout", "Loaded", "Pack", "PackLoader", "Plan", "PlanSettings", "StepPlan", "build_pack", "response_key"]

@@ -219,7 +219,7 @@ def _entries(
     examples: Sequence[Example], scored: _Scored, gamma: float, reference: Reference | Mapping[str, np.ndarray] | None
 ) -> dict:
     """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts."""
-    lookup = reference.__getitem__ if isinstance(reference, Mapping) else reference
+    lookup = reference if reference is None or callable(reference) else reference.__getitem__
     seen: dict[tuple[str, bytes], int] = {}
     keys: list[str] = []
     weights: list[np.ndarray] = []

@@ -46,6 +46,10 @@ class Pack:
     def pin_memory(self) -> Pack:
         return self._map(Tensor.pin_memory)
 
+    def tensors(self) -> list[Tensor]:
+        values = [getattr(self, item.name) for item in fields(self)]
+        return [v for v in values if isinstance(v, Tensor)] + list(self.images.values())
+
     def _map(self, f: Any) -> Pack:
         changes: dict[str, Any] = {}
         for item in fields(self):

@@ -27,6 +27,7 @@ class PlanSettings:
     seed: int = 0
     shuffle: str = "groups"
     drop_last: bool = False
+    whole_step: bool = False  # the step in one pack, on rank 0: losses that sort over the batch
 
     def __post_init__(self) -> None:
         for name in ("pairs_per_step", "tokens_per_pack"):
@@ -119,6 +120,14 @@ class Plan:
         chosen = self.order(epoch)[step * size : (step + 1) * size]
         forest, tokens, cost = self._forest(chosen)
         pack_of, micro_batches = self._pack(forest, tokens, cost, world)
+        if self.settings.whole_step:
+            needed, budget = int(tokens.sum()), self.settings.tokens_per_pack
+            if needed > budget:
+                raise ValueError(
+                    f"this loss needs a whole step in one pack, and step {step} has {needed} tokens, above "
+                    f"train.tokens_per_pack = {budget}: raise it, or lower train.pairs_per_step"
+                )
+            pack_of, micro_batches = np.zeros_like(pack_of), 1
         packs = [[chosen[pack_of == m * world + r] for m in range(micro_batches)] for r in range(world)]
         sizes = np.zeros((2, world, micro_batches))
         for r, rank in enumerate(packs):

@@ -186,6 +186,14 @@ def test_a_tree_is_split_where_that_shortens_the_slowest_rank() -> None:
     assert sorted(len(rank[0]) for rank in lonely.packs) == [0, 0, 0, 1]  # a pair is whole; packs may be empty
 
 
+def test_a_loss_over_the_batch_gets_the_step_in_one_pack() -> None:
+    case = random_case(np.random.default_rng(0), "captions")
+    step = plan_of(case, pairs_per_step=28, whole_step=True).step(0, 0, 4)
+    assert [[len(pack) for pack in rank] for rank in step.packs] == [[28], [0], [0], [0]]
+    with pytest.raises(ValueError, match="whole step in one pack"):
+        plan_of(case, pairs_per_step=28, whole_step=True, tokens_per_pack=int(step.tokens.sum()) - 1).step(0, 0, 1)
+
+
 def test_mistakes_are_named() -> None:
     case = random_case(np.random.default_rng(0), "isolated")
     need = [len(build_pack([e], case.images, case.layout).tokens) for e in case.examples]
