@@ -31,10 +31,21 @@ class Scorer(nn.Module):
         self.shared = shared
         self.why_unshared = why_unshared
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
+        self.deepstack: list[Any] = []
         if shared:
             use_tree(self.decoder.config)
-            for number in range(adapter.levels):
-                adapter.layers(model)[number].register_forward_hook(add_deepstack(number), with_kwargs=True)
+        self.register_deepstack()
+
+    def register_deepstack(self) -> None:
+        """Hooks on the first decoder layers, anew where a checkpointing wrapper has taken a layer's place: inside the
+        wrapper the addition would be recomputed too."""
+        for hook in self.deepstack:
+            hook.remove()
+        layers = self.adapter.layers(self.model)
+        self.deepstack = [
+            layers[number].register_forward_hook(add_deepstack(number), with_kwargs=True)
+            for number in range(self.adapter.levels)
+        ]
 
     @property
     def decoder(self) -> nn.Module:

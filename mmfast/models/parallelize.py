@@ -1,0 +1,111 @@
+"""How a Scorer is spread and saved for, in one place and one order: LoRA (done at loading) -> activation checkpointing
+-> torch.compile -> fully_shard.
+
+"full" is a mesh (1, W), "hybrid" (R, S), "none" (W, 1): FSDP2's hybrid arrangement each time, replicated over the first
+axis and sharded over the second. Gradients are summed, never averaged: the losses are divided by a global count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from mmfast.models.scorer import Scorer, tower_only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    shard: str = "full"  # "full", "hybrid", "none"
+    shard_size: int = 0  # "hybrid": ranks that hold one copy; 0: those of a node
+    activation_checkpointing: bool = True
+    compile: bool = False
+    offload: bool = False
+
+
+def mesh_shape(parallel: Parallel, world: int, local: int) -> tuple[int, int]:
+    """(replicas, shards)"""
+    if parallel.shard not in ("full", "hybrid", "none"):
+        raise ValueError(f'parallel.shard is {parallel.shard!r}; choose "full", "hybrid" or "none"')
+    if parallel.shard_size and parallel.shard != "hybrid":
+        raise ValueError(f'parallel.shard_size is for shard = "hybrid"; shard is {parallel.shard!r}')
+    if parallel.shard == "none":
+        return world, 1
+    if parallel.shard == "full":
+        return 1, world
+    size = parallel.shard_size or local
+    if world % size:
+        raise ValueError(f"parallel.shard_size = {size} does not divide the {world} ranks")
+    return world // size, size
+
+
+def make_mesh(parallel: Parallel, device_type: str, local: int) -> DeviceMesh:
+    shape = mesh_shape(parallel, dist.get_world_size(), local)
+    return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def parallelize(scorer: Scorer, parallel: Parallel, mesh: DeviceMesh | None, dtype: torch.dtype) -> Scorer:
+    """mesh None: one process without process group. It trains in fp32 only: the masters are cast by fully_shard."""
+    if parallel.activation_checkpointing:
+        checkpoint_blocks(scorer)
+    if parallel.compile:
+        compile_blocks(scorer)
+    if mesh is not None:
+        shard_scorer(scorer, mesh, dtype, offload=parallel.offload)
+    elif dtype != torch.float32 and any(p.requires_grad for p in scorer.parameters()):
+        raise ValueError(f"training in {dtype} needs a process group, of one rank too: launch with torchrun")
+    elif parallel.offload:
+        raise ValueError("parallel.offload needs a process group: launch with torchrun")
+    return scorer
+
+
+def vision_trains(scorer: Scorer) -> bool:
+    adapter, model = scorer.adapter, scorer.model
+    return any(p.requires_grad for tower in adapter.vision(model) for p in tower_only(adapter, model, tower))
+
+
+def blocks(scorer: Scorer) -> list[nn.Module]:
+    """The repeated blocks that activations flow back through: the decoder's, and a trainable tower's."""
+    found = list(scorer.adapter.layers(scorer.model))
+    return found + scorer.adapter.vision_blocks(scorer.model) if vision_trains(scorer) else found
+
+
+def checkpoint_blocks(scorer: Scorer) -> None:
+    """Keep each block's input only. The wrapper takes the block's place in its list, under the block's own names."""
+    chosen = {id(block) for block in blocks(scorer)}
+    for module in list(scorer.model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for i, block in enumerate(module):
+                if id(block) in chosen:
+                    module[i] = checkpoint_wrapper(block)
+    scorer.register_deepstack()
+
+
+def compile_blocks(scorer: Scorer) -> None:
+    """Each decoder block on its own, for any sizes: packs differ from step to step."""
+    for block in scorer.adapter.layers(scorer.model):
+        block.compile(dynamic=True)
+
+
+def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offload: bool) -> None:
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False, output_dtype=None
+    )
+    offload_policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    ignored: set[nn.Parameter] = set()
+    if not vision_trains(scorer):
+        for tower in scorer.adapter.vision(scorer.model):
+            ignored.update(tower_only(scorer.adapter, scorer.model, tower))
+    options = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload_policy, "ignored_params": ignored}
+    for block in blocks(scorer):
+        fully_shard(block, **options)
+    fully_shard(scorer, **options)
+    for module in scorer.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
