@@ -1,1 +1,11 @@
 """Models: loading, one adapter a family, the Scorer, LoRA and parallelism."""
+
+from mmfast.models.adapter import Adapter
+from mmfast.models.families import adapter_for
+from mmfast.models.loading import load
+from mmfast.models.lora import Lora
+from mmfast.models.parallelize import Parallel, make_mesh, parallelize
+from mmfast.models.proof import prove
+from mmfast.models.scorer import Scorer
+
+__all__ = ["Adapter", "Lora", "Parallel", "Scorer", "adapter_for", "load", "make_mesh", "parallelize", "prove"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
-from mmfast.models._ops import tree_attention
+from mmfast.ops.attention import tree_attention
 from mmfast.packing.pack import Pack
 
 NAME = "mmfast_tree"
@@ -89,6 +89,8 @@ def attend(
         max_k=plan.max_k,
         scale=scaling,
         window=sliding_window,
+        k_copies=plan.k_copies,
+        k_copy_offsets=plan.k_copy_offsets,
     )
     return out.unsqueeze(0), None
 

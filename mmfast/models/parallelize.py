@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
@@ -87,9 +87,11 @@ def checkpoint_blocks(scorer: Scorer) -> None:
 
 
 def compile_blocks(scorer: Scorer) -> None:
-    """Each decoder block on its own, for any sizes: packs differ from step to step."""
+    """Each decoder block's forward on its own, for any sizes: packs differ from step to step. The block's hooks and the
+    checkpointing around it stay outside."""
     for block in scorer.adapter.layers(scorer.model):
-        block.compile(dynamic=True)
+        inner = block._checkpoint_wrapped_module if isinstance(block, CheckpointWrapper) else block
+        inner.forward = torch.compile(inner.forward, dynamic=True)
 
 
 def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offload: bool) -> None:

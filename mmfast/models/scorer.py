@@ -12,29 +12,37 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmfast.models._ops import linear_logprob, splice_embeddings
+from mmfast.models._ops import linear_logprob
 from mmfast.models.adapter import Adapter
 from mmfast.models.attention import Plan, add_deepstack, plain_attention, use_tree
 from mmfast.models.unshared import score_unshared
+from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 
 IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of rank 2 and more as any other pack
 
 
 class Scorer(nn.Module):
-    """`scorer(pack)` -> logp[U]. `shared` is False for a model that its proof refused: its sequences run one by one."""
+    """`scorer(pack)` -> logp[U]. Where its proof refused sharing, `why_unshared` says why, and paths run one by one."""
 
-    def __init__(self, model: PreTrainedModel, adapter: Adapter, *, shared: bool = True, why_unshared: str = ""):
+    def __init__(self, model: PreTrainedModel, adapter: Adapter):
         super().__init__()
         self.model = model
         self.adapter = adapter
-        self.shared = shared
-        self.why_unshared = why_unshared
+        self.why_unshared = ""
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
-        if shared:
-            use_tree(self.decoder.config)
+        use_tree(self.decoder.config)
         self.register_deepstack()
+
+    @property
+    def shared(self) -> bool:
+        return not self.why_unshared
+
+    def run_unshared(self, why: str) -> None:
+        """From now on every path of a pack runs alone, through the model's own attention."""
+        self.why_unshared = why
+        self.decoder.config._attn_implementation = "sdpa"
 
     def register_deepstack(self) -> None:
         """Hooks on the first decoder layers, anew where a checkpointing wrapper has taken a layer's place: inside the

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.data.records import Branch, Example
-from mmfast.models.families import adapter_for
-from mmfast.models.scorer import Scorer
+from mmfast.models import Lora, Parallel, Scorer, adapter_for, load, parallelize
 from mmfast.packing import build_pack, response_key
 from mmfast.packing.symbols import branches_of
 from mmfast.world import models as world
 
-from .cases import Case, everything, plain_logps
+from .cases import Case, captions, everything, plain_logps
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama")
 GAMMA = 3.0
@@ -42,10 +41,14 @@ def pair_loss(kind: str, chosen: Side, rejected: Side) -> Tensor:
 
 def references(case: Case) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(case.seed)
-    branches = [b for e in case.examples for b in branches_of(e)]
     return {
-        response_key(b): generator.normal(-6, 1, b.spans[0][1] - b.spans[0][0]).astype(np.float32) for b in branches
+        response_key(b): generator.normal(-6, 1, b.spans[0][1] - b.spans[0][0]).astype(np.float32)
+        for b in branches(case)
     }
+
+
+def branches(case: Case) -> list[Branch]:
+    return [b for e in case.examples for b in branches_of(e)]
 
 
 def total(kind: str, examples: list[Example], sides: Callable[[int, bool], Side]) -> Tensor:
@@ -121,3 +124,39 @@ def models(family: str, **dials) -> tuple[Scorer, nn.Module]:
 def test_every_shape_of_tree(family):
     scorer, plain = models(family)
     compare(everything(family, scorer.adapter), scorer, plain)
+
+
+def test_eight_captions_and_their_28_pairs_are_eight_responses():
+    scorer, plain = models("llava")
+    case = captions("llava", scorer.adapter)
+    pack = build_pack(case.examples, case.infos, scorer.adapter.layout(), load_images=case.load_images)
+    assert len(pack.pairs) == 28 and len(pack.image_ids) == 1
+    assert len(pack.response_ids) > 8, "the same response with other weights is another entry"
+    assert len(pack.targets) <= sum({response_key(b): b.spans[0][1] - b.spans[0][0] for b in branches(case)}.values())
+    compare(case, scorer, plain)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_tree_split_over_packs_gives_the_same(family):
+    scorer, plain = models(family)
+    case = everything(family, scorer.adapter, seed=3)
+    compare(case, scorer, plain, parts=[case.examples[i::3] for i in range(3)])
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
+def test_lora_with_checkpointing(family, tmp_path):
+    path = world.tiny_model(family, tmp_path)
+    scorer = load(str(path), dtype="float32", lora=Lora(r=4, alpha=8))
+    assert all("lora" in n or is_projector(n) for n, p in scorer.named_parameters() if p.requires_grad)
+    generator = torch.Generator().manual_seed(0)
+    for name, p in scorer.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.1, generator=generator)  # at zero, half of the gradients would be too
+    plain = copy.deepcopy(scorer.model)
+    plain.model.language_model.config._attn_implementation = "sdpa"
+    parallelize(scorer, Parallel(), None, torch.float32)
+    compare(everything(family, scorer.adapter), scorer, plain)
+
+
+def is_projector(name: str) -> bool:
+    return any(part in name for part in ("multi_modal_projector", "image_newline", "merger"))

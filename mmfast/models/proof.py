@@ -1,0 +1,112 @@
+"""A model that is not on the list proves itself: real examples are scored as trees and plainly, and must agree.
+
+What a model does with a mask, a softcap or a state that runs along the sequence cannot be told from outside; one
+comparison can. Where it fails, sharing is refused with the reason and the model's sequences run one by one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.models.attention import CannotShare, plain_attention
+from mmfast.models.scorer import Scorer
+from mmfast.models._ops import selective_logprob
+from mmfast.packing import build_pack
+
+LoadImages = Callable[[list[str]], dict[str, Tensor]]
+KNOWN_LAYERS = ("full_attention", "sliding_attention")
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats a token
+HALF = 0.25  # bf16 and fp16: a GEMM's rounding differs with its row count
+
+
+def refused_by_config(scorer: Scorer) -> str:
+    """What the config alone says against sharing; empty if nothing."""
+    kinds = sorted(set(scorer.adapter.text_config.to_dict().get("layer_types") or ()) - set(KNOWN_LAYERS))
+    return f"its layers of type {kinds[0]} do not look at a prefix through attention over its tokens" if kinds else ""
+
+
+@torch.no_grad()
+def prove(
+    scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages
+) -> str:
+    """Empty if trees are exact for this model; else the reason, and the scorer runs unshared from then on.
+
+    Takes the first example with images and the first without. Raises if even single sequences come out wrong.
+    """
+    with_images = [e for e in examples if e.chosen.images]
+    chosen = with_images[:1] + [e for e in examples if not e.chosen.images][:1]
+    if scorer.adapter.image_token_id is not None and not with_images:
+        raise ValueError("the proof of a vision-language model needs an example with an image")
+    training = scorer.training
+    scorer.eval()
+    why = refused_by_config(scorer)
+    worst = 0.0
+    for example in [] if why else chosen:
+        try:
+            worst = max(worst, difference(scorer, example, infos, load_images))
+        except CannotShare as refusal:
+            why = str(refusal)
+            break
+    if not why and not worst <= tolerance(scorer):
+        why = (
+            f"scored as a tree, a token's log-prob differs by {worst:.2g} nat from the plain forward "
+            "(a mask over images or prompts that the tree does not have, or the like)"
+        )
+    if why:
+        scorer.run_unshared(why)
+        for example in chosen:
+            worst = difference(scorer, example, infos, load_images)
+            if not worst <= tolerance(scorer):
+                raise ValueError(
+                    f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
+                    f"at a time through its embeddings a log-prob still differs by {worst:.2g} nat from the plain forward"
+                )
+    scorer.train(training)
+    return why
+
+
+def tolerance(scorer: Scorer) -> float:
+    return TOLERANCE.get(next(scorer.decoder.parameters()).dtype, HALF)
+
+
+def difference(scorer: Scorer, example: Example, infos: Mapping[str, ImageInfo], load_images: LoadImages) -> float:
+    """The largest |log-prob of a token, in a pack - plainly|."""
+    pack = build_pack([example], infos, scorer.adapter.layout(), load_images=load_images).to(scorer.device)
+    logps = scorer(pack)[pack.index].float()
+    sides = [b for b in (example.chosen, example.rejected) if b is not None]
+    bounds = pack.responses.tolist()
+    order = pack.pairs[0].tolist() if len(pack.pairs) else [0]
+    gaps = [
+        (logps[bounds[entry] : bounds[entry + 1]] - plain_logps(scorer, side, infos, load_images)).abs().max()
+        for entry, side in zip(order, sides, strict=True)
+    ]
+    return float(torch.stack(gaps).max())
+
+
+def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages) -> Tensor:
+    """One sequence, ids and pixels, through the unpatched model with its own attention."""
+    adapter, model = scorer.adapter, scorer.model
+    ids: list[int] = []
+    starts: list[int] = []  # of each token of the branch, in the expanded sequence
+    pictures = iter(branch.images)
+    for token in branch.ids.tolist():
+        starts.append(len(ids))
+        ids += [token] * (infos[next(pictures)].tokens if token == adapter.image_token_id else 1)
+    tokens = torch.tensor([ids], device=scorer.device)
+    images = load_images(list(dict.fromkeys(branch.images))) if branch.images else {}
+    accepted = inspect.signature(type(model).forward).parameters
+    inputs = {n: t.to(scorer.device) for n, t in images.items()} | adapter.plain_inputs(tokens)
+    inputs = {n: t for n, t in inputs.items() if n in accepted}
+    dtype = next(scorer.decoder.parameters()).dtype
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    with plain_attention(scorer.decoder.config):
+        logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0]
+    scored = [starts[p] for start, end in branch.spans for p in range(start, end)]
+    rows = torch.tensor(scored, device=scorer.device)
+    return selective_logprob(logits[rows - 1], tokens[0, rows]).float()
