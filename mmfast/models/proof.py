@@ -15,7 +15,7 @@ from torch import Tensor
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.models.attention import CannotShare, plain_attention
 from mmfast.models.scorer import Scorer
-from mmfast.models._ops import selective_logprob
+from mmfast.models.unshared import plain_logprob
 from mmfast.packing import build_pack
 
 LoadImages = Callable[[list[str]], dict[str, Tensor]]
@@ -31,9 +31,7 @@ def refused_by_config(scorer: Scorer) -> str:
 
 
 @torch.no_grad()
-def prove(
-    scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages
-) -> str:
+def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
     """Empty if trees are exact for this model; else the reason, and the scorer runs unshared from then on.
 
     Takes the first example with images and the first without. Raises if even single sequences come out wrong.
@@ -109,4 +107,4 @@ def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], 
         logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0]
     scored = [starts[p] for start, end in branch.spans for p in range(start, end)]
     rows = torch.tensor(scored, device=scorer.device)
-    return selective_logprob(logits[rows - 1], tokens[0, rows]).float()
+    return plain_logprob(logits[rows - 1], tokens[0, rows])

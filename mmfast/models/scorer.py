@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmfast.models._ops import linear_logprob
 from mmfast.models.adapter import Adapter
 from mmfast.models.attention import Plan, add_deepstack, plain_attention, use_tree
 from mmfast.models.unshared import score_unshared
+from mmfast.ops import linear_logprob
 from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 

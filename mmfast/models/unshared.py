@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmfast.models._ops import selective_logprob
 from mmfast.packing.pack import Pack
 
 if TYPE_CHECKING:
@@ -37,4 +36,11 @@ def score_unshared(scorer: Scorer, pack: Pack, return_entropy: bool = False) -> 
         )
         logits.append(output.logits[0])
     where = torch.cat([*order, pack.rows.new_zeros(0)]).argsort()
-    return selective_logprob(torch.cat(logits)[where], pack.targets, return_entropy=return_entropy)
+    return plain_logprob(torch.cat(logits)[where], pack.targets, return_entropy)
+
+
+def plain_logprob(logits: Tensor, targets: Tensor, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """logits [U,V] -> logp [U] (and entropy [U]), fp32."""
+    logps = logits.float().log_softmax(-1)
+    chosen = logps.gather(1, targets[:, None])[:, 0]
+    return (chosen, -(logps.exp() * logps).sum(-1).detach()) if return_entropy else chosen

@@ -181,7 +181,7 @@ def _outcome(stats: Tensor, vocab: int, spec: FoldSpec, targets: Tensor) -> Outc
     rest = torch.sigmoid(distance)
     lse = torch.logaddexp(m + log_s, zy)
     tanh = zy * (spec.temperature / spec.softcap) if spec.softcap is not None else torch.zeros_like(zy)
-    entropy, logsumsq = empty, empty
+    entropy, logsumsq = empty, empty.clone()
     if spec.entropy:
         mean_others = torch.where(s > 0, m + stats[SZ] / s, lse)
         p = logp.exp()

@@ -1,6 +1,5 @@
 """A Llama-style tokenizer made here: sentencepiece-like BPE with byte fallback, in both prefix schemes."""
 
-import string
 from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
