@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "ops.h"
+#include "preference.h"
 
 namespace py = pybind11;
 namespace {
@@ -42,6 +43,17 @@ PYBIND11_MODULE(_C, m) {
 #endif
 
 
+  m.def("cpu_preference",
+        [](int dtype, Address logps, Address index, Address weights, Address ref_logps, Address responses, Address pairs,
+           Address pair_weights, Address delta, int64_t U, int64_t N, int64_t R, int64_t P, int kind, int divergence,
+           bool average, bool sft_average, double beta, double smoothing, double sft_weight, double f_alpha, double tau,
+           double simpo_margin, double ld_alpha, double scale, Address loss, Address metrics, Address grad) {
+          const mmfast::PreferenceSpec spec{kind,    divergence, average, sft_average,  beta,     smoothing, sft_weight,
+                                            f_alpha, tau,        simpo_margin, ld_alpha, scale};
+          mmfast::cpu_preference(dtype, at<void>(logps), at<int64_t>(index), at<void>(weights), at<void>(ref_logps),
+                                 at<int32_t>(responses), at<int64_t>(pairs), at<void>(pair_weights), at<void>(delta), U,
+                                 N, R, P, spec, at<void>(loss), at<void>(metrics), at<void>(grad));
+        });
   m.def("cpu_segment_sum", [](Address values, Address copies, Address offsets, Address out, int64_t segments,
                               int64_t width, int dtype) {
     py::gil_scoped_release release;

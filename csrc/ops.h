@@ -31,6 +31,14 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
 void cuda_segment_sum(const void* in, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
                       int64_t width, int dtype, uintptr_t stream);
 #endif
+// Loss, metrics[6, P] and d loss / d logps[U] (skipped where null) of preference_loss. Float arrays are fp32 or fp64, as
+// dtype says; index, weights, ref_logps, pair_weights and delta may be null. Throws std::invalid_argument on a bad index.
+struct PreferenceSpec;
+void cpu_preference(int dtype, const void* logps, const int64_t* index, const void* weights, const void* ref_logps,
+                    const int32_t* responses, const int64_t* pairs, const void* pair_weights, const void* delta,
+                    int64_t U, int64_t N, int64_t R, int64_t P, const PreferenceSpec& spec, void* loss, void* metrics,
+                    void* grad);
+
 // Rows by index (docs/ops/splice_embeddings.md).
 // out[s] = sum of values[copies[j]] for j in offsets[s]..offsets[s+1], in that order; sums in fp32 (fp64 for fp64).
 void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,

@@ -1,0 +1,217 @@
+"""preference_loss: loss, metrics and the gradient by every log-prob in one pass over the scored tokens.
+
+    S_e  = sum of w_n * logp_n over entry e          (divided by n_e = sum of w_n when `average`)
+    a_e  = S_e - the same of the reference           (0 for the reference-free kinds)
+    loss = 1 / pair_count * sum over pairs of  pair_weight * [f(a_chosen, a_rejected) - sft_weight * S_chosen]
+
+The gradient is closed form and summed over repeated log-probs in a fixed order; it is made in the forward pass, and the
+backward pass scales it. docs/ops/preference_loss.md has the kinds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import OFFSETS, check, check_offsets, check_range
+from .dispatch import choose, native
+from .preference_math import KINDS, SORTING, PreferenceSpec, aot_terms, make_spec, pair_terms
+from .rows import DTYPE_CODES, invert, segment_sum_torch
+
+__all__ = ["KINDS", "PreferenceOutput", "preference_loss", "preference_raw"]
+OP = "preference_loss"
+FLOATS = (torch.float32, torch.float64)
+METRICS = ("losses", "margins", "chosen_rewards", "rejected_rewards", "chosen_logps", "rejected_logps")
+
+
+class PreferenceOutput(NamedTuple):
+    """`loss` carries the gradient; the others, one value a pair, carry none. loss = losses.sum() / pair_count."""
+
+    loss: Tensor
+    losses: Tensor  # pair weight and SFT term included
+    margins: Tensor  # chosen_rewards - rejected_rewards
+    chosen_rewards: Tensor  # beta * (S - S_ref)
+    rejected_rewards: Tensor
+    chosen_logps: Tensor  # S
+    rejected_logps: Tensor
+
+
+Raw = tuple[Tensor, Tensor, Tensor]  # loss[], metrics[6, P] in the order of METRICS, d loss / d logps[U]
+
+
+def preference_torch(
+    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec,
+) -> Raw:  # fmt: skip
+    """The torch backend, any device: masks [2P, N] in fp64. Rows of `inside`: the chosen sides, then the rejected."""
+    count, entries = logps.shape[0] if index is None else index.shape[0], responses.shape[0] - 1
+    w = torch.ones(count, dtype=torch.float64, device=logps.device) if weights is None else weights.double()
+    sides = pairs.t().reshape(-1)
+    begin, end = responses[sides].long()[:, None], responses[sides + 1].long()[:, None]
+    n = torch.arange(count, device=logps.device)[None, :]
+    inside = (n >= begin) & (n < end)
+    norm = torch.where(inside, w, 0.0).sum(1)
+    norm = torch.where(norm == 0, 1.0, norm)
+    unit = 1 / norm if spec.average else torch.ones_like(norm)
+    share = torch.ones_like(inside, dtype=torch.float64)  # of each token in S: ld_alpha behind the shorter length
+    if spec.ld_alpha != 1:
+        lengths = (end - begin)[:, 0]
+        shorter = torch.minimum(*lengths.chunk(2)).repeat(2)[:, None]
+        share = share.masked_fill(n - begin >= shorter, spec.ld_alpha)
+
+    def totals(values: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, S without ld_alpha) of every side."""
+        product = torch.where(inside, w * values, 0.0)
+        return (product * share).sum(1) * unit, product.sum(1) * unit
+
+    own = logps.double() if index is None else logps.double().index_select(0, index)
+    s, whole = totals(own)
+    ref = torch.zeros_like(s) if ref_logps is None else totals(ref_logps.double())[0]
+    (s_c, s_r), (ref_c, ref_r), (n_c, n_r) = s.chunk(2), ref.chunk(2), norm.chunk(2)
+    if spec.name in SORTING:
+        value, d_c, d_r = aot_terms(spec, s_c, s_r, ref_c, ref_r)
+    else:
+        value, d_c, d_r = pair_terms(spec, s_c - ref_c, s_r - ref_r, n_c, n_r, delta)
+    pair_weight = torch.ones_like(value) if pair_weights is None else pair_weights.double()
+    sft = spec.sft_weight / n_c if spec.sft_average and not spec.average else torch.full_like(n_c, spec.sft_weight)
+    value = pair_weight * (value - sft * whole.chunk(2)[0])
+    chosen, rejected = spec.beta * (s_c - ref_c), spec.beta * (s_r - ref_r)
+    metrics = torch.stack([value, chosen - rejected, chosen, rejected, s_c, s_r]).to(logps.dtype)
+
+    factor = (torch.cat([pair_weight, pair_weight]) * spec.scale * unit)[:, None]
+    slopes = torch.cat([d_c, d_r])[:, None] * share - torch.cat([sft, torch.zeros_like(sft)])[:, None]
+    by_token = torch.where(inside, factor * slopes, 0.0).sum(0) * w
+    grad = by_token if index is None else segment_sum_torch(by_token, *invert(index, logps.shape[0]))
+    assert entries >= 0
+    return (value.sum() * spec.scale).to(logps.dtype), metrics, grad.to(logps.dtype)
+
+
+def _preference_cpu(
+    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec, want_grad: bool,
+) -> Raw:  # fmt: skip
+    module: Any = native()
+    count, sides = logps.shape[0], pairs.shape[0]
+    loss, metrics = logps.new_empty(()), logps.new_empty((len(METRICS), sides))
+    grad = torch.empty_like(logps) if want_grad else logps.new_empty(0)
+    tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
+    module.cpu_preference(
+        DTYPE_CODES[logps.dtype], *(0 if x is None else x.data_ptr() for x in tensors),
+        count, count if index is None else index.shape[0], responses.shape[0] - 1, sides,
+        *spec, loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0,
+    )  # fmt: skip
+    return loss, metrics, grad
+
+
+def preference_raw(
+    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec, want_grad: bool = True,
+    backend: str = "torch",
+) -> Raw:  # fmt: skip
+    """One backend's kernel, without autograd: the seam for kernels and for linear_preference_loss.
+
+    Contiguous logps[U], weights[N], ref_logps[N], pair_weights[P], delta[] of one dtype (fp32 or fp64); index[N] and
+    pairs[P, 2] int64, responses[R+1] int32. Without want_grad the third result is empty.
+    """
+    arguments = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, spec)
+    if backend == "cpu":
+        return _preference_cpu(*arguments, want_grad)
+    loss, metrics, grad = preference_torch(*arguments)
+    return loss, metrics, grad if want_grad else grad[:0]
+
+
+@torch.library.custom_op("mmfast::preference_loss", mutates_args=())
+def _preference(
+    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,
+    sft_average: bool, numbers: list[float], want_grad: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    spec = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
+    return preference_raw(
+        logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, spec, want_grad, backend
+    )
+
+
+@_preference.register_fake
+def _(
+    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,
+    sft_average: bool, numbers: list[float], want_grad: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    metrics = logps.new_empty((len(METRICS), pairs.shape[0]))
+    return logps.new_empty(()), metrics, torch.empty_like(logps) if want_grad else logps.new_empty(0)
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(output[2])
+
+
+def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ignore[no-untyped-def]
+    return (d_loss * ctx.saved_tensors[0], *[None] * 14)
+
+
+_preference.register_autograd(_backward, setup_context=_setup)
+
+
+def preference_loss(
+    logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
+    weights: Tensor | None = None, loss: str = "sigmoid", beta: float = 0.1, average: bool = False,
+    label_smoothing: float = 0.0, sft_weight: float = 0.0, sft_average: bool = False,
+    pair_weights: Tensor | None = None, pair_count: float | None = None, f_divergence: str | None = None,
+    f_alpha: float | None = None, tau: float | None = None, simpo_margin: float | None = None,
+    delta: Tensor | None = None, ld_alpha: float | None = None, backend: str | None = None,
+) -> PreferenceOutput:  # fmt: skip
+    """logps[U], ref_logps[N], responses[R+1], pairs[P, 2] of (chosen entry, rejected entry) -> PreferenceOutput.
+
+    Entry e holds the tokens responses[e]..responses[e+1] of index, weights and ref_logps; index[n] is the log-prob that
+    scores token n (None: logps in order, U == N). Losses are summed and divided by pair_count (None: P).
+    """
+    device, dtype = logps.device, logps.dtype
+    check(OP, "logps", logps, FLOATS, 1, device)
+    check(OP, "responses", responses, OFFSETS, 1, device)
+    check(OP, "pairs", pairs, OFFSETS, 2, device)
+    if index is not None:
+        check(OP, "index", index, OFFSETS, 1, device)
+    count = logps.shape[0] if index is None else index.shape[0]
+    if pairs.shape[1] != 2:
+        raise ValueError(f"{OP}: pairs must be [P, 2], but its shape is {tuple(pairs.shape)}")
+    optional = {"ref_logps": ref_logps, "weights": weights, "pair_weights": pair_weights, "delta": delta}
+    ready: dict[str, Tensor | None] = {}
+    for name, value in optional.items():
+        if value is not None:
+            check(OP, name, value, FLOATS, 0 if name == "delta" else 1, device)
+            length = {"pair_weights": pairs.shape[0], "delta": value.numel()}.get(name, count)
+            if value.numel() != length:
+                raise ValueError(f"{OP}: {name} has {value.numel()} values where {length} are needed")
+            value = value.detach().to(dtype).contiguous()
+        ready[name] = value
+    spec = make_spec(
+        loss, beta=beta, average=average, label_smoothing=label_smoothing, sft_weight=sft_weight,
+        sft_average=sft_average, f_divergence=f_divergence, f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin,
+        ld_alpha=ld_alpha, pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
+        has_pair_weights=pair_weights is not None, has_delta=delta is not None,
+    )  # fmt: skip
+    chosen = preference_backend(device, spec, backend)
+    if chosen != "cpu":  # the native kernel looks at every index in its own pass
+        if responses.shape[0] == 0:
+            raise ValueError(f"{OP}: responses needs at least one entry (a lone 0 where there is nothing)")
+        check_offsets(OP, "responses", responses, count)
+        check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
+        if index is not None:
+            check_range(OP, "index", index, 0, logps.shape[0])
+    total, metrics, _ = _preference(
+        logps.contiguous(), None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
+        ready["ref_logps"], responses.to(torch.int32).contiguous(), pairs.to(torch.int64).contiguous(),
+        ready["pair_weights"], ready["delta"], spec.kind, spec.divergence, spec.average, spec.sft_average,
+        list(spec[4:]), logps.requires_grad and torch.is_grad_enabled(), chosen,
+    )  # fmt: skip
+    return PreferenceOutput(total, *metrics.unbind(0))
+
+
+def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
+    """The backend of one call of preference_raw."""
+    sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
+    return choose(OP, device, {"cpu": sorts, "torch": ""}, backend)
