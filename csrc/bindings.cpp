@@ -24,9 +24,10 @@ PYBIND11_MODULE(_C, m) {
                                  at<int32_t>(leaf));
   });
   m.def("pack_step", [](Address parent, Address tokens, Address cost, int64_t nodes, Address leaves, int64_t pairs,
-                        int64_t world, int64_t budget, Address pack_of) {
+                        int64_t world, int64_t budget, Address pack_of, Address pack_tokens, Address pack_cost) {
     return mmfast::pack_step(at<const int32_t>(parent), at<const int64_t>(tokens), at<const int64_t>(cost), nodes,
-                             at<const int32_t>(leaves), pairs, world, budget, at<int32_t>(pack_of));
+                             at<const int32_t>(leaves), pairs, world, budget, at<int32_t>(pack_of),
+                             at<int64_t>(pack_tokens), at<int64_t>(pack_cost));
   });
 
 #if MMFAST_HAVE_CUDA

@@ -17,9 +17,11 @@ const char* cpu_isa();
 int64_t prefix_forest(const int32_t* symbols, const int64_t* starts, const int64_t* ends, int64_t branches, bool share,
                       int32_t* parent, int64_t* node_start, int64_t* node_end, int32_t* leaf);
 // One step's pairs -> packs. Nodes in depth-first order with tokens and cost; leaves: [pairs, 2], the second -1 for SFT.
-// pack_of[p] = micro-batch * world + rank. Returns the number of micro-batches; -1 if a pair alone exceeds the budget.
+// pack_of[p] = micro-batch * world + rank; tokens and cost of each pack (room for every pair in its own, rounded up to
+// whole micro-batches). Returns the number of micro-batches; -1 if a pair alone exceeds the budget.
 int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* cost, int64_t nodes,
-                  const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of);
+                  const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of,
+                  int64_t* pack_tokens, int64_t* pack_cost);
 
 #if MMFAST_HAVE_CUDA
 // CUDA: the same pointers on the device, work queued on `stream` (a cudaStream_t), nothing waited for.

@@ -32,7 +32,7 @@ struct Piece {
 
 struct Result {
   std::vector<int32_t> pack_of;  // of each pair
-  std::vector<int64_t> cost;     // of each pack
+  std::vector<int64_t> tokens, cost;  // of each pack
   int64_t slowest = kNoLimit;    // sum over micro-batches of the dearest pack: ranks wait for one another
   int64_t total = kNoLimit;
 };
@@ -152,7 +152,7 @@ class Step {
     for (int64_t i = 0; i < bins; i += world) slowest += sorted[i];
     const int64_t total = std::accumulate(cost.begin(), cost.end(), int64_t(0));
     if (std::pair{slowest, total} < std::pair{best.slowest, best.total}) {
-      best = {std::move(pack_of), std::move(cost), slowest, total};
+      best = {std::move(pack_of), std::move(tokens), std::move(cost), slowest, total};
     }
     return true;
   }
@@ -221,7 +221,8 @@ std::vector<int64_t> limits(int64_t mean, int64_t pair) {
 }  // namespace
 
 int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* cost, int64_t nodes,
-                  const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of) {
+                  const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of,
+                  int64_t* pack_tokens, int64_t* pack_cost) {
   if (pairs == 0) return 0;
   Step step({parent, tokens, cost, nodes}, leaves, pairs, budget);
   const int64_t most = (pairs + world - 1) / world;  // every pair in a pack of its own
@@ -251,6 +252,8 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
         const int32_t bin = order[m * world + r];
         slot[bin] = int32_t(m * world + ranks[r]);
         load[ranks[r]] += best.cost[bin];
+        pack_tokens[slot[bin]] = best.tokens[bin];
+        pack_cost[slot[bin]] = best.cost[bin];
       }
     }
     for (int64_t p = 0; p < pairs; ++p) pack_of[p] = slot[best.pack_of[p]];

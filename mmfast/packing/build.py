@@ -181,38 +181,35 @@ class _Scored:
 
 
 def _scored_rows(examples: Sequence[Example], symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
-    paths: dict[int, np.ndarray] = {-1: np.empty(0, np.int64)}  # symbols on the way to the end of a node
-
-    def path(node: int) -> np.ndarray:
-        missing = []
-        while node not in paths:
-            missing.append(node)
-            node = int(forest.parent[node])
-        for node in reversed(missing):
-            own = np.arange(stream.symbol_offsets[node], stream.symbol_offsets[node + 1])
-            paths[node] = np.concatenate([paths[int(forest.parent[node])], own])
-        return paths[node]
-
-    rows, targets, counts = [], [], [0]
+    parent, offsets = forest.parent.tolist(), stream.symbol_offsets.tolist()
     branches = [b for e in examples for b in branches_of(e)]
-    for b, branch in enumerate(branches):
-        spans = np.asarray(branch.spans, np.int64)
-        scored = ranges(spans[:, 0], spans[:, 1])
-        rows.append(path(int(forest.leaf[b]))[scored - 1])
-        targets.append(symbols.flat[symbols.starts[b] + scored])
-        counts.append(len(scored))
-    if not branches:
-        none = np.empty(0, np.int64)
-        return _Scored(none, none, none, np.zeros(1, np.int64))
-    row = stream.symbol_ends[np.concatenate(rows)] - 1
-    target = np.concatenate(targets).astype(np.int64)
+    nodes: list[int] = []  # every branch's path, from its root on
+    counts = []
+    for leaf in forest.leaf.tolist():
+        path = []
+        while leaf >= 0:
+            path.append(leaf)
+            leaf = parent[leaf]
+        nodes += reversed(path)
+        counts.append(sum(offsets[n + 1] - offsets[n] for n in path))
+    which = np.asarray(nodes, np.int64)
+    paths = ranges(stream.symbol_offsets[which], stream.symbol_offsets[which + 1])  # symbols of all paths
+    path_starts = np.cumsum([0, *counts])[:-1]
+
+    spans = np.asarray([span for b in branches for span in b.spans], np.int64).reshape(-1, 2)
+    owner = np.repeat(np.arange(len(branches)), [len(b.spans) for b in branches])
+    scored = ranges(spans[:, 0], spans[:, 1])  # positions within their branches
+    owner = np.repeat(owner, spans[:, 1] - spans[:, 0])
+    target = symbols.flat[symbols.starts[owner] + scored].astype(np.int64)
     if np.any(target < 0):
-        b = int(np.searchsorted(np.cumsum(counts), np.flatnonzero(target < 0)[0], side="right") - 1)
-        example = examples[int(np.flatnonzero((symbols.branch_of == b).any(axis=1))[0])]
+        bad = owner[np.flatnonzero(target < 0)[0]]
+        example = examples[int(np.flatnonzero((symbols.branch_of == bad).any(axis=1))[0])]
         raise ValueError(f"example {example.id} ({example.source}): a scored span holds an image token")
-    wide = int(target.max()) + 1
+    row = stream.symbol_ends[paths[path_starts[owner] + scored - 1]] - 1
+    wide = int(target.max(initial=0)) + 1
     distinct, index = np.unique(row * wide + target, return_inverse=True)
-    return _Scored(distinct // wide, distinct % wide, index.reshape(-1), np.cumsum(counts))
+    counts_scored = np.bincount(owner, minlength=len(branches))
+    return _Scored(distinct // wide, distinct % wide, index.reshape(-1), np.cumsum([0, *counts_scored]))
 
 
 def _entries(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmfast.packing.symbols import Symbols
+from mmfast.packing.symbols import Symbols, ranges
+from mmfast.packing.tree import Forest
 
 UNIT = 4096  # costs are integers, in parts of a token, so that every machine finds the same plan
 
@@ -33,26 +34,22 @@ class Cost:
         )
 
 
-class NodeCosts:
-    """Tokens and cost of any node of a forest over `symbols`, from running sums: costs add up over nodes."""
-
-    def __init__(self, symbols: Symbols, cost: Cost) -> None:
-        lengths = symbols.lengths()
-        self.tokens_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        each = lengths.astype(np.float64)
-        each += cost.head * symbols.predicts
-        each += cost.vision * np.where(symbols.flat < 0, lengths, 0)
-        units = np.rint(each * UNIT).astype(np.int64)
-        self.fixed_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(units)])
-        self.attention = cost.attention
-        self.branch_starts = symbols.starts
-
-    def of(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, cost) of nodes symbols[start:end]."""
-        tokens = self.tokens_before[end] - self.tokens_before[start]
-        branch = np.searchsorted(self.branch_starts, start, side="right") - 1
-        depth = self.tokens_before[start] - self.tokens_before[self.branch_starts[branch]]
-        keys = tokens * depth + tokens * (tokens + 1) // 2
-        return tokens, self.fixed_before[end] - self.fixed_before[start] + np.rint(
-            self.attention * UNIT * keys.astype(np.float64)
-        ).astype(np.int64)
+def node_costs(symbols: Symbols, forest: Forest, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
+    """int64 (tokens, cost in parts of UNIT) of each node of a forest over `symbols`; both add up over nodes."""
+    at = ranges(forest.start, forest.end)
+    first = np.cumsum(forest.end - forest.start) - (forest.end - forest.start)
+    inside = symbols.flat[at]
+    image = np.flatnonzero(inside < 0)
+    length = np.ones(len(at), np.int64)
+    length[image] = symbols.image_tokens[-1 - inside[image]]
+    units = length * UNIT
+    units[image] += np.rint(cost.vision * UNIT * length[image]).astype(np.int64)
+    units[symbols.predicts[at]] += round(cost.head * UNIT)
+    tokens = np.add.reduceat(length, first)
+    above: list[int] = []  # tokens on the path before each node
+    sizes = tokens.tolist()
+    for parent in forest.parent.tolist():
+        above.append(0 if parent < 0 else above[parent] + sizes[parent])
+    keys = tokens * np.asarray(above, np.int64) + tokens * (tokens + 1) // 2
+    attention = np.rint(cost.attention * UNIT * keys.astype(np.float64)).astype(np.int64)
+    return tokens, np.add.reduceat(units, first) + attention

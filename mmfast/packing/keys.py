@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-
 from mmfast.data.records import Branch
 
 
@@ -15,10 +13,7 @@ def response_key(branch: Branch) -> str:
     Template, EOS and length limit act through the ids; weights, beta and averaging are not in it, so a sweep over
     them reads the same cache.
     """
-    spans = np.asarray(branch.spans, dtype="<i4").reshape(-1)
-    ids = np.ascontiguousarray(branch.ids, dtype="<i4")
-    digest = hashlib.sha256(np.asarray([len(ids), len(spans), len(branch.images)], dtype="<i8").tobytes())
-    digest.update(ids.tobytes())
-    digest.update(spans.tobytes())
-    digest.update("\n".join(branch.images).encode())
+    spans = ",".join(f"{start}-{end}" for start, end in branch.spans)
+    digest = hashlib.sha256(f"{spans}|{','.join(branch.images)}|".encode())
+    digest.update(branch.ids.astype("<i4", copy=False).tobytes())
     return digest.hexdigest()

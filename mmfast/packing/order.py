@@ -16,19 +16,21 @@ def groups(symbols: Symbols) -> np.ndarray:
     A group is the examples with the same images and the same tokens up to the end of the first image; without an
     image, the same prompt.
     """
-    chosen = symbols.branch_of[:, 0]
-    flat, bounds = symbols.flat, np.append(symbols.starts, len(symbols.flat))
-    images = np.flatnonzero(flat < 0)
-    first = np.searchsorted(images, bounds[:-1])  # of each branch, its first image; and where the next branch's begin
-    after = np.searchsorted(images, bounds[1:])
+    bounds = np.append(symbols.starts, len(symbols.flat))
+    images = np.flatnonzero(symbols.flat < 0)
+    first = np.searchsorted(images, bounds)  # of each branch, its first image; its last is before the next one's
+    has_image = first[1:] > first[:-1]
+    end = symbols.prompts.copy()
+    end[has_image] = images[first[:-1][has_image]] + 1
+    ids, shown = memoryview(symbols.flat).cast("B"), memoryview(symbols.flat[images]).cast("B")
+    starts, ends, first_image = (4 * bounds).tolist(), (4 * end).tolist(), (4 * first).tolist()
     numbers: dict[tuple[bytes, bytes, bytes], int] = {}
-    out = np.empty(len(chosen), np.int64)
-    for e, (c, r) in enumerate(symbols.branch_of.tolist()):
-        end = images[first[c]] + 1 if after[c] > first[c] else symbols.prompts[c]
-        other = flat[images[first[r] : after[r]]].tobytes() if r >= 0 else b""
-        key = (flat[bounds[c] : end].tobytes(), flat[images[first[c] : after[c]]].tobytes(), other)
-        out[e] = numbers.setdefault(key, len(numbers))
-    return out
+    out = []
+    for c, r in symbols.branch_of.tolist():
+        other = bytes(shown[first_image[r] : first_image[r + 1]]) if r >= 0 else b""
+        key = (bytes(ids[starts[c] : ends[c]]), bytes(shown[first_image[c] : first_image[c + 1]]), other)
+        out.append(numbers.setdefault(key, len(numbers)))
+    return np.asarray(out, np.int64)
 
 
 def blocks(group: np.ndarray, size: int) -> list[np.ndarray]:

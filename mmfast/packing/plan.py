@@ -11,7 +11,7 @@ import numpy as np
 from mmfast.data.records import Example, ImageInfo
 from mmfast.ops.dispatch import native
 from mmfast.packing.build import normaliser
-from mmfast.packing.cost import UNIT, Cost, NodeCosts
+from mmfast.packing.cost import UNIT, Cost, node_costs
 from mmfast.packing.layout import Layout
 from mmfast.packing.order import SHUFFLES, blocks, epoch_order, groups
 from mmfast.packing.symbols import collapse
@@ -75,7 +75,7 @@ class Plan:
         self.is_pairs = bool(self.symbols.branch_of[0, 1] >= 0)
         if np.any((self.symbols.branch_of[:, 1] >= 0) != self.is_pairs):
             raise ValueError("the data mixes pairs with examples that have no rejected side: plan them apart")
-        self.costs = NodeCosts(self.symbols, cost or Cost())
+        self.cost = cost or Cost()
         self._check_sizes(examples)
         self._normalisers = [normaliser([e], gamma) for e in examples]
         self._blocks = blocks(groups(self.symbols), settings.pairs_per_step)
@@ -92,10 +92,8 @@ class Plan:
     def _check_sizes(self, examples: Sequence[Example]) -> None:
         """A pair is whole in one pack, so each must fit the budget alone."""
         budget = self.settings.tokens_per_pack
-        before = self.costs.tokens_before
-        length = before[self.symbols.ends] - before[self.symbols.starts]
         a, b = self.symbols.branch_of.T
-        apart = length[a] + np.where(b >= 0, length[b], 0)
+        apart = self.symbols.whole[a] + np.where(b >= 0, self.symbols.whole[b], 0)  # never less than the pair's tree
         for e in np.flatnonzero(apart > budget).tolist():
             tokens = int(self._forest(np.asarray([e]))[1].sum())
             if tokens > budget:
@@ -119,7 +117,7 @@ class Plan:
         size = self.settings.pairs_per_step
         chosen = self.order(epoch)[step * size : (step + 1) * size]
         forest, tokens, cost = self._forest(chosen)
-        pack_of, micro_batches = self._pack(forest, tokens, cost, world)
+        pack_of, micro_batches, sizes = self._pack(forest, tokens, cost, world)
         if self.settings.whole_step:
             needed, budget = int(tokens.sum()), self.settings.tokens_per_pack
             if needed > budget:
@@ -127,13 +125,9 @@ class Plan:
                     f"this loss needs a whole step in one pack, and step {step} has {needed} tokens, above "
                     f"train.tokens_per_pack = {budget}: raise it, or lower train.pairs_per_step"
                 )
-            pack_of, micro_batches = np.zeros_like(pack_of), 1
+            pack_of, micro_batches, sizes = np.zeros_like(pack_of), 1, np.zeros((2, world, 1), np.int64)
+            sizes[:, 0, 0] = tokens.sum(), cost.sum()
         packs = [[chosen[pack_of == m * world + r] for m in range(micro_batches)] for r in range(world)]
-        sizes = np.zeros((2, world, micro_batches))
-        for r, rank in enumerate(packs):
-            for m, pack in enumerate(rank):
-                if len(pack):
-                    sizes[:, r, m] = [x.sum() for x in self._forest(pack)[1:]]
         branches = self.symbols.branch_of[chosen].reshape(-1)
         return StepPlan(
             epoch=epoch,
@@ -141,7 +135,7 @@ class Plan:
             examples=chosen,
             packs=tuple(tuple(rank) for rank in packs),
             pair_count=float(sum(self._normalisers[e] for e in chosen.tolist())),
-            tokens=sizes[0].astype(np.int64),
+            tokens=sizes[0],
             costs=sizes[1] / UNIT,
             whole_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
         )
@@ -152,10 +146,13 @@ class Plan:
         branches = branches[branches >= 0]
         starts, ends = self.symbols.starts[branches], self.symbols.ends[branches]
         forest = prefix_forest(self.symbols.flat, starts, ends, share=self.share)
-        return forest, *self.costs.of(forest.start, forest.end)
+        return forest, *node_costs(self.symbols, forest, self.cost)
 
-    def _pack(self, forest: Forest, tokens: np.ndarray, cost: np.ndarray, world: int) -> tuple[np.ndarray, int]:
-        """(pack of each example, micro-batches); pack = micro-batch * world + rank."""
+    def _pack(
+        self, forest: Forest, tokens: np.ndarray, cost: np.ndarray, world: int
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        """Pack of each example, micro-batches, and (tokens, cost) of each [rank, micro-batch]; a pack's number is
+        micro-batch * world + rank."""
         module = native()
         if module is None:
             raise ValueError("planning needs mmfast._C, which was not built: pip install . with a C++ compiler")
@@ -163,10 +160,11 @@ class Plan:
         leaves = np.full((len(sides), 2), -1, np.int32)
         leaves[:, : sides.shape[1]] = sides
         pack_of = np.empty(len(sides), np.int32)
+        sizes = np.zeros((2, -(-len(sides) // world), world), np.int64)
         parent = np.ascontiguousarray(forest.parent)
         micro_batches: int = module.pack_step(
-            parent.ctypes.data, tokens.ctypes.data, cost.ctypes.data, len(parent), leaves.ctypes.data,
-            len(sides), world, self.settings.tokens_per_pack, pack_of.ctypes.data,
+            parent.ctypes.data, tokens.ctypes.data, cost.ctypes.data, len(parent), leaves.ctypes.data, len(sides),
+            world, self.settings.tokens_per_pack, pack_of.ctypes.data, sizes[0].ctypes.data, sizes[1].ctypes.data,
         )  # fmt: skip
         assert micro_batches > 0, "a pair above the budget was let through"
-        return pack_of, micro_batches
+        return pack_of, micro_batches, sizes[:, :micro_batches].transpose(0, 2, 1)

@@ -29,13 +29,6 @@ class Symbols:
     prompts: np.ndarray  # int64[branches], where the first scored token stands in `flat`
     predicts: np.ndarray  # bool, of each symbol: whether its hidden state predicts a scored token
 
-    def lengths(self) -> np.ndarray:
-        """int64 tokens of each symbol of `flat`."""
-        lengths = np.ones(len(self.flat), np.int64)
-        at = np.flatnonzero(self.flat < 0)
-        lengths[at] = self.image_tokens[-1 - self.flat[at]]
-        return lengths
-
 
 def ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Concatenated arange(start, end) of every range."""
@@ -70,8 +63,7 @@ def collapse(examples: Sequence[Example], images: Mapping[str, ImageInfo], layou
             branches.append(branch)
     count = np.asarray([len(b.ids) for b in branches], np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
-    flat = np.concatenate([b.ids for b in branches]) if branches else np.empty(0, np.int32)
-    flat = flat.astype(np.int32, copy=True)
+    flat = np.concatenate([b.ids for b in branches], dtype=np.int32) if branches else np.empty(0, np.int32)
 
     number: dict[str, int] = {}
     wanted = [number.setdefault(i, len(number)) for b in branches for i in b.images]
@@ -92,9 +84,11 @@ def collapse(examples: Sequence[Example], images: Mapping[str, ImageInfo], layou
     whole = count - given
     np.add.at(whole, np.repeat(np.arange(len(branches)), given), image_tokens[np.asarray(wanted, np.int64)])
     begins = starts[:-1]
-    predicts = np.zeros(len(flat), bool)
     owner, first, last = np.asarray(spans, np.int64).reshape(-1, 3).T
-    predicts[ranges(begins[owner] + first, begins[owner] + last)] = True
+    edges = np.zeros(len(flat) + 1, np.int8)
+    np.add.at(edges, begins[owner] + first, 1)
+    np.add.at(edges, begins[owner] + last, -1)
+    predicts = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
     return Symbols(
         flat=flat,
         starts=begins,
