@@ -87,7 +87,7 @@ class Maker:
         for row in rows:
             report.rows += 1
             try:
-                for record in read_row(self.formats[file], row, self.options):
+                for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
                     images = [self.index.look_up(i, self.roots[file]) for i in record.images]
                     example, notes = self.builder.build(record, images)
                     part.add(example, file)

@@ -1,7 +1,7 @@
 """Rows of a data file, one after the other, whatever the container: JSON, JSONL, Parquet, Arrow, TSV, pickle.
 
 Nothing here knows a format of records; readers/ does. A file is streamed: only pickles are held whole.
-Rows are counted from 1 in messages ("file:row"), so that for JSONL the row is the line an editor shows.
+Rows are counted from 0 everywhere: "file:row" in messages, in ids and in Example.source.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "id
 @dataclass(frozen=True, slots=True)
 class Row:
     file: Path
-    number: int  # from 1
+    number: int  # from 0, within the file
     value: Any  # a dict; or the BadRow that reading it raised
 
     @property
@@ -56,7 +56,7 @@ def iterate(path: str | Path) -> Iterator[Row]:
     for file in data_files(path):
         for i, value in enumerate(_values(file)):
             if value is not None:  # a blank line keeps its number
-                yield Row(file, i + 1, value)
+                yield Row(file, i, value)
 
 
 def _values(file: Path) -> Iterator[Any]:

@@ -31,7 +31,7 @@ def test_build_and_reopen(llava_dir, picture, rows, tmp_path, silent):
     store = build(settings, llava_dir, tmp_path / "cache", **silent)
     assert len(store) == 20 and store.preference
     example = store[3]
-    assert example.source == "p.jsonl:4"
+    assert example.source == "p.jsonl:3"
     (name,) = example.chosen.images
     assert store.images[name].tokens == 576 and (store.images[name].width, store.images[name].height) == (80, 60)
     assert store.open_image(name) == (tmp_path / "a.png").read_bytes()

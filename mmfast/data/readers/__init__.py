@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers import trl
+from mmfast.data.readers import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
 from mmfast.data.readers.base import Format
 from mmfast.data.records import Record
 from mmfast.data.rows import Row, iterate
 
-FORMATS: dict[str, Format] = {f.name: f for f in (trl.FORMAT,)}
+MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift)
+FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES}
 
 
 def detect(path: str | Path, look: int = 20) -> Format:
@@ -64,9 +65,10 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of a file. A broken row raises, or, where `problems` is given, is listed there and passed over."""
     fmt = format_of(path, name)
+    given = {"root": Path(path) if Path(path).is_dir() else Path(path).parent, **(options or {})}
     for row in iterate(path):
         try:
-            yield from read_row(fmt, row, options or {})
+            yield from read_row(fmt, row, given)
         except BadRow as error:
             if problems is None:
                 raise ValueError(f"{row.source}: {error}") from None

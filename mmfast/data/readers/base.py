@@ -147,3 +147,16 @@ def common_prefix(chosen: list[dict], rejected: list[dict]) -> int:
     while n and (n == len(chosen) or n == len(rejected) or chosen[n]["role"] != "assistant"):
         n -= 1  # the prompt ends before an answer
     return n
+
+
+def place_images(messages: list[dict], images: int) -> list[dict]:
+    """Plain-text content with images in their own column: markers in user turns, else all before the first question."""
+    if any(isinstance(m["content"], list) for m in messages) or not images:
+        return messages
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    marked = sum(messages[i]["content"].count("<image>") for i in users)
+    out = list(messages)
+    for i in users:
+        first = images if i == users[0] and not marked else 0
+        out[i] = question(messages[i]["content"], first) if marked or first else messages[i]
+    return out

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.problems import BadRow
-from mmfast.data.readers.base import Format, answer, common_prefix, image_list, question, record_id, split_answer
+from mmfast.data.readers.base import (
+    Format,
+    answer,
+    common_prefix,
+    image_list,
+    place_images,
+    question,
+    record_id,
+    split_answer,
+)
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
@@ -23,6 +32,8 @@ def _messages(value: Any, name: str) -> list[dict]:
         content = message["content"]
         if isinstance(content, list):
             content = [_part(p, name) for p in content]
+            if message["role"] != "user" and all(p["type"] == "text" for p in content):
+                content = "".join(p["text"] for p in content)
         elif not isinstance(content, str):
             raise BadRow("format", f"{name}: a message's content is a {type(content).__name__}")
         if message["role"] not in ("system", "user", "assistant"):
@@ -40,26 +51,13 @@ def _part(part: Any, name: str) -> dict:
     raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
 
 
-def _place_images(messages: list[dict], images: int) -> list[dict]:
-    """Plain-text content with images in their own column: markers in user turns, else all before the first question."""
-    if any(isinstance(m["content"], list) for m in messages) or not images:
-        return messages
-    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    marked = sum(messages[i]["content"].count("<image>") for i in users)
-    out = list(messages)
-    for i in users:
-        first = images if i == users[0] and not marked else 0
-        out[i] = question(messages[i]["content"], first) if marked or first else messages[i]
-    return out
-
-
 def _sided(row: dict, images: int) -> tuple[list[dict], list[dict], list[dict] | None]:
     """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
     if row.get("messages") is not None:
-        first, last = split_answer(_place_images(_messages(row["messages"], "messages"), images))
+        first, last = split_answer(place_images(_messages(row["messages"], "messages"), images))
         return list(first), list(last), None
     if isinstance(prompt, str):
         before = [question(prompt, images)]
@@ -69,8 +67,8 @@ def _sided(row: dict, images: int) -> tuple[list[dict], list[dict], list[dict] |
             raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
         left, right = _messages(chosen, "chosen"), _messages(rejected, "rejected")
         n = common_prefix(left, right)
-        return _place_images(left[:n], images), left[n:], right[n:]
-    before = _place_images(_messages(prompt, "prompt"), images)
+        return place_images(left[:n], images), left[n:], right[n:]
+    before = place_images(_messages(prompt, "prompt"), images)
     sides = [
         None if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n)
         for s, n in ((chosen, "chosen"), (rejected, "rejected"))
@@ -108,7 +106,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         if value.get(name) is not None:
             given = value[name]
             messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name)
-            own[name] = tuple(_place_images(messages, len(images)))
+            own[name] = tuple(place_images(messages, len(images)))
     segments, weights = _decoded(value.get("segments")), _decoded(value.get("weights"))
     if segments and weights:
         raise BadRow("format", "the row has both segments and weights; they name the same thing")
