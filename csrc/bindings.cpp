@@ -55,6 +55,12 @@ PYBIND11_MODULE(_C, m) {
                                  at<int32_t>(responses), at<int64_t>(pairs), at<void>(pair_weights), at<void>(delta), U,
                                  N, R, P, spec, at<void>(loss), at<void>(metrics), at<void>(grad));
         });
+  m.def("changed_segments", [](Address a, int64_t a_size, Address b, int64_t b_size, int64_t min_match, bool autojunk,
+                               int insertions, Address a_changed, Address b_changed) {
+    py::gil_scoped_release release;
+    mmfast::changed_segments(at<int32_t>(a), a_size, at<int32_t>(b), b_size, min_match, autojunk, insertions,
+                             at<uint8_t>(a_changed), at<uint8_t>(b_changed));
+  });
   m.def("cpu_segment_sum", [](Address values, Address copies, Address offsets, Address out, int64_t segments,
                               int64_t width, int dtype) {
     py::gil_scoped_release release;

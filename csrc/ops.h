@@ -41,6 +41,11 @@ void cpu_preference(int dtype, const void* logps, const int64_t* index, const vo
                     int64_t U, int64_t N, int64_t R, int64_t P, const PreferenceSpec& spec, void* loss, void* metrics,
                     void* grad);
 
+// Flags of the tokens by which a (rejected) and b (chosen) differ: difflib's matching blocks of at least min_match tokens,
+// and what lies between them. insertions: 0 only where both sides have tokens, 1 one-sided too, 2 and beside the gap.
+void changed_segments(const int32_t* a, int64_t a_size, const int32_t* b, int64_t b_size, int64_t min_match,
+                      bool autojunk, int insertions, uint8_t* a_changed, uint8_t* b_changed);
+
 // Rows by index (docs/ops/splice_embeddings.md).
 // out[s] = sum of values[copies[j]] for j in offsets[s]..offsets[s+1], in that order; sums in fp32 (fp64 for fp64).
 void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,
