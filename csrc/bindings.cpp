@@ -31,6 +31,8 @@ PYBIND11_MODULE(_C, m) {
   });
 
 #if MMFAST_HAVE_CUDA
+  m.def("cuda_runtime_version", &mmfast::cuda_runtime_version);
+  m.def("cuda_driver_version", &mmfast::cuda_driver_version);
   m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,
                           int64_t row_bytes, Address stream) {
     mmfast::cuda_splice(at<int64_t>(tokens), at<int64_t>(features), at<void>(table), at<void>(images), at<void>(out), rows,

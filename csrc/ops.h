@@ -24,6 +24,9 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   int64_t* pack_tokens, int64_t* pack_cost);
 
 #if MMFAST_HAVE_CUDA
+// CUDA versions as 1000 * major + 10 * minor; the driver's is 0 where there is none.
+int cuda_runtime_version();
+int cuda_driver_version();
 // CUDA: the same pointers on the device, work queued on `stream` (a cudaStream_t), nothing waited for.
 
 // out[t] = features[t] >= 0 ? images[features[t]] : table[tokens[t]]; a row is row_bytes bytes. tokens, features: [rows]
