@@ -96,6 +96,8 @@ class Data(Section):
     """Processes that build packs; 0: in the training process."""
     cache: str = ""
     """Where built examples lie; default: .cache beside output_dir."""
+    options: dict[str, str | int | float | bool] = {}
+    """Options of the reader (docs/formats.md)."""
 
 
 class Reference(Section):
