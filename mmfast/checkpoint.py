@@ -156,7 +156,7 @@ class Checkpointer:
             raise ValueError(f"checkpoint {path}: {problems[0]}; delete that folder to resume from an older one")
         reader = dcp.FileSystemReader(path)
         dcp.load(state, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
-        return json.loads((path / "state.json").read_text())
+        return read_info(path)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -169,14 +169,27 @@ def lowest_is_best(metric: str) -> bool:
     return metric.endswith(("loss", "/nll")) or "rejected" in metric
 
 
+def better(metric: str, value: float, than: float) -> bool:
+    return value < than if lowest_is_best(metric) else value > than
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    return json.loads((path / "state.json").read_text())
+
+
 def best_checkpoint(folder: Path, metric: str) -> Path | None:
-    """The complete checkpoint whose own evaluation was best."""
-    scored = []
+    """The complete checkpoint whose own evaluation was best; the earlier of equals."""
+    best: tuple[float, Path] | None = None
     for path in complete(folder):
-        value = json.loads((path / "state.json").read_text()).get("metrics", {}).get(metric)
-        if value is not None:
-            scored.append((value if lowest_is_best(metric) else -value, -int(path.name.split("-")[1]), path))
-    return min(scored)[2] if scored else None
+        value = read_info(path).get("metrics", {}).get(metric)
+        if value is not None and (best is None or better(metric, value, best[0])):
+            best = value, path
+    return best[1] if best else None
+
+
+def best_value(folder: Path, metric: str) -> float | None:
+    path = best_checkpoint(folder, metric)
+    return read_info(path)["metrics"][metric] if path else None
 
 
 def find(folder: Path, resume: str) -> Path | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmfast.config import Config
+from mmfast.config import Config, dump
 from mmfast.data.build import DataSettings, build
+from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize
 from mmfast.models.scorer import Scorer
-from mmfast.packing import Layout, Plan, PlanSettings
+from mmfast.packing import Layout, PackLoader, Plan, PlanSettings
 from mmfast.packing.cost import Cost
 from mmfast.runtime import Runtime
 
@@ -99,9 +102,23 @@ def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
     return parallelize(scorer, arrangement, mesh, getattr(torch, config.model.dtype))
 
 
-def needs_group(config: Config) -> bool:
-    """One process trains in fp32 without a process group; FSDP2 does the casting and the offloading."""
-    return config.model.dtype != "float32" or config.parallel.offload
+def image_loader(config: Config, store: ExampleStore, scorer: Scorer) -> Callable[[list[str]], dict[str, Tensor]]:
+    """image ids -> the tensors the family's tower reads, for images in that order."""
+    import io
+
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    if scorer.adapter.image_token_id is None:
+        return lambda ids: {}
+    processor = AutoImageProcessor.from_pretrained(config.model.path, backend="pil")
+    adapter = scorer.adapter
+
+    def load_images(ids: list[str]) -> dict[str, Tensor]:
+        pictures = [Image.open(io.BytesIO(store.open_image(i))).convert("RGB") for i in ids]
+        return adapter.prepare(dict(processor(images=pictures, return_tensors="pt")))
+
+    return load_images
 
 
 def layout_of(scorer: Scorer) -> Layout:
@@ -128,7 +145,9 @@ def cost_of(scorer: Scorer) -> Cost:
     )
 
 
-def make_plan(config: Config, store: ExampleStore, scorer: Scorer, **changes: Any) -> Plan:
+def make_plan(
+    config: Config, examples: Sequence[Example], images: Mapping[str, ImageInfo], scorer: Scorer, **changes: Any
+) -> Plan:
     t = config.train
     settings = PlanSettings(
         **{
@@ -140,8 +159,7 @@ def make_plan(config: Config, store: ExampleStore, scorer: Scorer, **changes: An
             **changes,
         }
     )
-    examples = list(store)
-    return Plan(examples, store.images, layout_of(scorer), settings, cost=cost_of(scorer), gamma=config.objective.gamma)
+    return Plan(examples, images, layout_of(scorer), settings, cost=cost_of(scorer), gamma=config.objective.gamma)
 
 
 def total_steps(config: Config, plan: Plan) -> int:
@@ -149,21 +167,55 @@ def total_steps(config: Config, plan: Plan) -> int:
     return t.steps if t.steps is not None else max(1, round((t.epochs or 3.0) * plan.steps_per_epoch))
 
 
-def place(plan: Plan, step: int) -> tuple[int, int]:
-    """(epoch, step within it) of optimiser step `step`, from 1."""
-    return divmod(step - 1, plan.steps_per_epoch)
-
-
-def runs_folder(config: Config) -> Path:
-    folder = Path(config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir: cannot make {folder}: {error.strerror}") from None
+def run_folder(config: Config, runtime: Runtime) -> Path:
+    """output_dir, made, with the resolved config in it."""
+    folder, problem = Path(config.output_dir), ""
+    if runtime.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.toml").write_text(dump(config), encoding="utf-8")
+        except OSError as error:
+            problem = f"output_dir: cannot write to {folder}: {error.strerror}"
+    runtime.agree(problem)
     return folder
 
 
-def steps_from(plan: Plan, first: int, last: int, world: int) -> Iterator[tuple[int, Any]]:
-    for step in range(first, last + 1):
-        epoch, within = place(plan, step)
-        yield step, plan.step(epoch, within, world)
+def examples_of(config: Config, store: ExampleStore) -> list[Example]:
+    """What is trained on; SFT on a file of pairs takes the chosen side."""
+    if config.objective.kind == "sft" and store.preference:
+        return [replace(example, rejected=None) for example in store]
+    return list(store)
+
+
+def make_loader(
+    config: Config,
+    runtime: Runtime,
+    plan: Plan,
+    examples: Sequence[Example],
+    store: ExampleStore,
+    scorer: Scorer,
+    reference: Mapping[str, Any] | None,
+    *,
+    together: bool = False,
+) -> PackLoader:
+    """This rank's packs of a plan. `together`: every rank builds the same ones."""
+    return PackLoader(
+        plan,
+        examples,
+        store.images,
+        layout_of(scorer),
+        rank=0 if together else runtime.rank,
+        world=1 if together else runtime.world,
+        gamma=config.objective.gamma,
+        reference=reference,
+        load_images=image_loader(config, store, scorer),
+        workers=config.data.workers if len(examples) > 256 else 0,
+        device=runtime.device,
+    )
+
+
+def flops_per_token(scorer: Scorer) -> float:
+    """Of a step, per token that runs: forward, gradients of activations, gradients of what trains. Recomputation is
+    not counted, nor attention over keys."""
+    layers = [p for layer in scorer.adapter.layers(scorer.model) for p in layer.parameters()]
+    return 4.0 * sum(p.numel() for p in layers) + 2.0 * sum(p.numel() for p in layers if p.requires_grad)

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from mmfast.config import Config
 
 
 @dataclass
@@ -26,7 +29,9 @@ class Runtime:
     local_world: int
     device: torch.device
     host: Any = None  # a gloo group for what the host must agree on, when there is more than one rank
+    owns_group: bool = False
     _stop: list[str] = field(default_factory=list)
+    _handlers: dict[int, Any] = field(default_factory=dict)
     _asked: tuple[torch.Tensor, Any] | None = None
 
     @property
@@ -56,14 +61,23 @@ class Runtime:
         if told:
             raise ValueError(told[0])
 
+    def close(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._asked is not None:
+            self._asked[1].wait()
+        if self.owns_group:
+            dist.destroy_process_group()
+
     def watch_signals(self) -> None:
         """SIGTERM and SIGUSR1 ask for a checkpoint and a clean exit after the current step."""
 
         def note(number: int, _: FrameType | None) -> None:
             self._stop.append(signal.Signals(number).name)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._handlers[number] = signal.signal(number, note)
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop before the last call: all ranks answer alike, a step late, without
@@ -80,10 +94,11 @@ class Runtime:
         return answer
 
 
-def start(threads: int = 0) -> Runtime:
-    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPU); alone without it."""
-    if threads:
-        torch.set_num_threads(threads)
+def start(config: Config) -> Runtime:
+    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPU). One process alone makes a group of
+    itself only where FSDP2 is needed: for casting (bf16) and for offloading."""
+    if config.parallel.threads:
+        torch.set_num_threads(config.parallel.threads)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available():
@@ -93,12 +108,18 @@ def start(threads: int = 0) -> Runtime:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    host = None
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if config.model.quantize and device.type != "cuda":
+        raise ValueError('model.quantize = "nf4" needs a GPU, and none is here')
+    runtime = Runtime(rank, world, local, local_world, device)
+    alone = world == 1 and (config.model.dtype != "float32" or config.parallel.offload)
+    if (world > 1 or alone) and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store = dist.HashStore() if alone else None
+        dist.init_process_group(backend, store=store, rank=rank if alone else -1, world_size=world if alone else -1)
+        runtime.owns_group = True
     if world > 1:
-        host = dist.new_group(backend="gloo")
-    return Runtime(rank, world, local, local_world, device, host)
+        runtime.host = dist.new_group(backend="gloo")
+    return runtime
 
 
 def reseed(seed: int, step: int, micro_batch: int, rank: int) -> None:
@@ -145,3 +166,11 @@ def peak_flops(device: torch.device) -> float:
         "L40S": 362e12,
     }
     return next((flops for key, flops in known.items() if key in name), 0.0)
+
+
+def explain_out_of_memory(config: Config, error: BaseException) -> str:
+    return (
+        f"out of memory: {error}\nWhat would help, in this order: train.tokens_per_pack = "
+        f"{config.train.tokens_per_pack // 2} (it changes no result), parallel.activation_checkpointing = true, "
+        'parallel.shard = "full" over more GPUs (or [model.lora], or parallel.offload = true)'
+    )

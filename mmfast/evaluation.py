@@ -1,0 +1,110 @@
+"""Evaluation in the run: held-out loss, accuracy and margins, and a few generated answers with their images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmfast.config import Config
+from mmfast.data.store import ExampleStore
+from mmfast.data.tokens import model_directory
+from mmfast.job import examples_of, image_loader, make_loader, make_plan
+from mmfast.models.scorer import Scorer
+from mmfast.objectives import Minimised
+from mmfast.reference_model import LiveReference
+from mmfast.runtime import Runtime
+
+
+class Evaluation:
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        store: ExampleStore,
+        scorer: Scorer,
+        objective: Minimised,
+        reference: Mapping[str, Any] | None,
+        live: LiveReference | None,
+    ) -> None:
+        self.config, self.runtime, self.store, self.scorer, self.live = config, runtime, store, scorer, live
+        self.objective = objective
+        self.examples = examples_of(config, store)
+        size = min(config.train.pairs_per_step, len(self.examples))
+        self.plan = make_plan(
+            config, self.examples, store.images, scorer, shuffle="groups", drop_last=False, seed=0, pairs_per_step=size
+        )
+        self.loader = make_loader(config, runtime, self.plan, self.examples, store, scorer, reference)
+
+    @torch.no_grad()
+    def run(self) -> dict[str, float]:
+        """The metrics of the whole held-out set, named eval/..."""
+        steps = self.plan.steps_per_epoch
+        whole = sum(self.plan.step(0, k, self.runtime.world).pair_count for k in range(steps))
+        self.scorer.eval()
+        total = torch.zeros(len(self.objective.names), dtype=torch.float64, device=self.runtime.device)
+        for loaded in self.loader.run(0, steps):
+            pack = replace(loaded.pack, pair_count=whole)
+            if self.live is not None:
+                self.live.fill(pack)
+            total += self.objective(self.scorer(pack), pack)[1]
+        self.scorer.train()
+        values = self.objective.averages(self.runtime.sum(total), 1)
+        return {f"eval/{name}": value for name, value in values.items()}
+
+    @torch.no_grad()
+    def samples(self) -> list[dict[str, Any]]:
+        """Greedy answers to the first held-out prompts. All ranks generate the same ones, in step."""
+        from transformers import AutoTokenizer
+
+        count = min(self.config.train.eval_samples, len(self.examples))
+        if not count:
+            return []
+        tokenizer = AutoTokenizer.from_pretrained(model_directory(self.config.model.path))
+        load_images = image_loader(self.config, self.store, self.scorer)
+        adapter, device = self.scorer.adapter, self.runtime.device
+        found = []
+        self.scorer.eval()
+        with self.scorer.generating() as model:
+            for number in range(count):
+                branch = self.examples[number].chosen
+                begin, end = branch.spans[-1]
+                prompt = branch.ids[:begin].tolist()
+                sizes = iter(self.store.images[name].tokens for name in branch.images)
+                ids = [t for i in prompt for t in ([i] * next(sizes) if i == adapter.image_token_id else [i])]
+                inputs = {"input_ids": torch.tensor([ids], device=device)}
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                if branch.images:
+                    inputs |= {k: v.to(device) for k, v in load_images(list(branch.images)).items()}
+                inputs |= adapter.plain_inputs(inputs["input_ids"])
+                out = model.generate(**inputs, do_sample=False, max_new_tokens=self.config.train.eval_tokens)
+                found.append(
+                    {
+                        "images": [_thumbnail(self.store.open_image(name)) for name in branch.images],
+                        "prompt": tokenizer.decode(prompt),
+                        "answer": tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True),
+                        "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
+                    }
+                )
+        self.scorer.train()
+        return found
+
+    def write(self, samples: list[dict[str, Any]], step: int, folder: Path) -> None:
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps({"step": step, **sample}) + "\n")
+
+
+def _thumbnail(data: bytes) -> str:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((320, 320))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()

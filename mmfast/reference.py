@@ -1,0 +1,218 @@
+"""The reference pass: every response's log-probs once, into the cache; and the checks before the cache is trusted."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmfast.config import Config
+from mmfast.data.records import Branch, Example
+from mmfast.data.store import ExampleStore
+from mmfast.data.tokens import model_directory
+from mmfast.job import make_loader, make_plan, open_examples, open_model
+from mmfast.metrics import Progress
+from mmfast.models.scorer import Scorer
+from mmfast.objectives import Minimised
+from mmfast.packing import Pack, PackLoader, response_key
+from mmfast.reference_cache import FORMAT, ReferenceCache, ShardWriter, manifest_id, weight_digests
+from mmfast.reference_model import LiveReference
+from mmfast.runtime import Runtime, start
+
+
+def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
+    """Compute the reference log-probs of a run's data (and eval data) into its cache; returns the cache's folder.
+
+    Killed and started again, it goes on where it stopped. `train` does the same on first use.
+    """
+    if config.reference.kind != "cached" or config.objective.kind != "dpo":
+        raise ValueError('this config reads no cached reference (reference.kind = "cached" and objective.kind = "dpo" do)')
+    own = runtime is None
+    runtime = runtime or start(config)
+    try:
+        store = open_examples(config, runtime)
+        stores = [store] + ([open_examples(config, runtime, config.data.eval_path)] if config.data.eval_path else [])
+        scorer = open_model(config, runtime, path=config.reference.model)
+        cache, _ = filled_cache(config, runtime, stores, scorer)
+        return cache.folder
+    finally:
+        if own:
+            runtime.close()
+
+
+def branches(example: Example) -> tuple[Branch, ...]:
+    return (example.chosen,) if example.rejected is None else (example.chosen, example.rejected)
+
+
+def keys_of(store: ExampleStore) -> list[tuple[str, ...]]:
+    """The cache keys of each example, chosen first."""
+    return [tuple(map(response_key, branches(example))) for example in store]
+
+
+def make_manifest(config: Config, store: ExampleStore) -> dict[str, Any]:
+    """What reference log-probs depend on beside the responses' own ids."""
+    m, made = config.model, store.manifest
+    return {
+        "format": FORMAT,
+        "weights": weight_digests(model_directory(config.reference.model or m.path)),
+        "adapter": weight_digests(Path(m.adapter)) if m.adapter and not config.reference.model else {},
+        "dtype": m.dtype,
+        "quantize": m.quantize,
+        "tokenizer": made["tokenizer"],
+        "template": made["template_text"],
+        "images": made["processor"],
+        "recorded": {
+            "attention": m.attention,
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "mmfast")},
+        },
+    }
+
+
+def open_cache(config: Config, runtime: Runtime, store: ExampleStore) -> ReferenceCache:
+    """The run's cache, made by rank 0 if it is not there."""
+    manifest, cache, problem = None, None, ""
+    if runtime.main:
+        try:
+            manifest = make_manifest(config, store)
+            cache = ReferenceCache(cache_folder(config, manifest), manifest)
+        except ValueError as error:
+            if runtime.world == 1:
+                raise
+            problem = str(error)
+    runtime.agree(problem)
+    manifest = runtime.gather(manifest)[0]
+    return cache or ReferenceCache(cache_folder(config, manifest), manifest)
+
+
+def cache_folder(config: Config, manifest: dict[str, Any]) -> Path:
+    given = config.reference.path
+    return Path(given) if given else config.cache_dir() / "reference" / manifest_id(manifest)
+
+
+def filled_cache(
+    config: Config, runtime: Runtime, stores: list[ExampleStore], scorer: Scorer
+) -> tuple[ReferenceCache, int]:
+    """(the cache with every response of `stores`, how many were scored now)."""
+    cache = open_cache(config, runtime, stores[0])
+    scored = 0
+    for store in stores:
+        keys = keys_of(store)
+        missing = [i for i, pair in enumerate(keys) if any(key not in cache for key in pair)]
+        if missing:
+            _score(config, runtime, store, missing, scorer, cache)
+            scored += len({key for i in missing for key in keys[i]})
+        runtime.barrier()
+        cache.reload()
+    return cache, scored
+
+
+def _score(
+    config: Config, runtime: Runtime, store: ExampleStore, missing: list[int], scorer: Scorer, cache: ReferenceCache
+) -> None:
+    """Score the examples `missing`, every rank its packs."""
+    subset = [store[i] for i in missing]
+    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=1024, shuffle="groups", drop_last=False)
+    loader = make_loader(config, runtime, plan, subset, store, scorer, None)
+    writer = ShardWriter(cache)
+    if runtime.main:
+        print(f"reference: {len(subset)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
+    bar = Progress(len(subset), 0, show=runtime.main and config.log.progress and len(subset) > 64, title="reference")
+    done, problem = 0, ""
+    scorer.eval()
+    for step, micro_batch, pack in loader.run(0, plan.steps_per_epoch):
+        for key, values, name in responses(scorer, pack):
+            if not np.isfinite(values).all():
+                problem = problem or f"the reference log-probs of example {name} are not finite"
+            writer.put(key, values)
+        if micro_batch == step.micro_batches - 1:
+            done += len(step.examples)
+            bar.update(done, {})
+            runtime.agree(problem)
+    writer.flush()
+    bar.close()
+    scorer.train()
+
+
+@torch.no_grad()
+def responses(scorer: Scorer, pack: Pack) -> list[tuple[str, np.ndarray, str]]:
+    """(key, log-probs, example id) of each response entry of a pack."""
+    logps = scorer(pack)[pack.index].float().cpu().numpy()
+    bounds = pack.responses.tolist()
+    owner = dict.fromkeys(range(len(pack.response_ids)), "")
+    for (chosen, rejected), name in zip(pack.pairs.tolist(), pack.sample_ids, strict=False):
+        owner[chosen] = owner[rejected] = name
+    return [(key, logps[bounds[r] : bounds[r + 1]], owner[r]) for r, key in enumerate(pack.response_ids)]
+
+
+def tolerance(config: Config, tokens: int) -> float:
+    """How far a response's re-scored log-prob may lie from the cached one, in nat."""
+    if config.reference.tolerance:
+        return config.reference.tolerance
+    return 0.3 if config.model.dtype == "bfloat16" else 1e-4 * max(1.0, tokens / 64)
+
+
+def rescore(config: Config, runtime: Runtime, store: ExampleStore, scorer: Scorer, cache: ReferenceCache) -> float:
+    """Score `reference.check` random examples again with the starting policy; raises where the cache is off. All ranks
+    score the same ones. Returns the largest difference in nat."""
+    count = min(config.reference.check, len(store))
+    if not count:
+        return 0.0
+    rows = np.random.default_rng(config.seed).permutation(len(store))[:count]
+    subset = [store[int(i)] for i in rows]
+    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=count, shuffle="none", drop_last=False)
+    loader = make_loader(config, runtime, plan, subset, store, scorer, None, together=True)
+    worst = 0.0
+    scorer.eval()
+    for loaded in loader.run(0, 1):
+        for key, values, name in responses(scorer, loaded.pack):
+            there = cache[key]
+            difference = abs(float(values.sum(dtype=np.float64)) - float(there.sum(dtype=np.float64)))
+            worst = max(worst, difference)
+            if not difference <= tolerance(config, len(values)):
+                raise ValueError(
+                    f"the reference cache {cache.folder} does not fit this model: a response of example {name} scores "
+                    f"{values.sum():.4f} now and {there.sum():.4f} in the cache. It was made by other weights, or with "
+                    "another attention, dtype or device; remove it (or reference.path) to make it again"
+                )
+    scorer.train()
+    return worst
+
+
+@torch.no_grad()
+def check_first_loss(
+    config: Config,
+    runtime: Runtime,
+    scorer: Scorer,
+    objective: Minimised,
+    loader: PackLoader,
+    live: LiveReference | None,
+) -> str:
+    """The loss of the first step, before any training, against its own value at zero margin (ln 2 for sigmoid): the
+    policy is the reference. Says both; raises with the likely cause where they differ."""
+    sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    scorer.eval()
+    for loaded in loader.run(0, 1):
+        pack = loaded.pack
+        if live is not None:
+            live.fill(pack)
+        sums[0] += objective(scorer(pack), pack)[0]
+        at_zero = objective.at_zero_margin(pack)
+        if at_zero is None:
+            scorer.train()
+            return ""
+        sums[1] += at_zero
+    scorer.train()
+    found, expected = runtime.sum(sums)
+    told = f"step 0: loss {found:.6f}, at zero margin {expected:.6f}"
+    allowed = 1e-3 if config.model.dtype == "float32" else max(1e-3, config.objective.beta * tolerance(config, 0))
+    if not abs(found - expected) <= allowed * max(1.0, abs(expected)):
+        raise ValueError(
+            f"{told}: the policy does not start from the reference. Likely causes: the reference cache was made from "
+            "other weights or in another dtype (remove it), reference.model is not the starting policy (name it in "
+            "reference.model), or the initial adapter is not part of it (model.adapter)"
+        )
+    return told
