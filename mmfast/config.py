@@ -133,7 +133,7 @@ class Objective(Section):
     """Which tokens are changed: our matcher, RLHF-V's to the bit ("compat"), or spans given in the data ("record")."""
     average: bool = False
     """Mean log-prob per (weighted) token instead of the sum."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Chance that a pair is labelled the wrong way round."""
     sft_weight: float = Field(0.0, ge=0)
     """Adds -w S(chosen) a pair: DPO and SFT in one."""
@@ -141,15 +141,15 @@ class Objective(Section):
     """The SFT term per token instead of summed."""
     terms: list[Term] = []
     """More pair losses with weights (MPO)."""
-    divergence: str = ""
-    """f-divergence in place of the reverse KL: "forward_kl", "js", "alpha"."""
-    alpha: float = 1.0
-    """Parameter of the alpha divergence."""
+    divergence: Literal["", "forward_kl", "js_divergence", "alpha_divergence"] = ""
+    """f-divergence in place of the reverse KL."""
+    alpha: float | None = None
+    """Parameter of alpha_divergence, which needs it."""
     ld_alpha: float = Field(1.0, ge=0, le=1)
     """LD-DPO: weight of what a response has beyond the shorter one's length; 1: off."""
-    tau: float = Field(1.0, gt=0)
-    """Temperature of discopop / target of losses that have one."""
-    simpo_margin: float = Field(0.5, ge=0)
+    tau: float | None = Field(None, gt=0)
+    """Temperature of discopop."""
+    simpo_margin: float | None = Field(None, ge=0)
     """Target margin of simpo, in units of beta."""
     compat: Literal["", "dgpref"] = ""
     """"dgpref": its swapped reference (average where the policy is summed, and the reverse)."""

@@ -12,4 +12,4 @@ from mmfast.runtime import Runtime
 def export_run(
     config: Config, runtime: Runtime, scorer: Scorer, folder: Path, metrics: dict[str, float], data: str
 ) -> None:
-    raise NotImplementedError
+    pass

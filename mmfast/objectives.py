@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.config import Objective
-from mmfast.ops import preference_loss
+from mmfast.config import Config, Objective
+from mmfast.ops.preference import preference_loss
+from mmfast.ops.preference_math import DIVERGING, REFERENCE_FREE, SMOOTHED, SORTING, make_spec
 from mmfast.packing.pack import Pack
 
 PAIR_SUMS = (
@@ -28,7 +29,6 @@ PAIR_SUMS = (
     "pairs",
 )
 SFT_SUMS = ("loss", "nll", "tokens")
-WHOLE_STEP = ("aot", "aot_unpaired")  # sort over the batch: the step must be one pack
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Minimised:
 
     @property
     def whole_step(self) -> bool:
-        return self.spec.kind == "dpo" and any(name in WHOLE_STEP for name, _ in self.losses())
+        return self.spec.kind == "dpo" and any(name in SORTING for name, _ in self.losses())
 
     def losses(self) -> list[tuple[str, float]]:
         return [(self.spec.loss, 1.0), *((term.loss, term.weight) for term in self.spec.terms)]
@@ -69,7 +69,7 @@ class Minimised:
         for number, (name, weight) in enumerate(self.losses()):
             out = preference_loss(
                 logps,
-                ref,
+                None if name in REFERENCE_FREE else ref,
                 pack.responses,
                 pack.pairs,
                 index=pack.index,
@@ -99,22 +99,32 @@ class Minimised:
         return total, sums
 
     def _settings(self, name: str, first: bool) -> dict[str, Any]:
-        """Arguments of preference_loss; those that act on one loss only go to that loss only."""
+        """Arguments of preference_loss; what only some losses know goes to those."""
         s = self.spec
-        settings: dict[str, Any] = {"beta": s.beta, "average": s.average}
-        if name in ("sigmoid", "robust", "exo_pair"):
-            settings["label_smoothing"] = s.label_smoothing
+        given: dict[str, Any] = {"beta": s.beta, "average": s.average}
+        if name in SMOOTHED:
+            given["label_smoothing"] = s.label_smoothing
         if first and s.sft_weight:
-            settings |= {"sft_weight": s.sft_weight, "sft_average": s.sft_average}
-        if s.divergence:
-            settings |= {"f_divergence": s.divergence, "f_alpha": s.alpha}
+            given |= {"sft_weight": s.sft_weight, "sft_average": s.sft_average}
+        if s.divergence and (first or name in DIVERGING):
+            given |= {"f_divergence": s.divergence, "f_alpha": s.alpha}
         if s.ld_alpha != 1.0:
-            settings["ld_alpha"] = s.ld_alpha
-        if name == "discopop":
-            settings["tau"] = s.tau
-        if name == "simpo":
-            settings["simpo_margin"] = s.simpo_margin
-        return settings
+            given["ld_alpha"] = s.ld_alpha
+        if name == "discopop" or (first and s.tau is not None and not self._has("discopop")):
+            given["tau"] = s.tau
+        if name == "simpo" or (first and s.simpo_margin is not None and not self._has("simpo")):
+            given["simpo_margin"] = s.simpo_margin
+        return given
+
+    def _has(self, loss: str) -> bool:
+        return any(name == loss for name, _ in self.losses())
+
+    def check(self) -> None:
+        """Raise what preference_loss would refuse, before anything is loaded."""
+        if self.spec.kind == "dpo":
+            for number, (name, _) in enumerate(self.losses()):
+                reads = self.reference and name not in REFERENCE_FREE
+                make_spec(name, has_reference=reads, op="objective", **self._settings(name, number == 0))
 
     def reference_logps(self, pack: Pack) -> Tensor | None:
         """What the loss reads as the reference. DGPref's released code takes the mean where the policy is summed (and
@@ -147,3 +157,7 @@ class Minimised:
             return {"loss": loss, "nll": found["nll"] / max(found["tokens"], 1e-9)}
         count = found.pop("pairs")
         return {"loss": loss, **{name: value / max(count, 1.0) for name, value in found.items()}}
+
+
+def objective_of(config: Config) -> Minimised:
+    return Minimised(config.objective, config.objective.kind == "dpo" and config.reference.kind != "none")

@@ -30,7 +30,9 @@ def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
     Killed and started again, it goes on where it stopped. `train` does the same on first use.
     """
     if config.reference.kind != "cached" or config.objective.kind != "dpo":
-        raise ValueError('this config reads no cached reference (reference.kind = "cached" and objective.kind = "dpo" do)')
+        raise ValueError(
+            'this config reads no cached reference (reference.kind = "cached" and objective.kind = "dpo" do)'
+        )
     own = runtime is None
     runtime = runtime or start(config)
     try:
@@ -67,7 +69,7 @@ def make_manifest(config: Config, store: ExampleStore) -> dict[str, Any]:
         "images": made["processor"],
         "recorded": {
             "attention": m.attention,
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "mmfast")},
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "safetensors")},
         },
     }
 

@@ -131,8 +131,8 @@ def read_six_tuples(path: Path) -> dict[int, SixTuple]:
 
 
 def row_number(source: str) -> int:
-    """Of an example's source, "file:row"."""
-    return int(source.rpartition(":")[2])
+    """From 0, of an example's source "file:row", which counts from 1."""
+    return int(source.rpartition(":")[2]) - 1
 
 
 def _scored(branch: Branch) -> np.ndarray:

@@ -30,7 +30,7 @@ from mmfast.job import (
 )
 from mmfast.metrics import Metrics, Progress, check_trackers, cut_back
 from mmfast.models.scorer import projector_parameters
-from mmfast.objectives import Minimised
+from mmfast.objectives import objective_of
 from mmfast.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.packing import Pack, StepPlan
 from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
@@ -44,6 +44,7 @@ def train(config: Config) -> dict[str, float]:
     """Train as `config` says; returns the last value of each metric. The run's files lie in config.output_dir."""
     check_trackers(list(config.log.trackers))
     check_optimizer(config.optim)
+    objective_of(config).check()
     runtime = start(config)
     try:
         run = Run(config, runtime)
@@ -70,7 +71,7 @@ class Run:
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan)
         pairs = config.objective.kind == "dpo"
-        self.objective = Minimised(config.objective, reference=pairs and config.reference.kind != "none")
+        self.objective = objective_of(config)
         self._check_whole_steps()
         resume = checkpoint.find(self.folder / "checkpoints", config.train.resume)
         values, self.digest, self.live = None, "", None
@@ -275,7 +276,10 @@ class Run:
         return cache.values
 
     def _check_whole_steps(self) -> None:
-        if self.objective.whole_step and self.plan.step(0, 0, self.runtime.world).micro_batches * self.runtime.world > 1:
+        if (
+            self.objective.whole_step
+            and self.plan.step(0, 0, self.runtime.world).micro_batches * self.runtime.world > 1
+        ):
             raise ValueError(
                 "aot sorts over the whole step, which must be one pack on one rank: raise train.tokens_per_pack, lower "
                 "train.pairs_per_step, run one process"

@@ -20,7 +20,7 @@ def _branch(tail):
 
 
 EXAMPLES = [
-    Example(id=f"e{i}", source=f"f.json:{i}", chosen=_branch([10 + i, 11, 2]), rejected=_branch([20 + i, 2]))
+    Example(id=f"e{i}", source=f"f.json:{i + 1}", chosen=_branch([10 + i, 11, 2]), rejected=_branch([20 + i, 2]))
     for i in range(3)
 ]
 
@@ -53,7 +53,8 @@ def test_there_and_back(tmp_path, kind):
         rows = [json.dumps({"logps": json.loads(t)["logps"]}) for t in pq.read_table(out).column("logps").to_pylist()]
         pq.write_table(pa.table({"text": rows}), out)
     kept = [
-        Example(id=e.id, source=f"out:{i}", chosen=e.chosen, rejected=e.rejected) for i, e in enumerate(EXAMPLES[::2])
+        Example(id=e.id, source=f"out:{i + 1}", chosen=e.chosen, rejected=e.rejected)
+        for i, e in enumerate(EXAMPLES[::2])
     ]
     again = _cache(tmp_path / "b", fill=False)
     assert import_reference(out, kept, IMAGES, again, image_token=IMAGE) == 4
