@@ -62,7 +62,8 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
             if not worst <= tolerance(scorer):
                 raise ValueError(
                     f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one "
-                    f"sequence at a time through its embeddings a log-prob still differs by {worst:.2g} nat from the plain forward"
+                    f"sequence at a time through its embeddings a log-prob still differs by {worst:.2g} nat from "
+                    "the plain forward"
                 )
     scorer.train(training)
     return why

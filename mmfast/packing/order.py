@@ -22,7 +22,7 @@ def groups(symbols: Symbols) -> np.ndarray:
     has_image = first[1:] > first[:-1]
     end = symbols.prompts.copy()
     end[has_image] = images[first[:-1][has_image]] + 1
-    ids, shown = memoryview(symbols.flat).cast("B"), memoryview(symbols.flat[images]).cast("B")
+    ids, shown = symbols.flat.data.cast("B"), symbols.flat[images].data.cast("B")
     starts, ends, first_image = (4 * bounds).tolist(), (4 * end).tolist(), (4 * first).tolist()
     numbers: dict[tuple[bytes, bytes, bytes], int] = {}
     out = []
