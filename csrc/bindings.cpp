@@ -17,6 +17,42 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "mmfast native ops: raw pointers in and out";
   m.attr("have_cuda") = bool(MMFAST_HAVE_CUDA);
   m.def("cpu_isa", &mmfast::cpu_isa);
+  m.def("cpu_fold_forward", [](const mmfast::LogitTile& tile, Address stats, bool entropy, bool squares, bool total,
+                               Address out_z, int64_t out_z_stride) {
+    py::gil_scoped_release release;
+    mmfast::cpu_fold_forward(tile, at<void>(stats), entropy, squares, total, at<void>(out_z), out_z_stride);
+  });
+  m.def("cpu_fold_gradient", [](const mmfast::LogitTile& tile, Address lse, Address a, Address b, Address d) {
+    py::gil_scoped_release release;
+    mmfast::cpu_fold_gradient(tile, at<void>(lse), at<void>(a), at<void>(b), at<void>(d));
+  });
+  m.def("cpu_rescale", [](Address acc, Address factor, int64_t rows, int64_t width, int64_t stride, int dtype,
+                          int threads) {
+    py::gil_scoped_release release;
+    mmfast::cpu_rescale(at<void>(acc), at<void>(factor), rows, width, stride, dtype, threads);
+  });
+  m.def("cpu_finish", [](Address kept, Address scale, Address entry, Address targets, int64_t rows, int64_t width,
+                         int64_t tile_width, int dtype, int threads) {
+    py::gil_scoped_release release;
+    mmfast::cpu_finish(at<void>(kept), at<void>(scale), at<void>(entry), at<const int64_t>(targets), rows, width,
+                       tile_width, dtype, threads);
+  });
+  py::class_<mmfast::LogitTile>(m, "LogitTile")
+      .def(py::init([](Address logits, int64_t rows, int64_t width, int64_t stride, int dtype, Address bias,
+                       Address targets, int64_t first, double softcap, double temperature, Address out,
+                       int64_t out_stride, int out_dtype, int threads) {
+        return mmfast::LogitTile{at<void>(logits), rows, width, stride, dtype, at<void>(bias), at<const int64_t>(targets),
+                                 first, softcap, temperature, at<void>(out), out_stride, out_dtype, threads};
+      }));
+  m.def("cpu_gemm_engines", &mmfast::cpu_gemm_engines);
+  m.def("cpu_gemm_bf16", [](Address a, int64_t a_row, int64_t a_col, Address b, int64_t b_row, int64_t b_col, Address c,
+                            int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, int threads,
+                            const char* engine) {
+    py::gil_scoped_release release;
+    mmfast::cpu_gemm_bf16({at<const uint16_t>(a), at<const uint16_t>(b), at<float>(c), rows, columns, depth, a_row, a_col,
+                           b_row, b_col, c_stride, accumulate, threads},
+                          engine);
+  });
   m.def("prefix_forest", [](Address symbols, Address starts, Address ends, int64_t branches, bool share,
                             Address parent, Address node_start, Address node_end, Address leaf) {
     return mmfast::prefix_forest(at<const int32_t>(symbols), at<const int64_t>(starts), at<const int64_t>(ends), branches,

@@ -11,6 +11,47 @@ enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
 const char* cpu_isa();
 
+// One tile of raw logits [rows, width] and where its results go (docs/ops/linear_logprob.md; mmfast/ops/folds.py has
+// the same in torch). The tile is fp32 or fp64 and is overwritten; out may be the tile itself.
+struct LogitTile {
+  void* logits;
+  int64_t rows, width, stride;
+  int dtype;
+  const void* bias;        // [width] of the tile's dtype, or null
+  const int64_t* targets;  // [rows]
+  int64_t first;           // the tile's first column in the vocabulary
+  double softcap;          // 0: none
+  double temperature;
+  void* out;  // [rows, out_stride], or null: the tile's dtype, or bf16 beside an fp32 tile
+  int64_t out_stride;
+  int out_dtype;
+  int threads;
+};
+// stats: [8, rows] running statistics in the order of mmfast/ops/folds.py; out_z (like out, its own stride) or null.
+void cpu_fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
+                      int64_t out_z_stride);
+// out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the tile's dtype.
+void cpu_fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d);
+// acc[t, :] *= factor[t], rows with factor 1 skipped. dtype: of both.
+void cpu_rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype, int threads);
+// kept[t, v] *= scale[t, v / tile_width] (ones skipped), then kept[t, targets[t]] = entry[t]. scale, entry: fp32 (fp64).
+void cpu_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
+                int64_t tile_width, int dtype, int threads);
+
+// C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 with any strides, C fp32 with row stride c_stride; fp32 accumulation.
+// engine: one of cpu_gemm_engines(), best first. Throws std::invalid_argument where this CPU lacks it.
+struct Bf16Gemm {
+  const uint16_t *a, *b;
+  float* c;
+  int64_t m, n, k, a_row, a_col, b_row, b_col, c_stride;
+  bool accumulate;
+  int threads;
+};
+void cpu_gemm_bf16(const Bf16Gemm& gemm, const char* engine);
+// The engines this CPU has, best first and comma-separated: "amx", "avx512bf16"; always last "emulated", the AMX loops
+// over scalar tiles, for tests.
+const char* cpu_gemm_engines();
+
 // Prefix forest of branches symbols[starts[b], ends[b]), none empty; an image is one negative symbol. Writes nodes in
 // depth-first order (room for 2 * branches) and the node at which each branch ends; returns the number of nodes.
 // share = false: only wholly equal branches become one.

@@ -1,0 +1,226 @@
+// The head's folds on CPU: one thread a row, each row of a tile read from memory once (its later passes hit the cache).
+// mmfast/ops/folds.py says what every quantity means and does the same in torch.
+#include "math.h"
+#include "ops.h"
+
+namespace mmfast {
+namespace MMFAST_ISA {
+
+// Rows of the statistics, as in folds.py.
+enum Stat { kMax, kSum, kTarget, kSumZ, kSquares, kTotal, kCenter, kFactor };
+
+template <typename T>
+MMFAST_HD void store(T* to, T value) { *to = value; }
+MMFAST_HD void store(uint16_t* to, float value) { *to = to_bf16(value); }
+
+template <typename F>
+static void each_row(int64_t rows, int threads, F row) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (int64_t t = 0; t < rows; ++t) row(t);
+}
+
+// Bias, softcap and temperature, in place; nothing to do is the common case.
+template <typename T>
+static void map_row(const LogitTile& tile, const LogitMap<T>& map, T* z) {
+  const int64_t n = tile.width;
+  const T* bias = static_cast<const T*>(tile.bias);
+  if (bias) {
+#pragma omp simd
+    for (int64_t v = 0; v < n; ++v) z[v] += bias[v];
+  }
+  if (map.softcap > 0) {
+#pragma omp simd
+    for (int64_t v = 0; v < n; ++v) z[v] = map.softcap * tanh_of(z[v] * map.inv_softcap) * map.inv_temperature;
+  } else if (map.inv_temperature != 1) {
+#pragma omp simd
+    for (int64_t v = 0; v < n; ++v) z[v] *= map.inv_temperature;
+  }
+}
+
+// The common fold: sum of e^(z - base), and the exponentials themselves where `out` is not null.
+template <typename T, typename Out>
+static T exponentials(const T* z, int64_t n, T base, Out* out) {
+  T sum = 0;
+  if (!out) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < n; ++v) sum += exp_or_zero(z[v] - base);
+  } else {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < n; ++v) {
+      const T e = exp_or_zero(z[v] - base);
+      sum += e;
+      store(out + v, e);
+    }
+  }
+  return sum;
+}
+
+// The fold with every extra. The sums come first, since out may overwrite z and out_z needs the centre.
+template <typename T>
+static OthersSum<T> all_sums(const T* z, int64_t n, T base) {
+  T s = 0, sz = 0, s2 = 0;
+#pragma omp simd reduction(+ : s, sz, s2)
+  for (int64_t v = 0; v < n; ++v) {
+    const T e = exp_or_zero(z[v] - base);
+    s += e;
+    sz += e > 0 ? e * (z[v] - base) : T(0);
+    s2 += e * e;
+  }
+  return {base, s, sz, s2};
+}
+template <typename T, typename Out>
+static void weighted_exponentials(const T* z, int64_t n, T base, T center, const LogitMap<T>& map, Out* out, Out* out_z) {
+  for (int64_t v = 0; v < n; ++v) {
+    const T zv = z[v], e = exp_or_zero(zv - base);
+    const T weighted = e > 0 ? e * slope_of(map, zv) : e;
+    if (out_z) store(out_z + v, e > 0 ? weighted * (zv - center) : e);
+    if (out) store(out + v, weighted);
+  }
+}
+
+template <typename T, typename Out>
+static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares, bool total, Out* out_z,
+                    int64_t out_z_stride) {
+  const LogitMap<T> map = LogitMap<T>::of(tile.softcap, tile.temperature);
+  const int64_t rows = tile.rows, n = tile.width;
+  const bool plain = !entropy && !squares && !out_z && !(map.softcap > 0 && tile.out);
+  each_row(rows, tile.threads, [&](int64_t t) {
+    T* z = static_cast<T*>(tile.logits) + t * tile.stride;
+    auto stat = [&](Stat which) -> T& { return stats[which * rows + t]; };
+    map_row(tile, map, z);
+    if (total) {
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t v = 0; v < n; ++v) sum += z[v];
+      stat(kTotal) += sum;
+    }
+    const int64_t y = tile.targets[t] - tile.first;
+    if (y >= 0 && y < n) {
+      stat(kTarget) = z[y];
+      z[y] = -INFINITY;  // the target stands apart: every sum runs over the others
+    }
+    T m = -INFINITY;
+#pragma omp simd reduction(max : m)
+    for (int64_t v = 0; v < n; ++v) m = z[v] > m ? z[v] : m;
+    OthersSum<T> sum = {stat(kMax), stat(kSum), stat(kSumZ), stat(kSquares)};
+    const bool first = !(sum.m > -INFINITY);
+    m = m > sum.m ? m : sum.m;
+    stat(kFactor) = move_maximum(sum, m);
+    const T base = finite_or_zero(m);
+    Out* out = tile.out ? static_cast<Out*>(tile.out) + t * tile.out_stride : nullptr;
+    if (plain) {
+      sum.s += exponentials(z, n, base, out);
+    } else {
+      const OthersSum<T> more = all_sums(z, n, base);
+      if (first) stat(kCenter) = base + (more.s > 0 ? more.sz / more.s : T(0));
+      if (out || out_z)
+        weighted_exponentials(z, n, base, stat(kCenter), map, out, out_z ? out_z + t * out_z_stride : nullptr);
+      sum.s += more.s;
+      stat(kSumZ) = sum.sz + more.sz;
+      stat(kSquares) = sum.s2 + more.s2;
+    }
+    stat(kMax) = m;
+    stat(kSum) = sum.s;
+  });
+}
+
+void fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
+                  int64_t out_z_stride) {
+  if (tile.dtype == kF64)
+    forward(tile, static_cast<double*>(stats), entropy, squares, total, static_cast<double*>(out_z), out_z_stride);
+  else if (tile.out_dtype == kBF16)
+    forward(tile, static_cast<float*>(stats), entropy, squares, total, static_cast<uint16_t*>(out_z), out_z_stride);
+  else
+    forward(tile, static_cast<float*>(stats), entropy, squares, total, static_cast<float*>(out_z), out_z_stride);
+}
+
+template <typename T, typename Out>
+static void gradient(const LogitTile& tile, const T* lse, const T* a, const T* b, const T* d) {
+  const LogitMap<T> map = LogitMap<T>::of(tile.softcap, tile.temperature);
+  const int64_t n = tile.width;
+  each_row(tile.rows, tile.threads, [&](int64_t t) {
+    T* z = static_cast<T*>(tile.logits) + t * tile.stride;
+    Out* out = static_cast<Out*>(tile.out) + t * tile.out_stride;
+    map_row(tile, map, z);
+    const T base = lse[t], at = a[t], bt = b ? b[t] : T(0);
+    if (map.softcap > 0 || b) {
+#pragma omp simd
+      for (int64_t v = 0; v < n; ++v) {
+        const T logp = z[v] - base, p = exp_or_zero(logp);
+        store(out + v, p > 0 ? p * (at + bt * logp) * slope_of(map, z[v]) : p);
+      }
+    } else {
+#pragma omp simd
+      for (int64_t v = 0; v < n; ++v) store(out + v, exp_or_zero(z[v] - base) * at);
+    }
+    const int64_t y = tile.targets[t] - tile.first;
+    if (y >= 0 && y < n) store(out + y, d[t]);
+  });
+}
+
+void fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d) {
+  if (tile.dtype == kF64)
+    gradient<double, double>(tile, static_cast<const double*>(lse), static_cast<const double*>(a),
+                             static_cast<const double*>(b), static_cast<const double*>(d));
+  else if (tile.out_dtype == kBF16)
+    gradient<float, uint16_t>(tile, static_cast<const float*>(lse), static_cast<const float*>(a),
+                              static_cast<const float*>(b), static_cast<const float*>(d));
+  else
+    gradient<float, float>(tile, static_cast<const float*>(lse), static_cast<const float*>(a),
+                           static_cast<const float*>(b), static_cast<const float*>(d));
+}
+
+template <typename T>
+static void scale_rows(T* acc, const T* factor, int64_t rows, int64_t width, int64_t stride, int threads) {
+  each_row(rows, threads, [&](int64_t t) {
+    const T f = factor[t];
+    if (f == 1) return;
+    T* row = acc + t * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) row[i] *= f;
+  });
+}
+
+void rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype, int threads) {
+  if (dtype == kF64)
+    scale_rows(static_cast<double*>(acc), static_cast<const double*>(factor), rows, width, stride, threads);
+  else
+    scale_rows(static_cast<float*>(acc), static_cast<const float*>(factor), rows, width, stride, threads);
+}
+
+MMFAST_HD float load(const float* from) { return *from; }
+MMFAST_HD double load(const double* from) { return *from; }
+MMFAST_HD float load(const uint16_t* from) { return from_bf16(*from); }
+
+template <typename T, typename Kept>
+static void finish_rows(Kept* kept, const T* scale, const T* entry, const int64_t* targets, int64_t rows, int64_t width,
+                        int64_t tile_width, int threads) {
+  const int64_t tiles = (width + tile_width - 1) / tile_width;
+  each_row(rows, threads, [&](int64_t t) {
+    Kept* row = kept + t * width;
+    for (int64_t k = 0; k < tiles; ++k) {
+      const T f = scale[t * tiles + k];
+      if (f == 1) continue;
+      const int64_t stop = (k + 1) * tile_width < width ? (k + 1) * tile_width : width;
+#pragma omp simd
+      for (int64_t v = k * tile_width; v < stop; ++v) store(row + v, load(row + v) * f);
+    }
+    store(row + targets[t], entry[t]);
+  });
+}
+
+void finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
+            int64_t tile_width, int dtype, int threads) {
+  if (dtype == kF64)
+    finish_rows(static_cast<double*>(kept), static_cast<const double*>(scale), static_cast<const double*>(entry), targets,
+                rows, width, tile_width, threads);
+  else if (dtype == kBF16)
+    finish_rows(static_cast<uint16_t*>(kept), static_cast<const float*>(scale), static_cast<const float*>(entry), targets,
+                rows, width, tile_width, threads);
+  else
+    finish_rows(static_cast<float*>(kept), static_cast<const float*>(scale), static_cast<const float*>(entry), targets,
+                rows, width, tile_width, threads);
+}
+
+}  // namespace MMFAST_ISA
+}  // namespace mmfast
