@@ -178,8 +178,14 @@ def _torch() -> Folds:
     return TorchFolds()
 
 
-# Backend -> its folds, imported when first used. A backend is added here and in `supported` of logprob.py.
-FOLDS: dict[str, Callable[[], Folds]] = {"torch": _torch}
+def _cpu() -> Folds:
+    from mmfast.ops.folds_cpu import CpuFolds
+
+    return CpuFolds()
+
+
+# Backend -> its folds, imported when first used. What a backend cannot take is said in logprob.py (_unsupported).
+FOLDS: dict[str, Callable[[], Folds]] = {"torch": _torch, "cpu": _cpu}
 
 
 def folds_of(backend: str) -> Folds:
