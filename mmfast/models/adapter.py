@@ -21,6 +21,7 @@ class Adapter:
     proven = True  # the family is held exact by the tests; others prove themselves at load
     positions = "1d"  # or "mrope"
     merge_size = 1  # patches merged along each axis into one image slot
+    has_dummy = True  # dummy_images() is known: the tower's blocks can be sharded one by one while they train
     levels = 0  # deepstack: dense addends after the first decoder layers
 
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has
@@ -99,9 +100,6 @@ class Adapter:
         """What the unpatched model's forward needs beside the ids [1,L] and the images."""
         return {}
 
-    def dummy_projection(self, model: PreTrainedModel) -> Tensor:
-        """A scalar that depends on every projector parameter and costs nothing: keeps all ranks in step."""
-        raise NotImplementedError
 
 
 def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:

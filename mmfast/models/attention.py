@@ -69,8 +69,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     if plan is None:
         raise ValueError(
-            "tree attention was called without a plan: score packs through mmfast.models.Scorer, and wrap generation "
-            "or any plain forward in `with plain_attention(model):`"
+            "tree attention was called without a plan: score packs through mmfast.models.Scorer, and put generation or "
+            "any plain forward into `with scorer.generating() as model:`"
         )
     if softcap is not None:
         raise CannotShare("its attention caps its scores (softcap)")
@@ -98,16 +98,18 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
-def use_tree(config: PretrainedConfig) -> None:
-    """From now on the decoder with this text config attends over trees, and refuses to run without a plan."""
-    config._attn_implementation = NAME
+def own_attention(config: PretrainedConfig) -> str:
+    """What the decoder runs without us. transformers' sdpa raises on a softcap instead of stepping aside."""
+    if config.to_dict().get("attn_logit_softcapping") is not None:
+        return "eager"
+    return "sdpa" if config._attn_implementation == NAME else config._attn_implementation
 
 
 @contextmanager
-def plain_attention(config: PretrainedConfig) -> Iterator[None]:
-    """transformers' own attention for the time being: generation, evaluation, the proof."""
+def attention(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Another attention for the time being: generation, evaluation, the proof."""
     before = config._attn_implementation
-    config._attn_implementation = "sdpa" if before == NAME else before
+    config._attn_implementation = name
     try:
         yield
     finally:

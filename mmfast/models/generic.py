@@ -18,6 +18,7 @@ class TextOnly(Adapter):
     """A decoder without images. Its attention is causal unless its config says otherwise (see proof.py)."""
 
     proven = False
+    has_dummy = False
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -40,6 +41,7 @@ class Generic(Adapter):
     """A VLM with `model.language_model`, `get_image_features(...)` and one image token id in its config."""
 
     proven = False
+    has_dummy = False
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

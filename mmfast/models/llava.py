@@ -36,7 +36,3 @@ class Llava(Adapter):
 
     def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
         return model.model.multi_modal_projector(rows).flatten(0, -2)
-
-    def dummy_projection(self, model: PreTrainedModel) -> Tensor:
-        projector = model.model.multi_modal_projector
-        return projector(projector.linear_1.weight.new_zeros(1, projector.linear_1.in_features)).sum()

@@ -63,6 +63,3 @@ class LlavaNext(Llava):
         features = super().project(model, rows, images)
         newline = model.model.image_newline.to(features.dtype)
         return torch.cat([features, newline[None]]).index_select(0, images["gather"])
-
-    def dummy_projection(self, model: PreTrainedModel) -> Tensor:
-        return super().dummy_projection(model) + model.model.image_newline.sum()

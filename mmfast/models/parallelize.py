@@ -72,7 +72,9 @@ def vision_trains(scorer: Scorer) -> bool:
 def blocks(scorer: Scorer) -> list[nn.Module]:
     """The repeated blocks that activations flow back through: the decoder's, and a trainable tower's."""
     found = list(scorer.adapter.layers(scorer.model))
-    return found + scorer.adapter.vision_blocks(scorer.model) if vision_trains(scorer) else found
+    if vision_trains(scorer) and scorer.adapter.has_dummy:
+        found += scorer.adapter.vision_blocks(scorer.model)
+    return found
 
 
 def checkpoint_blocks(scorer: Scorer) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfast.data.records import Branch, Example, ImageInfo
-from mmfast.models.attention import CannotShare, plain_attention
+from mmfast.models.attention import CannotShare
 from mmfast.models.scorer import Scorer
 from mmfast.models.unshared import plain_logprob
 from mmfast.packing import build_pack
@@ -61,9 +61,8 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
             worst = difference(scorer, example, infos, load_images)
             if not worst <= tolerance(scorer):
                 raise ValueError(
-                    f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one "
-                    f"sequence at a time through its embeddings a log-prob still differs by {worst:.2g} nat from "
-                    "the plain forward"
+                    f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
+                    f"at a time through its embeddings a log-prob still differs by {worst:.2g} nat from its plain one"
                 )
     scorer.train(training)
     return why
@@ -89,7 +88,7 @@ def difference(scorer: Scorer, example: Example, infos: Mapping[str, ImageInfo],
 
 def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages) -> Tensor:
     """One sequence, ids and pixels, through the unpatched model with its own attention."""
-    adapter, model = scorer.adapter, scorer.model
+    adapter = scorer.adapter
     ids: list[int] = []
     starts: list[int] = []  # of each token of the branch, in the expanded sequence
     pictures = iter(branch.images)
@@ -98,13 +97,13 @@ def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], 
         ids += [token] * (infos[next(pictures)].tokens if token == adapter.image_token_id else 1)
     tokens = torch.tensor([ids], device=scorer.device)
     images = load_images(list(dict.fromkeys(branch.images))) if branch.images else {}
-    accepted = inspect.signature(type(model).forward).parameters
+    accepted = inspect.signature(type(scorer.model).forward).parameters
     inputs = {n: t.to(scorer.device) for n, t in images.items()} | adapter.plain_inputs(tokens)
     inputs = {n: t for n, t in inputs.items() if n in accepted}
     dtype = next(scorer.decoder.parameters()).dtype
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    with plain_attention(scorer.decoder.config):
+    with scorer.generating() as model:
         logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0]
     scored = [starts[p] for start, end in branch.spans for p in range(start, end)]
     rows = torch.tensor(scored, device=scorer.device)

@@ -77,9 +77,3 @@ class Qwen2VL(Adapter):
     def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         # without the types Qwen2-VL and Qwen2.5-VL silently fall back to 1-D positions
         return {"mm_token_type_ids": (tokens == self.image_token_id).int()}
-
-    def dummy_projection(self, model: PreTrainedModel) -> Tensor:
-        vision = self.config.vision_config
-        weight = model.model.visual.merger.mlp[0].weight
-        width = vision.embed_dim if "embed_dim" in vision.to_dict() else vision.hidden_size
-        return self.project(model, weight.new_zeros(1, self.merge_size**2 * width), {}).sum()

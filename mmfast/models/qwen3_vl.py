@@ -59,8 +59,3 @@ class Qwen3VL(Qwen2VL):
         parts = rows.chunk(len(mergers), dim=1)
         states = [part.unflatten(1, (self.merge_size**2, -1)).flatten(0, 1) for part in parts]
         return torch.cat([merger(state) for merger, state in zip(mergers, states, strict=True)], dim=1)
-
-    def dummy_projection(self, model: PreTrainedModel) -> Tensor:
-        weight = model.model.visual.merger.linear_fc1.weight
-        width = self.merge_size**2 * self.config.vision_config.hidden_size * (1 + self.levels)
-        return self.project(model, weight.new_zeros(1, width), {}).sum()

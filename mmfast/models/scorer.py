@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmfast.models.adapter import Adapter
-from mmfast.models.attention import Plan, add_deepstack, plain_attention, use_tree
+from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.splice import splice_embeddings
@@ -32,7 +32,8 @@ class Scorer(nn.Module):
         self.why_unshared = ""
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
-        use_tree(self.decoder.config)
+        self.own_attention = own_attention(self.decoder.config)
+        self.decoder.config._attn_implementation = NAME  # from now on it attends over trees, and raises without a plan
         self.register_deepstack()
 
     @property
@@ -42,7 +43,7 @@ class Scorer(nn.Module):
     def run_unshared(self, why: str) -> None:
         """From now on every path of a pack runs alone, through the model's own attention."""
         self.why_unshared = why
-        self.decoder.config._attn_implementation = "sdpa"
+        self.decoder.config._attn_implementation = self.own_attention
 
     def register_deepstack(self) -> None:
         """Hooks on the first decoder layers, anew where a checkpointing wrapper has taken a layer's place: inside the
@@ -122,17 +123,21 @@ class Scorer(nn.Module):
         collectives as any other, and its optimiser step is the same."""
         model, adapter = self.model, self.adapter
         device = self.embeddings.weight.device
-        if any(p.requires_grad for module in adapter.vision(model) for p in tower_only(adapter, model, module)):
+        # these lie in the root's own group, so they are plain gathered tensors here
+        idle = [p for p in projector_parameters(adapter, model) if p.requires_grad]
+        tower = [p for module in adapter.vision(model) for p in tower_only(adapter, model, module) if p.requires_grad]
+        if tower and adapter.has_dummy:
             images = {name: t.to(device) for name, t in adapter.dummy_images().items()}
             return 0 * adapter.encode(model, images).sum()
-        if any(p.requires_grad for p in projector_parameters(adapter, model)):
-            return 0 * adapter.dummy_projection(model)
-        return torch.zeros((), device=device)
+        total = torch.zeros((), device=device)
+        for p in (*idle, *tower):
+            total = total + 0 * p.sum()
+        return total
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:
         """The HF model with its own attention, for `model.generate(...)`."""
-        with plain_attention(self.decoder.config):
+        with attention(self.decoder.config, self.own_attention):
             yield self.model
 
 

@@ -45,7 +45,8 @@ class Case:
         noise = np.random.default_rng([self.seed, number]).integers(0, 255, (*SIZES[number % len(SIZES)][::-1], 3))
         self.pictures[name] = Image.fromarray(noise.astype(np.uint8))
         inputs = self.load_images([name])
-        rows = self.adapter.rows_of(inputs)
+        gemma = self.family == "gemma3"
+        rows = [self.adapter.config.mm_tokens_per_image] if gemma else self.adapter.rows_of(inputs)
         grid = tuple(inputs["image_grid_thw"][0].tolist()) if "image_grid_thw" in inputs else None
         width, height = self.pictures[name].size
         self.infos[name] = ImageInfo(id=name, source=name, width=width, height=height, tokens=rows[0], grid=grid)

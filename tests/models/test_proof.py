@@ -1,0 +1,112 @@
+"""Models that are not on the list prove themselves; those that cannot share say why and run one sequence at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+
+from mmfast.models import Scorer, adapter_for, prove
+from mmfast.models.proof import refused_by_config
+from mmfast.packing import build_pack
+from mmfast.world import models as world
+
+from .cases import Case, everything
+from .test_exact import compare
+
+
+def tiny_text(kind: str, **changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = getattr(hf, kind)(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.1, pad_token_id=0, **changes,
+    )  # fmt: skip
+    return hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+TEXT = {
+    "sliding window": ("MistralConfig", {"sliding_window": 5}),
+    "sliding and full layers, scaled embeddings, two rotary bases": (
+        "Gemma3TextConfig",
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "biases": ("Qwen2Config", {}),
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_an_unlisted_text_model_shares(name):
+    kind, changes = TEXT[name]
+    model = tiny_text(kind, **changes)
+    plain = copy.deepcopy(model)
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("text", scorer.adapter)
+    assert prove(scorer, case.examples, case.infos, case.load_images) == ""
+    compare(case, scorer, plain, losses=("averaged ddpo",))
+
+
+def test_gemma_3s_mask_over_images_refuses_sharing_and_runs_unshared():
+    model = world.build("gemma3")[0]
+    plain = copy.deepcopy(model)
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("gemma3", scorer.adapter)
+    why = prove(scorer, case.examples, case.infos, case.load_images)
+    assert "differs by" in why and "mask over images" in why and not scorer.shared
+    compare(case, scorer, plain, losses=("averaged ddpo",))
+
+
+def test_attention_with_a_softcap_refuses_sharing_and_says_so():
+    model = tiny_text("Gemma2Config", sliding_window=5, query_pre_attn_scalar=16)
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("text", scorer.adapter)
+    assert "softcap" in prove(scorer, case.examples, case.infos, case.load_images)
+    pack = build_pack(case.examples, case.infos, scorer.adapter.layout(share=False))
+    assert scorer(pack).shape == pack.targets.shape
+
+
+def test_linear_attention_layers_refuse_sharing_by_their_config():
+    model = tiny_text("Qwen2Config")
+    scorer = Scorer(model, adapter_for(model.config))
+    assert refused_by_config(scorer) == ""
+    scorer.adapter.text_config.layer_types = ["linear_attention", "full_attention"]
+    assert "linear_attention" in refused_by_config(scorer)
+
+
+def test_a_model_that_is_wrong_even_alone_is_refused_altogether():
+    model = tiny_text("Qwen2Config")
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("text", scorer.adapter)
+    norm = scorer.decoder.norm
+    calls = []
+
+    def lie(module, args, output):
+        calls.append(1)
+        return output * (1 + 0.5 * len(calls))
+
+    norm.register_forward_hook(lie)
+    with pytest.raises(ValueError, match="cannot be trained"):
+        prove(scorer, case.examples, case.infos, case.load_images)
+
+
+def test_tree_attention_without_a_plan_raises_and_generation_is_plain():
+    model = world.build("llava")[0]
+    scorer = Scorer(model, adapter_for(model.config))
+    ids = torch.tensor([[1, 50, 60, 70]])
+    with pytest.raises(ValueError, match="scorer.generating"):
+        model(input_ids=ids)
+    with scorer.generating() as plain:
+        out = plain.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    assert out.shape[1] > 4
+    with pytest.raises(ValueError, match="scorer.generating"):
+        model(input_ids=ids)
+
+
+def test_the_proof_wants_an_image_of_a_model_that_sees():
+    model = world.build("gemma3")[0]
+    scorer = Scorer(model, adapter_for(model.config))
+    case = Case("gemma3", scorer.adapter)
+    case.pair(case.prompt(), [30, 31], [32])
+    with pytest.raises(ValueError, match="needs an example with an image"):
+        prove(scorer, case.examples, case.infos, case.load_images)
