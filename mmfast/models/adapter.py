@@ -65,6 +65,10 @@ class Adapter:
         """Feature rows (image slots) of each image."""
         raise NotImplementedError
 
+    def tower_rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        """Rows of tower() of each image."""
+        raise NotImplementedError
+
     def layout(self, share: bool = True) -> Layout:
         """What packing must know of the family."""
         return Layout(
@@ -99,7 +103,6 @@ class Adapter:
     def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         """What the unpatched model's forward needs beside the ids [1,L] and the images."""
         return {}
-
 
 
 def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:

@@ -23,6 +23,9 @@ class Llava(Adapter):
     def rows_of(self, images: dict[str, Tensor]) -> list[int]:
         return [self.patches()] * len(images["pixel_values"])
 
+    def tower_rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return [1] * len(images["pixel_values"])
+
     def dummy_images(self) -> dict[str, Tensor]:
         side = self.config.vision_config.image_size
         return {"pixel_values": torch.zeros(1, self.config.vision_config.num_channels, side, side)}

@@ -52,6 +52,9 @@ class LlavaNext(Llava):
     def rows_of(self, images: dict[str, Tensor]) -> list[int]:
         return [len(rows) for rows in self.row_numbers(images["image_sizes"])]
 
+    def tower_rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return self.tiles(images["image_sizes"])
+
     def dummy_images(self) -> dict[str, Tensor]:
         side = self.config.vision_config.image_size
         images = {"image_sizes": torch.tensor([[side, side]])}

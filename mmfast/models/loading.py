@@ -54,6 +54,7 @@ def load(
     family = adapter_for(config)
     model = read_model(path, config, family, dtype, torch.device(device), attention, cached_vision, random_weights)
     scorer = Scorer(model, family)
+    scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
     if lora or adapter:
         add_lora(scorer, lora, adapter)

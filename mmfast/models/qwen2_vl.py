@@ -50,6 +50,8 @@ class Qwen2VL(Adapter):
     def rows_of(self, images: dict[str, Tensor]) -> list[int]:
         return (images["image_grid_thw"].prod(-1) // self.merge_size**2).tolist()
 
+    tower_rows_of = rows_of
+
     def dummy_images(self) -> dict[str, Tensor]:
         vision = self.config.vision_config
         grid = torch.tensor([[1, self.merge_size, self.merge_size]])

@@ -30,6 +30,7 @@ class Scorer(nn.Module):
         self.model = model
         self.adapter = adapter
         self.why_unshared = ""
+        self.tower_loaded = True
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
         self.own_attention = own_attention(self.decoder.config)
@@ -116,7 +117,13 @@ class Scorer(nn.Module):
         return inputs, addends
 
     def image_rows(self, pack: Pack) -> Tensor | None:
-        return self.adapter.encode(self.model, self.adapter.prepare(pack.images)) if pack.images else None
+        if not pack.images:
+            return None
+        if not self.tower_loaded and "pixel_values" in pack.images:
+            raise ValueError(
+                "this pack brings pixels, but the tower is not loaded: read its images from the vision cache"
+            )
+        return self.adapter.encode(self.model, self.adapter.prepare(pack.images))
 
     def idle_vision(self) -> Tensor:
         """Zero, but with a gradient (of zero) for every trainable vision parameter: a pack without images runs the same
@@ -160,7 +167,7 @@ def tower_only(adapter: Adapter, model: PreTrainedModel, tower: nn.Module) -> li
 def idle(pack: Pack) -> Pack:
     """An empty pack, given one run of a few tokens that nothing reads."""
     device = pack.tokens.device
-    count = torch.arange(IDLE, device=device)
+    count = torch.arange(IDLE, device=device)  # cloned below: torch.compile guards on which tensors are one
     bounds = torch.tensor([0, IDLE], dtype=torch.int32, device=device)
     return replace(
         pack,
@@ -169,8 +176,8 @@ def idle(pack: Pack) -> Pack:
         positions=count if pack.positions.dim() == 1 else count.expand(3, -1),
         q_offsets=bounds,
         k_index=count,
-        k_offsets=bounds,
-        k_copies=count,
+        k_offsets=bounds.clone(),
+        k_copies=count.clone(),
         k_copy_offsets=torch.arange(IDLE + 1, device=device),
         max_q=IDLE,
         max_k=IDLE,
