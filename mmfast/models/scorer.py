@@ -120,9 +120,7 @@ class Scorer(nn.Module):
         if not pack.images:
             return None
         if not self.tower_loaded and "pixel_values" in pack.images:
-            raise ValueError(
-                "this pack brings pixels, but the tower is not loaded: read its images from the vision cache"
-            )
+            raise ValueError("this pack brings pixels, but the tower is not loaded: read images from the vision cache")
         return self.adapter.encode(self.model, self.adapter.prepare(pack.images))
 
     def idle_vision(self) -> Tensor:
