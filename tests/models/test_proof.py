@@ -94,12 +94,12 @@ def test_tree_attention_without_a_plan_raises_and_generation_is_plain():
     model = world.build("llava")[0]
     scorer = Scorer(model, adapter_for(model.config))
     ids = torch.tensor([[1, 50, 60, 70]])
-    with pytest.raises(ValueError, match="scorer.generating"):
+    with pytest.raises(ValueError, match="without a plan"):
         model(input_ids=ids)
     with scorer.generating() as plain:
         out = plain.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
     assert out.shape[1] > 4
-    with pytest.raises(ValueError, match="scorer.generating"):
+    with pytest.raises(ValueError, match="without a plan"):
         model(input_ids=ids)
 
 
