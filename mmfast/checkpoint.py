@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as meant
 
 
 def plain_name(name: str) -> str:
