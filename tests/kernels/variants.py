@@ -21,6 +21,7 @@ class Variant:
 
 def variants() -> Iterator[Variant]:
     yield from splice()
+    yield from fused_logprob()
 
 
 def splice() -> Iterator[Variant]:
@@ -42,3 +43,29 @@ def splice() -> Iterator[Variant]:
             {"BLOCK": 1024, "DOUBLE": False},
             multiples_of_16=("width",),
         )
+
+
+def fused_logprob() -> Iterator[Variant]:
+    from mmfast.kernels import fused_logprob as fused
+
+    scalars = {name: "i32" for name in ("U", "V", "D", "tiles_per_split")}
+    scalars |= {"hidden_stride": "i64", "weight_stride": "i64", "softcap": "fp32", "inverse_temperature": "fp32"}
+    floats = {name: "*fp32" for name in ("part_max", "part_sum", "part_target")}
+    for dtype, options in (("bf16", True), ("fp16", False), ("fp32", False)):
+        yield Variant(
+            f"{dtype}, {'bias, rows, softcap' if options else 'plain'}",
+            fused.fused_logprob_kernel,
+            {"hidden": f"*{dtype}", "weight": f"*{dtype}", "bias": f"*{dtype}", "rows": "*i64", "targets": "*i64"}
+            | floats
+            | scalars,
+            {"HAS_BIAS": options, "HAS_ROWS": options, "HAS_SOFTCAP": options, "UPCAST": False}
+            | {"M": fused.BLOCK_M, "N": fused.BLOCK_N, "K": fused.BLOCK_K if dtype != "fp32" else fused.BLOCK_K // 2},
+            num_warps=8,
+            multiples_of_16=("D", "hidden_stride", "weight_stride"),
+        )
+    yield Variant(
+        "fp32",
+        fused.fused_merge_kernel,
+        floats | {"logp": "*fp32", "lse": "*fp32", "U": "i32", "splits": "i32"},
+        {"BLOCK": 128},
+    )
