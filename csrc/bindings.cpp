@@ -1,6 +1,7 @@
 // Python sees addresses as integers; the wrappers in mmfast/ops check dtypes, shapes and devices first.
 #include <pybind11/pybind11.h>
 
+#include "cuda/bindings.h"
 #include "ops.h"
 #include "preference.h"
 
@@ -66,22 +67,6 @@ PYBIND11_MODULE(_C, m) {
                              at<int64_t>(pack_tokens), at<int64_t>(pack_cost));
   });
 
-#if MMFAST_HAVE_CUDA
-  m.def("cuda_runtime_version", &mmfast::cuda_runtime_version);
-  m.def("cuda_driver_version", &mmfast::cuda_driver_version);
-  m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,
-                          int64_t row_bytes, Address stream) {
-    mmfast::cuda_splice(at<int64_t>(tokens), at<int64_t>(features), at<void>(table), at<void>(images), at<void>(out), rows,
-                        row_bytes, stream);
-  });
-  m.def("cuda_segment_sum", [](Address in, Address order, Address offsets, Address out, int64_t segments, int64_t width,
-                               int dtype, Address stream) {
-    mmfast::cuda_segment_sum(at<void>(in), at<int64_t>(order), at<int64_t>(offsets), at<void>(out), segments, width, dtype,
-                             stream);
-  });
-#endif
-
-
   m.def("cpu_preference",
         [](int dtype, Address logps, Address index, Address weights, Address ref_logps, Address responses, Address pairs,
            Address pair_weights, Address delta, int64_t U, int64_t N, int64_t R, int64_t P, int kind, int divergence,
@@ -99,6 +84,9 @@ PYBIND11_MODULE(_C, m) {
     mmfast::changed_segments(at<int32_t>(a), a_size, at<int32_t>(b), b_size, min_match, autojunk, insertions,
                              at<uint8_t>(a_changed), at<uint8_t>(b_changed));
   });
+#if MMFAST_HAVE_CUDA
+  mmfast::bind_cuda(m);
+#endif
   m.def("cpu_segment_sum", [](Address values, Address copies, Address offsets, Address out, int64_t segments,
                               int64_t width, int dtype) {
     py::gil_scoped_release release;

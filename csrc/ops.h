@@ -5,7 +5,7 @@
 
 namespace mmfast {
 
-// dtype codes, the same in mmfast/ops/dispatch.py
+// dtype codes, as in mmfast/ops/rows.py
 enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
 
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
@@ -64,19 +64,6 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of,
                   int64_t* pack_tokens, int64_t* pack_cost);
 
-#if MMFAST_HAVE_CUDA
-// CUDA versions as 1000 * major + 10 * minor; the driver's is 0 where there is none.
-int cuda_runtime_version();
-int cuda_driver_version();
-// CUDA: the same pointers on the device, work queued on `stream` (a cudaStream_t), nothing waited for.
-
-// out[t] = features[t] >= 0 ? images[features[t]] : table[tokens[t]]; a row is row_bytes bytes. tokens, features: [rows]
-void cuda_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
-                 int64_t rows, int64_t row_bytes, uintptr_t stream);
-// out[s] = sum of in[order[i]], i in [offsets[s], offsets[s+1]), in that order and in fp32. in: [*, width], out: [segments, width]
-void cuda_segment_sum(const void* in, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
-                      int64_t width, int dtype, uintptr_t stream);
-#endif
 // Loss, metrics[6, P] and d loss / d logps[U] (skipped where null) of preference_loss. Float arrays are fp32 or fp64, as
 // dtype says; index, weights, ref_logps, pair_weights and delta may be null. Throws std::invalid_argument on a bad index.
 struct PreferenceSpec;

@@ -1,8 +1,9 @@
 """log softmax(hidden weight^T)[target] in one kernel: GEMM, online softmax and gather, no logits in memory at all.
 
-For passes that need no gradient (a reference pass, evaluation), asked for by name: backend="triton-fused". Each program
-takes a block of rows and a range of the vocabulary and leaves its maximum, its sum of exponentials and, where the target
-lies in its range, the target's logit; a second kernel merges the ranges in order. Nothing is tuned at run time.
+For passes that need no gradient (a reference pass, evaluation), asked for by name: backend="triton-fused". Each
+program takes a block of rows and a range of the vocabulary and leaves its maximum, its sum of exponentials and, where
+the target lies in its range, the target's logit; a second kernel merges the ranges in order. Nothing is tuned at run
+time.
 """
 
 import os

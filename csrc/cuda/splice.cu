@@ -8,7 +8,7 @@ using namespace cuda;
 constexpr int kThreads = 128;
 constexpr int kUnroll = 4;  // independent loads in flight before the first store
 
-// One block a row. W is the widest word that divides the row and both tables' alignment.
+// One block a row. W is the widest word that divides the row and all the addresses.
 template <class W>
 __global__ void __launch_bounds__(kThreads) splice_kernel(
     const int64_t* __restrict__ tokens, const int64_t* __restrict__ features, const W* __restrict__ table,
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) splice_kernel(
   const W* from = f >= 0 ? images + f * words : table + tokens[t] * words;
   W* to = out + t * words;
   for (int64_t start = threadIdx.x; start < words; start += kThreads * kUnroll) {
-    W held[kUnroll];
+    W held[kUnroll] = {};
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i)
       if (start + i * kThreads < words) held[i] = from[start + i * kThreads];
@@ -28,12 +28,11 @@ __global__ void __launch_bounds__(kThreads) splice_kernel(
   }
 }
 
-// out[s] = sum of in[order[i]] over i in [offsets[s], offsets[s+1]), in that order: no atomics, every row written once.
+// out[s] = sum of values[order[i]] over i in [offsets[s], offsets[s+1]), in that order: no atomics, each row written once.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) segment_sum_kernel(
-    const T* __restrict__ in, const int64_t* __restrict__ order, const int64_t* __restrict__ offsets,
+    const T* __restrict__ values, const int64_t* __restrict__ order, const int64_t* __restrict__ offsets,
     T* __restrict__ out, int64_t width) {
-  using V = Vec<T, N>;
   const int64_t s = blockIdx.x;
   const int64_t column = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * N;
   if (column >= width) return;
@@ -41,40 +40,37 @@ __global__ void __launch_bounds__(kThreads) segment_sum_kernel(
   const int64_t end = offsets[s + 1];
   int64_t i = offsets[s];
   for (; i + kUnroll <= end; i += kUnroll) {
-    V held[kUnroll];
+    acc_t<T> held[kUnroll][N];
 #pragma unroll
-    for (int k = 0; k < kUnroll; ++k) held[k] = *reinterpret_cast<const V*>(in + order[i + k] * width + column);
+    for (int k = 0; k < kUnroll; ++k) load<N>(values + order[i + k] * width + column, held[k]);
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k)
 #pragma unroll
-      for (int j = 0; j < N; ++j) sum[j] += to_acc(held[k].v[j]);
+      for (int j = 0; j < N; ++j) sum[j] += held[k][j];
   }
   for (; i < end; ++i) {
-    const V held = *reinterpret_cast<const V*>(in + order[i] * width + column);
+    acc_t<T> held[N];
+    load<N>(values + order[i] * width + column, held);
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum[j] += to_acc(held.v[j]);
+    for (int j = 0; j < N; ++j) sum[j] += held[j];
   }
-  V result;
-#pragma unroll
-  for (int j = 0; j < N; ++j) result.v[j] = from_acc<T>(sum[j]);
-  *reinterpret_cast<V*>(out + s * width + column) = result;
+  store<N>(out + s * width + column, sum);
 }
 
 template <class W>
-void launch_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
-                   int64_t rows, int64_t row_bytes, cudaStream_t stream) {
-  splice_kernel<W><<<dim3(unsigned(rows)), kThreads, 0, stream>>>(
-      tokens, features, static_cast<const W*>(table), static_cast<const W*>(images), static_cast<W*>(out),
-      row_bytes / int64_t(sizeof(W)));
+void splice_words(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
+                  int64_t rows, int64_t row_bytes, uintptr_t stream) {
+  launch("splice_embeddings", splice_kernel<W>, unsigned(rows), kThreads, stream, tokens, features,
+         static_cast<const W*>(table), static_cast<const W*>(images), static_cast<W*>(out),
+         row_bytes / int64_t(sizeof(W)));
 }
 
 template <class T, int N>
-void launch_segment_sum(const void* in, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
-                        int64_t width, cudaStream_t stream) {
-  const int64_t columns = int64_t(kThreads) * N;
-  const dim3 grid(unsigned(segments), unsigned((width + columns - 1) / columns));
-  segment_sum_kernel<T, N><<<grid, kThreads, 0, stream>>>(static_cast<const T*>(in), order, offsets,
-                                                          static_cast<T*>(out), width);
+void sum_segments(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
+                  int64_t width, uintptr_t stream) {
+  const dim3 grid(unsigned(segments), blocks_for(width, int64_t(kThreads) * N));
+  launch("segment_sum", segment_sum_kernel<T, N>, grid, kThreads, stream, static_cast<const T*>(values), order, offsets,
+         static_cast<T*>(out), width);
 }
 }  // namespace
 
@@ -83,25 +79,22 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
   if (rows == 0 || row_bytes == 0) return;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(table) | reinterpret_cast<uintptr_t>(images) |
                          reinterpret_cast<uintptr_t>(out) | uintptr_t(row_bytes);
-  const cudaStream_t s = stream_of(stream);
-  if (bits % 16 == 0) launch_splice<int4>(tokens, features, table, images, out, rows, row_bytes, s);
-  else if (bits % 4 == 0) launch_splice<int>(tokens, features, table, images, out, rows, row_bytes, s);
-  else launch_splice<short>(tokens, features, table, images, out, rows, row_bytes, s);
-  check_launch("splice_embeddings");
+  if (bits % 16 == 0) splice_words<int4>(tokens, features, table, images, out, rows, row_bytes, stream);
+  else if (bits % 4 == 0) splice_words<int>(tokens, features, table, images, out, rows, row_bytes, stream);
+  else splice_words<short>(tokens, features, table, images, out, rows, row_bytes, stream);
 }
 
-void cuda_segment_sum(const void* in, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
+void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
                       int64_t width, int dtype, uintptr_t stream) {
   if (segments == 0 || width == 0) return;
   with_type("segment_sum", dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int N = 16 / sizeof(T);
-    if (width % N == 0 && aligned16(in) && aligned16(out))
-      launch_segment_sum<T, N>(in, order, offsets, out, segments, width, stream_of(stream));
+    if (width % N == 0 && aligned16(values) && aligned16(out))
+      sum_segments<T, N>(values, order, offsets, out, segments, width, stream);
     else
-      launch_segment_sum<T, 1>(in, order, offsets, out, segments, width, stream_of(stream));
+      sum_segments<T, 1>(values, order, offsets, out, segments, width, stream);
   });
-  check_launch("segment_sum");
 }
 
 }  // namespace mmfast

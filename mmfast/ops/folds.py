@@ -184,8 +184,20 @@ def _cpu() -> Folds:
     return CpuFolds()
 
 
+def _cuda() -> Folds:
+    from mmfast.ops.folds_device import CudaFolds
+
+    return CudaFolds()
+
+
+def _triton() -> Folds:
+    from mmfast.ops.folds_device import TritonFolds
+
+    return TritonFolds()
+
+
 # Backend -> its folds, imported when first used. What a backend cannot take is said in logprob.py (_unsupported).
-FOLDS: dict[str, Callable[[], Folds]] = {"torch": _torch, "cpu": _cpu}
+FOLDS: dict[str, Callable[[], Folds]] = {"torch": _torch, "cpu": _cpu, "cuda": _cuda, "triton": _triton}
 
 
 def folds_of(backend: str) -> Folds:

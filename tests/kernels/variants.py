@@ -22,6 +22,7 @@ class Variant:
 def variants() -> Iterator[Variant]:
     yield from splice()
     yield from fused_logprob()
+    yield from fold()
 
 
 def splice() -> Iterator[Variant]:
@@ -68,4 +69,51 @@ def fused_logprob() -> Iterator[Variant]:
         fused.fused_merge_kernel,
         floats | {"logp": "*fp32", "lse": "*fp32", "U": "i32", "splits": "i32"},
         {"BLOCK": 128},
+    )
+
+
+def fold() -> Iterator[Variant]:
+    from mmfast.kernels import fold
+
+    scalars = {name: "fp32" for name in ("softcap", "inverse_temperature", "to_tanh")}
+    tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i64"} | scalars
+    for label, dtype, out, options in (
+        ("fp32 -> bf16", "fp32", "bf16", False),
+        ("fp32 in place, all options", "fp32", "fp32", True),
+        ("bf16 in place", "bf16", "bf16", False),
+    ):
+        flags = {"HAS_BIAS": options, "HAS_SOFTCAP": options}
+        yield Variant(
+            label,
+            fold.fold_forward_kernel,
+            tile
+            | {"tile": f"*{dtype}", "stats": "*fp32", "U": "i64", "probs": f"*{out}", "probs_z": f"*{out}"}
+            | {"probs_stride": "i64", "probs_z_stride": "i64"},
+            flags | {"PROBS": True, "PROBS_Z": options, "BLOCK": fold.STEP},
+            num_warps=8,
+            multiples_of_16=("tile_stride", "width", "probs_stride", "probs_z_stride"),
+        )
+        yield Variant(
+            label,
+            fold.fold_gradient_kernel,
+            tile
+            | {name: "*fp32" for name in ("lse", "a", "b", "d")}
+            | {"tile": f"*{dtype}", "out": f"*{out}", "out_stride": "i64"},
+            flags | {"HAS_B": options, "BLOCK": 2048},
+            multiples_of_16=("tile_stride", "width", "out_stride"),
+        )
+    yield Variant(
+        "fp32",
+        fold.fold_rescale_kernel,
+        {"acc": "*fp32", "stride": "i64", "factor": "*fp32", "width": "i64"},
+        {"BLOCK": 1024},
+        multiples_of_16=("stride", "width"),
+    )
+    yield Variant(
+        "bf16",
+        fold.fold_finish_kernel,
+        {"kept": "*bf16", "stride": "i64", "columns": "i64", "scale": "*fp32", "scale_stride": "i64", "width": "i64"}
+        | {"targets": "*i64", "entry": "*fp32"},
+        {"BLOCK": 2048},
+        multiples_of_16=("stride", "columns", "width"),
     )

@@ -1,0 +1,107 @@
+// Runs the CUDA kernels on the host, thread by thread, so that their indexing, barriers and reductions are tested where
+// there is no device. Each thread of a block is a fibre that runs to its next barrier or shuffle and then gives way;
+// blocks follow one another. A barrier that not all live threads of a block reach is an error, as on the device.
+#pragma once
+#include <ucontext.h>
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#undef __shared__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define threadIdx (mmfast::emulate::current().thread)
+#define blockIdx (mmfast::emulate::current().block)
+#define blockDim (mmfast::emulate::current().dim)
+#define gridDim (mmfast::emulate::current().grid)
+
+namespace mmfast::emulate {
+
+struct Place {
+  uint3 thread, block;
+  dim3 dim, grid;
+};
+enum class Stop { start, barrier, shuffle, end };
+
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Stop stop = Stop::start;
+  Place place;
+  unsigned char sent[16];
+};
+
+struct Block {
+  std::vector<Fibre> fibres;
+  Fibre* running = nullptr;
+  ucontext_t scheduler;
+  std::function<void()> body;
+};
+inline Block& block() {
+  static Block b;
+  return b;
+}
+inline Place& current() { return block().running->place; }
+
+inline void give_way(Stop why) {
+  block().running->stop = why;
+  swapcontext(&block().running->context, &block().scheduler);
+}
+inline void enter() {
+  block().body();
+  give_way(Stop::end);
+}
+
+inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
+  Block& b = block();
+  b.body = std::move(body);
+  constexpr size_t kStack = 64 * 1024;
+  if (b.fibres.size() < threads) b.fibres.resize(threads);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        for (unsigned i = 0; i < threads; ++i) {
+          Fibre& f = b.fibres[i];
+          if (!f.stack) f.stack.reset(new char[kStack]);
+          f.place = {uint3{i, 0, 0}, uint3{x, y, z}, dim3(threads), grid};
+          f.stop = Stop::start;
+          getcontext(&f.context);
+          f.context.uc_stack.ss_sp = f.stack.get();
+          f.context.uc_stack.ss_size = kStack;
+          f.context.uc_link = nullptr;
+          makecontext(&f.context, reinterpret_cast<void (*)()>(enter), 0);
+        }
+        for (unsigned live = threads; live > 0;) {
+          live = 0;
+          Stop reached = Stop::end;
+          for (unsigned i = 0; i < threads; ++i) {
+            Fibre& f = b.fibres[i];
+            if (f.stop == Stop::end) continue;
+            b.running = &f;
+            swapcontext(&b.scheduler, &f.context);
+            if (f.stop == Stop::end) continue;
+            if (live++ && f.stop != reached) throw std::logic_error("threads of one block wait at different places");
+            reached = f.stop;
+          }
+        }
+      }
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  Fibre* self = block().running;
+  static_assert(sizeof(T) <= sizeof self->sent, "too large to shuffle");
+  std::memcpy(self->sent, &value, sizeof value);
+  give_way(Stop::shuffle);
+  std::memcpy(&value, block().fibres[self->place.thread.x ^ unsigned(mask)].sent, sizeof value);
+  give_way(Stop::shuffle);  // nobody sends again before all have read
+  return value;
+}
+
+}  // namespace mmfast::emulate
+
+#define __syncthreads() mmfast::emulate::give_way(mmfast::emulate::Stop::barrier)
+#define __shfl_xor_sync(lanes, value, mask) mmfast::emulate::shuffle_xor(value, mask)

@@ -1,0 +1,63 @@
+"""Builds the CUDA kernels for the host (csrc/cuda/emulate.h), once for each state of their sources."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+SOURCES += [ROOT / "csrc/cuda/bindings.cpp", ROOT / "tests/kernels/emulated.cpp"]
+
+
+def cuda_headers() -> Path | None:
+    """The toolkit's include folder: the emulation uses its headers, not its compiler."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", nvcc and str(Path(nvcc).resolve().parents[1])]
+    folders = [Path(home) / "include" for home in homes if home]
+    return next((folder for folder in folders if (folder / "cuda_bf16.h").exists()), None)
+
+
+@lru_cache(maxsize=1)
+def emulated() -> ModuleType:
+    headers, compiler = cuda_headers(), shutil.which(os.environ.get("CXX", "c++"))
+    if headers is None or compiler is None:
+        pytest.skip("the CUDA kernels are emulated with the CUDA toolkit's headers, which are not here")
+    import pybind11
+
+    digest = hashlib.sha256()
+    for source in [*SOURCES, *sorted((ROOT / "csrc").glob("**/*.h")), *sorted((ROOT / "csrc").glob("**/*.cuh"))]:
+        digest.update(source.read_bytes())
+    folder = ROOT / "build" / "emulated" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            includes = [ROOT / "csrc", headers, pybind11.get_include(), sysconfig.get_paths()["include"]]
+            flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w", "-DMMFAST_EMULATE", "-x", "c++"]
+            flags += [f"-I{folder}" for folder in includes]
+            objects = [folder / f"{source.name}.o" for source in SOURCES]
+            builds = [
+                subprocess.Popen([compiler, *flags, "-c", str(source), "-o", str(result)])
+                for source, result in zip(SOURCES, objects, strict=True)
+            ]
+            assert not any([build.wait() for build in builds]), "the emulation does not compile"
+            partial = target.with_suffix(".partial")
+            subprocess.run([compiler, "-shared", *map(str, objects), "-o", str(partial)], check=True)
+            partial.rename(target)
+    spec = importlib.util.spec_from_file_location("emulated", target)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
