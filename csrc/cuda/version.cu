@@ -1,7 +1,7 @@
 // What `mmfast doctor` says of CUDA: the runtime linked in, and the newest CUDA the driver knows (0: no driver).
 #include <cuda_runtime_api.h>
 
-#include "ops.h"
+#include "cuda/ops.h"
 
 namespace mmfast {
 
