@@ -29,7 +29,7 @@ void bind_cuda(py::module_& m) {
                      stream);
   });
 
-  py::class_<FoldTile>(m, "FoldTile")
+  py::class_<FoldTile>(m, "FoldTile", py::module_local())  // the tests load a second module
       .def(py::init([](Address tile, int64_t stride, int64_t rows, int64_t width, int dtype, Address bias,
                        Address targets, int64_t first, double softcap, double temperature) {
         return FoldTile{at<void>(tile), stride, rows, width, dtype, at<void>(bias), at<int64_t>(targets), first, softcap,
