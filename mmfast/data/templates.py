@@ -52,11 +52,10 @@ SEEDS = {
     # Muffin (RLHF-V): the stop mark is scored, the two role marks that its masking let through are not
     "llava_v0": Seed(
         system=VICUNA.format(who="human"),
-        system_end="\n\n",
-        user="### Human: {text}\n",
+        system_end="\n\n### ",
+        user="Human: {text}\n",
         answer="### Assistant:",
         end="\n### ",
-        between="",
     ),
     "dgpref_llava": Seed(
         system="", system_end="", user="USER: {text}\n", answer="ASSISTANT:", end="", between="\n", images_first=True
