@@ -47,6 +47,7 @@ class DataSettings:
     limit: int = 0  # rows of each file
     workers: int = 2
     segments: str = "none"  # objective.segments where objective.gamma != 1, or "record"
+    insertions: str = "ignore"
     min_pixels: int = 0
     max_pixels: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # of the reader (docs/formats.md)
@@ -156,6 +157,7 @@ def build(
         max_words=data.max_words,
         truncate=data.truncate,
         segments=data.segments,
+        insertions=data.insertions,
     )
     key = {
         "version": FORMAT_VERSION,

@@ -21,12 +21,14 @@ class ExampleSettings:
     max_words: int = 0  # an answer is cut after so many words (0: never)
     truncate: str = "never"
     segments: str = "none"
+    insertions: str = "ignore"  # of clean segments: tokens that only one side has (mmfast.ops.changed_segments)
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("turns", ("last", "all")),
             ("truncate", ("never", "response")),
             ("segments", ("none", "clean", "compat", "record")),
+            ("insertions", ("ignore", "own", "both")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"data.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -68,7 +70,7 @@ class ExampleBuilder:
                     flags[name], weights[name] = self._given(side, record.segments[name])
         elif mode in ("clean", "compat") and rejected is not None:
             flags["rejected"], flags["chosen"] = changed_flags(
-                mode, (rejected.ids, rejected.spans), (chosen.ids, chosen.spans)
+                mode, (rejected.ids, rejected.spans), (chosen.ids, chosen.spans), self.settings.insertions
             )
         branches = {
             name: side
@@ -198,7 +200,7 @@ class ExampleBuilder:
         for chunk in chunks:
             length = len(self.tokenizer.unmask(chunk.text))
             if chunk.scored:
-                inside = np.flatnonzero((offsets[:, 1] > at + chunk.lead) & (offsets[:, 0] < at + length))
+                inside = np.flatnonzero((offsets[:, 1] > at + chunk.lead) & (offsets[:, 1] <= at + length))
                 if not len(inside):
                     raise BadRow("empty-response", "an answer has no token of its own")
                 spans.append((int(inside[0]) + shift, int(inside[-1]) + 1 + shift))

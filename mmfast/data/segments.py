@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 import numpy as np
+
+from mmfast.ops.segments import changed_flags as differing
 
 MODES = ("none", "clean", "compat", "record")
 
@@ -31,29 +32,6 @@ RECIPES = {
 }
 
 
-def changed_segments_difflib(
-    rejected: Sequence[int], chosen: Sequence[int], *, min_match: int = 3, autojunk: bool = False
-) -> tuple[list[int], list[int]]:
-    """The slow twin of mmfast.ops.changed_segments: indices in pure substitutions."""
-    matcher = SequenceMatcher(None, list(rejected), list(chosen), autojunk=autojunk)
-    out_rejected: list[int] = []
-    out_chosen: list[int] = []
-    at_a = at_b = 0
-    for a, b, size in matcher.get_matching_blocks():
-        if 0 < size < min_match:
-            continue
-        if at_a < a and at_b < b:
-            out_rejected += range(at_a, a)
-            out_chosen += range(at_b, b)
-        at_a, at_b = a + size, b + size
-    return out_rejected, out_chosen
-
-
-def _find(rejected: np.ndarray, chosen: np.ndarray, autojunk: bool) -> tuple[np.ndarray, np.ndarray]:
-    a, b = changed_segments_difflib(rejected.tolist(), chosen.tolist(), autojunk=autojunk)
-    return np.asarray(a, np.int64), np.asarray(b, np.int64)
-
-
 def scored_positions(spans: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.concatenate([np.arange(a, b) for a, b in spans]) if spans else np.zeros(0, np.int64)
 
@@ -62,28 +40,21 @@ def changed_flags(
     mode: str,
     rejected: tuple[np.ndarray, Sequence[tuple[int, int]]],
     chosen: tuple[np.ndarray, Sequence[tuple[int, int]]],
+    insertions: str = "ignore",
 ) -> tuple[np.ndarray, np.ndarray]:
     """One bool for each scored token of (rejected, chosen); a side is its ids and its scored spans.
 
     "clean" compares the scored tokens alone. "compat" is RLHF-V's: the whole sequence after its first token, image
     placeholders included, difflib's autojunk on; prompt positions that get flagged carry no loss and are left out here.
     """
-    flags = []
+    at = [scored_positions(spans) for _, spans in (rejected, chosen)]
     if mode == "clean":
-        at = [scored_positions(spans) for _, spans in (rejected, chosen)]
-        found = _find(rejected[0][at[0]], chosen[0][at[1]], autojunk=False)
-        for positions, indices in zip(at, found, strict=True):
-            flag = np.zeros(len(positions), bool)
-            flag[indices] = True
-            flags.append(flag)
-    else:
-        assert mode == "compat"
-        found = _find(rejected[0][1:], chosen[0][1:], autojunk=True)
-        for (ids, spans), indices in zip((rejected, chosen), found, strict=True):
-            flag = np.zeros(len(ids), bool)
-            flag[np.asarray(indices, np.int64) + 1] = True
-            flags.append(flag[scored_positions(spans)])
-    return flags[0], flags[1]
+        return differing(rejected[0][at[0]], chosen[0][at[1]], insertions=insertions)
+    assert mode == "compat"
+    if insertions != "ignore":
+        raise ValueError("segments 'compat' ignores insertions and deletions; use 'clean' to count them")
+    flags = differing(rejected[0][1:], chosen[0][1:], autojunk=True)
+    return flags[0][at[0] - 1], flags[1][at[1] - 1]
 
 
 def span_weights(
