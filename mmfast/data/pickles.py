@@ -35,6 +35,12 @@ def _plain_dtype(*args: Any) -> np.dtype:
     return dtype
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype=_plain_dtype(dtype), count=1)[0]
 
@@ -49,6 +55,7 @@ def _numpy_reconstruct(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.n
     return np.ndarray.__new__(np.ndarray, shape, dtype)
 
 
+SAFE[("_codecs", "encode")] = _latin1  # how old protocols write bytes
 SAFE[("numpy", "dtype")] = _plain_dtype
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     SAFE[(_module, "scalar")] = _numpy_scalar

@@ -14,6 +14,9 @@ class BadRow(ValueError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple:  # it travels to workers and back
+        return BadRow, (self.kind, str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
