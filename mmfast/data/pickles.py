@@ -66,6 +66,7 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
 
 class RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # protocol 2 speaks Python 2
         if (module, name) in SAFE:
             return SAFE[module, name]
         if module.split(".")[0] == "torch":
