@@ -1,0 +1,244 @@
+"""A training step against TRL's DPOTrainer on the same model directory and the same pairs: python -m bench.step [--write]
+
+Both sides train everything but the vision tower, in the same dtype, with the same optimiser, and take the same steps:
+their losses are compared. Each side is a process of its own; steps alternate between the sides, the waiting side does
+nothing. TRL recomputes the reference in each step and takes no cached one with images; mmfast's row gives the time with
+the cache and with the reference pass counted. Peak memory is that of the process since before its model was loaded.
+
+cases    isolated     4 images, one pair each
+         group        one image, 8 responses, all 28 pairs; TRL's time a pair is taken from the isolated case
+shapes   llava-64m    hidden 512, 8 layers, 32000 words, 576 image tokens (CPU)
+         llava-7b, qwen2.5-vl-7b    random weights made from the real configs (CUDA); --lora or full (SGD)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.packing import cpu_name
+
+RESULTS = Path(__file__).parent / "results" / "step.jsonl"
+ISOLATED = {"groups": 4, "responses": 2, "words": (29, 59), "question": 50}
+GROUP = {"groups": 1, "responses": 8, "words": (29, 59), "question": 50}
+
+
+class Side:
+    """A process that runs a step when told to."""
+
+    def __init__(self, name: str, settings: dict, folder: Path):
+        path = folder / f"{name}-{len(list(folder.iterdir()))}.json"
+        path.write_text(json.dumps(settings))
+        environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.log = open(path.with_suffix(".log"), "w")  # noqa: SIM115  (lives as long as the process)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.step_sides", name, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log, text=True, env=environment,
+        )  # fmt: skip
+        self.ready = self.read()
+        self.steps: list[dict] = []
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        raise RuntimeError(
+            f"a side of the bench ended: see {self.log.name}\n" + Path(self.log.name).read_text()[-3000:]
+        )
+
+    def step(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.steps.append(self.read())
+
+    def close(self) -> int:
+        assert self.process.stdin
+        self.process.stdin.close()
+        found = self.read()["peak"]
+        self.process.wait()
+        self.log.close()
+        return found
+
+    def seconds(self) -> float:
+        """Median, without the first step (it allocates)."""
+        return statistics.median(s["seconds"] for s in self.steps[1:])
+
+
+def make_directory(shape: str, folder: Path) -> Path:
+    import transformers as hf
+
+    from mmfast.world import models as world
+
+    if shape == "llava-64m":
+        return world.tiny_model("llava", folder / shape, size="bench")
+    size = world.Size(image_size=336, vocab=32064)
+    path = folder / shape
+    if shape == "llava-7b":
+        tokenizer = world.tiny_tokenizer("llava", size.vocab)
+        images = world.tiny_image_processor("llava", size)
+        processor = world.tiny_processor("llava", tokenizer, images, size)
+        config = hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+                patch_size=14, projection_dim=768,
+            ),
+            text_config=hf.LlamaConfig(vocab_size=32064),
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_seq_length=576,
+        )  # fmt: skip
+    else:
+        tokenizer = world.tiny_tokenizer("qwen2_5_vl", size.vocab)
+        images = world.tiny_image_processor("qwen2_5_vl", size)
+        processor = hf.Qwen2_5_VLProcessor(images, tokenizer, hf.Qwen2VLVideoProcessor())  # needs torchvision
+        ids = tokenizer.convert_tokens_to_ids
+        config = hf.Qwen2_5_VLConfig(
+            text_config={
+                "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+                "num_key_value_heads": 4, "vocab_size": 152064,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+            },
+            vision_config={
+                "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+                "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+            },
+            image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+            vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        )  # fmt: skip
+    path.mkdir(parents=True)
+    config.architectures = [
+        "LlavaForConditionalGeneration" if shape == "llava-7b" else "Qwen2_5_VLForConditionalGeneration"
+    ]
+    config.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Flops a second of a large matrix product here and now: the floor's unit."""
+    import time
+
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def step_flops(path: Path, tokens: int, rows: int, checkpointing: bool, lora: bool) -> float:
+    """Products of the decoder's weights over distinct tokens and of the head over scored rows (attention left out)."""
+    from transformers import AutoConfig
+
+    c = AutoConfig.from_pretrained(path).get_text_config()
+    head_dim = c.hidden_size // c.num_attention_heads
+    layer = c.hidden_size * (2 * c.hidden_size + 2 * c.num_key_value_heads * head_dim + 3 * c.intermediate_size)
+    passes = (2 if lora else 3) + checkpointing
+    return 2.0 * c.num_hidden_layers * layer * tokens * passes + 2.0 * c.hidden_size * c.vocab_size * rows * (
+        2 if lora else 3
+    )
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
+    path = make_directory(arguments.shape, folder)
+    cuda = arguments.device != "cpu"
+    settings = {
+        "path": str(path), "device": arguments.device, "dtype": "bfloat16" if cuda else "float32",
+        "checkpointing": arguments.checkpointing, "lora": {"r": 128, "alpha": 256} if arguments.lora else None,
+        "random_weights": cuda, "optimizer": "sgd" if cuda and not arguments.lora else "adamw", "lr": 1e-4,
+        "work": str(folder / "trl"),
+    }  # fmt: skip
+    (folder / "sides").mkdir()
+    isolated = {**settings, "pairs": ISOLATED}
+    rate = gemm_rate(torch.device(arguments.device), getattr(torch, settings["dtype"]))
+    if cuda:  # both would not fit beside each other
+        ours, theirs, group = (
+            alone(name, chosen, folder / "sides", arguments.steps)
+            for name, chosen in (("mmfast", isolated), ("trl", isolated), ("mmfast", {**settings, "pairs": GROUP}))
+        )
+    else:
+        sides = [Side("trl", isolated, folder / "sides"), Side("mmfast", isolated, folder / "sides")]
+        for _ in range(arguments.steps):
+            for side in sides:
+                side.step()
+        theirs, ours = ((side, side.close()) for side in sides)
+        group = alone("mmfast", {**settings, "pairs": GROUP}, folder / "sides", arguments.steps)
+    gap = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours[0].steps, theirs[0].steps, strict=True))
+    if not cuda and gap > 1e-3:
+        raise RuntimeError(f"the sides do not take the same steps: losses differ by {gap}")
+    rows = []
+    trl_seconds, trl_peak = theirs[0].seconds(), theirs[1]
+    rows.append({"what": "trl isolated", "pairs": 4, "seconds": trl_seconds, "peak_gib": trl_peak / 2**30})
+    for what, pairs, (side, memory) in (("isolated", 4, ours), ("group", 28, group)):
+        seconds, reference = side.seconds(), side.ready["reference_seconds"]
+        last = side.steps[-1]
+        flops = step_flops(path, last["tokens"], last["rows"], arguments.checkpointing, arguments.lora)
+        each = trl_seconds / 4 * pairs
+        rows.append(
+            {
+                "what": f"mmfast {what}", "pairs": pairs, "seconds": seconds, "peak_gib": memory / 2**30,
+                "floor_seconds": flops / rate, "reference_seconds": reference,
+                "trl_over_mmfast": each / seconds, "trl_over_mmfast_with_reference": each / (seconds + reference),
+                "trl_memory_over_mmfast": trl_peak / memory, "largest_loss_gap": gap if what == "isolated" else None,
+                "tokens": last["tokens"], "rows": last["rows"],
+                **{k: statistics.median(s[k] for s in side.steps[1:]) for k in last if k.endswith("_seconds")},
+            }
+        )  # fmt: skip
+    return rows
+
+
+def alone(name: str, settings: dict, folder: Path, steps: int) -> tuple[Side, int]:
+    side = Side(name, settings, folder)
+    for _ in range(steps):
+        side.step()
+    return side, side.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=["llava-64m", "llava-7b", "qwen2.5-vl-7b"], default="llava-64m")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each side; the first is not counted")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--write", action="store_true", help=f"append the rows to {RESULTS.name}")
+    arguments = parser.parse_args()
+    if arguments.shape != "llava-64m" and arguments.device == "cpu":
+        parser.error("a 7B shape needs --device cuda")
+    import transformers
+    import trl
+
+    device = cpu_name() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    command = ["python -m bench.step", *[a for a in sys.argv[1:] if a != "--write"]]
+    common = {
+        "shape": arguments.shape, "steps": arguments.steps, "command": " ".join(command), "date": str(date.today()),
+        "device": device, "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for row in run(arguments, Path(folder)):
+            row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            print(row)
+            if arguments.write:
+                RESULTS.parent.mkdir(exist_ok=True)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row | common) + "\n")
+
+
+if __name__ == "__main__":
+    main()
