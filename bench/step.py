@@ -1,4 +1,4 @@
-"""A training step against TRL's DPOTrainer on the same model directory and the same pairs: python -m bench.step [--write]
+"""A training step against TRL's DPOTrainer on the same model directory and pairs: python -m bench.step [--write]
 
 Both sides train everything but the vision tower, in the same dtype, with the same optimiser, and take the same steps:
 their losses are compared. Each side is a process of its own; steps alternate between the sides, the waiting side does

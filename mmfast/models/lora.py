@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from mmfast.models.scorer import Scorer, projector_parameters
@@ -24,17 +26,20 @@ class Lora:
 
 
 def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
-    """Full names of the layers to adapt, within the decoder's blocks (and the tower's)."""
+    """Full names of the layers to adapt: within the decoder's blocks (and the tower's), and the head where named."""
     model, adapter = scorer.model, scorer.adapter
     inside = {id(m) for block in adapter.layers(model) for m in block.modules()}
     if spec.vision:
         inside |= {id(m) for block in adapter.vision_blocks(model) for m in block.modules()}
+    wanted = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
+    head = model.get_output_embeddings()
+    if any(m is head and n.rsplit(".", 1)[-1] in wanted for n, m in model.named_modules()):
+        inside.add(id(head))
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
     if spec.targets == ALL_LINEAR:
         return linear
-    wanted = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
     found = [n for n in linear if n.rsplit(".", 1)[-1] in wanted]
-    missing = [w for w in wanted if not any(n.endswith("." + w) for n in found)]
+    missing = [w for w in wanted if not any(n.rsplit(".", 1)[-1] == w for n in found)]
     if missing:
         names = sorted({n.rsplit(".", 1)[-1] for n in linear})
         raise ValueError(f"model.lora.targets: no linear layer {missing[0]!r}; this model has {', '.join(names)}")
@@ -57,7 +62,17 @@ def add_lora(scorer: Scorer, spec: Lora | None, adapter_path: str = "") -> PeftM
             task_type="CAUSAL_LM",
         )
         peft = get_peft_model(scorer.model, config)
+    refuse_what_is_not_lora(peft)
     for p in trains:
         p.requires_grad_(True)
     scorer.peft = [peft]
     return peft
+
+
+def refuse_what_is_not_lora(peft: PeftModel) -> None:
+    """An adapter from elsewhere may hold more than LoRA, which the fused head and the splice would pass over."""
+    for name, module in peft.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            raise ValueError(f"model.adapter: it replaces {name} as a whole (modules_to_save); only LoRA is supported")
+        if isinstance(module, LoraLayer) and any(module.use_dora.values()):
+            raise ValueError(f"model.adapter: {name} is DoRA; only plain LoRA is supported")

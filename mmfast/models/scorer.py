@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from mmfast.models.adapter import Adapter
 from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
+from mmfast.models.lora_head import lora_of
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.splice import splice_embeddings
@@ -76,10 +77,11 @@ class Scorer(nn.Module):
         head = self.model.get_output_embeddings()
         return linear_logprob(
             hidden,
-            head.weight,
+            head.weight,  # of a LoRA layer: the frozen base's
             pack.targets,
             rows=pack.rows,
             bias=head.bias,
+            lora=lora_of(head, hidden),
             softcap=self.adapter.softcap(),
             return_entropy=return_entropy,
         )

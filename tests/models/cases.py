@@ -121,6 +121,32 @@ def captions(family: str, adapter, seed: int = 0, count: int = 8) -> Case:
     return case
 
 
+def wild(family: str, adapter, seed: int) -> Case:
+    """Trees grown at random to depth 4; any two leaves are a pair, their responses begin where their paths part or
+    before."""
+    case = Case(family, adapter, seed)
+    for _ in range(2):
+        pictures = [case.picture() for _ in range(case.random.randint(1, 2))] if adapter.image_token_id else []
+        root, names = case.prompt(*pictures)
+        paths = [[len(root)]]  # of each leaf, where its nodes begin
+        tokens = [root]
+        for _ in range(4):
+            grown_paths, grown_tokens = [], []
+            for path, ids in zip(paths, tokens, strict=True):
+                for _ in range(
+                    case.random.choice([2, 3] if len(paths) == 1 else [1, 1, 2, 3] if len(paths) < 8 else [1])
+                ):
+                    grown_tokens.append(ids + case.words(1, 3))
+                    grown_paths.append([*path, len(grown_tokens[-1])])
+            paths, tokens = grown_paths, grown_tokens
+        for _ in range(5):
+            a, b = case.random.sample(range(len(tokens)), 2)
+            parted = next(i for i, (x, y) in enumerate(zip(tokens[a], tokens[b], strict=False)) if x != y)
+            start = case.random.choice([p for p in paths[a] if p <= parted])
+            case.pair((tokens[a][:start], names), tokens[a][start:], tokens[b][start:])
+    return case
+
+
 def plain_logps(model, case: Case, branch: Branch) -> Tensor:
     """One sequence alone through the unpatched model; one log-prob a scored token."""
     adapter = case.adapter

@@ -17,7 +17,7 @@ from mmfast.packing import build_pack, response_key
 from mmfast.packing.symbols import branches_of
 from mmfast.world import models as world
 
-from .cases import Case, captions, everything, plain_logps
+from .cases import Case, captions, everything, plain_logps, wild
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama")
 GAMMA = 3.0
@@ -160,3 +160,56 @@ def test_lora_with_checkpointing(family, tmp_path):
 
 def is_projector(name: str) -> bool:
     return any(part in name for part in ("multi_modal_projector", "image_newline", "merger"))
+
+
+def test_lora_on_the_head(tmp_path):
+    scorer = load(
+        str(world.tiny_model("llava", tmp_path)),
+        dtype="float32",
+        lora=Lora(r=4, alpha=8, targets=("lm_head", "v_proj")),
+    )
+    for name, p in scorer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p.data, 0, 0.1)
+    plain = copy.deepcopy(scorer.model)
+    plain.get_decoder().config._attn_implementation = "sdpa"
+    compare(everything("llava", scorer.adapter), scorer, plain)
+
+
+def test_a_random_tree():
+    scorer, plain = models("qwen2_5_vl")
+    compare(wild("qwen2_5_vl", scorer.adapter, seed=1), scorer, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_trees_whole_split_and_checkpointed(family, seed):
+    scorer, plain = models(family)
+    if seed % 2:
+        scorer.train()
+        parallelize(scorer, Parallel(), None, torch.float32)
+    case = wild(family, scorer.adapter, seed)
+    compare(case, scorer, plain)
+    compare(case, scorer, plain, parts=[case.examples[: 1 + seed], case.examples[1 + seed :]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES[:-1])
+def test_captions_of_every_family(family):
+    scorer, plain = models(family)
+    compare(captions(family, scorer.adapter), scorer, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("vision", [False, True])
+def test_lora_of_every_family(family, vision, tmp_path):
+    scorer = load(str(world.tiny_model(family, tmp_path)), dtype="float32", lora=Lora(r=4, alpha=8, vision=vision))
+    for name, p in scorer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p.data, 0, 0.1)
+    plain = copy.deepcopy(scorer.model)
+    plain.get_decoder().config._attn_implementation = "sdpa"
+    parallelize(scorer, Parallel(), None, torch.float32)
+    compare(everything(family, scorer.adapter), scorer, plain)
