@@ -87,6 +87,22 @@ PYBIND11_MODULE(_C, m) {
 #if MMFAST_HAVE_CUDA
   mmfast::bind_cuda(m);
 #endif
+  m.def("cpu_image_resize", [](Address in, int64_t height, int64_t width, int64_t to_height, int64_t to_width, int filter,
+                               bool vertical_first, int64_t top, int64_t left, int64_t out_height,
+                               int64_t out_width, Address out) {
+    py::gil_scoped_release release;
+    mmfast::cpu_image_resize(at<uint8_t>(in), height, width, to_height, to_width, filter, vertical_first, top, left,
+                             out_height, out_width, at<uint8_t>(out));
+  });
+  m.def("cpu_image_planes", [](Address in, int64_t stride, int64_t height, int64_t width, Address table, Address out) {
+    py::gil_scoped_release release;
+    mmfast::cpu_image_planes(at<uint8_t>(in), stride, height, width, at<float>(table), at<float>(out));
+  });
+  m.def("cpu_image_patches", [](Address in, int64_t height, int64_t width, Address table, int64_t patch, int64_t merge,
+                                int64_t frames, Address out) {
+    py::gil_scoped_release release;
+    mmfast::cpu_image_patches(at<uint8_t>(in), height, width, at<float>(table), patch, merge, frames, at<float>(out));
+  });
   m.def("cpu_segment_sum", [](Address values, Address copies, Address offsets, Address out, int64_t segments,
                               int64_t width, int dtype) {
     py::gil_scoped_release release;

@@ -77,6 +77,17 @@ void cpu_preference(int dtype, const void* logps, const int64_t* index, const vo
 void changed_segments(const int32_t* a, int64_t a_size, const int32_t* b, int64_t b_size, int64_t min_match,
                       bool autojunk, int insertions, uint8_t* a_changed, uint8_t* b_changed);
 
+// Images, RGB bytes [height, width, 3], on the calling thread. filter: Pillow's number (1 lanczos, 2 bilinear, 3 bicubic).
+// Resizes to [to_height, to_width] as Pillow does, and writes the window at (top, left) of it; zero where it sticks out.
+void cpu_image_resize(const uint8_t* in, int64_t height, int64_t width, int64_t to_height, int64_t to_width, int filter,
+                      bool vertical_first, int64_t top, int64_t left, int64_t out_height, int64_t out_width,
+                      uint8_t* out);
+// out[c, y, x] = table[c, byte]; stride is a row's bytes.
+void cpu_image_planes(const uint8_t* in, int64_t stride, int64_t height, int64_t width, const float* table, float* out);
+// The same as Qwen's flat patches: [square of merge x merge patches][patch in it][c, frames, patch, patch], frames alike.
+void cpu_image_patches(const uint8_t* in, int64_t height, int64_t width, const float* table, int64_t patch,
+                       int64_t merge, int64_t frames, float* out);
+
 // Rows by index (docs/ops/splice_embeddings.md).
 // out[s] = sum of values[copies[j]] for j in offsets[s]..offsets[s+1], in that order; sums in fp32 (fp64 for fp64).
 void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,
