@@ -1,4 +1,4 @@
-"""The three native steps of preprocessing, on uint8[height, width, 3], with the GIL released; and their Pillow twins."""
+"""The three native steps of preprocessing uint8[height, width, 3], free of the GIL, and their Pillow twins."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def vertical_first(height: int, width: int, to_height: int, to_width: int) -> bo
 def resize(
     image: np.ndarray, height: int, width: int, resample: int = 3, window: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """The image resized to [height, width] as Pillow does it, to the bit. Of that the window (top, left, height, width),
-    which may stick out (zeros)."""
+    """The image resized to [height, width] as Pillow does it, to the bit; of that the window (top, left, height,
+    width), zero where it sticks out."""
     top, left, out_height, out_width = window or (0, 0, height, width)
     module: Any = native()
     if module is None:

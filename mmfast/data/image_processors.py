@@ -215,7 +215,9 @@ def from_config(
     if resolved != own and (own in ("anyres", "native") or resolved in ("anyres", "native")):
         raise ValueError(f"data.aspect = {aspect!r} does not suit {kind}, whose images are {own!r}")
     if (min_pixels or max_pixels) and own != "native":
-        raise ValueError(f"model.min_pixels and model.max_pixels have no effect on {kind}: its images have a fixed size")
+        raise ValueError(
+            f"model.min_pixels and model.max_pixels have no effect on {kind}: its images have a fixed size"
+        )
     if not config.get("do_resize", True):
         raise ValueError("the image processor has do_resize = false: images of any size would reach the tower")
     normalise = config.get("do_normalize", True)

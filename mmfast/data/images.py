@@ -1,4 +1,4 @@
-"""Image files to RGB bytes and to what a vision tower reads: one path everywhere, by Pillow (decoding) and C++ (the rest).
+"""Image files to RGB bytes and to what a vision tower reads: one path everywhere, Pillow (decoding) and C++ (the rest).
 
     image_id(data)      sha256 of the file's bytes: equal files are one image
     image_size(data)    (width, height), EXIF orientation applied; decodes the whole file unless told otherwise
