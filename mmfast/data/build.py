@@ -18,7 +18,7 @@ import numpy as np
 
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.flat import save_arrays
-from mmfast.data.geometry import ImageProcessor
+from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex
 from mmfast.data.problems import BadRow, Problem, Report
 from mmfast.data.readers import Format, format_of, read_row

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.geometry import ImageProcessor, image_id, image_size
+from mmfast.data.image_processors import ImageProcessor
+from mmfast.data.images import image_id, image_size
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo
 

@@ -3,9 +3,9 @@
     image_id(data)      sha256 of the file's bytes: equal files are one image
     image_size(data)    (width, height), EXIF orientation applied; decodes the whole file unless told otherwise
     decode(data)        uint8[height, width, 3]
-    ImageProcessor      geometry (slots, grid), load (pixels as the tower wants them), collate, digest
 
-torchvision is never used: its antialiased resize differs from Pillow's by up to 2/255.
+ImageProcessor (image_processors.py) makes of it what a tower reads. torchvision is never used: its antialiased resize
+differs from Pillow's by up to 2/255.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -97,11 +96,3 @@ def decode(data: bytes) -> np.ndarray:
         return np.asarray(to_rgb(image))
     except (OSError, ValueError) as error:
         raise error if isinstance(error, BadRow) else _corrupt(error) from None
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ImageProcessor":  # kept in its own file; imported late, since that file imports this one
-        from mmfast.data.image_processors import ImageProcessor
-
-        return ImageProcessor
-    raise AttributeError(name)

@@ -267,9 +267,9 @@ def test_aspects_and_refusals(tmp_path):
         processor("llava", CLIPImageProcessorPil(**SQUARE, resample=0))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": {"image_size": 56}}))
     with pytest.raises(ValueError, match=r"no preprocessor_config\.json"):
-        images.ImageProcessor.from_model_dir(tmp_path)
+        ImageProcessor.from_model_dir(tmp_path)
     hf.save_pretrained(tmp_path)
-    assert images.ImageProcessor.from_model_dir(tmp_path).aspect == "crop"
+    assert ImageProcessor.from_model_dir(tmp_path).aspect == "crop"
 
 
 def test_threads_share_a_processor():
