@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from .scenes import COLOURS, COLUMNS, KINDS, ROWS, SHAPES, WORDS, Kind, Scene, Thing, relation, relations
 
@@ -75,11 +76,11 @@ class Caption:
             slots.append(Slot(slot.truth, slot.truth) if repair else slot)
         return Caption(tuple(slots))
 
-    def spans(self, side: str) -> list[tuple[int, int]]:
-        """Character ranges of the flawed slots in `text` (side "text") or in `truth`."""
+    def spans(self, which: Literal["text", "truth"]) -> list[tuple[int, int]]:
+        """Character ranges of the flawed slots in `text` or in `truth`."""
         spans, at = [], 0
         for slot in self.slots:
-            end = at + len(slot.text if side == "text" else slot.truth)
+            end = at + len(slot.text if which == "text" else slot.truth)
             if slot.flaw:
                 spans.append((at, end))
             at = end
@@ -137,7 +138,7 @@ def caption(scene: Scene, rng: random.Random, flaws: Flaws) -> Caption:
     for thing in scene.things:
         drags = partner(thing.kind)
         if drags and drags not in scene.kinds and rng.random() < flaws.partner:
-            invented.append(" ".join(("a", rng.choice(("small", "large")), *drags)))
+            invented.append(" ".join(("a", thing.size, *drags)))
     true = fillers(scene)
     slots.append(fixed("and "))
     for n, phrase in enumerate(invented[: len(true)] or true[:1]):

@@ -52,7 +52,8 @@ class Size:
 SIZES = {
     "tiny": Size(),
     "world": Size(
-        hidden=128, layers=4, heads=4, kv_heads=4, vision_hidden=96, vision_layers=4, vision_heads=4, init=0.02
+        hidden=128, layers=4, heads=4, kv_heads=4, patch=28, vision_hidden=96, vision_layers=3, vision_heads=4,
+        init=0.08,
     ),
     # 64 M parameters and LLaVA-1.5's 576 image tokens and 32000 words: for benches of the trainer
     "bench": Size(
@@ -169,7 +170,6 @@ def _config(family: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
         "hidden_size": size.vision_hidden, "intermediate_size": 4 * size.vision_hidden,
         "num_hidden_layers": size.vision_layers, "num_attention_heads": size.vision_heads,
         "image_size": size.image_size, "patch_size": size.patch, "projection_dim": size.vision_hidden,
-        "initializer_factor": size.init / 0.02,
     }  # fmt: skip
     if family == "llama":
         return hf.LlamaConfig(**text)
@@ -192,9 +192,7 @@ def _config(family: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
         )
     if family == "gemma3":
         return hf.Gemma3Config(
-            vision_config=hf.SiglipVisionConfig(
-                **{k: v for k, v in clip.items() if k not in ("projection_dim", "initializer_factor")}
-            ),
+            vision_config=hf.SiglipVisionConfig(**{k: v for k, v in clip.items() if k != "projection_dim"}),
             text_config=hf.Gemma3TextConfig(
                 **text,
                 head_dim=size.hidden // size.heads,
