@@ -111,8 +111,8 @@ def measure(count: int) -> list[dict]:
         built = build_pack(pack, images, layout)
         rows.append(
             {"what": "build_pack", "seconds": best(lambda p=pack, i=images: build_pack(p, i, layout), 20),
-             "pairs": len(pack), "tokens": len(built.tokens), "keys": len(built.k_index), "rows": len(built.rows),
-             **shape}
+             "pairs": len(pack), "tokens": len(built.tokens), "keys": len(built.k_index),
+             "rows": len(built.rows), **shape}
         )  # fmt: skip
     return rows
 
