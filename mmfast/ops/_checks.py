@@ -22,8 +22,8 @@ def check_tensor(
             "FSDP root gives a silently wrong gradient: call the op inside the root module's forward, where parameters "
             "are gathered"
         )
-    want = "[" + ",".join(str(s) for s in shape) + "]"
-    if t.dim() != len(shape) or any(isinstance(s, int) and s != n for s, n in zip(shape, t.shape, strict=True)):
+    if t.dim() != len(shape) or any(not isinstance(s, str) and s != n for s, n in zip(shape, t.shape, strict=True)):
+        want = "[" + ",".join(str(s) for s in shape) + "]"
         raise ValueError(f"{op}: {name} must have shape {want}, got {list(t.shape)}")
     if t.dtype not in dtypes:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, dtypes))}, got {t.dtype}")

@@ -1,0 +1,138 @@
+"""linear_logprob beside its peers: forward and backward from the same rows with a random gradient a token.
+
+Floor: the bare GEMMs that the path needs (2 passes with a frozen head, 3 with a trained one), timed in the same rounds.
+flops counts 2 U D V a needed pass for everybody, recomputed passes never.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.timing import Run, interleave, peak_mib, summary
+from mmfast.ops import linear_logprob
+from mmfast.ops.dispatch import native
+
+CPU_SHAPES = [(512, 1024, 32000), (128, 1024, 32000)]
+GPU_SHAPES = [
+    (u, d, v) for d, v in ((4096, 32000), (3584, 152064), (2048, 248320)) for u in (128, 256, 1024, 2048, 8192)
+]
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> logp
+
+
+def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = hidden @ weight.T
+    return torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0]
+
+
+def torch_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")  # type: ignore[attr-defined]
+
+
+def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    return -LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets)
+
+
+def peers(device: torch.device) -> dict[str, Head]:
+    heads: dict[str, Head] = {"mmfast": linear_logprob}
+    if device.type == "cuda":
+        for backend in ("cuda", "triton"):
+            heads[f"mmfast-{backend}"] = lambda h, w, y, b=backend: linear_logprob(h, w, y, backend=b)
+    elif native():
+        heads["mmfast-torch"] = lambda h, w, y: linear_logprob(h, w, y, backend="torch")
+    heads["eager"] = eager
+    heads["torch.compile"] = torch.compile(eager)
+    heads["torch.linear_cross_entropy"] = torch_linear_cross_entropy
+    heads["trl"] = trl
+    heads["liger"] = liger
+    return heads
+
+
+def step(head: Head, hidden: Tensor, weight: Tensor, targets: Tensor, c: Tensor, train_head: bool) -> Run:
+    x, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_(train_head)
+
+    def run() -> tuple[Tensor, ...]:
+        logp = head(x, w, targets)
+        return torch.autograd.grad((logp.float() * c).sum(), [x, w] if train_head else [x])
+
+    return run
+
+
+def bare_gemms(hidden: Tensor, weight: Tensor, train_head: bool) -> Run:
+    """The passes themselves, whole matrices, into buffers that exist."""
+    users, vocab = hidden.shape[0], weight.shape[0]
+    logits, dx = hidden.new_empty(users, vocab).normal_(), torch.empty_like(hidden)
+    p, dw = logits.clone(), torch.empty_like(weight) if train_head else None
+
+    def run() -> None:
+        torch.mm(hidden, weight.T, out=logits)
+        torch.mm(p, weight, out=dx)
+        if dw is not None:
+            torch.mm(p.T, hidden, out=dw)
+
+    return run
+
+
+def working(runs: dict[str, Run]) -> dict[str, Run]:
+    """Those peers that run here; the others are named."""
+    good = {}
+    for name, run in runs.items():
+        try:
+            run()
+            good[name] = run
+        except Exception as error:
+            print(f"# {name} does not run here: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+    return good
+
+
+def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shapes = CPU_SHAPES if device.type == "cpu" else GPU_SHAPES
+    if options.quick:
+        shapes = [(64, 64, 1000)]
+    if options.shape:
+        shapes = [tuple(int(n) for n in options.shape.split(","))]  # type: ignore[list-item]
+    dtypes = [options.dtype] if options.dtype else ["float32", "bfloat16"]
+    for users, dim, vocab in shapes:
+        for name in dtypes:
+            dtype = getattr(torch, name)
+            torch.manual_seed(0)
+            hidden = torch.randn(users, dim, device=device, dtype=dtype)
+            weight = (torch.randn(vocab, dim, device=device) * dim**-0.5).to(dtype)
+            targets = torch.randint(0, vocab, (users,), device=device)
+            c = torch.randn(users, device=device)
+            for train_head in (False, True):
+                runs = {k: step(h, hidden, weight, targets, c, train_head) for k, h in peers(device).items()}
+                runs = working(runs)
+                runs["bare GEMMs"] = bare_gemms(hidden, weight, train_head)
+                times = interleave(runs, 2 if options.quick else options.repeats)
+                floor = summary(times["bare GEMMs"])
+                gradients = hidden.nbytes + (weight.nbytes if train_head else 0)
+                flops = 2 * users * dim * vocab * (3 if train_head else 2)
+                for peer, seconds in times.items():
+                    s = summary(seconds)
+                    memory = None if peer == "bare GEMMs" else peak_mib(runs[peer], gradients)
+                    yield {
+                        "op": "linear_logprob",
+                        "peer": peer,
+                        "shape": [users, dim, vocab],
+                        "dtype": name,
+                        "mode": "trained head" if train_head else "frozen head",
+                        **s,
+                        "floor_best_s": floor["best_s"],
+                        "floor_median_s": floor["median_s"],
+                        "peak_mib": memory,
+                        "gflops": flops / s["best_s"] / 1e9,
+                    }

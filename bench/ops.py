@@ -1,0 +1,45 @@
+"""Measures the fused ops beside their peers: python -m bench.ops SUITE... [--quick] [--write]
+
+A suite is a function that yields rows; it is registered by its name in SUITES. With --write rows go to
+bench/results/ops-cpu.jsonl (ops-cuda.jsonl on a GPU), one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import heads
+from bench.timing import machine, write_rows
+
+Row = dict[str, Any]
+SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "linear_logprob": heads.linear_logprob_rows,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all")
+    parser.add_argument("--quick", action="store_true", help="small shapes, few repeats: does it run?")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: both")
+    parser.add_argument("--shape", help="U,D,V of the heads")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    for name in options.suites or SUITES:
+        for row in SUITES[name](options):
+            rows.append({**row, **machine()})
+            print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+    if options.write:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        write_rows(Path(__file__).parent / "results" / f"ops-{kind}.jsonl", rows)
+
+
+if __name__ == "__main__":
+    main()

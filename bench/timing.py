@@ -1,0 +1,106 @@
+"""How everything is measured: peers interleaved in one process, best and median of many, peak memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+def interleave(runs: Mapping[str, Run], repeats: int = 9, pause: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of every run, round by round: a machine that slows down slows all of them. One warm-up round.
+    On CUDA a time ends when the device is done."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    cuda = torch.cuda.is_available()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            if pause:
+                time.sleep(pause)
+            gc.collect()
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if cuda:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    return {"best_s": min(seconds), "median_s": statistics.median(seconds), "repeats": len(seconds)}
+
+
+def peak_mib(run: Run, result_bytes: int = 0) -> float:
+    """Memory `run` needs beyond what was there before, in MiB. `result_bytes` (its gradients) are not counted.
+
+    On Linux without CUDA: the process's high-water mark (VmHWM), set back just before; freed heap is given back first.
+    """
+    run()  # lazy initialisation is not the op's
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before - result_bytes) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before - result_bytes) / 2**20
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def machine() -> dict[str, Any]:
+    """What a row must say to be believed elsewhere."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+        name = names[0].split(":")[1].strip() if names else platform.processor()
+        device = f"{name}, {torch.get_num_threads()} threads"
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+    }
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else os.path.basename(sys.argv[0])
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows; a row of the same op, peer, shape, dtype, mode and device replaces the older one."""
+    key = ("op", "peer", "shape", "dtype", "mode", "device")
+    new = {tuple(str(r.get(k)) for k in key) for r in rows}
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = [r for r in old if tuple(str(r.get(k)) for k in key) not in new]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *rows]))

@@ -1,0 +1,130 @@
+"""linear_logprob in fp32, bf16 and fp16: every backend against the fp64 value of the same inputs.
+
+A backend must stay within 1e-4 nat a token, and its error below twice that of plain torch in the same dtype + 1e-4.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.heads import CPU_BACKENDS, Case, error, make, run, run_reference
+from tests.ops.test_logprob import PATHS
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = {  # tokens, dim, vocab, users
+    "aligned": (24, 64, 1024, 32),
+    "ragged": (29, 51, 1003, 37),
+}
+
+
+def truth_and_rival(case: Case, entropy_grad: bool) -> tuple:
+    """The fp64 oracle from the case's own (rounded) inputs, and plain torch in the case's dtype."""
+    dtype = next(iter(case.tensors.values())).dtype
+    return (
+        run_reference(case.clone(torch.float64), torch.float64, entropy_grad),
+        run_reference(case, dtype, entropy_grad),
+    )
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_against_fp64(backend: str, dtype: torch.dtype, path: str, shape: str) -> None:
+    trained, entropy_grad, keep = PATHS[path]
+    options = {"bias": True, "lora": True, "softcap": 20.0} if shape == "ragged" else {}
+    tokens, dim, vocab, users = SHAPES[shape]
+    case = make(
+        tokens, dim, vocab, users, dtype, trained=trained, confidence=(0.5, 0.99, 0.9999), **options
+    )  # fmt: skip
+    (truth, true_grads), (rival, rival_grads) = truth_and_rival(case, entropy_grad)
+    ours, grads = run(case, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1, backend=backend)
+    assert ours["logp"].dtype == torch.float32
+    for name in ("logp", "entropy", "logsumsq"):
+        assert (ours[name] - truth[name]).abs().max() < 1e-4, name
+        assert error(ours[name], truth[name]) < 2 * error(rival[name], truth[name]) + 1e-4, name
+    for name, got, want, other in zip(case.tensors, grads, true_grads, rival_grads, strict=False):
+        assert got.dtype == case.tensors[name].dtype
+        assert error(got, want) < 2 * error(other, want) + 1e-4, name
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("trained", [False, True])
+def test_confident_tokens_keep_their_gradient(backend: str, trained: bool) -> None:
+    """p_y from .5 to .999999 in bf16: each row's own gradient is right, not only the largest row's."""
+    case = make(
+        6, 64, 1000, 6, torch.bfloat16, rows=False, trained=trained,
+        confidence=(0.5, 0.9, 0.99, 0.999, 0.9999, 0.999999),
+    )  # fmt: skip
+    truth, true_grads = run_reference(case.clone(torch.float64))
+    ours, grads = run(case, backend=backend)
+    assert truth["logp"].exp().max() > 0.9999
+    for row in range(6):
+        assert error(grads[0][row], true_grads[0][row]) < 2e-2
+        assert abs(float(ours["logp"][row].detach() / truth["logp"][row].detach()) - 1) < 2e-2
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shift", [-300.0, 4096.0, -4096.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_shifted_logits(backend: str, dtype: torch.dtype, shift: float, trained: bool) -> None:
+    """A common shift of all logits changes nothing, however large; the last tiles are far below the first, too."""
+    case = make(9, 32, 700, 9, dtype, rows=False, trained=trained, bias=True)
+    with torch.no_grad():
+        case.tensors["bias"] += shift
+        case.tensors["bias"][300:] -= 200.0  # beyond exp's range in fp32
+    case.targets[:4] = torch.tensor([0, 299, 300, 699])
+    truth, true_grads = run_reference(case.clone(torch.float64))
+    ours, grads = run(case, backend=backend, tile_budget=1)
+    # one unit in the last place of a logit of 4096 is 5e-4 in fp32
+    assert (ours["logp"] - truth["logp"]).abs().max() < 1e-4 + 4e-7 * abs(shift) * 4
+    for got, want in zip(grads, true_grads, strict=True):
+        assert torch.isfinite(got).all()
+        assert error(got, want) < (2e-2 if dtype == torch.bfloat16 else 5e-3)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_maximum_that_rises_by_hundreds(backend: str, trained: bool) -> None:
+    """The running maximum moves in every tile, and the target of some rows lies in an early, vanished one."""
+    case = make(9, 32, 1200, 9, torch.float32, rows=False, trained=trained, bias=True)
+    with torch.no_grad():
+        case.tensors["bias"] += torch.arange(1200) // 256 * 60.0
+    case.targets[:4] = torch.tensor([0, 255, 256, 1199])
+    truth, true_grads = run_reference(case.clone(torch.float64))
+    ours, grads = run(case, backend=backend, tile_budget=1)
+    assert error(ours["logp"], truth["logp"]) < 1e-6
+    for got, want in zip(grads, true_grads, strict=True):
+        assert error(got, want) < 1e-4
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_minus_infinity_in_the_bias(backend: str) -> None:
+    """Padded vocabularies are masked so; whole tiles may be."""
+    case = make(5, 8, 900, 5, torch.float32, rows=False, trained=True, bias=True)
+    with torch.no_grad():
+        case.tensors["bias"][:300] = -torch.inf
+        case.tensors["bias"][850:] = -torch.inf
+    case.targets.copy_(torch.tensor([300, 400, 500, 849, 600]))
+    for keep in (None, 0):
+        for entropy_grad in (False, True):
+            truth, true_grads = run_reference(case.clone(torch.float64), entropy_grad=entropy_grad)
+            ours, grads = run(case, backend=backend, tile_budget=1, keep_budget=keep, entropy_grad=entropy_grad)
+            assert error(ours["logp"], truth["logp"]) < 1e-6
+            assert error(ours["entropy"], truth["entropy"]) < 1e-5
+            for got, want in zip(grads, true_grads, strict=True):
+                assert torch.isfinite(got).all()
+                if torch.isfinite(want).all():  # autograd's own 0 * inf in the oracle's entropy
+                    assert error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nan_stays_nan(backend: str) -> None:
+    """A non-finite step must be seen by the trainer."""
+    case = make(3, 8, 600, 3, torch.float32, rows=False)
+    with torch.no_grad():
+        case.tensors["hidden"][1, 2] = torch.nan
+    ours, _ = run(case, backend=backend, tile_budget=1)
+    assert ours["logp"].isnan().tolist() == [False, True, False]
