@@ -226,6 +226,7 @@ def _build(
     )
     manifest |= {
         "formats": [f.name for f in formats],
+        "image_token_id": template.tokenizer.image_token_id,
         "template_text": template.key,
         "tokenizer": template.tokenizer.digest,
         "processor": processor().digest() if reads_images else "",

@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,42 +45,69 @@ def convert(
     images: str = "",
     options: dict[str, Any] | None = None,
     on_error: str = "raise",
+    change: Callable[[list[Record]], list[Record]] | None = None,
 ) -> Conversion:
-    """Write `source` as `target` in the format `to`; "trl" is the canonical form and carries everything."""
+    """Write `source` as `target` in the format `to`; "trl" is the canonical form and carries everything.
+
+    `change` maps the list of all records (which are then held in memory) to those to write: subsets, flipped labels.
+    """
     source, target = Path(source), Path(target)
-    if to not in FORMATS or FORMATS[to].write is None:
-        raise ValueError(f"--to: unknown format {to!r}; choose one of {', '.join(FORMATS)}")
-    suffix = target.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{target.name}: write one of {', '.join(SUFFIXES)}")
-    if (suffix == ".tsv") and to != "rlhfv":
-        raise ValueError(f"{target.name}: .tsv is rlhfv's legacy form alone")
-    if (suffix == ".pkl") != (to == "dgpref"):
-        raise ValueError(f"{target.name}: dgpref is written as .pkl, and nothing else is")
+    if on_error not in ("raise", "drop"):
+        raise ValueError(f"--on-error: {on_error!r} is not raise or drop")
+    _writable(target, to)
     root = Path(images) if images else source if source.is_dir() else source.parent
     fmt, result = format_of(source, format), Conversion()
     given = {"root": root, **(options or {})}
 
-    def rows() -> Iterator[dict]:
+    def records() -> Iterator[Record]:
         for row in iterate(source):
             try:
-                for record in read_row(fmt, row, given):
-                    writer = FORMATS[to].write
-                    assert writer is not None
-                    out, lost = writer(_moved(record, root, target, embed=suffix in (".parquet", ".tsv")))
-                    result.records += 1
-                    result.lost.update(lost)
-                    yield out
+                yield from read_row(fmt, row, given)
             except BadRow as error:
                 if on_error == "raise":
                     raise ValueError(f"{row.source}: {error}") from None
                 result.problems.append(Problem(row.source, error.kind, str(error)))
 
+    write_records(iter(change(list(records()))) if change else records(), target, to, root, result)
+    return result
+
+
+def _writable(target: Path, to: str) -> None:
+    suffix = target.suffix.lower()
+    if to not in FORMATS or FORMATS[to].write is None:
+        raise ValueError(f"--to: unknown format {to!r}; choose one of {', '.join(FORMATS)}")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{target.name}: write one of {', '.join(SUFFIXES)}")
+    if suffix == ".tsv" and to != "rlhfv":
+        raise ValueError(f"{target.name}: .tsv is rlhfv's legacy form alone")
+    if (suffix == ".pkl") != (to == "dgpref"):
+        raise ValueError(f"{target.name}: dgpref is written as .pkl, and nothing else is")
+
+
+def write_records(records: Iterator[Record], target: Path, to: str, root: Path, result: Conversion) -> None:
+    """Records whose relative images are under `root`, as a file that appears whole or not at all."""
+    _writable(target, to)
+    suffix, write = target.suffix.lower(), FORMATS[to].write
+    assert write is not None
+
+    def rows() -> Iterator[dict]:
+        for record in records:
+            try:
+                moved = _moved(record, root, target, embed=suffix in (".parquet", ".tsv"))
+            except BadRow as error:
+                raise ValueError(f"{record.source}: {error}") from None
+            out, lost = write(moved)
+            result.records += 1
+            result.lost.update(lost)
+            yield out
+
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    WRITERS[suffix](temporary, rows())
-    os.replace(temporary, target)
-    return result
+    try:
+        WRITERS[suffix](temporary, rows())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:

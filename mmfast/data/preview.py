@@ -1,0 +1,194 @@
+"""A few examples made readable: the decoded prompt, response tokens coloured by side and weight, the images."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfast.data.build import DataSettings
+from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.geometry import ImageProcessor
+from mmfast.data.imagefiles import ImageIndex, image_bytes
+from mmfast.data.problems import BadRow, Problem
+from mmfast.data.readers import format_of, read_row
+from mmfast.data.records import Branch, Example, Record
+from mmfast.data.rows import iterate
+from mmfast.data.templates import Template
+from mmfast.data.tokens import Tokenizer, model_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    text: str
+    scored: bool
+    weight: float  # explicit weight, or 1
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    record: Record
+    example: Example
+    images: list[bytes]
+    notes: list[Problem]
+
+
+def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """The text each token adds; bytes of one character are shown with its last token."""
+    out: list[str] = []
+    context = told = 0  # decoded again with each token, and up to where the text is out
+    for k in range(1, len(ids) + 1):
+        text = tokenizer.special.decode(ids[context:k].tolist(), skip_special_tokens=False)
+        if text.endswith("\ufffd") and k < len(ids):
+            out.append("")
+            continue
+        before = tokenizer.special.decode(ids[context:told].tolist(), skip_special_tokens=False)
+        out.append(text[len(before) :])
+        context, told = told, k
+    return out
+
+
+def tokens_of(tokenizer: Tokenizer, branch: Branch) -> list[Token]:
+    scored = {p: i for i, p in enumerate(p for a, b in branch.spans for p in range(a, b))}
+    out = []
+    for position, text in enumerate(pieces(tokenizer, branch.ids)):
+        i = scored.get(position)
+        weight = 1.0 if i is None or branch.weights is None else float(branch.weights[i])
+        changed = i is not None and branch.changed is not None and bool(branch.changed[i])
+        out.append(Token(text, i is not None, weight, changed))
+    return out
+
+
+def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -> tuple[Tokenizer, Iterator[Any]]:
+    """The tokenizer, and `count` Shown examples (or Problems) from record `first` on. Nothing is kept."""
+    folder = model_directory(model)
+    (path, _), *more = data.files()
+    if more:
+        raise ValueError("show takes one file")
+    fmt = format_of(path, data.format)
+    template = Template(data.template, Tokenizer.load(folder))
+    settings = ExampleSettings(
+        turns=data.turns,
+        max_length=data.max_length,
+        max_words=data.max_words,
+        truncate=data.truncate,
+        segments=data.segments,
+    )
+    builder = ExampleBuilder(template, settings)
+    root = Path(data.images) if data.images else Path(path) if Path(path).is_dir() else Path(path).parent
+
+    def shown() -> Iterator[Any]:
+        with tempfile.TemporaryDirectory() as keep:
+            processor = partial(ImageProcessor.from_model_dir, folder, data.aspect, data.min_pixels, data.max_pixels)
+            index = ImageIndex(processor if template.tokenizer.image_token_id is not None else None, Path(keep))
+            for row in iterate(path):
+                try:
+                    for record in read_row(fmt, row, {"root": root, **data.options}):
+                        infos = [index.look_up(i, root) for i in record.images]
+                        example, notes = builder.build(record, infos)
+                        yield Shown(record, example, [image_bytes(i, root)[0] for i in record.images], notes)
+                except BadRow as error:
+                    yield Problem(row.source, error.kind, str(error))
+
+    return template.tokenizer, islice(shown(), first, first + count)
+
+
+# in a terminal
+
+STYLES = {"chosen": "green", "rejected": "red"}
+
+
+def thumbnail(data: bytes, columns: int = 36) -> Any:
+    """The picture in half blocks: two pixels a character."""
+    from PIL import Image
+    from rich.style import Style
+    from rich.text import Text
+
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((columns, columns))
+    pixels = np.asarray(small)
+    if len(pixels) % 2:
+        pixels = np.concatenate([pixels, pixels[-1:]])
+    text = Text()
+    for top, bottom in zip(pixels[::2], pixels[1::2], strict=True):
+        for a, b in zip(top, bottom, strict=True):
+            upper, lower = (f"#{c[0]:02x}{c[1]:02x}{c[2]:02x}" for c in (a, b))
+            text.append("▀", Style(color=upper, bgcolor=lower))
+        text.append("\n")
+    return text
+
+
+def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
+    from rich.text import Text
+
+    example = shown.example
+    console.rule(f"{example.source}  id {example.id}  weight {example.weight:g}")
+    if console.is_terminal and console.color_system:
+        for data in shown.images:
+            console.print(thumbnail(data))
+    for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
+        if branch is None:
+            continue
+        text = Text()
+        for token in tokens_of(tokenizer, branch):
+            style = "dim"
+            if token.scored:
+                style = STYLES[name] + (" bold underline" if token.changed or token.weight != 1.0 else "")
+            text.append(token.text, style)
+            if token.weight != 1.0:
+                text.append(f"×{token.weight:g}", "dim italic")
+        n = sum(b - a for a, b in branch.spans)
+        changed = 0 if branch.changed is None else int(branch.changed.sum())
+        console.print(f"[b]{name}[/b]: {len(branch.ids)} ids, {n} scored, {changed} changed", highlight=False)
+        console.print(text, soft_wrap=True)
+    for note in shown.notes:
+        console.print(f"[yellow]note[/yellow] {note.message}", highlight=False)
+
+
+# as a page
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}
+section{{border-top:1px solid #ccc;padding:1rem 0}} img{{max-height:14rem;margin-right:.5rem}}
+pre{{white-space:pre-wrap;background:#f7f7f7;padding:.6rem;border-radius:.3rem;color:#777}}
+.c{{color:#176b2c;background:#e4f5e8}} .r{{color:#a01b1b;background:#fbe7e7}}
+.x{{font-weight:700;text-decoration:underline}} sub{{color:#555}} .note{{color:#8a6100}}</style>
+<h1>{title}</h1>{body}"""
+
+
+def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
+    body = []
+    for item in items:
+        if isinstance(item, Problem):
+            body.append(f'<section><p class="note">{html.escape(str(item))}</p></section>')
+            continue
+        example = item.example
+        head = f"{example.source} &middot; {example.id} &middot; weight {example.weight:g}"
+        images = "".join(f'<img src="data:;base64,{base64.b64encode(d).decode()}">' for d in item.images)
+        sides = []
+        for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
+            if branch is None:
+                continue
+            spans = []
+            for token in tokens_of(tokenizer, branch):
+                text = html.escape(token.text)
+                if token.scored:
+                    marked = " x" if token.changed or token.weight != 1.0 else ""
+                    weight = f"<sub>{token.weight:g}</sub>" if token.weight != 1.0 else ""
+                    text = f'<span class="{name[0]}{marked}">{text}</span>{weight}'
+                spans.append(text)
+            sides.append(f"<h3>{name}</h3><pre>{''.join(spans)}</pre>")
+        notes = "".join(f'<p class="note">{html.escape(n.message)}</p>' for n in item.notes)
+        body.append(f"<section><h2>{head}</h2>{images}{''.join(sides)}{notes}</section>")
+    return PAGE.format(title=html.escape(title), body="".join(body))
