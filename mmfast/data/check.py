@@ -61,7 +61,9 @@ def sharing(store: ExampleStore) -> Sharing:
     # A sorted list of sequences has every trie edge between neighbours.
     order = sorted(sequences, key=lambda b: tuple(sequences[b][0].tolist()))
     distinct = int(lengths[list(sequences)].sum()) - sum(
-        _shared(sequences[a], sequences[b]) for a, b in pairwise(order)
+        _shared(sequences[a], sequences[b])
+        for a, b in pairwise(order)
+        if _group(store, sequences[a][0], a) == _group(store, sequences[b][0], b)
     )
     groups = Counter(_group(store, sequences[int(c)][0], int(c)) for c in chosen)
     sizes: Counter[str] = Counter()

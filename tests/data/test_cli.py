@@ -65,9 +65,9 @@ def test_sharing_of_a_group(rows, picture, llava_dir, tmp_path):
     result = run(app, ["check", str(path), "-m", str(llava_dir), "--cache", str(tmp_path / "c"), "--json",
                        "--workers", "1", "--template", "vicuna_v1"])  # fmt: skip
     found = json.loads(result.output)
-    # prompt: <s>, 21 system words, USER:, ▁, 576, ▁, newline, What is this ?, ASSISTANT:
-    prompt = 1 + 21 + 2 + 576 + 2 + 4 + 1
-    lengths = [5, 5, 2, 2]  # with </s>: It is red . </s>; Yes. </s>
+    # prompt: <s>, 23 system words, USER:, ▁, 576, ▁, newline, What is this ?, ASSISTANT:
+    prompt = 1 + 23 + 2 + 576 + 2 + 4 + 1
+    lengths = [5, 5, 3, 2]  # It is red . </s>; It is blue . </s>; Yes . </s>; No. </s>
     assert found["tokens, sides apart"] == sum(2 * prompt + lengths[a] + lengths[b] for a, b in texts)
     assert found["tokens, everything shared in a group"] == prompt + sum(lengths) - 2  # "It is" once
     assert found["pairs by size of their group"] == {"2-4": 4}

@@ -57,19 +57,13 @@ def test_the_draw_does_not_depend_on_other_groups():
 
 
 def test_rlaifv_rule(tmp_path):
-    texts = {
-        "one two three": [0, 0],
-        "one two three four": [0, 1],
-        "one two three four five six": [1, 1],
-        "x y z": [1, 1],
-    }
+    wrong = {"one two three": [0, 0], "one two three four": [0, 1], "one two three four five six": [1, 1], "x": [1, 1]}
+    base = {"image_path": "a.png", "question": "q"}
     rows = [
-        {"image_path": "a.png", "question": "q", "answer": text, "claims": [[f"c{i}", not bad] for i, bad in enumerate(wrong)]}
-        for text, wrong in texts.items()
-    ]  # fmt: skip
-    rows.append(
-        {"image_path": "a.png", "question": "q", "answer": "lost", "claims": [["c", True]], "facts": ["a", "b"]}
-    )
+        base | {"answer": text, "claims": [[f"c{i}", not bad] for i, bad in enumerate(flags)]}
+        for text, flags in wrong.items()
+    ]
+    rows.append(base | {"answer": "lost", "claims": [["c", True]], "facts": ["a", "b"]})
     path = tmp_path / "claims.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     problems = []
