@@ -17,7 +17,7 @@ import numpy as np
 
 from mmfast.data.build import DataSettings
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
-from mmfast.data.geometry import ImageProcessor
+from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex, image_bytes
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.readers import format_of, read_row
