@@ -16,7 +16,7 @@ from PIL import Image
 from mmfast.config import Config
 from mmfast.data.store import ExampleStore
 from mmfast.data.tokens import model_directory
-from mmfast.job import examples_of, image_loader, make_loader, make_plan
+from mmfast.job import LoadImages, examples_of, image_loader, make_loader, make_plan
 from mmfast.models.scorer import Scorer
 from mmfast.objectives import Minimised
 from mmfast.reference_model import LiveReference
@@ -30,6 +30,7 @@ class Evaluation:
         runtime: Runtime,
         store: ExampleStore,
         scorer: Scorer,
+        load_images: LoadImages,
         objective: Minimised,
         reference: Mapping[str, Any] | None,
         live: LiveReference | None,
@@ -41,7 +42,7 @@ class Evaluation:
         self.plan = make_plan(
             config, self.examples, store.images, scorer, shuffle="groups", drop_last=False, seed=0, pairs_per_step=size
         )
-        self.loader = make_loader(config, runtime, self.plan, self.examples, store, scorer, reference)
+        self.loader = make_loader(config, runtime, self.plan, self.examples, store, scorer, load_images, reference)
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
@@ -68,7 +69,7 @@ class Evaluation:
         if not count:
             return []
         tokenizer = AutoTokenizer.from_pretrained(model_directory(self.config.model.path))
-        load_images = image_loader(self.config, self.store, self.scorer)
+        load_images = image_loader([self.store], self.config.model.path)
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []
         self.scorer.eval()

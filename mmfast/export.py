@@ -318,7 +318,7 @@ def export(run: Path, formats: tuple[str, ...] = (), step: int = 0) -> Path:
     """Export a checkpoint of a run again, in other formats; returns the export folder. `step` 0: the newest."""
     from mmfast.checkpoint import Checkpointer, find, training_state
     from mmfast.config import build, load
-    from mmfast.job import open_model
+    from mmfast.job import open_examples, open_model
     from mmfast.metrics import read
     from mmfast.runtime import start
 
@@ -333,7 +333,7 @@ def export(run: Path, formats: tuple[str, ...] = (), step: int = 0) -> Path:
         path = find(run / "checkpoints", str(run / "checkpoints" / f"step-{step}") if step else "auto")
         if path is None:
             raise ValueError(f"{run} has no checkpoint to export")
-        scorer = open_model(config, runtime)
+        scorer, _ = open_model(config, runtime, [open_examples(config, runtime)])
         state = {"weights": training_state(scorer, torch.optim.SGD(scorer.parameters()))["weights"]}
         info = Checkpointer(run / "checkpoints").load(path, state)
         last = {k: v for row in read(run / "metrics.jsonl") for k, v in row.items() if isinstance(v, float)}

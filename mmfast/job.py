@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor
 
 from mmfast.config import Config, dump
 from mmfast.data.build import DataSettings, build
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
+from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
-from mmfast.models.lora import Lora
+from mmfast.models.lora import ALL_LINEAR, Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize
+from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
+from mmfast.models.vision_cache import VisionCache, cache_vision
 from mmfast.packing import Layout, PackLoader, Plan, PlanSettings
 from mmfast.packing.cost import Cost
 from mmfast.runtime import Runtime
+
+LoadImages = Callable[[list[str]], dict[str, Tensor]]
 
 
 def open_examples(config: Config, runtime: Runtime, path: Any = None) -> ExampleStore:
@@ -71,21 +80,67 @@ def _data_settings(config: Config, path: Any) -> DataSettings:
     )
 
 
-def open_model(config: Config, runtime: Runtime, *, path: str = "", train: bool = True) -> Scorer:
-    """The policy (or, frozen, the model of `path`), spread over the ranks."""
+def open_model(
+    config: Config, runtime: Runtime, stores: Sequence[ExampleStore], *, path: str = "", train: bool = True
+) -> tuple[Scorer, LoadImages]:
+    """The policy (or, frozen, the model of `path`), proved where its family is not known, spread over the ranks; and
+    what makes its images, features from disk with model.cache_vision."""
     m = config.model
-    lora = Lora(**m.lora.model_dump()) if m.lora and train else None
+    path = path or m.path
+    freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
+    lora = (
+        Lora(r=m.lora.r, alpha=m.lora.alpha, dropout=m.lora.dropout, targets=_targets(m.lora.targets))
+        if m.lora
+        else None
+    )
+    load_images = image_loader(stores, path)
+    if m.cache_vision:
+        load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
     scorer = load(
-        path or m.path,
+        path,
         dtype=m.dtype,
-        freeze=tuple(m.freeze) if train else ("vision", "projector", "language"),
-        lora=lora,
-        adapter="" if path else m.adapter,
+        freeze=freeze,
+        lora=lora if train else None,
+        adapter=m.adapter if train else "",
         attention=m.attention,
         cached_vision=m.cache_vision,
         device=runtime.device,
     )
-    return spread(scorer, config, runtime)
+    if not scorer.adapter.proven:
+        why = prove(scorer, stores[0], stores[0].images, load_images)
+        if why and runtime.main:
+            print(f"{scorer.adapter.config.model_type}: prefixes are not shared: {why}", file=sys.stderr)
+    return spread(scorer, config, runtime), load_images
+
+
+def _targets(text: str) -> str | tuple[str, ...]:
+    return text if text == ALL_LINEAR else tuple(name.strip() for name in text.split(","))
+
+
+def _cached_features(
+    config: Config,
+    runtime: Runtime,
+    stores: Sequence[ExampleStore],
+    path: str,
+    freeze: tuple[str, ...],
+    pixels: LoadImages,
+) -> VisionCache:
+    """Rank 0 encodes what is missing, with the tower; every rank reads it, without."""
+    root = config.cache_dir() / "vision"
+    cache = None
+    if runtime.main:
+        cache = cache_vision(
+            path,
+            root,
+            [name for store in stores for name in store.images],
+            pixels,
+            dtype=getattr(torch, config.model.dtype),
+            freeze=freeze,
+            processing=stores[0].manifest["processor"],
+            device=runtime.device,
+        )
+    folder = runtime.gather(str(cache.folder) if cache else "")[0]
+    return cache or VisionCache(folder, adapter_for(AutoConfig.from_pretrained(path)))
 
 
 def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
@@ -102,33 +157,23 @@ def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
     return parallelize(scorer, arrangement, mesh, getattr(torch, config.model.dtype))
 
 
-def image_loader(config: Config, store: ExampleStore, scorer: Scorer) -> Callable[[list[str]], dict[str, Tensor]]:
+def image_loader(stores: Sequence[ExampleStore], path: str) -> LoadImages:
     """image ids -> the tensors the family's tower reads, for images in that order."""
-    import io
-
-    from PIL import Image
-    from transformers import AutoImageProcessor
-
-    if scorer.adapter.image_token_id is None:
+    adapter = adapter_for(AutoConfig.from_pretrained(path))
+    if adapter.image_token_id is None:
         return lambda ids: {}
-    processor = AutoImageProcessor.from_pretrained(config.model.path, backend="pil")
-    adapter = scorer.adapter
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    owner = {name: store for store in stores for name in store.images}
 
     def load_images(ids: list[str]) -> dict[str, Tensor]:
-        pictures = [Image.open(io.BytesIO(store.open_image(i))).convert("RGB") for i in ids]
+        pictures = [Image.open(io.BytesIO(owner[i].open_image(i))).convert("RGB") for i in ids]
         return adapter.prepare(dict(processor(images=pictures, return_tensors="pt")))
 
     return load_images
 
 
 def layout_of(scorer: Scorer) -> Layout:
-    adapter = scorer.adapter
-    return Layout(
-        image_token_id=adapter.image_token_id,
-        mrope=adapter.positions == "mrope",
-        merge=adapter.merge_size,
-        share=scorer.shared,
-    )
+    return replace(scorer.adapter.layout(), share=scorer.shared)
 
 
 def cost_of(scorer: Scorer) -> Cost:
@@ -194,6 +239,7 @@ def make_loader(
     examples: Sequence[Example],
     store: ExampleStore,
     scorer: Scorer,
+    load_images: LoadImages,
     reference: Mapping[str, Any] | None,
     *,
     together: bool = False,
@@ -208,7 +254,7 @@ def make_loader(
         world=1 if together else runtime.world,
         gamma=config.objective.gamma,
         reference=reference,
-        load_images=image_loader(config, store, scorer),
+        load_images=load_images,
         workers=config.data.workers if len(examples) > 256 else 0,
         device=runtime.device,
     )

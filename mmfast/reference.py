@@ -14,7 +14,7 @@ from mmfast.config import Config
 from mmfast.data.records import Branch, Example
 from mmfast.data.store import ExampleStore
 from mmfast.data.tokens import model_directory
-from mmfast.job import make_loader, make_plan, open_examples, open_model
+from mmfast.job import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.metrics import Progress
 from mmfast.models.scorer import Scorer
 from mmfast.objectives import Minimised
@@ -22,6 +22,8 @@ from mmfast.packing import Pack, PackLoader, response_key
 from mmfast.reference_cache import FORMAT, ReferenceCache, ShardWriter, manifest_id, weight_digests
 from mmfast.reference_model import LiveReference
 from mmfast.runtime import Runtime, start
+
+Model = tuple[Scorer, LoadImages]
 
 
 def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
@@ -38,8 +40,9 @@ def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
     try:
         store = open_examples(config, runtime)
         stores = [store] + ([open_examples(config, runtime, config.data.eval_path)] if config.data.eval_path else [])
-        scorer = open_model(config, runtime, path=config.reference.model)
-        cache, _ = filled_cache(config, runtime, stores, scorer)
+        named = config.reference.model
+        model = open_model(config, runtime, stores, path=named, train=not named)
+        cache, _ = filled_cache(config, runtime, stores, model)
         return cache.folder
     finally:
         if own:
@@ -96,7 +99,7 @@ def cache_folder(config: Config, manifest: dict[str, Any]) -> Path:
 
 
 def filled_cache(
-    config: Config, runtime: Runtime, stores: list[ExampleStore], scorer: Scorer
+    config: Config, runtime: Runtime, stores: list[ExampleStore], model: Model
 ) -> tuple[ReferenceCache, int]:
     """(the cache with every response of `stores`, how many were scored now)."""
     cache = open_cache(config, runtime, stores[0])
@@ -105,7 +108,7 @@ def filled_cache(
         keys = keys_of(store)
         missing = [i for i, pair in enumerate(keys) if any(key not in cache for key in pair)]
         if missing:
-            _score(config, runtime, store, missing, scorer, cache)
+            _score(config, runtime, store, missing, model, cache)
             scored += len({key for i in missing for key in keys[i]})
         runtime.barrier()
         cache.reload()
@@ -113,12 +116,13 @@ def filled_cache(
 
 
 def _score(
-    config: Config, runtime: Runtime, store: ExampleStore, missing: list[int], scorer: Scorer, cache: ReferenceCache
+    config: Config, runtime: Runtime, store: ExampleStore, missing: list[int], model: Model, cache: ReferenceCache
 ) -> None:
     """Score the examples `missing`, every rank its packs."""
+    scorer, load_images = model
     subset = [store[i] for i in missing]
     plan = make_plan(config, subset, store.images, scorer, pairs_per_step=1024, shuffle="groups", drop_last=False)
-    loader = make_loader(config, runtime, plan, subset, store, scorer, None)
+    loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None)
     writer = ShardWriter(cache)
     if runtime.main:
         print(f"reference: {len(subset)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
@@ -157,16 +161,17 @@ def tolerance(config: Config, tokens: int) -> float:
     return 0.3 if config.model.dtype == "bfloat16" else 1e-4 * max(1.0, tokens / 64)
 
 
-def rescore(config: Config, runtime: Runtime, store: ExampleStore, scorer: Scorer, cache: ReferenceCache) -> float:
+def rescore(config: Config, runtime: Runtime, store: ExampleStore, model: Model, cache: ReferenceCache) -> float:
     """Score `reference.check` random examples again with the starting policy; raises where the cache is off. All ranks
     score the same ones. Returns the largest difference in nat."""
     count = min(config.reference.check, len(store))
     if not count:
         return 0.0
+    scorer, load_images = model
     rows = np.random.default_rng(config.seed).permutation(len(store))[:count]
     subset = [store[int(i)] for i in rows]
     plan = make_plan(config, subset, store.images, scorer, pairs_per_step=count, shuffle="none", drop_last=False)
-    loader = make_loader(config, runtime, plan, subset, store, scorer, None, together=True)
+    loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None, together=True)
     worst = 0.0
     scorer.eval()
     for loaded in loader.run(0, 1):

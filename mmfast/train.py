@@ -19,6 +19,7 @@ from mmfast.config import Config, load
 from mmfast.evaluation import Evaluation
 from mmfast.export import export_run
 from mmfast.job import (
+    LoadImages,
     examples_of,
     flops_per_token,
     make_loader,
@@ -67,7 +68,8 @@ class Run:
         self.store = open_examples(config, runtime)
         held_out = open_examples(config, runtime, config.data.eval_path) if config.data.eval_path else None
         self.examples = examples_of(config, self.store)
-        self.scorer = open_model(config, runtime)
+        stores = [self.store, *([held_out] if held_out else [])]
+        self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan)
         pairs = config.objective.kind == "dpo"
@@ -76,12 +78,16 @@ class Run:
         resume = checkpoint.find(self.folder / "checkpoints", config.train.resume)
         values, self.digest, self.live = None, "", None
         if pairs and config.reference.kind == "cached":
-            values = self._read_reference([self.store] + ([held_out] if held_out else []), fresh=resume is None)
+            values = self._read_reference(stores, load_images, fresh=resume is None)
         elif pairs and config.reference.kind == "adapter-off":
             self.live = LiveReference(self.scorer)
-        self.loader = make_loader(config, runtime, self.plan, self.examples, self.store, self.scorer, values)
+        self.loader = make_loader(
+            config, runtime, self.plan, self.examples, self.store, self.scorer, load_images, values
+        )
         self.evaluation = (
-            Evaluation(config, runtime, held_out, self.scorer, self.objective, values, self.live) if held_out else None
+            Evaluation(config, runtime, held_out, self.scorer, load_images, self.objective, values, self.live)
+            if held_out
+            else None
         )
         self.named = checkpoint.trainable(self.scorer)
         model, adapter = self.scorer.model, self.scorer.adapter
@@ -262,16 +268,16 @@ class Run:
 
     # before the first step
 
-    def _read_reference(self, stores: list[Any], *, fresh: bool) -> dict[str, Any]:
+    def _read_reference(self, stores: list[Any], load_images: LoadImages, *, fresh: bool) -> dict[str, Any]:
         config = self.config
-        own = None
-        if config.reference.model:
-            own = open_model(config, self.runtime, path=config.reference.model, train=False)
-        cache, scored = filled_cache(config, self.runtime, stores, own or self.scorer)
+        named, model = config.reference.model, (self.scorer, load_images)
+        if named:
+            model = open_model(config, self.runtime, stores, path=named, train=False)
+        cache, scored = filled_cache(config, self.runtime, stores, model)
         keys = [key for store in stores for pair in keys_of(store) for key in pair]
         self.digest = cache.digest(keys)
-        if fresh and not scored and not own:
-            worst = rescore(config, self.runtime, self.store, self.scorer, cache)
+        if fresh and not scored and not named:
+            worst = rescore(config, self.runtime, self.store, model, cache)
             self._say(f"reference: {config.reference.check} cached rows scored again, off by {worst:.2g} nat at most")
         return cache.values
 

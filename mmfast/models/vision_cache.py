@@ -111,6 +111,7 @@ class VisionCache:
 
     def __init__(self, folder: str | Path, adapter: Adapter):
         self.adapter = adapter
+        self.folder = Path(folder)
         self.files = _index(Path(folder))
         self.open: dict[Path, safe_open] = {}
         self.kind = ""
