@@ -17,6 +17,7 @@ from mmfast.config import Config
 from mmfast.data.store import ExampleStore
 from mmfast.data.tokens import model_directory
 from mmfast.job import LoadImages, examples_of, image_loader, make_loader, make_plan
+from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.objectives import Minimised
 from mmfast.reference_model import LiveReference
@@ -44,23 +45,20 @@ class Evaluation:
         )
         self.loader = make_loader(config, runtime, self.plan, self.examples, store, scorer, load_images, reference)
 
-    @torch.no_grad()
     def run(self) -> dict[str, float]:
         """The metrics of the whole held-out set, named eval/..."""
         steps = self.plan.steps_per_epoch
         whole = sum(self.plan.step(0, k, self.runtime.world).pair_count for k in range(steps))
-        self.scorer.eval()
         total = torch.zeros(len(self.objective.names), dtype=torch.float64, device=self.runtime.device)
-        for loaded in self.loader.run(0, steps):
-            pack = replace(loaded.pack, pair_count=whole)
-            if self.live is not None:
-                self.live.fill(pack)
-            total += self.objective(self.scorer(pack), pack)[1]
-        self.scorer.train()
+        with evaluating(self.scorer):
+            for loaded in self.loader.run(0, steps):
+                pack = replace(loaded.pack, pair_count=whole)
+                if self.live is not None:
+                    self.live.fill(pack)
+                total += self.objective(self.scorer(pack), pack)[1]
         values = self.objective.averages(self.runtime.sum(total), 1)
         return {f"eval/{name}": value for name, value in values.items()}
 
-    @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
         """Greedy answers to the first held-out prompts. All ranks generate the same ones, in step."""
         from transformers import AutoTokenizer
@@ -72,8 +70,7 @@ class Evaluation:
         load_images = image_loader([self.store], self.config.model.path)
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []
-        self.scorer.eval()
-        with self.scorer.generating() as model:
+        with evaluating(self.scorer), self.scorer.generating() as model:
             for number in range(count):
                 branch = self.examples[number].chosen
                 begin, end = branch.spans[-1]
@@ -94,7 +91,6 @@ class Evaluation:
                         "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
                     }
                 )
-        self.scorer.train()
         return found
 
     def write(self, samples: list[dict[str, Any]], step: int, folder: Path) -> None:

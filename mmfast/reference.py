@@ -16,6 +16,7 @@ from mmfast.data.store import ExampleStore
 from mmfast.data.tokens import model_directory
 from mmfast.job import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.metrics import Progress
+from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.objectives import Minimised
 from mmfast.packing import Pack, PackLoader, response_key
@@ -128,7 +129,6 @@ def _score(
         print(f"reference: {len(subset)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
     bar = Progress(len(subset), 0, show=runtime.main and config.log.progress and len(subset) > 64, title="reference")
     done, problem = 0, ""
-    scorer.eval()
     for step, micro_batch, pack in loader.run(0, plan.steps_per_epoch):
         for key, values, name in responses(scorer, pack):
             if not np.isfinite(values).all():
@@ -140,13 +140,12 @@ def _score(
             runtime.agree(problem)
     writer.flush()
     bar.close()
-    scorer.train()
 
 
-@torch.no_grad()
 def responses(scorer: Scorer, pack: Pack) -> list[tuple[str, np.ndarray, str]]:
     """(key, log-probs, example id) of each response entry of a pack."""
-    logps = scorer(pack)[pack.index].float().cpu().numpy()
+    with evaluating(scorer):
+        logps = scorer(pack)[pack.index].float().cpu().numpy()
     bounds = pack.responses.tolist()
     owner = dict.fromkeys(range(len(pack.response_ids)), "")
     for (chosen, rejected), name in zip(pack.pairs.tolist(), pack.sample_ids, strict=False):
@@ -173,7 +172,6 @@ def rescore(config: Config, runtime: Runtime, store: ExampleStore, model: Model,
     plan = make_plan(config, subset, store.images, scorer, pairs_per_step=count, shuffle="none", drop_last=False)
     loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None, together=True)
     worst = 0.0
-    scorer.eval()
     for loaded in loader.run(0, 1):
         for key, values, name in responses(scorer, loaded.pack):
             there = cache[key]
@@ -185,11 +183,9 @@ def rescore(config: Config, runtime: Runtime, store: ExampleStore, model: Model,
                     f"{values.sum():.4f} now and {there.sum():.4f} in the cache. It was made by other weights, or with "
                     "another attention, dtype or device; remove it (or reference.path) to make it again"
                 )
-    scorer.train()
     return worst
 
 
-@torch.no_grad()
 def check_first_loss(
     config: Config,
     runtime: Runtime,
@@ -201,18 +197,16 @@ def check_first_loss(
     """The loss of the first step, before any training, against its own value at zero margin (ln 2 for sigmoid): the
     policy is the reference. Says both; raises with the likely cause where they differ."""
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-    scorer.eval()
     for loaded in loader.run(0, 1):
         pack = loaded.pack
         if live is not None:
             live.fill(pack)
-        sums[0] += objective(scorer(pack), pack)[0]
+        with evaluating(scorer):
+            sums[0] += objective(scorer(pack), pack)[0]
         at_zero = objective.at_zero_margin(pack)
         if at_zero is None:
-            scorer.train()
             return ""
         sums[1] += at_zero
-    scorer.train()
     found, expected = runtime.sum(sums)
     told = f"step 0: loss {found:.6f}, at zero margin {expected:.6f}"
     allowed = 1e-3 if config.model.dtype == "float32" else max(1e-3, config.objective.beta * tolerance(config, 0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack
 
@@ -19,19 +20,16 @@ class LiveReference:
         self.trained = [p for _, p in named]
         self.starting: list[Tensor] = [p.detach().clone() for p in self.trained]
 
-    @torch.no_grad()
     def fill(self, pack: Pack) -> None:
         """Put the reference's log-probs into the pack."""
-        training = self.scorer.training
         current = [p.detach().clone() for p in self.trained]
         self._put(self.starting)
-        self.scorer.eval()
-        with self.scorer.peft[0].disable_adapter():
+        with evaluating(self.scorer), self.scorer.peft[0].disable_adapter():
             logps = self.scorer(pack)
-        self.scorer.train(training)
         self._put(current)
         pack.ref_logps = logps.float().index_select(0, pack.index)
 
+    @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
         for p, value in zip(self.trained, values, strict=True):
             p.copy_(value)

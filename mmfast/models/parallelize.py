@@ -7,6 +7,8 @@ axis and sharded over the second. Gradients are summed, never averaged: the loss
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +115,20 @@ def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offloa
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def evaluating(scorer: Scorer) -> Iterator[None]:
+    """Forward passes without backward: eval mode, and afterwards every FSDP2 module sharded again. Its root stays
+    gathered after a forward, and only backward ends that: named_parameters() would give the gathered copies, and a
+    next forward would read them, stale, after the shards have changed."""
+    training = scorer.training
+    scorer.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        scorer.train(training)
+        for module in scorer.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
