@@ -33,6 +33,7 @@ class Plan:
     k_copy_offsets: Tensor  # int64[T+1]
     max_q: int
     max_k: int
+    backend: str | None = None  # of tree_attention; None: its own choice
     addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
 
     @classmethod
@@ -91,6 +92,7 @@ def attend(
         window=sliding_window,
         k_copies=plan.k_copies,
         k_copy_offsets=plan.k_copy_offsets,
+        backend=plan.backend,
     )
     return out.unsqueeze(0), None
 

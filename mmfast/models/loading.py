@@ -38,9 +38,9 @@ def load(
 ) -> Scorer:
     """
     dtype           of the forward pass. Frozen parameters are kept in it, trainable ones in fp32 (the masters)
-    freeze          any of "vision", "projector", "language"
+    freeze          any of "vision", "projector", "language"; all three for a model that only scores
     lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
-    attention       the tower's: "auto" is flash attention for Qwen's towers on CUDA where it is installed, else sdpa
+    attention       backend of the tree attention. Qwen's towers take flash attention on CUDA where it is installed
     cached_vision   packs bring cached features: the tower's blocks are not loaded
     random_weights  from the config alone, for benches
     """
@@ -52,8 +52,8 @@ def load(
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
     config = AutoConfig.from_pretrained(path)
     family = adapter_for(config)
-    model = read_model(path, config, family, dtype, torch.device(device), attention, cached_vision, random_weights)
-    scorer = Scorer(model, family)
+    model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights)
+    scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
     if lora or adapter:
@@ -69,7 +69,6 @@ def read_model(
     adapter: Adapter,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str,
     cached_vision: bool,
     random_weights: bool,
 ) -> PreTrainedModel:
@@ -82,7 +81,7 @@ def read_model(
         full, config_depth = getattr(depth, key), key
         setattr(depth, key, 0)
     kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
-    tower = tower_attention(adapter, attention, device)
+    tower = tower_attention(adapter, device)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": tower}
     with torch.device(device):
         if random_weights:
@@ -96,9 +95,7 @@ def read_model(
     return model
 
 
-def tower_attention(adapter: Adapter, attention: str, device: torch.device) -> Any:
-    if attention != "auto":
-        return attention
+def tower_attention(adapter: Adapter, device: torch.device) -> Any:
     if adapter.positions == "mrope" and device.type == "cuda":
         from transformers.utils import is_flash_attn_2_available
 
@@ -118,8 +115,6 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
         if part in freeze or (with_lora and part != "projector"):
             for p in parameters:
                 p.requires_grad_(False)
-    if not with_lora and all(not p.requires_grad for p in model.parameters()):
-        raise ValueError("model.freeze leaves nothing to train; take a part out of it, or add model.lora")
 
 
 def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:

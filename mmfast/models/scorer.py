@@ -17,6 +17,7 @@ from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_at
 from mmfast.models.lora_head import lora_of
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
+from mmfast.ops.attention import BACKENDS
 from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 
@@ -26,8 +27,11 @@ IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of ran
 class Scorer(nn.Module):
     """`scorer(pack)` -> logp[U]. Where its proof refused sharing, `why_unshared` says why, and paths run one by one."""
 
-    def __init__(self, model: PreTrainedModel, adapter: Adapter):
+    def __init__(self, model: PreTrainedModel, adapter: Adapter, *, attention: str = "auto"):
         super().__init__()
+        if attention not in ("auto", *BACKENDS):
+            raise ValueError(f"model.attention: {attention!r} is unknown; choose auto or one of {', '.join(BACKENDS)}")
+        self.backend = None if attention == "auto" else attention
         self.model = model
         self.adapter = adapter
         self.why_unshared = ""
@@ -91,7 +95,7 @@ class Scorer(nn.Module):
         if not len(pack.tokens):
             pack = idle(pack)
         inputs, addends = self.embed(pack)
-        plan = replace(Plan.of(pack), addends=addends)
+        plan = replace(Plan.of(pack), backend=self.backend, addends=addends)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
         output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, plan=plan)
         return output.last_hidden_state[0]

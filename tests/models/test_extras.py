@@ -125,7 +125,7 @@ def test_what_trains_is_what_is_not_frozen(folder):
     "changes, message",
     [
         ({"freeze": ("eyes",)}, "'eyes' is not a part"),
-        ({"freeze": ("vision", "projector", "language")}, "nothing to train"),
+        ({"attention": "flash9"}, "'flash9' is unknown; choose auto"),
         ({"freeze": (), "cached_vision": True}, "needs a frozen tower"),
         ({"lora": Lora(targets=("qq_proj",))}, "no linear layer 'qq_proj'; this model has down_proj"),
     ],
