@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -32,6 +34,7 @@ def load(
     lora: Lora | None = None,
     adapter: str = "",
     attention: str = "auto",
+    quantize: str = "",
     cached_vision: bool = False,
     device: str | torch.device = "cpu",
     random_weights: bool = False,
@@ -41,6 +44,7 @@ def load(
     freeze          any of "vision", "projector", "language"; all three for a model that only scores
     lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
     attention       backend of the tree attention. Qwen's towers take flash attention on CUDA where it is installed
+    quantize        "nf4": the decoder's frozen linear layers in 4 bits (bitsandbytes); needs LoRA
     cached_vision   packs bring cached features: the tower's blocks are not loaded
     random_weights  from the config alone, for benches
     """
@@ -52,7 +56,10 @@ def load(
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
     config = AutoConfig.from_pretrained(path)
     family = adapter_for(config)
-    model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights)
+    options: dict[str, Any] = {}
+    if quantize:
+        options["quantization_config"] = quantization(quantize, family, dtype, with_lora=bool(lora or adapter))
+    model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
     scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
@@ -71,6 +78,7 @@ def read_model(
     device: torch.device,
     cached_vision: bool,
     random_weights: bool,
+    options: dict[str, Any],
 ) -> PreTrainedModel:
     depth = None
     if cached_vision:
@@ -82,7 +90,7 @@ def read_model(
         setattr(depth, key, 0)
     kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
     tower = tower_attention(adapter, device)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": tower}
+    options = {**options, "dtype": dtype, "attn_implementation": tower}
     with torch.device(device):
         if random_weights:
             model = kinds.from_config(config, **options)
@@ -104,9 +112,30 @@ def tower_attention(adapter: Adapter, device: torch.device) -> Any:
     return "sdpa"
 
 
+def quantization(kind: str, adapter: Adapter, dtype: torch.dtype, *, with_lora: bool) -> BitsAndBytesConfig:
+    if kind != "nf4":
+        raise ValueError(f'model.quantize: {kind!r} is unknown; choose "nf4" or ""')
+    if not with_lora:
+        raise ValueError('model.quantize = "nf4" freezes the base: it needs [model.lora]')
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("model.quantize: bitsandbytes is not installed (pip install bitsandbytes)")
+    if not adapter.proven and not isinstance(adapter, TextOnly):
+        raise ValueError(f"model.quantize does not know which layers of {adapter.config.model_type} are the decoder's")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[
+            "lm_head",
+            *(f"model.{part}" for part in ("vision_tower", "multi_modal_projector", "visual")),
+        ],
+    )
+
+
 def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> None:
     model, adapter = scorer.model, scorer.adapter
-    model.requires_grad_(True)
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())  # quantised weights are bytes
     vision = [p for tower in adapter.vision(model) for p in tower_only(adapter, model, tower)]
     projector = projector_parameters(adapter, model)
     apart = {id(p) for p in (*vision, *projector)}
@@ -120,6 +149,8 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
 def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
     """fp32 masters for what trains, cast by parallelize() for the forward; the forward's dtype for the rest."""
     for p in scorer.parameters():
+        if not p.is_floating_point():
+            continue
         p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
 
 

@@ -103,7 +103,9 @@ def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offloa
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False, output_dtype=None
     )
     offload_policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-    ignored: set[nn.Parameter] = set()
+    ignored = {
+        p for p in scorer.parameters() if not p.is_floating_point()
+    }  # a quantised base is replicated: it is small
     if not vision_trains(scorer):
         for tower in scorer.adapter.vision(scorer.model):
             ignored.update(tower_only(scorer.adapter, scorer.model, tower))

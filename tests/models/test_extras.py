@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -100,7 +102,11 @@ def test_masters_are_fp32_and_the_forward_bf16(folder):
 
 
 def names_that_train(scorer: Scorer) -> list[str]:
-    return [n.removeprefix("model.") for n, p in scorer.named_parameters() if p.requires_grad]
+    return [
+        n.replace("_checkpoint_wrapped_module.", "").removeprefix("model.")
+        for n, p in scorer.named_parameters()
+        if p.requires_grad
+    ]
 
 
 def test_what_trains_is_what_is_not_frozen(folder):
@@ -125,6 +131,8 @@ def test_what_trains_is_what_is_not_frozen(folder):
     "changes, message",
     [
         ({"freeze": ("eyes",)}, "'eyes' is not a part"),
+        ({"quantize": "nf4"}, "needs \\[model.lora\\]"),
+        ({"quantize": "int3", "lora": Lora()}, "'int3' is unknown"),
         ({"attention": "flash9"}, "'flash9' is unknown; choose auto"),
         ({"freeze": (), "cached_vision": True}, "needs a frozen tower"),
         ({"lora": Lora(targets=("qq_proj",))}, "no linear layer 'qq_proj'; this model has down_proj"),
@@ -153,3 +161,24 @@ def test_images_are_prepared_in_the_worker_and_only_there():
     case = Case("qwen2_5_vl", adapter)
     images = case.load_images([case.picture(), case.picture()])
     assert adapter.prepare(images) is images and images["max_seqlen"].numel() == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_4_bit_base_takes_steps(folder, family):
+    scorer = load(str(folder / family), dtype="float32", lora=Lora(r=4, alpha=8), quantize="nf4")
+    whole = load(str(folder / family), dtype="float32", lora=Lora(r=4, alpha=8))
+    layer = scorer.adapter.layers(scorer.model)[0]
+    assert layer.mlp.up_proj.base_layer.weight.dtype == torch.uint8
+    assert scorer.model.get_output_embeddings().weight.dtype == torch.float32
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallelize(scorer, Parallel(), make_mesh(Parallel(), "cpu", local=1), torch.float32)
+        pack = one_pack(scorer)
+        logps = scorer(pack)
+        assert 1e-4 < (logps - whole(pack)).abs().mean() < 1.0
+        logps.sum().backward()
+        assert names_that_train(scorer) == names_that_train(whole)
+        assert all(p.grad is not None for p in scorer.parameters() if p.requires_grad)
+    finally:
+        dist.destroy_process_group()
