@@ -11,11 +11,14 @@ try:
 except ImportError:  # the ops alone need only torch and numpy
     sys.exit("the mmfast command needs its training packages: pip install 'mmfast[train]'")
 
+from mmfast.data.cli import app as data
+
 app = typer.Typer(
     help="mmfast: align vision-language models with preferences.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(data, name="data")
 
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")]
