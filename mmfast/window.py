@@ -26,6 +26,7 @@ class Window:
         self.peak = peak_flops(runtime.device) * runtime.world
         self.streak = 0  # non-finite steps in a row
         self.settled, self.steps = [0.0] * len(objective.names), 0  # sums already on the host, and their steps
+        self.ran = self.whole = 0  # tokens, and what they would be unshared
         self.skipped: list[tuple[int, StepPlan, int]] = []  # (step, its plan, how many in a row by then)
         self.sums = torch.zeros(len(objective.names), dtype=torch.float64, device=runtime.device)
         self.bad: list[Tensor] = []
@@ -35,7 +36,7 @@ class Window:
     def _restart(self) -> None:
         self.norm: Tensor | None = None
         self.rate = 0.0
-        self.tokens = self.whole = self.examples = 0
+        self.tokens = self.examples = 0  # since `began`, for the speeds
         self.waited, self.paused, self.began = 0.0, 0.0, time.perf_counter()
 
     @contextmanager
@@ -56,7 +57,9 @@ class Window:
         self.norm, self.rate = norm, rate
         self.bad.append(bad)
         self.taken.append((step, planned))
-        self.tokens += int(planned.tokens.sum())
+        tokens = int(planned.tokens.sum())
+        self.tokens += tokens
+        self.ran += tokens
         self.whole += planned.whole_tokens
         self.examples += len(planned.examples)
 
@@ -77,10 +80,10 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         self.settle()
-        return {"sums": self.settled, "steps": self.steps, "streak": self.streak}
+        return {name: vars(self)[name] for name in ("settled", "steps", "streak", "ran", "whole")}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.settled, self.steps, self.streak = state["sums"], state["steps"], state["streak"]
+        vars(self).update(state)
 
     def close(self, step: int) -> dict[str, float]:
         """The metrics of the window; a new one begins."""
@@ -96,10 +99,10 @@ class Window:
             "pairs_per_s": self.examples / seconds,
             "memory_gib": self.memory.peak_gib(),
             "data_wait": self.waited / seconds,
-            "sharing": 1 - self.tokens / max(self.whole, 1),
+            "sharing": 1 - self.ran / max(self.whole, 1),
         }
         if self.peak:
             values["mfu"] = self.tokens * self.flops_per_token / seconds / self.peak
-        self.settled, self.steps = [0.0] * len(self.settled), 0
+        self.settled, self.steps, self.ran, self.whole = [0.0] * len(self.settled), 0, 0, 0
         self._restart()
         return values

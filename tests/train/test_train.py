@@ -1,11 +1,19 @@
 import json
 import math
+import os
+import signal
+from pathlib import Path
 
 import pytest
+import torch
 
+from mmfast import checkpoint
 from mmfast.metrics import read
-from mmfast.train import train
-from tests.train.tiny import make_config
+from mmfast.reference import reference
+from mmfast.reference_cache import ReferenceCache
+from mmfast.runtime import start
+from mmfast.train import Run, train
+from tests.train.tiny import make_config, make_model, write_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s", "memory_gib", "data_wait", "mfu")
 
@@ -50,3 +58,152 @@ def test_sft_on_the_chosen_side(tiny, tmp_path):
     assert losses[-1] < losses[0] - 1.0
     for loss, nll in curve(tmp_path / "run", "loss", "nll"):
         assert loss == pytest.approx(nll, rel=1e-6)
+
+
+def test_asked_to_stop_then_resumed_to_the_bit(tiny, tmp_path):
+    """SIGTERM in the middle: a checkpoint and a clean end; then the same numbers as an undisturbed run."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes = {"train.steps": 6, "log.every": 2, "train.checkpoint_every": 0, "objective.gamma": 3.0}
+    train(make_config(tmp_path, *tiny, **changes, output_dir=str(whole)))
+    config = make_config(tmp_path, *tiny, **changes, output_dir=str(cut))
+    runtime = start(config)
+    run = Run(config, runtime)
+    step = run._train_step
+
+    def stop_in_step_3(number, *rest):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(number, *rest)
+
+    run._train_step = stop_in_step_3
+    run.loop()
+    runtime.close()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [p.name for p in checkpoint.complete(cut / "checkpoints")] == ["step-3"]
+    train(config)
+    assert untimed(cut) == untimed(whole)
+    a, b = (checkpoint.complete(folder / "checkpoints")[-1] for folder in (cut, whole))
+    assert a.name == b.name == "step-6"
+    for file in sorted(a.glob("*.distcp")):
+        assert file.read_bytes() == (b / file.name).read_bytes()
+
+
+def test_what_changed_is_named_when_resuming(tiny, tmp_path):
+    config = make_config(tmp_path, *tiny, **{"train.steps": 2})
+    train(config)
+    other = write_pairs(tmp_path, 20, name="other.jsonl")
+    for changes, name in (({"data.path": str(other)}, "data"), ({"seed": 5}, "seed"), ({"train.steps": 3}, "steps")):
+        with pytest.raises(ValueError, match=f"cannot resume.*{name} was"):
+            train(make_config(tmp_path, *tiny, **{"train.steps": 2} | changes))
+
+
+def test_a_wrong_cache_is_found_before_training(tiny, tmp_path):
+    config = make_config(tmp_path, *tiny, **{"train.steps": 1, "reference.path": str(tmp_path / "ref")})
+    reference(config)
+    cache = ReferenceCache(tmp_path / "ref")
+    for shard in (tmp_path / "ref").glob("shard-*"):
+        shard.unlink()
+    cache.add({key: value + 0.5 for key, value in cache.values.items()})  # as other weights would have scored
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train(config)
+    with pytest.raises(ValueError, match=r"was made otherwise: .*template is"):
+        train(make_config(tmp_path, *tiny, **{"reference.path": str(tmp_path / "ref"), "data.template": "vicuna_v1"}))
+    other = make_model(tmp_path, seed=1)
+    with pytest.raises(ValueError, match="was made otherwise: weights: "):
+        train(make_config(tmp_path, other, tiny[1], **{"reference.path": str(tmp_path / "ref")}))
+
+
+def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, capfd):
+    config = make_config(tmp_path, *tiny, **{"train.steps": 6, "train.nonfinite_limit": 2, "log.every": 3})
+    runtime = start(config)
+    run = Run(config, runtime)
+    objective, calls = run.objective, []
+    before = {}
+
+    def poisoned(logps, pack):
+        calls.append(pack)
+        loss, sums = objective(logps, pack)
+        return (loss * float("nan") if run.step + 1 in (2, 5, 6) else loss), sums
+
+    poisoned.reference = False
+    run.objective = poisoned
+    step = run._train_step
+
+    def watched(number, *rest):
+        before[number] = [p.detach().clone() for p in run.named.values()]
+        step(number, *rest)
+        moved = any(not torch.equal(a, b) for a, b in zip(before[number], run.named.values(), strict=True))
+        assert moved == (number not in (2, 5, 6))
+
+    run._train_step = watched
+    with pytest.raises(RuntimeError, match="2 steps in a row turned non-finite"):
+        run.loop()
+    runtime.close()
+    told = capfd.readouterr().err
+    assert "step 2 turned non-finite and was skipped; its samples: train" in told
+
+
+def test_evaluation_samples_and_the_best_checkpoint(tiny, tmp_path):
+    held_out = write_pairs(tmp_path, 8, name="eval.jsonl", split="test")
+    changes = {
+        "data.eval_path": str(held_out),
+        "train.eval_every": 2,
+        "train.eval_samples": 2,
+        "train.eval_tokens": 5,
+        "train.best_metric": "eval/rewards/accuracies",
+        "train.keep_last": 1,
+        "train.checkpoint_every": 0,
+    }
+    last = train(make_config(tmp_path, *tiny, **changes))
+    rows = [row for row in read(tmp_path / "run" / "metrics.jsonl") if "eval/loss" in row]
+    assert [row["step"] for row in rows] == [2, 4] and last["eval/loss"] == rows[-1]["eval/loss"]
+    samples = read(tmp_path / "run" / "samples.jsonl")
+    assert len(samples) == 4 and samples[0]["images"] and "picture" in samples[0]["prompt"]
+    best = checkpoint.best_checkpoint(tmp_path / "run" / "checkpoints", "eval/rewards/accuracies")
+    top = max(row["eval/rewards/accuracies"] for row in rows)
+    assert checkpoint.read_info(best)["metrics"]["eval/rewards/accuracies"] == top
+    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_adapter_off_is_the_cached_reference(tiny, tmp_path):
+    """With a trained projector too: its starting values are put back for the reference."""
+    curves = []
+    for kind in ("cached", "adapter-off"):
+        changes = {"model.lora": {"r": 4, "alpha": 8.0}, "reference.kind": kind, "optim.lr": 1e-2}
+        train(make_config(tmp_path, *tiny, **changes, output_dir=str(tmp_path / kind)))
+        curves.append(curve(tmp_path / kind, "loss", "rewards/margins", "grad_norm"))
+    for a, b in zip(*curves, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
+
+
+FROZEN = "tests/train/frozen_curve.json"
+
+
+def test_the_frozen_curve(tiny, tmp_path):
+    """Ten steps of DDPO in fp32: any change of these numbers is a change of the maths (rounding differs by machine)."""
+    changes = {"train.steps": 10, "objective.gamma": 2.0, "objective.beta": 0.3, "train.shuffle": "groups"}
+    train(make_config(tmp_path, *tiny, **changes))
+    found = curve(tmp_path / "run", "loss", "grad_norm", "rewards/margins")
+    path = Path(FROZEN)
+    if os.environ.get("MMFAST_FREEZE"):
+        path.write_text(json.dumps(found, indent=1))
+    for a, b in zip(found, json.loads(path.read_text()), strict=True):
+        assert a == pytest.approx(b, rel=2e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.path": ""}, "data.path is empty"),
+        ({"model.path": ""}, "model.path is empty"),
+        ({"train.tokens_per_pack": 60}, "needs .* tokens, but train.tokens_per_pack = 60"),
+        ({"objective.loss": "exo_pair"}, "exo_pair needs label_smoothing"),
+        ({"objective.loss": "aot", "train.tokens_per_pack": 300}, "one pack"),
+        ({"output_dir": "/dev/null/run"}, "output_dir: cannot write"),
+        ({"model.quantize": "nf4", "model.lora": {"r": 4}}, "needs a GPU"),
+        ({"train.resume": "/nowhere"}, "not a complete checkpoint"),
+    ],
+)
+def test_mistakes_are_told_before_training(tiny, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(make_config(tmp_path, *tiny, **changes))
