@@ -1,6 +1,7 @@
 #include "cuda/bindings.h"
 
 #include "cuda/ops.h"
+#include "preference.h"
 
 namespace py = pybind11;
 
@@ -55,6 +56,22 @@ void bind_cuda(py::module_& m) {
     cuda_fold_finish(at<void>(kept), stride, rows, columns, dtype, at<void>(scale), scale_stride, tiles, width,
                      at<int64_t>(targets), at<void>(entry), stream);
   });
+
+  m.def("cuda_preference_scratch", &cuda_preference_scratch);
+  m.def("cuda_preference",
+        [](int dtype, Address logps, Address index, Address weights, Address ref_logps, Address responses, Address pairs,
+           Address pair_weights, Address delta, int64_t U, int64_t N, int64_t R, int64_t P, int kind, int divergence,
+           bool average, bool sft_average, double beta, double smoothing, double sft_weight, double f_alpha, double tau,
+           double simpo_margin, double ld_alpha, double scale, Address loss, Address metrics, Address grad,
+           Address scratch, Address stream) {
+          const PreferenceSpec spec{kind,    divergence, average, sft_average,  beta,     smoothing, sft_weight,
+                                    f_alpha, tau,        simpo_margin, ld_alpha, scale};
+          const PreferenceTensors tensors{at<void>(logps),        at<void>(weights), at<void>(ref_logps),
+                                          at<void>(pair_weights), at<void>(delta),   at<int64_t>(index),
+                                          at<int64_t>(pairs),     at<int32_t>(responses), U, N, R, P,
+                                          at<void>(loss),         at<void>(metrics), at<void>(grad), at<void>(scratch)};
+          cuda_preference(tensors, spec, dtype, stream);
+        });
 }
 
 }  // namespace mmfast

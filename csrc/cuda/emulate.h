@@ -1,13 +1,15 @@
 // Runs the CUDA kernels on the host, thread by thread, so that their indexing, barriers and reductions are tested where
 // there is no device. Each thread of a block is a fibre that runs to its next barrier or shuffle and then gives way;
-// blocks follow one another. A barrier that not all live threads of a block reach is an error, as on the device.
+// blocks follow one another. Threads of a warp that wait at different places are an error, as on the device.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #undef __shared__
@@ -55,6 +57,23 @@ inline void enter() {
   give_way(Stop::end);
 }
 
+// Runs one warp to its next barrier, or to its end (then false). Its live threads must all meet at each stop.
+inline bool to_barrier(Block& b, unsigned begin, unsigned end) {
+  for (;;) {
+    Stop reached = Stop::end;
+    for (unsigned i = begin; i < end; ++i) {
+      Fibre& f = b.fibres[i];
+      if (f.stop == Stop::end) continue;
+      b.running = &f;
+      swapcontext(&b.scheduler, &f.context);
+      if (f.stop == Stop::end) continue;
+      if (reached != Stop::end && f.stop != reached) throw std::logic_error("threads of one warp wait at different places");
+      reached = f.stop;
+    }
+    if (reached != Stop::shuffle) return reached == Stop::barrier;
+  }
+}
+
 inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
   Block& b = block();
   b.body = std::move(body);
@@ -74,18 +93,9 @@ inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
           f.context.uc_link = nullptr;
           makecontext(&f.context, reinterpret_cast<void (*)()>(enter), 0);
         }
-        for (unsigned live = threads; live > 0;) {
-          live = 0;
-          Stop reached = Stop::end;
-          for (unsigned i = 0; i < threads; ++i) {
-            Fibre& f = b.fibres[i];
-            if (f.stop == Stop::end) continue;
-            b.running = &f;
-            swapcontext(&b.scheduler, &f.context);
-            if (f.stop == Stop::end) continue;
-            if (live++ && f.stop != reached) throw std::logic_error("threads of one block wait at different places");
-            reached = f.stop;
-          }
+        for (bool live = true; live;) {
+          live = false;
+          for (unsigned warp = 0; warp < threads; warp += 32) live |= to_barrier(b, warp, std::min(warp + 32, threads));
         }
       }
 }
@@ -101,7 +111,13 @@ T shuffle_xor(T value, int mask) {
   return value;
 }
 
+inline int32_t exchange(int32_t* at, int32_t value) {
+  std::swap(*at, value);
+  return value;
+}
+
 }  // namespace mmfast::emulate
 
+#define atomicExch(at, value) mmfast::emulate::exchange(at, value)
 #define __syncthreads() mmfast::emulate::give_way(mmfast::emulate::Stop::barrier)
 #define __shfl_xor_sync(lanes, value, mask) mmfast::emulate::shuffle_xor(value, mask)

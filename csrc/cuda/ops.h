@@ -37,4 +37,16 @@ void cuda_fold_finish(void* kept, int64_t stride, int64_t rows, int64_t columns,
                       int64_t scale_stride, int64_t tiles, int64_t width, const int64_t* targets, const void* entry,
                       uintptr_t stream);
 
+// preference_loss (csrc/cpu/preference.cpp): loss, metrics [6, P] and, unless null, the gradient [U], in one launch.
+struct PreferenceTensors {
+  const void *logps, *weights, *ref_logps, *pair_weights, *delta;  // fp32 or fp64; all but logps may be null
+  const int64_t *index, *pairs;                                    // index may be null
+  const int32_t* responses;
+  int64_t U, N, R, P;
+  void *loss, *metrics, *grad;
+  void* scratch;  // cuda_preference_scratch(U, N, R, P) bytes
+};
+int64_t cuda_preference_scratch(int64_t U, int64_t N, int64_t R, int64_t P);
+void cuda_preference(const PreferenceTensors& tensors, const PreferenceSpec& spec, int dtype, uintptr_t stream);
+
 }  // namespace mmfast

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .arguments import OFFSETS, check, check_offsets, check_range
 from .dispatch import choose, native
+from .preference_device import preference_cuda, preference_triton
 from .preference_math import KINDS, SORTING, PreferenceSpec, aot_terms, make_spec, pair_terms
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
@@ -118,6 +119,10 @@ def preference_raw(
     arguments = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, spec)
     if backend == "cpu":
         return _preference_cpu(*arguments, want_grad)
+    if backend == "cuda":
+        return preference_cuda(*arguments, want_grad)
+    if backend == "triton":
+        return preference_triton(*arguments, want_grad)
     loss, metrics, grad = preference_torch(*arguments)
     return loss, metrics, grad if want_grad else grad[:0]
 
@@ -214,4 +219,4 @@ def preference_loss(
 def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
     """The backend of one call of preference_raw."""
     sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
-    return choose(OP, device, {"cpu": sorts, "torch": ""}, backend)
+    return choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)

@@ -23,6 +23,7 @@ def variants() -> Iterator[Variant]:
     yield from splice()
     yield from fused_logprob()
     yield from fold()
+    yield from preference()
 
 
 def splice() -> Iterator[Variant]:
@@ -117,3 +118,21 @@ def fold() -> Iterator[Variant]:
         {"BLOCK": 2048},
         multiples_of_16=("stride", "columns", "width"),
     )
+
+
+def preference() -> Iterator[Variant]:
+    from mmfast.kernels import preference
+
+    tensors = {name: "*fp32" for name in ("logps", "weights", "ref", "pair_weights", "delta", "metrics")}
+    tensors |= {name: "*fp64" for name in ("numbers", "values", "by_s", "by_whole", "by_token")}
+    tensors |= {"index": "*i64", "pairs": "*i64", "responses": "*i32", "P": "i64"}
+    flags = dict.fromkeys(("HAS_INDEX", "HAS_WEIGHTS", "HAS_REF", "HAS_PAIR_WEIGHTS", "HAS_DELTA"), True)
+    flags |= {"AVERAGE": False, "SFT_AVERAGE": True, "BLOCK": preference.BLOCK}
+    for kind, divergence in (("sigmoid", "reverse_kl"), ("discopop", "alpha_divergence"), ("orpo", "reverse_kl")):
+        yield Variant(
+            f"{kind}, {divergence}",
+            preference.preference_pair_kernel,
+            tensors,
+            flags | {"KIND": kind, "DIVERGENCE": divergence},
+        )
+    yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, flags)
