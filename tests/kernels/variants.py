@@ -135,4 +135,5 @@ def preference() -> Iterator[Variant]:
             tensors,
             flags | {"KIND": kind, "DIVERGENCE": divergence},
         )
-    yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, flags)
+    few = {"HAS_WEIGHTS": True, "BLOCK": preference.BLOCK}
+    yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, few)
