@@ -155,7 +155,10 @@ def pad_to_square(image: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
     edge = max(height, width)
     out = np.empty((edge, edge, 3), dtype=np.uint8)
     y, x = (edge - height) // 2, (edge - width) // 2
-    out[:] = np.array(color, dtype=np.uint8)
+    line = np.tile(np.array(color, dtype=np.uint8), edge)
+    flat = out.reshape(edge, 3 * edge)  # whole lines of bytes: filling pixel by pixel takes longer than the resize
+    flat[:y], flat[y + height :] = line, line
+    flat[y : y + height, : 3 * x], flat[y : y + height, 3 * (x + width) :] = line[: 3 * x], line[3 * (x + width) :]
     out[y : y + height, x : x + width] = image
     return out
 

@@ -161,6 +161,27 @@ def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ig
 _preference.register_autograd(_backward, setup_context=_setup)
 
 
+class _WithGradient(torch.autograd.Function):
+    """Gives a finished loss the gradient that was made with it."""
+
+    @staticmethod
+    def forward(ctx, logps: Tensor, loss: Tensor, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(grad)
+        return loss.view_as(loss)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_loss: Tensor):  # type: ignore[no-untyped-def,override]
+        return d_loss * ctx.saved_tensors[0], None, None
+
+
+def _eager(arguments: tuple[Any, ...], spec: PreferenceSpec, want_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """What the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
+    logps = arguments[0]
+    loss, metrics, grad = preference_raw(logps.detach(), *arguments[1:], spec, want_grad, backend)
+    return (_WithGradient.apply(logps, loss, grad) if want_grad else loss), metrics
+
+
 def preference_loss(
     logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
     weights: Tensor | None = None, loss: str = "sigmoid", beta: float = 0.1, average: bool = False,
@@ -207,12 +228,18 @@ def preference_loss(
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
-    total, metrics, _ = _preference(
+    arguments = (
         logps.contiguous(), None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
         ready["ref_logps"], responses.to(torch.int32).contiguous(), pairs.to(torch.int64).contiguous(),
-        ready["pair_weights"], ready["delta"], spec.kind, spec.divergence, spec.average, spec.sft_average,
-        list(spec[4:]), logps.requires_grad and torch.is_grad_enabled(), chosen,
+        ready["pair_weights"], ready["delta"],
     )  # fmt: skip
+    want_grad = logps.requires_grad and torch.is_grad_enabled()
+    if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+        total, metrics = _eager(arguments, spec, want_grad, chosen)
+    else:
+        total, metrics, _ = _preference(
+            *arguments, spec.kind, spec.divergence, spec.average, spec.sft_average, list(spec[4:]), want_grad, chosen
+        )
     return PreferenceOutput(total, *metrics.unbind(0))
 
 
