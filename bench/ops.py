@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
-from bench import heads
+from bench import heads, losses
 from bench.timing import machine, write_rows
 
 Row = dict[str, Any]
 SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear_logprob": heads.linear_logprob_rows,
+    "preference_loss": losses.preference_rows,
+    "splice_embeddings": losses.splice_rows,
+    "changed_segments": losses.segment_rows,
 }
 
 

@@ -1,5 +1,11 @@
 """The fused ops. This package imports nothing of mmfast but its own backends."""
 
+from mmfast.ops.attention import tree_attention
 from mmfast.ops.logprob import linear_logprob
+from mmfast.ops.preference import PreferenceOutput, preference_loss
+from mmfast.ops.segments import changed_segments
+from mmfast.ops.splice import splice_embeddings
 
-__all__ = ["linear_logprob"]
+__all__ = [
+    "PreferenceOutput", "changed_segments", "linear_logprob", "preference_loss", "splice_embeddings", "tree_attention",
+]  # fmt: skip
