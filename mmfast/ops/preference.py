@@ -165,20 +165,25 @@ class _WithGradient(torch.autograd.Function):
     """Gives a finished loss the gradient that was made with it."""
 
     @staticmethod
-    def forward(ctx, logps: Tensor, loss: Tensor, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, logps: Tensor, loss: Tensor, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(grad)
         return loss.view_as(loss)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_loss: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, d_loss: Tensor):  # type: ignore[no-untyped-def]
         return d_loss * ctx.saved_tensors[0], None, None
 
 
-def _eager(arguments: tuple[Any, ...], spec: PreferenceSpec, want_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _eager(
+    tensors: tuple[Tensor | None, ...], logps: Tensor, spec: PreferenceSpec, want_grad: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     """What the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
-    logps = arguments[0]
-    loss, metrics, grad = preference_raw(logps.detach(), *arguments[1:], spec, want_grad, backend)
+    index, weights, ref_logps, responses, pairs, pair_weights, delta = tensors
+    assert responses is not None and pairs is not None
+    loss, metrics, grad = preference_raw(
+        logps.detach(), index, weights, ref_logps, responses, pairs, pair_weights, delta, spec, want_grad, backend
+    )
     return (_WithGradient.apply(logps, loss, grad) if want_grad else loss), metrics
 
 
@@ -228,17 +233,26 @@ def preference_loss(
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
-    arguments = (
-        logps.contiguous(), None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
+    logps = logps.contiguous()
+    tensors = (
+        None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
         ready["ref_logps"], responses.to(torch.int32).contiguous(), pairs.to(torch.int64).contiguous(),
         ready["pair_weights"], ready["delta"],
     )  # fmt: skip
     want_grad = logps.requires_grad and torch.is_grad_enabled()
     if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-        total, metrics = _eager(arguments, spec, want_grad, chosen)
+        total, metrics = _eager(tensors, logps, spec, want_grad, chosen)
     else:
         total, metrics, _ = _preference(
-            *arguments, spec.kind, spec.divergence, spec.average, spec.sft_average, list(spec[4:]), want_grad, chosen
+            logps,
+            *tensors,
+            spec.kind,
+            spec.divergence,
+            spec.average,
+            spec.sft_average,
+            list(spec[4:]),
+            want_grad,
+            chosen,
         )
     return PreferenceOutput(total, *metrics.unbind(0))
 
