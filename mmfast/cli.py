@@ -88,6 +88,18 @@ def merge(
     print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")
 
 
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Where everything is kept.")] = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="Training processes (0: one a GPU, else 2).")] = 0,
+) -> None:
+    """Make a small VLM that hallucinates, align it with DDPO, and report its hallucination before and after."""
+    from mmfast.demo import demo as run
+
+    run(out, seed=seed, processes=processes)
+
+
 def main() -> None:
     """Entry point. A user's mistake (ValueError, a missing file) is one line; anything else keeps its traceback."""
     try:

@@ -1,7 +1,8 @@
-"""The base model: a LLaVA of about a million parameters that describes pictures well, and truly hallucinates.
+"""The base model, before it has words: a LLaVA of a little over a million parameters whose vision tower can see.
 
-First its vision tower learns to name what each cell of the picture holds (without this, object recall came out anywhere
-from .2 to .8), then the whole model learns from flawed captions.
+The tower first learns to name what each cell of the picture holds (without this, object recall came out anywhere from
+.2 to .8). Its words come from flawed captions, through mmfast.train's SFT objective like any other model's: base.jsonl
+teaches it to describe well, and to hallucinate. `base_settings` are the config of that run.
 """
 
 from __future__ import annotations
@@ -16,34 +17,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dataset import read_lines, read_scenes
+from .dataset import read_scenes
 from .models import Size, build, save
 from .scenes import KINDS, Scene, render
 
-Progress = Callable[[str, int, int, float], None]  # (stage, step, steps, loss)
-
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRecipe:
+class WarmUp:
     seed: int = 0
     size: str | Size = "world"
-    warmup_steps: int = 250
-    warmup_lr: float = 1e-3
-    steps: int = 900
-    batch: int = 64
-    lr: float = 2e-3
-    freeze_vision: bool = False
+    steps: int = 160
+    batch: int = 32
+    lr: float = 1e-3
+    scenes: int = 4000
 
 
 def pixels(images: Any, scenes: list[Scene]) -> Tensor:
     """[N, 3, H, W] as the image processor gives them."""
-    parts = [images(images=[render(s) for s in scenes[i : i + 256]], return_tensors="pt")["pixel_values"]
-             for i in range(0, len(scenes), 256)]  # fmt: skip
-    return torch.cat(parts)
+    blocks = [scenes[i : i + 256] for i in range(0, len(scenes), 256)]
+    return torch.cat([images(images=[render(s) for s in b], return_tensors="pt")["pixel_values"] for b in blocks])
 
 
 def cell_labels(scenes: list[Scene]) -> Tensor:
-    """[N, 9]: 0 for an empty cell, else 1 + kind * 2 + size."""
+    """[N, 9]: 0 for an empty cell, else 1 + 2 * kind, and one more if it is large."""
     labels = torch.zeros(len(scenes), 9, dtype=torch.long)
     for n, scene in enumerate(scenes):
         for thing in scene.things:
@@ -52,131 +48,97 @@ def cell_labels(scenes: list[Scene]) -> Tensor:
     return labels
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    return min((step + 1) / warmup, (steps - step) / max(steps - warmup, 1))
-
-
-def _run(
-    parameters: list[nn.Parameter],
-    loss_of: Callable[[int], Tensor],
-    steps: int,
-    lr: float,
-    report: Callable[[int, float], None],
-) -> None:
-    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * schedule(step, steps, 40)
-        loss = loss_of(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        report(step, loss.item())
+def _batches(rows: int, batch: int, seed: int) -> Iterator[list[int]]:
+    rng = random.Random(seed)
+    while True:
+        order = list(range(rows))
+        rng.shuffle(order)
+        yield from (order[i : i + batch] for i in range(0, rows - batch + 1, batch))
 
 
 def warm_up_vision(
-    model: Any, pictures: Tensor, labels: Tensor, recipe: BaseRecipe, progress: Progress | None
+    model: Any, pictures: Tensor, labels: Tensor, recipe: WarmUp, progress: Callable[[int, int], None] | None = None
 ) -> float:
-    """Teaches the tower what each cell holds, read where LLaVA reads it; returns the accuracy on the last batches."""
+    """Teaches the tower what each cell holds, in the layer that LLaVA reads; returns how many of the filled cells of
+    the last few batches it named right."""
     tower, device = model.model.vision_tower, model.device
-    layer = model.config.vision_feature_layer
     edge = int(model.config.image_seq_length**0.5)
     head = nn.Linear(tower.config.hidden_size, 1 + 2 * len(KINDS)).to(device)
-    order = _batches([0] * len(pictures), recipe.batch, recipe.seed)
-    accuracy = 0.0
-
-    def loss_of(step: int) -> Tensor:
-        nonlocal accuracy
+    parameters = [*tower.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
+    order = _batches(len(pictures), recipe.batch, recipe.seed)
+    right = filled = 0
+    for step in range(recipe.steps):
+        optimiser.param_groups[0]["lr"] = recipe.lr * min((step + 1) / 20, (recipe.steps - step) / recipe.steps)
         rows = next(order)
-        states = tower(pictures[rows].to(device), output_hidden_states=True).hidden_states[layer][:, 1:]
-        grid = states.transpose(1, 2).unflatten(2, (edge, edge))
+        states = tower(pictures[rows].to(device), output_hidden_states=True)
+        features = states.hidden_states[model.config.vision_feature_layer][:, 1:]
+        grid = features.transpose(1, 2).unflatten(2, (edge, edge))
         logits = head(F.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2))
         target = labels[rows].to(device)
-        filled = target > 0
-        accuracy = 0.95 * accuracy + 0.05 * (logits.argmax(-1) == target)[filled].float().mean().item()
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
-
-    def report(step: int, loss: float) -> None:
+        F.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
+        nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        if step >= recipe.steps - 10:
+            right += int((logits.argmax(-1) == target)[target > 0].sum())
+            filled += int((target > 0).sum())
         if progress:
-            progress("vision", step + 1, recipe.warmup_steps, loss)
+            progress(step + 1, recipe.steps)
+    return right / filled
 
-    _run([*tower.parameters(), *head.parameters()], loss_of, recipe.warmup_steps, recipe.warmup_lr, report)
+
+def seeing_model(
+    world: str | Path, path: str | Path, recipe: WarmUp | None = None, *, device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> float:  # fmt: skip
+    """Makes the model, warms up its eyes on the world's training pictures and writes it to `path`."""
+    recipe = recipe or WarmUp()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model, tokenizer, images, processor = build("llava", seed=recipe.seed, size=recipe.size)
+        model.to(device)
+        scenes = read_scenes(world, "train")[: recipe.scenes]
+        accuracy = warm_up_vision(model, pixels(images, scenes), cell_labels(scenes), recipe, progress)
+    save(path, model.cpu(), tokenizer, images, processor)
     return accuracy
 
 
-def _batches(lengths: list[int], batch: int, seed: int) -> Iterator[list[int]]:
-    """Endless shuffled batches of rows of like length (sorted within chunks of sixteen batches), to pad little."""
-    rng = random.Random(seed)
-    while True:
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        batches = []
-        for start in range(0, len(order), 16 * batch):
-            chunk = sorted(order[start : start + 16 * batch], key=lengths.__getitem__)
-            batches += [chunk[i : i + batch] for i in range(0, len(chunk) - batch + 1, batch)]
-        rng.shuffle(batches)
-        yield from batches
+def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, seed: int = 0, steps: int = 800) -> dict:
+    """The config by which mmfast.train gives the seeing model its words. The tower stays as it is."""
+    return {
+        "output_dir": str(out),
+        "seed": seed,
+        "model": {"path": str(seeing), "dtype": "float32", "freeze": ["vision"]},
+        "data": {"path": str(Path(world) / "base.jsonl"), "workers": 0},
+        "objective": {"kind": "sft"},
+        "reference": {"kind": "none"},
+        "optim": {"lr": 3e-3, "betas": [0.9, 0.98], "schedule": "linear", "warmup": 40, "weight_decay": 0.01},
+        "train": {"steps": steps, "pairs_per_step": 32, "tokens_per_pack": 4096, "checkpoint_every": 0},
+        "parallel": {"shard": "none", "activation_checkpointing": False},
+        "log": {"every": 10},
+    }
 
 
-def encode(tokenizer: Any, record: dict, slots: int) -> tuple[list[int], int]:
-    """(token ids with the image's slots, where the answer starts). Prompt and answer are tokenised apart."""
-    prompt = tokenizer.apply_chat_template(record["prompt"], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(record["prompt"] + record["chosen"], tokenize=False)
-    assert whole.startswith(prompt)
-    head = tokenizer(prompt.replace("<image>", "<image>" * slots), add_special_tokens=False).input_ids
-    return head + tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids, len(head)
-
-
-def learn_captions(model: Any, tokenizer: Any, records: list[dict], pictures: Tensor, recipe: BaseRecipe,
-                   progress: Progress | None) -> None:  # fmt: skip
-    """Cross-entropy on the answers. pictures[n] belongs to records[n]."""
-    device, slots = model.device, model.config.image_seq_length
-    coded = [encode(tokenizer, record, slots) for record in records]
-    order = _batches([len(tokens) for tokens, _ in coded], recipe.batch, recipe.seed + 1)
-    if recipe.freeze_vision:
-        model.model.vision_tower.requires_grad_(False)
-
-    def loss_of(step: int) -> Tensor:
-        rows = next(order)
-        longest = max(len(coded[row][0]) for row in rows)
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-        labels = torch.full((len(rows), longest), -100)
-        for n, row in enumerate(rows):
-            tokens, start = coded[row]
-            ids[n, : len(tokens)] = torch.tensor(tokens)
-            labels[n, start : len(tokens)] = torch.tensor(tokens[start:])
-        ids, labels = ids.to(device), labels.to(device)
-        # Padding stands on the right, where causal attention never sees it: no mask is needed.
-        hidden = model.model(input_ids=ids, pixel_values=pictures[rows].to(device)).last_hidden_state
-        scored = labels[:, 1:] >= 0
-        return F.cross_entropy(model.lm_head(hidden[:, :-1][scored]), labels[:, 1:][scored])
-
-    def report(step: int, loss: float) -> None:
-        if progress:
-            progress("captions", step + 1, recipe.steps, loss)
-
-    model.train()
-    _run([p for p in model.parameters() if p.requires_grad], loss_of, recipe.steps, recipe.lr, report)
-    model.requires_grad_(True).eval()
-
-
-def train_base(
-    world: str | Path, path: str | Path, recipe: BaseRecipe | None = None, *, device: str = "cpu",
-    progress: Progress | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """Trains the base model on `world`/base.jsonl and writes it to `path`."""
-    recipe = recipe or BaseRecipe()
-    world = Path(world)
-    torch.manual_seed(recipe.seed)
-    model, tokenizer, images, processor = build("llava", seed=recipe.seed, size=recipe.size)
-    model.to(device)
-    records = read_lines(world / "base.jsonl")
-    by_name = {scene.name: scene for scene in read_scenes(world, "train")}
-    scenes = [by_name[Path(record["images"][0]).stem] for record in records]
-    pictures = pixels(images, scenes)
-    accuracy = warm_up_vision(model, pictures, cell_labels(scenes), recipe, progress)
-    learn_captions(model, tokenizer, records, pictures, recipe, progress)
-    save(path, model.cpu(), tokenizer, images, processor)
-    return {"cell_accuracy": accuracy}
+def align_settings(
+    world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 100,
+    gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4,
+) -> dict:  # fmt: skip
+    """The config of an alignment run on the world's pairs: DPO, or DDPO with gamma above 1."""
+    return {
+        "output_dir": str(out),
+        "seed": seed,
+        "model": {"path": str(base), "dtype": "float32", "freeze": ["vision"]},
+        "data": {
+            "path": str(Path(world) / "pairs.jsonl"), "eval_path": str(Path(world) / "eval.jsonl"), "workers": 0,
+        },
+        "reference": {"kind": "cached", "path": str(reference)},
+        "objective": {
+            "kind": "dpo", "loss": "sigmoid", "beta": 0.1, "gamma": gamma,
+            "segments": "clean", "sft_weight": sft_weight,
+        },
+        "optim": {"lr": lr, "schedule": "cosine", "warmup": 0.1},
+        "train": {"steps": steps, "pairs_per_step": 32, "tokens_per_pack": 4096, "checkpoint_every": 0},
+        "parallel": {"shard": "none", "activation_checkpointing": False},
+        "log": {"every": 5},
+    }  # fmt: skip
