@@ -3,7 +3,8 @@
 Both sides train everything but the vision tower, in the same dtype, with the same optimiser, and take the same steps:
 their losses are compared. Each side is a process of its own; steps alternate between the sides, the waiting side does
 nothing. TRL recomputes the reference in each step and takes no cached one with images; mmfast's row gives the time with
-the cache and with the reference pass counted. Peak memory is that of the process since before its model was loaded.
+the cache and with the reference pass counted. "cpu" is processor time of the whole step over all threads: on a machine
+that others use too, compare that, with --threads 1. Peak memory is that of the process since before its model was loaded.
 
 cases    isolated     4 images, one pair each
          group        one image, 8 responses, all 28 pairs; TRL's time a pair is taken from the isolated case
@@ -37,9 +38,10 @@ class Side:
     """A process that runs a step when told to."""
 
     def __init__(self, name: str, settings: dict, folder: Path):
+        threads = {"OMP_NUM_THREADS": str(settings["threads"])} if settings["threads"] else {}
         path = folder / f"{name}-{len(list(folder.iterdir()))}.json"
         path.write_text(json.dumps(settings))
-        environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", **threads}
         self.log = open(path.with_suffix(".log"), "w")  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.step_sides", name, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -71,9 +73,9 @@ class Side:
         self.log.close()
         return found
 
-    def seconds(self) -> float:
-        """Median, without the first step (it allocates)."""
-        return statistics.median(s["seconds"] for s in self.steps[1:])
+    def median(self, what: str) -> float:
+        """Without the first step (it allocates)."""
+        return statistics.median(s[what] for s in self.steps[1:])
 
 
 def make_directory(shape: str, folder: Path) -> Path:
@@ -161,10 +163,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
         "path": str(path), "device": arguments.device, "dtype": "bfloat16" if cuda else "float32",
         "checkpointing": arguments.checkpointing, "lora": {"r": 128, "alpha": 256} if arguments.lora else None,
         "random_weights": cuda, "optimizer": "sgd" if cuda and not arguments.lora else "adamw", "lr": 1e-4,
-        "work": str(folder / "trl"),
+        "work": str(folder / "trl"), "threads": arguments.threads,
     }  # fmt: skip
     (folder / "sides").mkdir()
     isolated = {**settings, "pairs": ISOLATED}
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     rate = gemm_rate(torch.device(arguments.device), getattr(torch, settings["dtype"]))
     if cuda:  # both would not fit beside each other
         ours, theirs, group = (
@@ -182,18 +185,24 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     if not cuda and gap > 1e-3:
         raise RuntimeError(f"the sides do not take the same steps: losses differ by {gap}")
     rows = []
-    trl_seconds, trl_peak = theirs[0].seconds(), theirs[1]
-    rows.append({"what": "trl isolated", "pairs": 4, "seconds": trl_seconds, "peak_gib": trl_peak / 2**30})
+    trl_seconds, trl_peak = theirs[0].median("seconds"), theirs[1]
+    trl_cpu = theirs[0].median("cpu")
+    rows.append(
+        {"what": "trl isolated", "pairs": 4, "seconds": trl_seconds, "cpu": trl_cpu, "peak_gib": trl_peak / 2**30}
+    )
     for what, pairs, (side, memory) in (("isolated", 4, ours), ("group", 28, group)):
-        seconds, reference = side.seconds(), side.ready["reference_seconds"]
+        seconds, reference = side.median("seconds"), side.ready["reference_seconds"]
         last = side.steps[-1]
         flops = step_flops(path, last["tokens"], last["rows"], arguments.checkpointing, arguments.lora)
-        each = trl_seconds / 4 * pairs
+        cpu, reference_cpu = side.median("cpu"), side.ready["reference_cpu"]
+        each, each_cpu = trl_seconds / 4 * pairs, trl_cpu / 4 * pairs
         rows.append(
             {
                 "what": f"mmfast {what}", "pairs": pairs, "seconds": seconds, "peak_gib": memory / 2**30,
                 "floor_seconds": flops / rate, "reference_seconds": reference,
                 "trl_over_mmfast": each / seconds, "trl_over_mmfast_with_reference": each / (seconds + reference),
+                "cpu": cpu, "reference_cpu": reference_cpu, "trl_over_mmfast_cpu": each_cpu / cpu,
+                "trl_over_mmfast_cpu_with_reference": each_cpu / (cpu + reference_cpu),
                 "trl_memory_over_mmfast": trl_peak / memory, "largest_loss_gap": gap if what == "isolated" else None,
                 "tokens": last["tokens"], "rows": last["rows"],
                 **{k: statistics.median(s[k] for s in side.steps[1:]) for k in last if k.endswith("_seconds")},
@@ -214,6 +223,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=["llava-64m", "llava-7b", "qwen2.5-vl-7b"], default="llava-64m")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--steps", type=int, default=4, help="steps of each side; the first is not counted")
+    parser.add_argument("--threads", type=int, default=0, help="of each side; 0: torch's default")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"append the rows to {RESULTS.name}")
@@ -227,12 +237,12 @@ def main() -> None:
     command = ["python -m bench.step", *[a for a in sys.argv[1:] if a != "--write"]]
     common = {
         "shape": arguments.shape, "steps": arguments.steps, "command": " ".join(command), "date": str(date.today()),
-        "device": device, "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
+        "device": device, "threads": arguments.threads or torch.get_num_threads(), "load": os.getloadavg()[0],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for row in run(arguments, Path(folder)):
-            row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            row = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
             print(row)
             if arguments.write:
                 RESULTS.parent.mkdir(exist_ok=True)

@@ -83,11 +83,11 @@ def mmfast_side(settings: dict) -> None:
         bounds = pack.responses.tolist()
         return {key: logps[a:b] for key, a, b in zip(pack.response_ids, bounds, bounds[1:], strict=False)}
 
-    start = clock(device)
+    start, cpu = clock(device), time.process_time()
     reference = score()
-    say(ready=True, reference_seconds=clock(device) - start)
+    say(ready=True, reference_seconds=clock(device) - start, reference_cpu=time.process_time() - cpu)
     for _ in sys.stdin:
-        start = clock(device)
+        start, cpu = clock(device), time.process_time()
         pack = pack_of(reference)
         packed = clock(device)
         out = preference_loss(
@@ -100,7 +100,7 @@ def mmfast_side(settings: dict) -> None:
         optimizer.zero_grad()
         end = clock(device)
         say(
-            seconds=end - start, loss=float(out.loss), pack_seconds=packed - start, forward_seconds=forward - packed,
+            seconds=end - start, cpu=time.process_time() - cpu, loss=float(out.loss), pack_seconds=packed - start, forward_seconds=forward - packed,
             backward_seconds=backward - forward, optimizer_seconds=end - backward, tokens=len(pack.tokens),
             rows=len(pack.targets),
         )  # fmt: skip
@@ -157,14 +157,14 @@ def trl_side(settings: dict) -> None:
             if not sys.stdin.readline():
                 say(peak=peak(device, before))
                 sys.exit(0)
-            self.start = clock(device)
+            self.start, self.cpu = clock(device), time.process_time()
 
         def on_step_end(self, args, state, control, **_):
-            self.seconds = clock(device) - self.start
+            self.seconds, self.cpu = clock(device) - self.start, time.process_time() - self.cpu
 
         def on_log(self, args, state, control, logs=None, **_):
             if logs and "loss" in logs:
-                say(seconds=self.seconds, loss=logs["loss"])
+                say(seconds=self.seconds, cpu=self.cpu, loss=logs["loss"])
 
     config = DPOConfig(
         output_dir=settings["work"], per_device_train_batch_size=len(made.rows), max_steps=1000,
