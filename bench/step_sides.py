@@ -100,7 +100,8 @@ def mmfast_side(settings: dict) -> None:
         optimizer.zero_grad()
         end = clock(device)
         say(
-            seconds=end - start, cpu=time.process_time() - cpu, loss=float(out.loss), pack_seconds=packed - start, forward_seconds=forward - packed,
+            seconds=end - start, cpu=time.process_time() - cpu, loss=float(out.loss),
+            pack_seconds=packed - start, forward_seconds=forward - packed,
             backward_seconds=backward - forward, optimizer_seconds=end - backward, tokens=len(pack.tokens),
             rows=len(pack.targets),
         )  # fmt: skip
