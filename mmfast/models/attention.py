@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from mmfast.ops.attention import tree_attention
 from mmfast.packing.pack import Pack
@@ -98,6 +100,28 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
+
+PROBE = "mmfast_probe"
+found_masks: list[str] = []  # what the probe has seen that is neither causal nor a sliding window
+
+
+def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **keywords: Any) -> Any:
+    """transformers' sdpa, looking at the mask that the model made. Rounding cannot hide a wrong mask from it."""
+    if mask is not None:
+        keys, window = mask.shape[-1], keywords.get("sliding_window")
+        allowed = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril(keys - mask.shape[-2])
+        if window:
+            allowed &= ~allowed.tril(keys - mask.shape[-2] - window)
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        if bool((seen != allowed).any()):
+            found_masks.append(
+                "its attention mask is not causal: it lets some tokens (of an image, say) see later ones"
+            )
+    return sdpa_attention_forward(module, query, key, value, mask, **keywords)
+
+
+AttentionInterface.register(PROBE, probe)
+AttentionMaskInterface.register(PROBE, sdpa_mask)
 
 
 def own_attention(config: PretrainedConfig) -> str:

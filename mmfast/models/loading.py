@@ -148,6 +148,7 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
 
 def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
     """fp32 masters for what trains, cast by parallelize() for the forward; the forward's dtype for the rest."""
+    scorer.dtype = dtype
     for p in scorer.parameters():
         if not p.is_floating_point():
             continue

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfast.data.records import Branch, Example, ImageInfo
-from mmfast.models.attention import CannotShare
+from mmfast.models.attention import PROBE, CannotShare, found_masks
 from mmfast.models.scorer import Scorer
 from mmfast.models.unshared import plain_logprob
 from mmfast.packing import build_pack
@@ -30,6 +30,18 @@ def refused_by_config(scorer: Scorer) -> str:
     return f"its layers of type {kinds[0]} do not look at a prefix through attention over its tokens" if kinds else ""
 
 
+def refused_by_mask(
+    scorer: Scorer, chosen: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages
+) -> str:
+    """What the masks of a plain forward say against sharing. Log-probs alone could miss them in half precision."""
+    if scorer.own_attention != "sdpa":
+        return ""
+    found_masks.clear()
+    for example in chosen:
+        plain_logps(scorer, example.chosen, infos, load_images, attention=PROBE)
+    return found_masks[0] if found_masks else ""
+
+
 @torch.no_grad()
 def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
     """Empty if trees are exact for this model; else the reason, and the scorer runs unshared from then on.
@@ -42,7 +54,14 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
         raise ValueError("the proof of a vision-language model needs an example with an image")
     training = scorer.training
     scorer.eval()
-    why = refused_by_config(scorer)
+    with scorer.in_one_dtype():
+        why = _why_not(scorer, chosen, infos, load_images)
+    scorer.train(training)
+    return why
+
+
+def _why_not(scorer: Scorer, chosen: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
+    why = refused_by_config(scorer) or refused_by_mask(scorer, chosen, infos, load_images)
     worst = 0.0
     for example in [] if why else chosen:
         try:
@@ -50,7 +69,8 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
         except CannotShare as refusal:
             why = str(refusal)
             break
-    if not why and not worst <= tolerance(scorer):
+    limit = TOLERANCE.get(scorer.dtype, HALF)
+    if not why and not worst <= limit:
         why = (
             f"scored as a tree, a token's log-prob differs by {worst:.2g} nat from the plain forward "
             "(a mask over images or prompts that the tree does not have, or the like)"
@@ -59,17 +79,12 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
         scorer.run_unshared(why)
         for example in chosen:
             worst = difference(scorer, example, infos, load_images)
-            if not worst <= tolerance(scorer):
+            if not worst <= limit:
                 raise ValueError(
                     f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
                     f"at a time through its embeddings a log-prob still differs by {worst:.2g} nat from its plain one"
                 )
-    scorer.train(training)
     return why
-
-
-def tolerance(scorer: Scorer) -> float:
-    return TOLERANCE.get(next(scorer.decoder.parameters()).dtype, HALF)
 
 
 def difference(scorer: Scorer, example: Example, infos: Mapping[str, ImageInfo], load_images: LoadImages) -> float:
@@ -86,7 +101,9 @@ def difference(scorer: Scorer, example: Example, infos: Mapping[str, ImageInfo],
     return float(torch.stack(gaps).max())
 
 
-def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages) -> Tensor:
+def plain_logps(
+    scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages, attention: str = ""
+) -> Tensor:
     """One sequence, ids and pixels, through the unpatched model with its own attention."""
     adapter = scorer.adapter
     ids: list[int] = []
@@ -100,10 +117,9 @@ def plain_logps(scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], 
     accepted = inspect.signature(type(scorer.model).forward).parameters
     inputs = {n: t.to(scorer.device) for n, t in images.items()} | adapter.plain_inputs(tokens)
     inputs = {n: t for n, t in inputs.items() if n in accepted}
-    dtype = next(scorer.decoder.parameters()).dtype
     if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    with scorer.generating() as model:
+        inputs["pixel_values"] = inputs["pixel_values"].to(scorer.dtype)
+    with scorer.generating(attention) as model:
         logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0]
     scored = [starts[p] for start, end in branch.spans for p in range(start, end)]
     rows = torch.tensor(scored, device=scorer.device)

@@ -36,6 +36,7 @@ class Scorer(nn.Module):
         self.adapter = adapter
         self.why_unshared = ""
         self.tower_loaded = True
+        self.dtype: torch.dtype = next(self.decoder.parameters()).dtype  # of the forward pass
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
         self.own_attention = own_attention(self.decoder.config)
@@ -146,9 +147,21 @@ class Scorer(nn.Module):
         return total
 
     @contextmanager
-    def generating(self) -> Iterator[PreTrainedModel]:
-        """The HF model with its own attention, for `model.generate(...)`."""
-        with attention(self.decoder.config, self.own_attention):
+    def in_one_dtype(self) -> Iterator[None]:
+        """Masters in the forward's dtype for the time being: to run before parallelize() has seen to that."""
+        masters = {p: p.data for p in self.parameters() if p.dtype == torch.float32 != self.dtype}
+        for p, data in masters.items():
+            p.data = data.to(self.dtype)
+        try:
+            yield
+        finally:
+            for p, data in masters.items():
+                p.data = data
+
+    @contextmanager
+    def generating(self, name: str = "") -> Iterator[PreTrainedModel]:
+        """The HF model with its own attention (or another of transformers'), for `model.generate(...)`."""
+        with attention(self.decoder.config, name or self.own_attention):
             yield self.model
 
 

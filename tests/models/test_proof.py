@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from mmfast.models import Scorer, adapter_for, prove
+from mmfast.models import Lora, Scorer, adapter_for, load, prove
 from mmfast.models.proof import refused_by_config
 from mmfast.packing import build_pack
 from mmfast.world import models as world
@@ -53,8 +53,16 @@ def test_gemma_3s_mask_over_images_refuses_sharing_and_runs_unshared():
     scorer = Scorer(model, adapter_for(model.config))
     case = everything("gemma3", scorer.adapter)
     why = prove(scorer, case.examples, case.infos, case.load_images)
-    assert "differs by" in why and "mask over images" in why and not scorer.shared
+    assert "mask is not causal" in why and not scorer.shared
     compare(case, scorer, plain, losses=("averaged ddpo",))
+
+
+def test_the_comparison_alone_finds_it_too(monkeypatch):
+    monkeypatch.setattr("mmfast.models.proof.refused_by_mask", lambda *_: "")
+    model = world.build("gemma3")[0]
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("gemma3", scorer.adapter)
+    assert "log-prob differs by" in prove(scorer, case.examples, case.infos, case.load_images)
 
 
 def test_attention_with_a_softcap_refuses_sharing_and_says_so():
@@ -110,3 +118,13 @@ def test_the_proof_wants_an_image_of_a_model_that_sees():
     case.pair(case.prompt(), [30, 31], [32])
     with pytest.raises(ValueError, match="needs an example with an image"):
         prove(scorer, case.examples, case.infos, case.load_images)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_the_proof_runs_in_bf16_before_the_masters_are_cast(lora, tmp_path):
+    scorer = load(str(world.tiny_model("gemma3", tmp_path)), dtype="bfloat16", lora=lora)
+    dtypes = [p.dtype for p in scorer.parameters()]
+    assert {torch.float32, torch.bfloat16} == set(dtypes)
+    case = everything("gemma3", scorer.adapter)
+    assert "mask is not causal" in prove(scorer, case.examples, case.infos, case.load_images)
+    assert dtypes == [p.dtype for p in scorer.parameters()] and scorer.training
