@@ -95,7 +95,7 @@ class Plan:
         a, b = self.symbols.branch_of.T
         apart = self.symbols.whole[a] + np.where(b >= 0, self.symbols.whole[b], 0)  # never less than the pair's tree
         for e in np.flatnonzero(apart > budget).tolist():
-            tokens = int(self._forest(np.asarray([e]))[1].sum())
+            tokens = int(self.forest(np.asarray([e]))[1].sum())
             if tokens > budget:
                 raise ValueError(
                     f"example {examples[e].id} ({examples[e].source}) needs {tokens} tokens, but "
@@ -116,7 +116,7 @@ class Plan:
             raise ValueError(f"step {step}: an epoch has {self.steps_per_epoch}")
         size = self.settings.pairs_per_step
         chosen = self.order(epoch)[step * size : (step + 1) * size]
-        forest, tokens, cost = self._forest(chosen)
+        forest, tokens, cost = self.forest(chosen)
         pack_of, micro_batches, sizes = self._pack(forest, tokens, cost, world)
         if self.settings.whole_step:
             needed, budget = int(tokens.sum()), self.settings.tokens_per_pack
@@ -140,7 +140,7 @@ class Plan:
             whole_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
         )
 
-    def _forest(self, chosen: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
+    def forest(self, chosen: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
         """The forest of some examples, with tokens and cost of its nodes."""
         branches = self.symbols.branch_of[chosen].reshape(-1)
         branches = branches[branches >= 0]

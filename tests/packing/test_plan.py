@@ -139,7 +139,7 @@ def optimum(plan: Plan, world: int, micro_batches: int) -> int | None:
 
     def size(part: tuple) -> tuple[int, int]:
         if part not in memo:
-            _, tokens, cost = plan._forest(examples[list(part)])
+            _, tokens, cost = plan.forest(examples[list(part)])
             memo[part] = (int(tokens.sum()), int(cost.sum()))
         return memo[part]
 
