@@ -18,6 +18,7 @@ from mmfast.config import Config, dump
 from mmfast.data.build import DataSettings, build
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
+from mmfast.models.estimate import training_cost
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
 from mmfast.models.lora import ALL_LINEAR, Lora
@@ -176,17 +177,12 @@ def layout_of(scorer: Scorer) -> Layout:
     return replace(scorer.adapter.layout(), share=scorer.shared)
 
 
-def cost_of(scorer: Scorer) -> Cost:
-    c = scorer.adapter.text_config
-    head_dim = c.to_dict().get("head_dim") or c.hidden_size // c.num_attention_heads
-    return Cost.of_decoder(
-        hidden=c.hidden_size,
-        layers=c.num_hidden_layers,
-        heads=c.num_attention_heads,
-        kv_heads=c.to_dict().get("num_key_value_heads") or c.num_attention_heads,
-        head_dim=head_dim,
-        intermediate=c.intermediate_size,
-        vocab=c.vocab_size,
+def step_cost(config: Config, scorer: Scorer) -> Cost:
+    """What balances the packs: the time of each part of a step."""
+    return training_cost(
+        scorer,
+        checkpointing=config.parallel.activation_checkpointing,
+        cached_vision=config.model.cache_vision,
     )
 
 
@@ -204,7 +200,9 @@ def make_plan(
             **changes,
         }
     )
-    return Plan(examples, images, layout_of(scorer), settings, cost=cost_of(scorer), gamma=config.objective.gamma)
+    return Plan(
+        examples, images, layout_of(scorer), settings, cost=step_cost(config, scorer), gamma=config.objective.gamma
+    )
 
 
 def total_steps(config: Config, plan: Plan) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mmfast.config import Config
-from mmfast.job import examples_of, layout_of, make_plan, open_examples
-from mmfast.models.estimate import Memory, Setting, estimate, training_cost
+from mmfast.job import examples_of, layout_of, make_plan, open_examples, step_cost
+from mmfast.models.estimate import Memory, Setting, estimate
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
@@ -51,11 +51,7 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu") -> Report:
     scorer = sketch(config)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(scorer)
-    cost = training_cost(
-        scorer,
-        checkpointing=config.parallel.activation_checkpointing,
-        cached_vision=config.model.cache_vision,
-    )
+    cost = step_cost(config, scorer)
     made = make_plan(config, examples, store.images, scorer)
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
@@ -157,8 +153,7 @@ def show(report: Report) -> None:
     for name, value in report.time_share.items():
         table.add_row(name, f"{value:.1%}")
     console.print(table)
-    table = Table("part", "GiB", title="memory of one rank at its peak", title_justify="left")
-    for name, value in asdict(report.memory).items():
-        table.add_row(name, f"{value / 2**30:.2f}")
-    table.add_row("total", f"{report.memory.total / 2**30:.2f}", style="bold")
+    table = Table("part", "MiB", title="memory of one rank at its peak", title_justify="left")
+    for name, value in (asdict(report.memory) | {"total": report.memory.total}).items():
+        table.add_row(name, f"{value / 2**20:,.0f}")
     console.print(table)
