@@ -256,5 +256,5 @@ def merge_parts(path: Path, parts: list[Path], manifest: dict[str, Any]) -> None
         temporary = path / f"{name}.tmp"
         temporary.write_text(json.dumps(content, ensure_ascii=False))
         temporary.replace(path / name)
-    for part in parts:
+    for part in (*parts, *path.glob("*.tmp")):  # of this build, and what a killed one left
         part.unlink()

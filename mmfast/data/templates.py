@@ -105,6 +105,7 @@ class Template:
         if name not in NAMES:
             raise ValueError(f"data.template: unknown template {name!r}; choose one of {', '.join(NAMES)}")
         self.name, self.seed = name, SEEDS.get(name)
+        self._rendered: tuple[list[dict], str] = ([], "")
         self.tokenizer = tokenizer.in_mode(self.seed.mode) if self.seed and self.seed.mode else tokenizer
         if self.seed:
             marks = [m for m in ("<|im_start|>", "<|im_end|>") if m in self.seed.user + self.seed.end]
@@ -129,6 +130,11 @@ class Template:
 
     # the model's own
 
+    def _prompt(self, messages: Sequence[dict]) -> str:
+        if messages != self._rendered[0]:  # both sides of a pair have the same
+            self._rendered = (list(messages), self._render(messages, generation_prompt=True))
+        return self._rendered[1]
+
     def _render(self, messages: Sequence[dict], generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
@@ -146,7 +152,7 @@ class Template:
         chunks: list[Chunk] = []
         done = ""
         for k in scored:
-            prompt = self._render(messages[:k], generation_prompt=True)
+            prompt = self._prompt(messages[:k])
             full = self._render(messages[: k + 1], generation_prompt=False)
             for longer, shorter, what in ((prompt, done, "an earlier answer"), (full, prompt, "the prompt")):
                 if not longer.startswith(shorter):

@@ -139,6 +139,19 @@ def test_json_array_streams_and_names_the_break(tmp_path):
     assert str(list(iterate(path))[1].value) == "a JSON int, not an object"
 
 
+def test_a_big_file_is_never_in_memory(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "big.json"
+    row = json.dumps({"text": "x" * 500})
+    path.write_text("[" + ",\n".join([row] * 100_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in iterate(path)) == 100_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 50_000_000 and peak < 10_000_000
+
+
 def test_bytes_that_are_not_utf8(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n\n{"a": 2}\n')

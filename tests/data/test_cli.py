@@ -25,6 +25,13 @@ def test_show(file, llava_dir):
     assert "A red×2 mug." in result.output and "What is on the desk?" in result.output
 
 
+def test_thumbnail(picture):
+    from mmfast.data.preview import thumbnail
+
+    lines = thumbnail(picture("wide.png", size=(80, 40)).read_bytes(), columns=20).plain.splitlines()
+    assert len(lines) == 5 and set("".join(lines)) == {"▀"} and len(lines[0]) == 20
+
+
 def test_show_as_a_page(file, llava_dir, tmp_path):
     result = run(app, ["show", str(file), "-m", str(llava_dir), "--html", str(tmp_path / "p.html")])
     assert result.exit_code == 0, result.output

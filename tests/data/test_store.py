@@ -1,5 +1,6 @@
 """The store: built once, mapped, resumed, mixed, and refused where what it was built from has changed."""
 
+import io
 import json
 import pickle
 
@@ -116,6 +117,21 @@ def test_embedded_images_are_kept_by_content(llava_dir, picture, rows, tmp_path,
     assert len(store.images) == 1
     (name,) = store.images
     assert store.open_image(name) == data and store.images[name].source.startswith(str(tmp_path / "c"))
+
+
+def test_images_in_every_guise_are_one(picture, tmp_path):
+    from PIL import Image
+
+    from mmfast.data.imagefiles import image_bytes
+
+    path = picture("a.png")
+    data = path.read_bytes()
+    given = ("a.png", str(path), f"file://{path}", data, {"bytes": data, "path": "x"}, {"bytes": None, "path": "a.png"})
+    for guise in given:
+        assert image_bytes(guise, tmp_path)[0] == data
+    with Image.open(path) as image:
+        again = image_bytes(image, tmp_path)[0]
+        assert Image.open(io.BytesIO(again)).tobytes() == image.tobytes()
 
 
 def test_nothing_left_is_an_error(llava_dir, rows, tmp_path, silent):
