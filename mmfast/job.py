@@ -105,6 +105,7 @@ def open_model(
         adapter=m.adapter if train else "",
         attention=m.attention,
         cached_vision=m.cache_vision,
+        quantize=m.quantize if train else "",
         device=runtime.device,
     )
     if not scorer.adapter.proven:
