@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,18 +39,75 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train in this one process. On several GPUs: torchrun --nproc-per-node N -m mmfast.train CONFIG."""
     from mmfast.config import load
+
+    settings = load(config, overrides or [])  # a mistake in it is told before anything heavy is imported
     from mmfast.train import train as run
 
-    run(load(config, overrides or []))
+    run(settings)
 
 
 @app.command()
 def reference(config: ConfigFile, overrides: Overrides = None) -> None:
     """Score the reference into the cache and print where it lies (train does this by itself on first use)."""
     from mmfast.config import load
+
+    settings = load(config, overrides or [])
     from mmfast.reference import reference as run
 
-    print(run(load(config, overrides or [])))
+    print(run(settings))
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Of how many ranks the run will be.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda: whose memory is estimated.")] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show before a run: tokens saved by sharing, packs, balance between ranks, time by part, memory by part."""
+    from mmfast.config import load
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device!r}: choose cpu or cuda")
+    if ranks < 1:
+        raise ValueError(f"--ranks {ranks}: at least one")
+    settings = load(config, overrides or [])
+    from mmfast import planning
+
+    report = planning.plan(settings, ranks=ranks, device=device)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        planning.show(report)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: what each reproduces, and an estimate of its memory on a GPU."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmfast.recipes import FOLDER
+    from mmfast.recipes import recipes as found
+
+    table = Table("recipe", "GPUs", "GiB each", "reproduces", box=None, pad_edge=False)
+    for row in found():
+        table.add_row(*(str(row.get(key, "-")) for key in ("name", "gpus", "gib_per_gpu", "about")))
+    Console().print(table)
+    print(f"\nThe files: {FOLDER}/NAME.toml")
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Where everything is kept.")] = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
+    processes: Annotated[int, typer.Option(help="Training processes; 0: one a GPU, else 2.", min=0)] = 0,
+) -> None:
+    """Make a small VLM that hallucinates, align it, and judge it before and after: the whole system in minutes."""
+    from mmfast.demo import demo as run
+
+    run(out, seed=seed, processes=processes)
 
 
 @app.command()
@@ -86,18 +144,6 @@ def merge(
 
     worst = run(adapter, out, base)
     print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")
-
-
-@app.command()
-def demo(
-    out: Annotated[str, typer.Option(help="Where everything is kept.")] = "runs/demo",
-    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
-    processes: Annotated[int, typer.Option(min=0, help="Training processes (0: one a GPU, else 2).")] = 0,
-) -> None:
-    """Make a small VLM that hallucinates, align it with DDPO, and report its hallucination before and after."""
-    from mmfast.demo import demo as run
-
-    run(out, seed=seed, processes=processes)
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mmfast.config import Config, load
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+INSTALLED = Path(__file__).parent / "recipe_files"  # of a wheel; beside the package in a checkout
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
