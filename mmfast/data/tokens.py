@@ -158,6 +158,10 @@ class Tokenizer:
         if not self._find_mask.search(text):
             encoding = self.special.encode(text, add_special_tokens=False)
             return Encoded(encoding.ids, encoding.offsets)
+        return self._encode_pieces(text)
+
+    def _encode_pieces(self, text: str) -> Encoded:
+        """The same, special tokens cut out by hand, so that what is masked between them can be put back."""
         out = Encoded([], [])
         position = at = 0  # in the masked text, in the unmasked one
         last = ""

@@ -208,3 +208,39 @@ def test_words_limit_cuts_an_answer():
     assert [n.kind for n in notes] == ["words-cut"]
     example, notes = make(tok, "dgpref_llava", record("It is a "), turns="last", max_words=3)
     assert not notes
+
+
+@pytest.mark.parametrize("kind", ["legacy", "modern", "qwen"])
+def test_cutting_at_special_tokens_is_what_the_tokenizer_does(kind, qwen_dir):
+    """The path for written-out special tokens, on texts without any: ids and offsets of the tokenizer itself."""
+    import random
+
+    tok = Tokenizer.load(qwen_dir) if kind == "qwen" else tokenizer(kind)
+    marks = [tok.eos, tok.image_token]
+    rng = random.Random(kind)
+    alphabet = [*marks, "What", " is", " this", "?", "\n", " ", "  ", "猫", "🙂", "é", "a", "</", "USER: "]
+    for _ in range(300):
+        text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 12)))
+        want = tok.special.encode(text, add_special_tokens=False)
+        got = tok._encode_pieces(text)
+        assert got.ids == want.ids, text
+        if kind == "qwen":  # where the word mark stands for no character, its offsets are a matter of taste
+            assert got.offsets == want.offsets
+
+
+@pytest.mark.parametrize("kind", ["legacy", "modern", "qwen"])
+@pytest.mark.parametrize("name", ["auto", "vicuna_v1"])
+def test_any_text_survives_as_words(kind, name, qwen_dir):
+    import random
+
+    tok = Tokenizer.load(qwen_dir) if kind == "qwen" else tokenizer(kind)
+    specials = {*tok.specials} - {"<unk>"}
+    rng = random.Random(kind)
+    for _ in range(60):
+        text = "It" + "".join(rng.choice([*specials, " is", "?", "\n", "猫", " ", "<", "a"]) for _ in range(8)) + "."
+        example, _ = make(tok, name, record(text), turns="last")
+        ((a, b),) = example.chosen.spans
+        ids = example.chosen.ids[a:b].tolist()
+        decoded = tok.special.decode(ids, skip_special_tokens=False)
+        assert decoded.removesuffix(tok.eos).removesuffix(tok.eos + "\n").strip() == text.strip()
+        assert sum(i in set(tok.specials.values()) - {tok.hf.unk_token_id} for i in ids) == 1  # its own end mark
