@@ -140,14 +140,18 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
     for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
         if branch is None:
             continue
-        text = Text()
+        text, inside = Text(), False
+        plain = not (console.is_terminal and console.color_system)  # then brackets say what is scored
         for token in tokens_of(tokenizer, branch):
-            style = "dim"
+            if plain and token.scored != inside:
+                text.append("⟧" if inside else "⟦")
+            style, inside = "dim", token.scored
             if token.scored:
                 style = STYLES[name] + (" bold underline" if token.changed or token.weight != 1.0 else "")
             text.append(token.text, style)
             if token.weight != 1.0:
                 text.append(f"×{token.weight:g}", "dim italic")
+        text.append("⟧" if plain and inside else "")
         n = sum(b - a for a, b in branch.spans)
         changed = 0 if branch.changed is None else int(branch.changed.sum())
         console.print(f"[b]{name}[/b]: {len(branch.ids)} ids, {n} scored, {changed} changed", highlight=False)
