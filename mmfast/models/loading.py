@@ -80,31 +80,29 @@ def read_model(
     random_weights: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    depth = None
-    if cached_vision:
-        if adapter.tower_depth is None:
-            raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
-        section, key = adapter.tower_depth
-        depth = getattr(config, section)
-        full, config_depth = getattr(depth, key), key
-        setattr(depth, key, 0)
     kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
-    tower = tower_attention(adapter, device)
-    options = {**options, "dtype": dtype, "attn_implementation": tower}
-    with torch.device(device):
-        if random_weights:
-            model = kinds.from_config(config, **options)
-        else:
-            model = kinds.from_pretrained(path, config=config, **options)
-    if depth is not None:
-        setattr(
-            getattr(model.config, adapter.tower_depth[0]), config_depth, full
-        )  # what is exported names the whole tower
+    options = {**options, "attn_implementation": tower_attention(adapter, device, dtype)}
+    if cached_vision and adapter.tower_depth is None:
+        raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
+    section, key = adapter.tower_depth if cached_vision and adapter.tower_depth else ("", "")
+    if section:  # a tower without blocks
+        depth = getattr(getattr(config, section), key)
+        setattr(getattr(config, section), key, 0)
+    if random_weights:
+        with torch.device(device):
+            model = kinds.from_config(config, dtype=dtype, **options)
+    elif "quantization_config" in options:
+        model = kinds.from_pretrained(path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
+    else:  # in the dtype it was written in: the masters lose nothing on the way to fp32
+        model = kinds.from_pretrained(path, config=config, dtype="auto", **options).to(device)
+    if section:  # what is exported names the whole tower
+        setattr(getattr(model.config, section), key, depth)
     return model
 
 
-def tower_attention(adapter: Adapter, device: torch.device) -> Any:
-    if adapter.positions == "mrope" and device.type == "cuda":
+def tower_attention(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Any:
+    """sdpa loops over images with host reads in every block of Qwen's towers; flash attention does not."""
+    if adapter.positions == "mrope" and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         from transformers.utils import is_flash_attn_2_available
 
         if is_flash_attn_2_available():

@@ -101,6 +101,13 @@ def test_masters_are_fp32_and_the_forward_bf16(folder):
         dist.destroy_process_group()
 
 
+def test_masters_are_the_checkpoints_own_values(tmp_path):
+    path = str(world.tiny_model("llava", tmp_path))  # written in fp32
+    scorer, exact = load(path, dtype="bfloat16"), load(path, dtype="float32")
+    for (name, p), q in zip(scorer.named_parameters(), exact.parameters(), strict=True):
+        assert torch.equal(p, q if p.requires_grad else q.bfloat16()), name
+
+
 def names_that_train(scorer: Scorer) -> list[str]:
     return [
         n.replace("_checkpoint_wrapped_module.", "").removeprefix("model.")
