@@ -41,8 +41,8 @@ class CpuFolds:
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         engine = bf16_engine() if a.dtype == torch.bfloat16 and out.dtype == torch.float32 else ""
-        if engine and a.numel() and b.numel() and a.stride(1) == 1 and out.stride(1) == 1:
-            bf16_product(a, b, out, accumulate, engine)
+        if engine and a.numel() and b.numel() and out.stride(1) == 1:
+            bf16_product(a if a.stride(1) == 1 else a.contiguous(), b, out, accumulate, engine)
         else:
             torch_product(a, b, out, accumulate)
 

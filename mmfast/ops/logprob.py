@@ -12,6 +12,7 @@ from mmfast.ops._checks import autocast_dtype, check_range, check_same, check_te
 from mmfast.ops.dispatch import choose
 from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
 from mmfast.ops.head import Head
+from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.rows import gather_rows
 
 OP = "linear_logprob"
@@ -260,25 +261,26 @@ def _linear_logprob_backward(
         c = torch.zeros_like(logp)
     head = _head(x, weight, bias, u, b, targets)
     spec = FoldSpec(softcap, temperature)
-    head_wants = (wants[2], wants[3], wants[4])
+    folds = _folds(x, backend)
+    inputs: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False):
+        into = HeadGradients.make(head, (wants[2], wants[3], wants[4]))
         if path == "recompute":
             a, d = -c, c * rest * slope
             if h is not None:
                 p = logp.exp()
                 a = a - h * entropy
                 d = d - h * slope * torch.where(p > 0, p * (logp + entropy), 0.0)
-            grads = algorithm.gradients_by_recomputing(
-                head, spec, lse, a / temperature, None if h is None else -h / temperature, d, head_wants,
-                wants[0] or wants[1], tile_budget, _folds(x, backend),
-            )  # fmt: skip
-        else:
-            grads = algorithm.head_gradients_from_kept(
-                head, kept, -c * row_factor, head_wants, tile_budget, _folds(x, backend)
+            slopes = None if h is None else -h / temperature
+            inputs = by_recomputing(
+                head, spec, lse, a / temperature, slopes, d, into, wants[0] or wants[1], tile_budget, folds
             )
-    if grads.bias is not None and bias is not None:
-        grads.bias = grads.bias.to(bias.dtype)
-    ordered = (grads.x, grads.u, grads.weight, grads.b, grads.bias)
+        else:
+            from_kept(head, kept, -c * row_factor, into, tile_budget, folds)
+    dx = inputs[0] if inputs else None
+    du = inputs[1] if len(inputs) > 1 else None
+    dbias = into.bias.to(bias.dtype) if into.bias is not None and bias is not None else None
+    ordered = (dx, du, into.weight, into.b, dbias)
     return tuple(  # type: ignore[return-value]
         g if want and g is not None else x.new_empty(0) for g, want in zip(ordered, wants, strict=True)
     )
