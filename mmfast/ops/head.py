@@ -163,7 +163,7 @@ def _forward_rows(
                 if start > 0:
                     folds.rescale(g, stats[FACTOR])
                 folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
-    out = _outcome(stats, vocab, spec, targets)
+    out = outcome(stats, vocab, spec)
     if kept is not None:
         out.kept = kept
         out.row_factor = _finish_kept(kept, maxima, stats, out, width, targets, spec, folds)
@@ -172,7 +172,7 @@ def _forward_rows(
     return out
 
 
-def _outcome(stats: Tensor, vocab: int, spec: FoldSpec, targets: Tensor) -> Outcome:
+def outcome(stats: Tensor, vocab: int, spec: FoldSpec) -> Outcome:
     m, s, zy = stats[M], stats[S], stats[ZY]
     empty = stats.new_empty(0)
     log_s = s.log()
