@@ -23,7 +23,7 @@ from mmfast.ops.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, Fo
 
 ROW_BLOCK = 8192
 MIB = 1 << 20
-TILE_BUDGET = {"cpu": 16 * MIB, "cuda": 64 * MIB}  # on CPU a tile should stay in the last-level cache
+TILE_BUDGET = {"cpu": 24 * MIB, "cuda": 64 * MIB}  # narrower tiles make slower GEMMs; on CPU 64 MiB cost memory
 KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
 
 
@@ -44,8 +44,10 @@ def choose_path(x: Tensor, vocab: int, input_grad: bool, head_grad: bool, entrop
 
 
 def tile_width(rows: int, vocab: int, budget: int) -> int:
-    width = max(budget // (4 * max(rows, 1)), 256)
-    return min(width - width % 64, vocab)
+    """Columns of a tile of `budget` bytes (at least 256): a multiple of 64, all tiles about equally wide."""
+    widest = max(budget // (4 * max(rows, 1)), 256)
+    tiles = -(-vocab // (widest - widest % 64))
+    return min(-(-vocab // (64 * tiles)) * 64, vocab)
 
 
 @dataclass
@@ -63,6 +65,10 @@ class Head:
         cut = slice(start, stop)
         u = None if self.u is None else self.u[cut]
         return Head(self.x[cut], self.weight, self.bias, u, self.b, self.targets[cut])
+
+    def take(self, rows: Tensor) -> Head:
+        u = None if self.u is None else self.u[rows]
+        return Head(self.x[rows], self.weight, self.bias, u, self.b, self.targets[rows])
 
     def inputs(self) -> list[tuple[Tensor, Tensor]]:
         """(input [U,*], matrix [V,*]) of each term of the logits."""
@@ -128,12 +134,12 @@ def _forward_rows(
     x, targets = head.x, head.targets
     users, vocab = x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x.dtype, x.device)
-    width = tile_width(users, vocab, tile_budget)
+    in_place = kept is not None and kept.dtype == acc  # logits are made where E is kept: no tile, so no need of many
+    width = tile_width(users, vocab, tile_budget * (4 if in_place else 1))
     want_g = input_grad and path in ("direct", "kept")
     want_twin = want_g and entropy_grad
     stats = x.new_zeros(STATS, users, dtype=acc)
     stats[M] = -torch.inf
-    in_place = kept is not None and kept.dtype == acc  # logits are made where E is kept
     tile_buffer = None if in_place else x.new_empty(users * width, dtype=acc)
     e_buffer = x.new_empty(users * width, dtype=store) if want_g and kept is None and store != acc else None
     z_buffer = x.new_empty(users * width, dtype=store) if want_twin else None
@@ -176,7 +182,7 @@ def outcome(stats: Tensor, vocab: int, spec: FoldSpec) -> Outcome:
     m, s, zy = stats[M], stats[S], stats[ZY]
     empty = stats.new_empty(0)
     log_s = s.log()
-    distance = m + log_s - zy  # lse of the others, seen from the target
+    distance = (m - zy) + log_s  # lse of the others, seen from the target: exact however large the logits are
     logp = -torch.logaddexp(distance, torch.zeros_like(distance))
     rest = torch.sigmoid(distance)
     lse = torch.logaddexp(m + log_s, zy)

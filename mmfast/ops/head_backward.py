@@ -58,12 +58,13 @@ class HeadGradients:
 def from_kept(
     head: Head, kept: Tensor, coefficient: Tensor, into: HeadGradients, tile_budget: int, folds: Folds
 ) -> None:
-    """kept^T diag(coefficient) X, one GEMM over all rows a tile."""
+    """kept^T diag(coefficient) X: one GEMM where the result needs no buffer, else one a tile."""
     column = coefficient[:, None]
     x = (head.x * column).to(kept.dtype) if into.weight is not None else None
     u = (head.u * column).to(kept.dtype) if into.b is not None and head.u is not None else None
     users, vocab = kept.shape
-    width = tile_width(users, vocab, tile_budget)
+    direct = not into.add and into.bias is None and head.x.dtype == kept.dtype
+    width = vocab if direct else tile_width(users, vocab, tile_budget)
     for start in range(0, vocab if users else 0, width):
         stop = min(start + width, vocab)
         into.put(start, stop, kept[:, start:stop].T, x, u, folds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,78 +48,134 @@ def linear_logprob(
     tile_budget: bytes of the one fp32 tile of logits; keep_budget: bytes of probabilities that may be kept for the
     backward pass when the head is trained (docs/ops/linear_logprob.md).
     """
-    _check(hidden, weight, targets, rows, bias, lora, softcap, temperature, return_entropy, entropy_grad)
-    dtype = autocast_dtype(hidden.device)
-    u, b = (None, None) if lora is None else lora
-    if dtype is not None and hidden.dtype != torch.float64:
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        u, b = (None if t is None else t.to(dtype) for t in (u, b))
-    for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
-        if t is not None:
-            check_same(OP, name, t, "hidden", hidden)
-    if rows is not None:
-        if not torch.compiler.is_compiling():
-            check_range(OP, "rows", rows, hidden.shape[0])
-        hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
-        u = None if u is None else gather_rows(u, rows)
-    tile_budget = tile_budget or algorithm.TILE_BUDGET.get(hidden.device.type, algorithm.TILE_BUDGET["cuda"])
-    if keep_budget is None:
-        keep_budget = algorithm.KEEP_BUDGET.get(hidden.device.type, algorithm.KEEP_BUDGET["cuda"])
-    grad = torch.is_grad_enabled()
-    input_grad = grad and (hidden.requires_grad or (u is not None and u.requires_grad))
-    head_grad = grad and any(t is not None and t.requires_grad for t in (weight, bias, b))
-    outputs = _linear_logprob(
-        hidden, weight, targets, bias, u, b, softcap, temperature, return_entropy, entropy_grad, return_logsumsq,
-        return_mean_logit, input_grad, head_grad, tile_budget, keep_budget, backend or "",
+    call = prepare(
+        OP, hidden, weight, targets, rows=rows, bias=bias, lora=lora, softcap=softcap, temperature=temperature,
+        return_entropy=return_entropy, entropy_grad=entropy_grad, tile_budget=tile_budget, keep_budget=keep_budget,
+        backend=backend,
     )  # fmt: skip
+    outputs = run(call, return_logsumsq, return_mean_logit)
     wanted = [True, return_entropy, return_logsumsq, return_mean_logit, return_top1]
     result = tuple(t for t, want in zip(outputs[:5], wanted, strict=True) if want)
     return result if len(result) > 1 else result[0]
 
 
-def _check(
+class Call(NamedTuple):
+    """A checked call: rows gathered, autocast applied, budgets filled in."""
+
+    x: Tensor
+    weight: Tensor
+    targets: Tensor
+    bias: Tensor | None
+    u: Tensor | None
+    b: Tensor | None
+    softcap: float | None
+    temperature: float
+    entropy: bool
+    entropy_grad: bool
+    wants: list[bool]  # whether x, u, weight, B, bias need a gradient
+    tile_budget: int
+    keep_budget: int
+    backend: str
+
+    @property
+    def input_grad(self) -> bool:
+        return self.wants[0] or self.wants[1]
+
+    @property
+    def head_grad(self) -> bool:
+        return any(self.wants[2:])
+
+    @property
+    def path(self) -> str:
+        return algorithm.choose_path(
+            self.x, self.weight.shape[0], self.input_grad, self.head_grad, self.entropy_grad, self.keep_budget
+        )
+
+
+def prepare(
+    op: str,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    *,
     rows: Tensor | None,
     bias: Tensor | None,
     lora: tuple[Tensor, Tensor] | None,
     softcap: float | None,
     temperature: float,
-    return_entropy: bool,
-    entropy_grad: bool,
-) -> None:
-    check_tensor(OP, "hidden", hidden, ("T", "D"))
+    return_entropy: bool = False,
+    entropy_grad: bool = False,
+    tile_budget: int | None,
+    keep_budget: int | None,
+    backend: str | None,
+) -> Call:
+    """Check everything on the host; nothing is computed but casts and the gather of the rows."""
+    check_tensor(op, "hidden", hidden, ("T", "D"))
     length, dim = hidden.shape
-    check_tensor(OP, "weight", weight, ("V", dim))
+    check_tensor(op, "weight", weight, ("V", dim))
     vocab = weight.shape[0]
     if vocab == 0 or dim == 0:
-        raise ValueError(f"{OP}: weight is empty, shape {list(weight.shape)}")
-    check_tensor(OP, "targets", targets, (length if rows is None else "U",), (torch.int64,))
-    check_same(OP, "targets", targets, "hidden", hidden, dtype=False)
-    check_same(OP, "weight", weight, "hidden", hidden, dtype=False)
+        raise ValueError(f"{op}: weight is empty, shape {list(weight.shape)}")
+    check_tensor(op, "targets", targets, (length if rows is None else "U",), (torch.int64,))
     if rows is not None:
-        check_tensor(OP, "rows", rows, (targets.shape[0],), (torch.int64,))
-        check_same(OP, "rows", rows, "hidden", hidden, dtype=False)
+        check_tensor(op, "rows", rows, (targets.shape[0],), (torch.int64,))
     if bias is not None:
-        check_tensor(OP, "bias", bias, (vocab,))
-        check_same(OP, "bias", bias, "hidden", hidden, dtype=False)
+        check_tensor(op, "bias", bias, (vocab,))
     if lora is not None:
-        check_tensor(OP, "lora[0]", lora[0], (length, "r"))
-        check_tensor(OP, "lora[1]", lora[1], (vocab, lora[0].shape[1]))
-        check_same(OP, "lora[0]", lora[0], "hidden", hidden, dtype=False)
-        check_same(OP, "lora[1]", lora[1], "hidden", hidden, dtype=False)
+        check_tensor(op, "lora[0]", lora[0], (length, "r"))
+        check_tensor(op, "lora[1]", lora[1], (vocab, lora[0].shape[1]))
+    u, b = (None, None) if lora is None else lora
+    others = {"targets": targets, "weight": weight, "rows": rows, "bias": bias, "lora[0]": u, "lora[1]": b}
+    for name, t in others.items():
+        if t is not None:
+            check_same(op, name, t, "hidden", hidden, dtype=False)
+    check_logit_options(op, softcap, temperature, return_entropy, entropy_grad)
+    dtype = autocast_dtype(hidden.device)
+    if dtype is not None and hidden.dtype != torch.float64:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        u, b = (None if t is None else t.to(dtype) for t in (u, b))
+    for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
+        if t is not None:
+            check_same(op, name, t, "hidden", hidden)
+    if rows is not None:
+        if not torch.compiler.is_compiling():
+            check_range(op, "rows", rows, hidden.shape[0])
+        hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
+        u = None if u is None else gather_rows(u, rows)
+    if tile_budget is None:
+        tile_budget = algorithm.TILE_BUDGET.get(hidden.device.type, algorithm.TILE_BUDGET["cuda"])
+    if keep_budget is None:
+        keep_budget = algorithm.KEEP_BUDGET.get(hidden.device.type, algorithm.KEEP_BUDGET["cuda"])
+    grad = torch.is_grad_enabled()
+    wants = [grad and t is not None and t.requires_grad for t in (hidden, u, weight, b, bias)]
+    return Call(
+        hidden, weight, targets, bias, u, b, softcap, temperature, return_entropy, entropy_grad, wants, tile_budget,
+        keep_budget, backend or "",
+    )  # fmt: skip
+
+
+def check_logit_options(
+    op: str, softcap: float | None, temperature: float, return_entropy: bool, entropy_grad: bool
+) -> None:
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"{OP}: softcap must be above 0, or None for no cap; got {softcap}")
+        raise ValueError(f"{op}: softcap must be above 0, or None for no cap; got {softcap}")
     if not temperature > 0:
-        raise ValueError(f"{OP}: temperature must be above 0, got {temperature}")
+        raise ValueError(f"{op}: temperature must be above 0, got {temperature}")
     if entropy_grad and not return_entropy:
-        raise ValueError(f"{OP}: entropy_grad=True needs return_entropy=True")
+        raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
 
 
-def _folds(x: Tensor, backend: str) -> Folds:
+def run(call: Call, squares: bool = False, total: bool = False) -> Outputs:
+    return _linear_logprob(
+        call.x, call.weight, call.targets, call.bias, call.u, call.b, call.softcap, call.temperature, call.entropy,
+        call.entropy_grad, squares, total, call.input_grad, call.head_grad, call.tile_budget, call.keep_budget,
+        call.backend,
+    )  # fmt: skip
+
+
+def folds_for(op: str, x: Tensor, backend: str) -> Folds:
     supported = {name: _unsupported(name, x) for name in FOLDS}
-    return folds_of(choose(OP, x.device, supported, backend or None))
+    return folds_of(choose(op, x.device, supported, backend or None))
 
 
 def _unsupported(backend: str, x: Tensor) -> str:
@@ -171,9 +227,9 @@ def _linear_logprob(
     check_range(OP, "targets", targets, weight.shape[0])
     spec = FoldSpec(softcap, temperature, entropy, squares, total)
     path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
-    head = _head(x, weight, bias, u, b, targets)
+    head = head_of(x, weight, bias, u, b, targets)
     with torch.autocast(x.device.type, enabled=False):
-        out = algorithm.forward(head, spec, _folds(x, backend), path, input_grad, entropy_grad, tile_budget)
+        out = algorithm.forward(head, spec, folds_for(OP, x, backend), path, input_grad, entropy_grad, tile_budget)
     made = iter(out.gradients)
     with_u = u is not None and bool(out.gradients)
     with_twin = bool(out.gradients) and entropy_grad
@@ -189,7 +245,9 @@ def _pieces(g: bool, u: bool, twin: bool) -> tuple[bool, bool, bool, bool]:
     return g, u, twin, u and twin
 
 
-def _head(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor) -> Head:
+def head_of(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor
+) -> Head:
     u = None if u is None else u.contiguous()
     b = None if b is None else b.contiguous()
     return Head(x.contiguous(), weight.contiguous(), bias, u, b, targets.contiguous())
@@ -259,9 +317,9 @@ def _linear_logprob_backward(
     logp, entropy, lse, rest, slope, row_factor, kept = saved
     if c is None:
         c = torch.zeros_like(logp)
-    head = _head(x, weight, bias, u, b, targets)
+    head = head_of(x, weight, bias, u, b, targets)
     spec = FoldSpec(softcap, temperature)
-    folds = _folds(x, backend)
+    folds = folds_for(OP, x, backend)
     inputs: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False):
         into = HeadGradients.make(head, (wants[2], wants[3], wants[4]))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops._checks import check_range, check_same, check_tensor
-from mmfast.ops.dispatch import choose
-from mmfast.ops.folds import FOLDS, STATS, Folds, FoldSpec, M, folds_of
+from mmfast.ops.folds import STATS, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.logprob import check_logit_options, folds_for
 
 OP = "selective_logprob"
 
@@ -39,12 +39,7 @@ def selective_logprob(
         raise ValueError(f"{OP}: logits has no columns, shape {list(logits.shape)}")
     check_tensor(OP, "targets", targets, (logits.shape[0],), (torch.int64,))
     check_same(OP, "targets", targets, "logits", logits, dtype=False)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{OP}: softcap must be above 0, or None for no cap; got {softcap}")
-    if not temperature > 0:
-        raise ValueError(f"{OP}: temperature must be above 0, got {temperature}")
-    if entropy_grad and not return_entropy:
-        raise ValueError(f"{OP}: entropy_grad=True needs return_entropy=True")
+    check_logit_options(OP, softcap, temperature, return_entropy, entropy_grad)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")
     outputs = _selective_logprob(
@@ -54,12 +49,6 @@ def selective_logprob(
     wanted = [True, return_entropy, return_logsumsq, return_mean_logit, return_top1]
     result = tuple(t for t, want in zip(outputs[:5], wanted, strict=True) if want)
     return result if len(result) > 1 else result[0]
-
-
-def _folds(logits: Tensor, backend: str) -> Folds:
-    low = "float64 runs on backend 'torch' there" if logits.dtype == torch.float64 else ""
-    supported = {name: low if name in ("cuda", "triton") else "" for name in FOLDS}
-    return folds_of(choose(OP, logits.device, supported, backend or None))
 
 
 def _row_blocks(logits: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
@@ -83,7 +72,7 @@ def _selective_logprob(
     """logp, entropy, logsumsq, mean_logit, top1; lse, 1 - p_y, slope for the backward pass."""
     check_range(OP, "targets", targets, logits.shape[1])
     users, vocab = logits.shape
-    spec, folds = FoldSpec(softcap, temperature, entropy, squares, total), _folds(logits, backend)
+    spec, folds = FoldSpec(softcap, temperature, entropy, squares, total), folds_for(OP, logits, backend)
     stats = logits.new_zeros(STATS, users, dtype=accumulator(logits.dtype))
     stats[M] = -torch.inf
     targets = targets.contiguous()
@@ -121,7 +110,7 @@ def _write_gradient(
         a = a - h * entropy
         d = d - h * slope * torch.where(p > 0, p * (logp + entropy), 0.0)
     a = a / temperature
-    spec, folds = FoldSpec(softcap, temperature), _folds(logits, backend)
+    spec, folds = FoldSpec(softcap, temperature), folds_for(OP, logits, backend)
     targets = targets.contiguous()
     blocks, buffer = _row_blocks(logits)
     for start, stop in blocks:
