@@ -1,15 +1,16 @@
 """linear_preference_loss: the head and the preference loss in one, at bounded memory with a trained head too.
 
-With a frozen head, or while P - Y of all rows fits keep_budget, this is linear_logprob followed by preference_loss: 2 or
-3 GEMM passes. Beyond that linear_logprob would have to recompute the logits (4 passes), since the upstream gradient is
-not known before the backward pass. Here it is: dL/dlogp of a row depends on the pairs its response stands in only. So
-rows go through in chunks that hold whole connected components of the pair graph; each chunk makes its log-probs, its
-c = dL/dlogp in closed form, and its part of every gradient at once, in 3 passes. The backward pass multiplies by dL/dloss.
-A component that alone exceeds the budget makes its logits twice (4 passes).
+With a frozen head, or while P - Y of all rows fits keep_budget, this is linear_logprob followed by preference_loss: 2
+or 3 GEMM passes. Beyond that linear_logprob would have to recompute the logits (4 passes), since the upstream gradient
+is not known before the backward pass. Here it is: dL/dlogp of a row depends only on the pairs its response stands in.
+So rows go through in chunks that hold whole connected components of the pair graph; each chunk makes its log-probs, its
+c = dL/dlogp in closed form, and its part of every gradient at once, in 3 passes; the backward pass multiplies by
+dL/dloss. A component that alone exceeds the budget makes its logits twice (4 passes).
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from mmfast.ops import head as algorithm
 from mmfast.ops import logprob
 from mmfast.ops._checks import check_tensor
+from mmfast.ops.arguments import check_offsets, check_range
 from mmfast.ops.folds import Folds, FoldSpec
 from mmfast.ops.head import Head
 from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
@@ -65,11 +67,15 @@ def linear_preference_loss(
             logps, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
         )
     like = call.x.new_empty(targets.shape[0], dtype=algorithm.accumulator(call.x.dtype))
-    ready = prepare(
+    tensors, spec, loss_backend = prepare(
         like, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
     )  # fmt: skip
     users = targets.shape[0]
     if components is None:
+        check_offsets(OP, "responses", responses, users if index is None else index.shape[0])
+        check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
+        if index is not None:
+            check_range(OP, "index", index, 0, users)
         components = pair_components(responses, pairs, index, users)
     check_tensor(OP, "components", components, (users,), (torch.int64,))
     if components.device.type != "cpu":
@@ -77,11 +83,10 @@ def linear_preference_loss(
     limit = call.keep_budget // (weight.shape[0] * algorithm.compute_dtype(call.x.dtype, call.x.device).itemsize)
     order, bounds = chunks(components, limit)
     total, metrics, *_ = _linear_preference(
-        call.x, call.weight, targets, bias, call.u, call.b, ready.index,
-        ready.weights, ready.ref_logps, ready.responses, ready.pairs, ready.pair_weights, ready.delta, softcap,
-        temperature, ready.spec.kind, ready.spec.divergence, ready.spec.average, ready.spec.sft_average,
-        list(ready.spec[4:]), order.to(call.x.device, non_blocking=True), bounds, call.wants, call.tile_budget,
-        call.keep_budget, backend or "", ready.backend,
+        call.x, call.weight, targets, bias, call.u, call.b, *tensors,
+        softcap, temperature, spec.kind, spec.divergence, spec.average, spec.sft_average,
+        list(spec[4:]), order.to(call.x.device, non_blocking=True), bounds, call.wants, call.tile_budget,
+        call.keep_budget, backend or "", loss_backend,
     )  # fmt: skip
     return PreferenceOutput(total, *metrics.unbind(0))
 
@@ -135,6 +140,7 @@ def _linear_preference(
     wants: list[bool], tile_budget: int, keep_budget: int, backend: str, loss_backend: str,
 ) -> Outputs:  # fmt: skip
     """loss, metrics; d loss / d x, u, weight, B, bias as `wants` says."""
+    check_range(OP, "targets", targets, 0, weight.shape[0])
     spec = FoldSpec(softcap, temperature)
     objective = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
     folds = logprob.folds_for(OP, x, backend)
@@ -151,7 +157,7 @@ def _linear_preference(
     dx = torch.zeros_like(x) if wants[0] else x.new_empty(0)
     du = torch.zeros_like(u) if wants[1] and u is not None else x.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             chosen = order[start:stop]
             part = head.take(chosen)
             # a chunk's gradient reads its own log-probs only, so those still to come may be anything finite

@@ -200,6 +200,38 @@ def preference_loss(
     Entry e holds the tokens responses[e]..responses[e+1] of index, weights and ref_logps; index[n] is the log-prob that
     scores token n (None: logps in order, U == N). Losses are summed and divided by pair_count (None: P).
     """
+    tensors, spec, chosen = prepare(
+        logps, ref_logps, responses, pairs, index=index, weights=weights, pair_weights=pair_weights,
+        pair_count=pair_count, delta=delta, backend=backend, loss=loss, beta=beta, average=average,
+        label_smoothing=label_smoothing, sft_weight=sft_weight, sft_average=sft_average, f_divergence=f_divergence,
+        f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin, ld_alpha=ld_alpha,
+    )  # fmt: skip
+    logps = logps.contiguous()
+    want_grad = logps.requires_grad and torch.is_grad_enabled()
+    if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+        total, metrics = _eager(tensors, logps, spec, want_grad, chosen)
+    else:
+        total, metrics, _ = _preference(
+            logps,
+            *tensors,
+            spec.kind,
+            spec.divergence,
+            spec.average,
+            spec.sft_average,
+            list(spec[4:]),
+            want_grad,
+            chosen,
+        )
+    return PreferenceOutput(total, *metrics.unbind(0))
+
+
+def prepare(
+    logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
+    weights: Tensor | None = None, pair_weights: Tensor | None = None, pair_count: float | None = None,
+    delta: Tensor | None = None, backend: str | None = None, **objective: Any,
+) -> tuple[tuple[Tensor | None, ...], PreferenceSpec, str]:  # fmt: skip
+    """Check preference_loss's arguments: (index, weights, ref_logps, responses, pairs, pair_weights, delta as
+    preference_raw takes them, spec, backend). Of `logps` only length, dtype and device are read."""
     device, dtype = logps.device, logps.dtype
     check(OP, "logps", logps, FLOATS, 1, device)
     check(OP, "responses", responses, OFFSETS, 1, device)
@@ -220,10 +252,8 @@ def preference_loss(
             value = value.detach().to(dtype).contiguous()
         ready[name] = value
     spec = make_spec(
-        loss, beta=beta, average=average, label_smoothing=label_smoothing, sft_weight=sft_weight,
-        sft_average=sft_average, f_divergence=f_divergence, f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin,
-        ld_alpha=ld_alpha, pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
-        has_pair_weights=pair_weights is not None, has_delta=delta is not None,
+        pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
+        has_pair_weights=pair_weights is not None, has_delta=delta is not None, **objective,
     )  # fmt: skip
     chosen = preference_backend(device, spec, backend)
     if chosen != "cpu":  # the native kernel looks at every index in its own pass
@@ -233,28 +263,12 @@ def preference_loss(
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
-    logps = logps.contiguous()
     tensors = (
         None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
         ready["ref_logps"], responses.to(torch.int32).contiguous(), pairs.to(torch.int64).contiguous(),
         ready["pair_weights"], ready["delta"],
     )  # fmt: skip
-    want_grad = logps.requires_grad and torch.is_grad_enabled()
-    if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-        total, metrics = _eager(tensors, logps, spec, want_grad, chosen)
-    else:
-        total, metrics, _ = _preference(
-            logps,
-            *tensors,
-            spec.kind,
-            spec.divergence,
-            spec.average,
-            spec.sft_average,
-            list(spec[4:]),
-            want_grad,
-            chosen,
-        )
-    return PreferenceOutput(total, *metrics.unbind(0))
+    return tensors, spec, chosen
 
 
 def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
