@@ -30,23 +30,27 @@ class Sharing:
         return 1 - self.group / self.separate
 
 
-def _sequence(store: ExampleStore, branch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids with each image told apart, and what each position weighs in slots."""
+def _sequence(store: ExampleStore, branch: int) -> np.ndarray:
+    """Ids with each image told apart: placeholder -> -1 - its row in the image table."""
     a = store.arrays
-    ids = a["ids"][a["id_offsets"][branch] : a["id_offsets"][branch + 1]].astype(np.int64)
+    ids = np.array(a["ids"][a["id_offsets"][branch] : a["id_offsets"][branch + 1]])
     refs = a["image_refs"][a["image_offsets"][branch] : a["image_offsets"][branch + 1]]
-    weights = np.ones(len(ids), np.int64)
     if len(refs):
-        at = np.flatnonzero(ids == store.manifest["image_token_id"])
-        ids[at], weights[at] = -1 - refs.astype(np.int64), a["image_tokens"][refs]
-    return ids, weights
+        ids[ids == store.manifest["image_token_id"]] = -1 - refs
+    return ids
 
 
-def _shared(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> int:
+def _shared(store: ExampleStore, a: np.ndarray, b: np.ndarray) -> int:
     """Slots of the common beginning."""
-    n = min(len(a[0]), len(b[0]))
-    different = np.flatnonzero(a[0][:n] != b[0][:n])
-    return int(a[1][: different[0] if len(different) else n].sum())
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    same = a[: different[0] if len(different) else n]
+    return len(same) + int((store.arrays["image_tokens"][-1 - same[same < 0]] - 1).sum())
+
+
+def _sortable(ids: np.ndarray) -> bytes:
+    """Bytes in the order of the ids."""
+    return (ids.astype(np.int64) + 2**31).astype(">u4").tobytes()
 
 
 def sharing(store: ExampleStore) -> Sharing:
@@ -56,16 +60,16 @@ def sharing(store: ExampleStore) -> Sharing:
     separate = int(lengths[branches].sum())
     sequences = {int(b): _sequence(store, int(b)) for b in np.unique(branches)}
     pair = separate - sum(
-        _shared(sequences[int(c)], sequences[int(r)]) for c, r in zip(chosen, rejected, strict=True) if r >= 0
+        _shared(store, sequences[int(c)], sequences[int(r)]) for c, r in zip(chosen, rejected, strict=True) if r >= 0
     )
     # A sorted list of sequences has every trie edge between neighbours.
-    order = sorted(sequences, key=lambda b: tuple(sequences[b][0].tolist()))
+    order = sorted(sequences, key=lambda b: _sortable(sequences[b]))
     distinct = int(lengths[list(sequences)].sum()) - sum(
-        _shared(sequences[a], sequences[b])
+        _shared(store, sequences[a], sequences[b])
         for a, b in pairwise(order)
-        if _group(store, sequences[a][0], a) == _group(store, sequences[b][0], b)
+        if _group(store, sequences[a], a) == _group(store, sequences[b], b)
     )
-    groups = Counter(_group(store, sequences[int(c)][0], int(c)) for c in chosen)
+    groups = Counter(_group(store, sequences[int(c)], int(c)) for c in chosen)
     sizes: Counter[str] = Counter()
     for n in groups.values():
         sizes["1" if n == 1 else "2-4" if n <= 4 else "5-8" if n <= 8 else "over 8"] += n
@@ -84,7 +88,7 @@ def duplicates(store: ExampleStore) -> tuple[int, int]:
     """(examples equal to an earlier one, ids that occur again)."""
     seen: Counter[bytes] = Counter()
     for c, r in zip(store.chosen, store.rejected, strict=True):
-        parts = [_sequence(store, int(b))[0].tobytes() for b in (c, r) if b >= 0]
+        parts = [_sequence(store, int(b)).tobytes() for b in (c, r) if b >= 0]
         seen[b"|".join(parts)] += 1
     names = Counter(store.example_ids)
     return sum(n - 1 for n in seen.values()), sum(n - 1 for n in names.values())

@@ -139,7 +139,9 @@ def _line(value: Any) -> str:
 def convert(
     file: Path = FILE,
     target: Path = CONVERTED,
-    to: str = typer.Option("trl", help="Format to write; trl is the canonical one and carries everything."),
+    to: str = typer.Option(
+        "trl", help="Format to write; trl is canonical and carries everything; rows: any table as it is."
+    ),
     format: str = FORMAT,
     images: str = IMAGES,
     on_error: str = typer.Option("raise", help="A bad row: raise or drop."),

@@ -52,6 +52,10 @@ def convert(
     `change` maps the list of all records (which are then held in memory) to those to write: subsets, flipped labels.
     """
     source, target = Path(source), Path(target)
+    if to == "rows":
+        if format != "auto" or images or options or change:
+            raise ValueError("--to rows copies a table as it is: format, images, options, share and flip do not apply")
+        return _as_rows(source, target)
     if on_error not in ("raise", "drop"):
         raise ValueError(f"--on-error: {on_error!r} is not raise or drop")
     _writable(target, to)
@@ -69,6 +73,29 @@ def convert(
                 result.problems.append(Problem(row.source, error.kind, str(error)))
 
     write_records(iter(change(list(records()))) if change else records(), target, to, root, result)
+    return result
+
+
+def _as_rows(source: Path, target: Path) -> Conversion:
+    """Any readable table (DGPref's pickles above all) as JSONL, row by row as it is."""
+    if target.suffix != ".jsonl":
+        raise ValueError(f"{target.name}: rows are written as .jsonl")
+    result = Conversion()
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, set | frozenset):
+            return sorted(value)
+        return value.decode("latin1") if isinstance(value, bytes) else value.tolist()  # numpy, torch
+
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        for row in iterate(source):
+            if isinstance(row.value, BadRow):
+                result.problems.append(Problem(row.source, row.value.kind, str(row.value)))
+                continue
+            f.write(json.dumps(row.value, ensure_ascii=False, default=plain) + "\n")
+            result.records += 1
+    os.replace(temporary, target)
     return result
 
 

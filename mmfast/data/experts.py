@@ -58,8 +58,10 @@ def singular(name: str) -> str:
     return name
 
 
-def verdicts(program: dict[str, Any], found: dict[str, Any], aspect: str, skip: frozenset[str]) -> list[int]:
-    """Of each distinct item of a caption: +1 right, -1 wrong, 0 or -2 not judged."""
+def verdicts(
+    program: dict[str, Any], found: dict[str, Any], aspect: str, skip: frozenset[str]
+) -> list[tuple[Any, int]]:
+    """Each distinct item of a caption with +1 right, -1 wrong, 0 or -2 not judged."""
     items = list(dict.fromkeys(tuple(i) if isinstance(i, list) else i for i in program.get(CHECKS[aspect]) or ()))
     out = []
     if aspect in ("object", "count"):
@@ -69,15 +71,25 @@ def verdicts(program: dict[str, Any], found: dict[str, Any], aspect: str, skip: 
             name = singular(name) if singular(name) in boxes else name
             if aspect == "object":
                 if name not in skip:
-                    out.append(1 if boxes.get(name, 0) else -1)
+                    out.append((item, 1 if boxes.get(name, 0) else -1))
             else:
                 count = boxes.get(name, 0)
-                out.append(-2 if not count else 1 if count == int(item[0]) else -1)
+                out.append((item, -2 if not count else 1 if count == int(item[0]) else -1))
         return out
     table = found.get(f"{aspect}_result") or {}
     table = table.get("scores", table)
     keys = ["###".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in items]
-    return [int(table.get(k, -2)) for k in keys]
+    return [(item, int(table.get(k, -2))) for item, k in zip(items, keys, strict=True)]
+
+
+def judged_items(program: dict[str, Any], found: dict[str, Any], aspects: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each judged item as a claim: its words, and whether it holds."""
+    out = []
+    for aspect in dict.fromkeys(aspects):
+        for item, given in verdicts(program, found, aspect, WHOLE_IMAGE):
+            if given in (1, -1):
+                out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), given == 1))
+    return out
 
 
 def caption_score(
@@ -93,7 +105,7 @@ def caption_score(
     for aspect in aspects:
         if aspect not in CHECKS:
             raise ValueError(f"--aspects: unknown aspect {aspect!r}; known are {', '.join(CHECKS)}")
-        given = verdicts(program, found, aspect, vague)
+        given = [v for _, v in verdicts(program, found, aspect, vague)]
         wrong += given.count(-1)
         judged += given.count(-1) + given.count(1)
     if average:
@@ -142,5 +154,6 @@ def expert_candidates(
                 text=text,
                 scores={"score": caption_score(program, value["expert_scores"], aspects, average, skip)},
                 source=row.source,
+                claims=tuple(judged_items(program, value["expert_scores"], aspects)),
                 meta={"name": name, "k": k},
             )

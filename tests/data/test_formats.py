@@ -137,6 +137,21 @@ def test_rlaifv_claims_become_segments(tmp_path, picture):
     assert record.segments["rejected"] == [(0, 17, 1.0), (18, 34, 3.0)]
 
 
+def test_any_table_as_rows(tmp_path):
+    import pickle
+
+    import numpy as np
+
+    table = {"0_0": {"attribute": " (brown, dog)"}, "0_1": {"logp": np.float32(-1.5), "per": np.arange(2), "s": {2, 1}}}
+    (tmp_path / "t.pkl").write_bytes(pickle.dumps(table))
+    assert convert(tmp_path / "t.pkl", tmp_path / "t.jsonl", to="rows").records == 2
+    assert [r.value for r in iterate(tmp_path / "t.jsonl")] == [
+        {"key": "0_0", "value": table["0_0"]}, {"key": "0_1", "value": {"logp": -1.5, "per": [0, 1], "s": [1, 2]}}
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"rows are written as \.jsonl"):
+        convert(tmp_path / "t.pkl", tmp_path / "t.parquet", to="rows")
+
+
 def test_losses_are_named(files, tmp_path):
     result = convert(files["trl"], tmp_path / "out.json", to="llava")
     assert result.lost["rejected"] == 2 and result.lost["segments"] == 1 and result.lost["weight"] == 1

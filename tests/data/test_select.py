@@ -140,6 +140,7 @@ def test_dgpref_pairs_end_to_end(tmp_path, picture):
     records, _ = choose_pairs(found, RULES["dgpref"], 0)
     told = [(r.chosen[0]["content"], r.rejected[0]["content"]) for r in records]
     assert told == [("caption 0", "caption 1"), ("caption 2", "caption 1")]  # 0 and 2 are 0.29 apart
+    assert records[0].meta["claims"]["rejected"] == [["cat", False]]
     assert records[0].chosen_prompt[0]["content"][1]["text"] == "a?" and records[0].images == ("7.jpg",)
 
 

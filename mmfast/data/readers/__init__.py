@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from mmfast.data.readers import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, sw
 from mmfast.data.readers.base import Format
 from mmfast.data.records import Record
 from mmfast.data.rows import Row, iterate
+from mmfast.data.segments import claim_segments
+from mmfast.data.templates import text_of
 
 MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift)
 FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES}
@@ -49,7 +52,8 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
     if isinstance(row.value, BadRow):
         raise row.value
     try:
-        yield from fmt.read(row, options)
+        for record in fmt.read(row, options):
+            yield _weighed(record, float(options["claims"])) if "claims" in options else record
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadRow(
             "format", f"not a {fmt.name} row ({type(error).__name__}: {error}); it has {fmt.looks_for}"
@@ -58,6 +62,19 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
         if isinstance(error, BadRow):
             raise
         raise BadRow("format", f"not a {fmt.name} row ({error}); it has {fmt.looks_for}") from error
+
+
+def _weighed(record: Record, wrong: float) -> Record:
+    """The option `claims`: judged claims in meta become weighted spans, `wrong` for what was rejected."""
+    claims = record.meta.get("claims")
+    if claims is None or record.segments:
+        return record
+    out = {}
+    for side, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
+        if messages and claims.get(side):
+            judged = [(str(text), bool(holds)) for text, holds in claims[side]]
+            out[side] = claim_segments(text_of(messages[-1]), judged, wrong=wrong)
+    return replace(record, segments=out or None)
 
 
 def read_records(

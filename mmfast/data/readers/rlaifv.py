@@ -1,7 +1,6 @@
 """RLAIF-V's rows: question, chosen and rejected in columns of their own. Its with_logp shards add `logps`, as JSON.
 
-Rows of its feedback step carry `org_infos` (claims and their judgements); they are kept in meta, and become segments
-where the option `claims` names the weight of a rejected claim's sentence.
+Rows of its feedback step carry `org_infos` (claims and their judgements); like every other column it is kept in meta.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from mmfast.data.readers.base import Format, image_list, need
 from mmfast.data.readers.rlhfv import PLAIN, origin, pair, write_side
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
-from mmfast.data.segments import claim_segments
 
 KNOWN = (*PLAIN, "id", "idx", "image", "question", "chosen", "rejected", "origin_split", "logps", "claims")
 
@@ -37,22 +35,9 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         **{k: v for k, v in value.items() if k not in KNOWN},
     }
     record = pair(row, images, asked, chosen, rejected, meta)
-    wrong, claims = options.get("claims"), value.get("claims")
-    if claims is not None:
-        record = replace(record, meta={**record.meta, "claims": claims})
-        if wrong is not None:
-            record = replace(record, segments=_claimed(record, claims, float(wrong)))
+    if value.get("claims") is not None:
+        record = replace(record, meta={**record.meta, "claims": value["claims"]})
     yield record
-
-
-def _claimed(record: Record, claims: Any, wrong: float) -> dict[str, list]:
-    """claims = {"chosen": [[text, holds], ...], "rejected": ...}"""
-    out = {}
-    for side, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
-        assert messages is not None
-        judged = [(str(text), bool(holds)) for text, holds in claims.get(side) or ()]
-        out[side] = claim_segments(messages[-1]["content"], judged, wrong=wrong)
-    return out
 
 
 def write(record: Record) -> tuple[dict, list[str]]:
