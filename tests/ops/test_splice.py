@@ -121,3 +121,28 @@ def test_wrong_arguments_are_named(backend, change, message):
     names = ("tokens", "table", "image_features", "features")
     with pytest.raises(ValueError, match=message):
         splice_embeddings(**(dict(zip(names, inputs(), strict=True)) | change), backend=backend)
+
+
+def test_dtensors_are_refused_with_the_reason(tmp_path):
+    """By every op that takes model tensors: outside the FSDP root they would lose their gradient silently."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DeviceMesh, distribute_tensor
+
+    from mmfast.ops.attention import tree_attention
+    from mmfast.ops.preference import preference_loss
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        tokens, table, images, features = (x.detach() for x in inputs(torch.float32))
+        with pytest.raises(ValueError, match="table is a DTensor"):
+            splice_embeddings(tokens, distribute_tensor(table, mesh), images, features)
+        q = distribute_tensor(torch.zeros(2, 1, 8), mesh)
+        offsets = torch.tensor([0, 2], dtype=torch.int32)
+        with pytest.raises(ValueError, match="q is a DTensor"):
+            tree_attention(q, q, q, offsets, torch.arange(2), offsets, max_q=2, max_k=2)
+        logps = distribute_tensor(torch.zeros(2), mesh)
+        with pytest.raises(ValueError, match="logps is a DTensor"):
+            preference_loss(logps, torch.zeros(2), torch.tensor([0, 1, 2]), torch.tensor([[0, 1]]))
+    finally:
+        dist.destroy_process_group()
