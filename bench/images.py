@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
     for size in [(640, 480), (1280, 960)]:
         data = photo(*size)
         for name, (kind, hf) in PROCESSORS.items():
@@ -63,6 +62,7 @@ def main() -> None:
                 "decoder alone": lambda data=data: Image.open(io.BytesIO(data)).load(),
             }
             times = interleave(runs, options.repeats)
+            rows = []
             for peer, seconds in times.items():
                 row: dict[str, Any] = {"op": f"image {name}", "peer": peer, "shape": f"{size[0]}x{size[1]} JPEG"}
                 row |= {"mode": "decode and preprocess", **summary(seconds)}
@@ -71,8 +71,8 @@ def main() -> None:
                 print(
                     " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
                 )
-    if options.write:
-        write_rows(Path(__file__).parent / "results" / "images.jsonl", rows)
+            if options.write:
+                write_rows(Path(__file__).parent / "results" / "images.jsonl", rows)
 
 
 if __name__ == "__main__":

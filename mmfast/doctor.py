@@ -183,7 +183,7 @@ def _tests(device: torch.device) -> dict[str, tuple[Test, tuple[str, ...]]]:
         "linear_preference_loss": (_test_linear_preference_loss, BACKENDS),
         "splice_embeddings": (_test_splice, BACKENDS),
         "tree_attention": (_test_attention, attention),
-        "changed_segments": (_test_segments, ("cpu", "torch")),
+        "changed_segments": (_test_segments, ("cpu", "python")),
     }
 
 

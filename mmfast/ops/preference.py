@@ -187,6 +187,10 @@ def _eager(
     return (_WithGradient.apply(logps, loss, grad) if want_grad else loss), metrics
 
 
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return (value if value.dtype == dtype else value.to(dtype)).contiguous()
+
+
 def preference_loss(
     logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
     weights: Tensor | None = None, loss: str = "sigmoid", beta: float = 0.1, average: bool = False,
@@ -211,17 +215,7 @@ def preference_loss(
     if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
         total, metrics = _eager(tensors, logps, spec, want_grad, chosen)
     else:
-        total, metrics, _ = _preference(
-            logps,
-            *tensors,
-            spec.kind,
-            spec.divergence,
-            spec.average,
-            spec.sft_average,
-            list(spec[4:]),
-            want_grad,
-            chosen,
-        )
+        total, metrics, _ = _preference(logps, *tensors, *spec[:4], list(spec[4:]), want_grad, chosen)
     return PreferenceOutput(total, *metrics.unbind(0))
 
 
@@ -249,7 +243,7 @@ def prepare(
             length = {"pair_weights": pairs.shape[0], "delta": value.numel()}.get(name, count)
             if value.numel() != length:
                 raise ValueError(f"{OP}: {name} has {value.numel()} values where {length} are needed")
-            value = value.detach().to(dtype).contiguous()
+            value = _as(value.detach(), dtype)
         ready[name] = value
     spec = make_spec(
         pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
@@ -264,8 +258,8 @@ def prepare(
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
     tensors = (
-        None if index is None else index.to(torch.int64).contiguous(), ready["weights"],
-        ready["ref_logps"], responses.to(torch.int32).contiguous(), pairs.to(torch.int64).contiguous(),
+        None if index is None else _as(index, torch.int64), ready["weights"],
+        ready["ref_logps"], _as(responses, torch.int32), _as(pairs, torch.int64),
         ready["pair_weights"], ready["delta"],
     )  # fmt: skip
     return tensors, spec, chosen
