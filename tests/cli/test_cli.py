@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -24,3 +25,16 @@ def test_a_users_mistake_is_one_line(tmp_path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr.startswith("mmfast: ") and "none.toml" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_doctor_tests_every_op_and_says_which_backend_is_used() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    tests = found["tests"]
+    ops = {"linear_logprob", "selective_logprob", "preference_loss", "linear_preference_loss", "splice_embeddings"}
+    assert {t["op"] for t in tests} == ops | {"tree_attention", "changed_segments"}
+    for op in ops:
+        assert sum(t["used"] for t in tests if t["op"] == op) == 1
+    assert all(t["error"] <= t["bound"] for t in tests if not t["reason"])
+    assert len(found["openmp"]) == 1
