@@ -139,7 +139,7 @@ class Template:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.hf.apply_chat_template(
+            text = self.tokenizer.hf.apply_chat_template(
                 [{"role": m["role"], "content": parts(m)} for m in messages],
                 chat_template=self.tokenizer.chat_template,
                 add_generation_prompt=generation_prompt,
@@ -147,6 +147,7 @@ class Template:
             )
         except TemplateError as error:
             raise BadRow("template", f"the model's chat template refuses these messages: {error}") from None
+        return text.replace(*self.tokenizer.expanded) if self.tokenizer.expanded else text
 
     def _chat_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
         chunks: list[Chunk] = []

@@ -68,6 +68,13 @@ def image_placeholder(model_dir: Path) -> int | None:
     return None
 
 
+def image_marks(model_dir: Path) -> tuple[int, int] | None:
+    """Ids that stand before and after an image where the template writes the first one alone (Gemma 3)."""
+    config = json.loads((model_dir / "config.json").read_text())
+    marks = config.get("boi_token_index"), config.get("eoi_token_index")
+    return marks if None not in marks else None
+
+
 class Tokenizer:
     def __init__(self, hf: Any, image_token_id: int | None, chat_template: str | None = None, mode: str = ""):
         from tokenizers import Tokenizer as Backend
@@ -93,6 +100,7 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no token for the model's image_token_id {image_token_id}")
         self.specials = {t.content: i for i, t in added.items() if t.special or i == image_token_id}
         self._flags = {t.content: (t.lstrip, t.rstrip) for t in added.values()}
+        self.expanded: tuple[str, str] | None = None  # what the template writes for an image -> what the model reads
 
     @staticmethod
     def load(model: str | Path, mode: str = "") -> Tokenizer:
@@ -107,7 +115,11 @@ class Tokenizer:
         hf = AutoTokenizer.from_pretrained(folder)
         if not hf.is_fast:
             raise ValueError(f"{model}: only tokenizers with a tokenizer.json (or convertible to one) are supported")
-        return Tokenizer(hf, image_placeholder(folder), template, mode)
+        out = Tokenizer(hf, image_placeholder(folder), template, mode)
+        if marks := image_marks(folder):
+            begin, end = (out.special.id_to_token(i) for i in marks)
+            out.expanded = (begin, f"\n\n{begin}{out.image_token}{end}\n\n")
+        return out
 
     def in_mode(self, mode: str) -> Tokenizer:
         return Tokenizer(self.hf, self.image_token_id, self.chat_template, mode)

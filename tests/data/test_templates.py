@@ -1,8 +1,10 @@
 """Ids and label masks token by token: against arrays written out, LLaVA's masking rules, and HF's processors."""
 
+import json
 import re
 
 import pytest
+from PIL import Image
 
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.problems import BadRow
@@ -244,3 +246,25 @@ def test_any_text_survives_as_words(kind, name, qwen_dir):
         decoded = tok.special.decode(ids, skip_special_tokens=False)
         assert decoded.removesuffix(tok.eos).removesuffix(tok.eos + "\n").strip() == text.strip()
         assert sum(i in set(tok.specials.values()) - {tok.hf.unk_token_id} for i in ids) == 1  # its own end mark
+
+
+def test_gemma_images_stand_as_its_processor_writes_them(tmp_path):
+    from mmfast.world.models import SIZES, tiny_image_processor, tiny_processor, tiny_tokenizer
+
+    hf = tiny_tokenizer("gemma3")
+    hf.save_pretrained(tmp_path)
+    ids = {n: hf.convert_tokens_to_ids(t) for n, t in (
+        ("image_token_index", "<image_soft_token>"), ("boi_token_index", "<start_of_image>"),
+        ("eoi_token_index", "<end_of_image>"))}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3"} | ids))
+    tok = Tokenizer.load(tmp_path)
+    example, _ = make(tok, "auto", record("It is <start_of_image>."), turns="last")
+    processor = tiny_processor("gemma3", hf, tiny_image_processor("gemma3", SIZES["tiny"]), SIZES["tiny"])
+    messages = [{"role": m["role"], "content": m["content"] if isinstance(m["content"], list) else
+                 [{"type": "text", "text": m["content"]}]} for m in TURNS]  # fmt: skip
+    text = hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    want = processor(text=text, images=[Image.new("RGB", (50, 40))], add_special_tokens=False)["input_ids"][0]
+    image = ids["image_token_index"]
+    collapsed = [t for i, t in enumerate(want) if t != image or want[i - 1] != image]
+    ((start, _),) = example.chosen.spans
+    assert example.chosen.ids[:start].tolist() == collapsed
