@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -174,9 +175,12 @@ def build(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = cache / "examples" / name
-    if not (path / "manifest.json").exists() or _images_changed(path):
-        _build(data, folder, path, cache, settings, progress, {**key, "key": name})
-        report_to(ExampleStore(path).report.summary())
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs that start together one builds and the other finds
+        if not (path / "manifest.json").exists() or _images_changed(path):
+            _build(data, folder, path, cache, settings, progress, {**key, "key": name})
+            report_to(ExampleStore(path).report.summary())
     store = ExampleStore(path)
     if not len(store.arrays["chosen"]):
         raise ValueError(f"data.path: no example is left: {store.report.summary()}")
@@ -231,7 +235,6 @@ def _build(
         "tokenizer": template.tokenizer.digest,
         "processor": processor().digest() if reads_images else "",
     }
-    path.mkdir(parents=True, exist_ok=True)
     (path / "manifest.json").unlink(missing_ok=True)
     jobs = ((path / f"part-{n:06}.safetensors", file, rows) for n, (file, rows) in enumerate(_chunks(sources, data)))
     try:

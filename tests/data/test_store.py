@@ -78,6 +78,20 @@ def test_resume_keeps_finished_parts(llava_dir, picture, rows, tmp_path, silent,
         assert np.array_equal(value, store.arrays[name]), name
 
 
+def test_two_runs_at_once_build_once(llava_dir, picture, rows, tmp_path, silent, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    picture("a.png")
+    settings = DataSettings(path=str(rows("p.jsonl", [pair(i) for i in range(24)])), workers=1)
+    done = []
+    real = build_module.Maker.part
+    monkeypatch.setattr(build_module.Maker, "part", lambda self, t, f, c: (done.append(t.name), real(self, t, f, c))[1])
+    with ThreadPoolExecutor(2) as pool:
+        stores = [pool.submit(build, settings, llava_dir, tmp_path / "c", **silent) for _ in range(2)]
+    assert sorted(done) == [f"part-{n:06}.safetensors" for n in range(3)]
+    assert len(stores[0].result()) == len(stores[1].result()) == 24
+
+
 def test_key_holds_data_settings_and_images(llava_dir, picture, rows, tmp_path, silent):
     picture("a.png")
     path = rows("p.jsonl", [pair(i) for i in range(3)])
