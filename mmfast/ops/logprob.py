@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmfast.ops import fused
 from mmfast.ops import head as algorithm
 from mmfast.ops._checks import autocast_dtype, check_range, check_same, check_tensor
 from mmfast.ops.dispatch import choose
@@ -46,13 +47,18 @@ def linear_logprob(
     those of entropy, log of the sum of squared probabilities, mean logit, top-1 hit that were asked for, in this order.
     Only logp, and with entropy_grad the entropy, carry gradients.
     tile_budget: bytes of the one fp32 tile of logits; keep_budget: bytes of probabilities that may be kept for the
-    backward pass when the head is trained (docs/ops/linear_logprob.md).
+    backward pass when the head is trained (docs/ops/linear_logprob.md). backend: "cuda", "triton", "cpu", "torch", or
+    "triton-fused" where no gradient is needed (docs/kernels.md).
     """
     call = prepare(
         OP, hidden, weight, targets, rows=rows, bias=bias, lora=lora, softcap=softcap, temperature=temperature,
         return_entropy=return_entropy, entropy_grad=entropy_grad, tile_budget=tile_budget, keep_budget=keep_budget,
         backend=backend,
     )  # fmt: skip
+    if backend == fused.NAME:
+        others = {"lora": lora is not None, "return_entropy": return_entropy, "return_logsumsq": return_logsumsq}
+        others |= {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
+        return fused.fused_logprob(call.x, call.weight, targets, bias, softcap, temperature, any(call.wants), others)
     outputs = run(call, return_logsumsq, return_mean_logit)
     wanted = [True, return_entropy, return_logsumsq, return_mean_logit, return_top1]
     result = tuple(t for t, want in zip(outputs[:5], wanted, strict=True) if want)

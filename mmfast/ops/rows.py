@@ -22,6 +22,10 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def stream(device: torch.device) -> int:
     """The current CUDA stream's address."""
+    if device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"the tensors are on {device}, not the current device: call torch.cuda.set_device({device.index})"
+        )
     return torch.cuda.current_stream(device).cuda_stream
 
 

@@ -65,6 +65,18 @@ def fused_logprob() -> Iterator[Variant]:
             num_warps=8,
             multiples_of_16=("D", "hidden_stride", "weight_stride"),
         )
+    ones = {"U": 1, "V": 1, "tiles_per_split": 1}  # Triton makes constants of arguments that are 1
+    yield Variant(
+        "bf16, sizes of 1",
+        fused.fused_logprob_kernel,
+        {"hidden": "*bf16", "weight": "*bf16", "bias": "*bf16", "rows": "*i64", "targets": "*i64"}
+        | floats
+        | {name: kind for name, kind in scalars.items() if name not in ones},
+        ones
+        | dict.fromkeys(("HAS_BIAS", "HAS_ROWS", "HAS_SOFTCAP", "UPCAST"), False)
+        | {"M": fused.BLOCK_M, "N": fused.BLOCK_N, "K": fused.BLOCK_K},
+        num_warps=8,
+    )
     yield Variant(
         "fp32",
         fused.fused_merge_kernel,
@@ -104,6 +116,14 @@ def fold() -> Iterator[Variant]:
             multiples_of_16=("tile_stride", "width", "out_stride"),
         )
     yield Variant(
+        "sizes of 1",
+        fold.fold_forward_kernel,
+        {name: kind for name, kind in tile.items() if name not in ("width", "first", "tile_stride")}
+        | {"tile": "*fp32", "stats": "*fp32", "probs": "*fp32", "probs_z": "*fp32"},
+        dict.fromkeys(("width", "first", "tile_stride", "U", "probs_stride", "probs_z_stride"), 1)
+        | {"HAS_BIAS": True, "HAS_SOFTCAP": True, "PROBS": True, "PROBS_Z": True, "BLOCK": 32},
+    )
+    yield Variant(
         "fp32",
         fold.fold_rescale_kernel,
         {"acc": "*fp32", "stride": "i64", "factor": "*fp32", "width": "i64"},
@@ -135,5 +155,8 @@ def preference() -> Iterator[Variant]:
             tensors,
             flags | {"KIND": kind, "DIVERGENCE": divergence},
         )
+    one = flags | {"KIND": "bco_pair", "DIVERGENCE": "reverse_kl", "P": 1}
+    less = {name: kind for name, kind in tensors.items() if name != "P"}
+    yield Variant("bco_pair, one pair", preference.preference_pair_kernel, less, one)
     few = {"HAS_WEIGHTS": True, "BLOCK": preference.BLOCK}
     yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, few)

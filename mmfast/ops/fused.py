@@ -1,0 +1,65 @@
+"""backend="triton-fused" of linear_logprob: one kernel that never writes a logit, for passes without gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmfast.ops._checks import check_range
+from mmfast.ops.dispatch import available
+
+NAME = "triton-fused"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def fused_logprob(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+    needs_gradient: bool,
+    others: dict[str, bool],
+) -> Tensor:
+    """Log-probs only, from checked arguments; `others` tells which further arguments of linear_logprob are in use."""
+    op = f"linear_logprob: backend {NAME!r}"
+    if reason := available("triton", x.device):
+        raise ValueError(f"{op} cannot be used: {reason}")
+    if used := [name for name, value in others.items() if value]:
+        raise ValueError(f"{op} returns log-probs of hidden, weight and bias only: leave out {', '.join(used)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{op} takes fp32, bf16 or fp16, not {x.dtype}")
+    if needs_gradient:
+        raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
+    if not torch.compiler.is_compiling():
+        check_range("linear_logprob", "targets", targets, weight.shape[0])
+    return _fused(x, weight, targets, bias, softcap, temperature)
+
+
+@torch.library.custom_op("mmfast::fused_logprob", mutates_args=())
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+) -> Tensor:
+    from mmfast.kernels.fused_logprob import fused_logprob as kernel
+
+    x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (x, weight))
+    bias = None if bias is None else bias.contiguous()
+    return kernel(x, weight, targets.contiguous(), None, bias, softcap, temperature)[0]
+
+
+@_fused.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+) -> Tensor:
+    return x.new_empty(targets.shape[0], dtype=torch.float32)
