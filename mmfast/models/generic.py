@@ -38,7 +38,7 @@ class TextOnly(Adapter):
 
 
 class Generic(Adapter):
-    """A VLM with `model.language_model`, `get_image_features(...)` and one image token id in its config."""
+    """A VLM that says where its decoder is, has `get_image_features(...)` and one image token id in its config."""
 
     proven = False
     has_dummy = False
@@ -53,6 +53,9 @@ class Generic(Adapter):
         if "mrope_section" in (text.get("rope_parameters") or {}):
             self.positions = "mrope"
             self.merge_size = config.vision_config.to_dict().get("spatial_merge_size", 1)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        return model.get_decoder()
 
     def _children(self, model: PreTrainedModel) -> list[nn.Module]:
         decoder = self.decoder(model)

@@ -9,11 +9,12 @@ import torch
 import transformers as hf
 
 from mmfast.models import Lora, Scorer, adapter_for, load, prove
+from mmfast.models.generic import Generic
 from mmfast.models.proof import refused_by_config
 from mmfast.packing import build_pack
 from mmfast.world import models as world
 
-from .cases import Case, everything
+from .cases import Case, everything, image_processor
 from .test_exact import compare
 
 
@@ -128,3 +129,27 @@ def test_the_proof_runs_in_bf16_before_the_masters_are_cast(lora, tmp_path):
     case = everything("gemma3", scorer.adapter)
     assert "mask is not causal" in prove(scorer, case.examples, case.infos, case.load_images)
     assert dtypes == [p.dtype for p in scorer.parameters()] and scorer.training
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+def test_a_vlm_through_the_generic_adapter_shares(family):
+    model = world.build(family)[0]
+    plain = copy.deepcopy(model)
+    scorer = Scorer(model, Generic(model.config))
+    case = everything(family, adapter_for(model.config))
+    case.load_images = lambda names: raw_images(case, names)  # nothing is prepared for a tower that is not known
+    assert prove(scorer, case.examples, case.infos, case.load_images) == ""
+    compare(case, scorer, plain, losses=("averaged ddpo",))
+
+
+def test_deepstack_is_too_much_for_the_generic_adapter():
+    model = world.build("qwen3_vl")[0]
+    scorer = Scorer(model, Generic(model.config))
+    case = everything("qwen3_vl", adapter_for(model.config))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        prove(scorer, case.examples, case.infos, lambda names: raw_images(case, names))
+
+
+def raw_images(case: Case, names: list[str]) -> dict[str, torch.Tensor]:
+    inputs = image_processor(case.family)([case.pictures[n] for n in names], return_tensors="pt")
+    return {n: inputs[n] for n in ("pixel_values", "image_sizes", "image_grid_thw") if n in inputs}
