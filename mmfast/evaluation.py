@@ -67,7 +67,7 @@ class Evaluation:
         if not count:
             return []
         tokenizer = AutoTokenizer.from_pretrained(model_directory(self.config.model.path))
-        load_images = image_loader([self.store], self.config.model.path)
+        load_images = image_loader(self.config, [self.store])
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []
         with evaluating(self.scorer), self.scorer.generating() as model:

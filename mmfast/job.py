@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from mmfast.config import Config, dump
 from mmfast.data.build import DataSettings, build
+from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
+from mmfast.data.tokens import model_directory
 from mmfast.models.estimate import training_cost
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
@@ -94,7 +94,7 @@ def open_model(
         if m.lora
         else None
     )
-    load_images = image_loader(stores, path)
+    load_images = image_loader(config, stores)
     if m.cache_vision:
         load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
     scorer = load(
@@ -159,17 +159,17 @@ def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
     return parallelize(scorer, arrangement, mesh, getattr(torch, config.model.dtype))
 
 
-def image_loader(stores: Sequence[ExampleStore], path: str) -> LoadImages:
+def image_loader(config: Config, stores: Sequence[ExampleStore]) -> LoadImages:
     """image ids -> the tensors the family's tower reads, for images in that order."""
-    adapter = adapter_for(AutoConfig.from_pretrained(path))
+    m = config.model
+    adapter = adapter_for(AutoConfig.from_pretrained(m.path))
     if adapter.image_token_id is None:
         return lambda ids: {}
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    processor = ImageProcessor.from_model_dir(model_directory(m.path), config.data.aspect, m.min_pixels, m.max_pixels)
     owner = {name: store for store in stores for name in store.images}
 
     def load_images(ids: list[str]) -> dict[str, Tensor]:
-        pictures = [Image.open(io.BytesIO(owner[i].open_image(i))).convert("RGB") for i in ids]
-        return adapter.prepare(dict(processor(images=pictures, return_tensors="pt")))
+        return adapter.prepare(processor.collate([processor.load(owner[i].open_image(i)) for i in ids]))
 
     return load_images
 

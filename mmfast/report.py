@@ -30,12 +30,17 @@ STYLE = (
 
 
 def report(runs: list[Path], out: Path | None = None) -> Path:
-    """Plot the metrics of one run, or of several in the same panels; returns the HTML page (the PNG lies beside it)."""
+    """Plot the metrics of one run, or of several in the same panels; returns the HTML page (the PNG lies beside it).
+    `out`: a page, or a folder for it; default: the first run's folder."""
     runs = [Path(run) for run in runs]
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             raise ValueError(f"{run} is not a run: it has no metrics.jsonl")
-    out = Path(out) if out else runs[0] / ("report.html" if len(runs) == 1 else "compare.html")
+    name = "report.html" if len(runs) == 1 else "compare.html"
+    out = Path(out) if out else runs[0]
+    if out.suffix != ".html":
+        out.mkdir(parents=True, exist_ok=True)
+        out = out / name
     rows = {_label(run, runs): read(run / "metrics.jsonl") for run in runs}
     picture = out.with_suffix(".png")
     _plot(rows, picture)
