@@ -49,7 +49,7 @@ def import_reference(
     for example in examples:
         if example.rejected is None:
             raise ValueError(f"example {example.id} ({example.source}) has no rejected side: nothing to import for SFT")
-        found = table.get(row_number(example.source))
+        found = table.get(place(example.source, Path(path).is_dir()))
         if found is None:
             raise ValueError(f"example {example.id} ({example.source}): its row in {path} has no reference log-probs")
         for branch, (total, _, values) in ((example.chosen, found[:3]), (example.rejected, found[3:])):
@@ -68,23 +68,24 @@ def import_reference(
 def export_reference(path: Path, source: Path, examples: Iterable[Example], cache: ReferenceCache) -> int:
     """Write `source` again with the cache's log-probs: .json in mllm-dpo's fields, .parquet in RLAIF-V's column.
     Rows without an example (dropped ones) are left out. Returns the number of rows."""
-    tuples = {row_number(example.source): six_tuple(example, cache) for example in examples}
     path, source = Path(path), Path(source)
+    if source.is_dir():
+        raise ValueError(f"{source} is a folder: export its files one at a time (data.path = one of them)")
+    tuples = {place(example.source, False)[1]: six_tuple(example, cache) for example in examples}
+    order = sorted(tuples)
     if path.suffix == ".json":
         records = json.loads(source.read_text())
-        kept = [{**records[row], **dict(zip(FIELDS, tuples[row], strict=True))} for row in sorted(tuples)]
+        kept = [{**records[row], **dict(zip(FIELDS, tuples[row], strict=True))} for row in order]
         _write(path, json.dumps(kept).encode())
     elif path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = _parquet(source)
-        order = sorted(tuples)
-        column = pa.array([json.dumps({"logps": tuples[row]}) for row in order])
-        table = table.take(pa.array(order))
+        table = pq.read_table(source).take(pa.array(order))
         if "logps" in table.column_names:
             table = table.drop_columns(["logps"])
         temporary = path.with_name(f".{path.name}.tmp")
+        column = pa.array([json.dumps({"logps": tuples[row]}) for row in order])
         pq.write_table(table.append_column("logps", column), temporary)
         os.replace(temporary, path)
     else:
@@ -104,35 +105,44 @@ def six_tuple(example: Example, cache: ReferenceCache) -> SixTuple:
     return found
 
 
-def read_six_tuples(path: Path) -> dict[int, SixTuple]:
-    """Row number -> six-tuple, for the rows of a file (or of a folder of parquet shards) that have one."""
+def read_six_tuples(path: Path) -> dict[tuple[str, int], SixTuple]:
+    """Place of a row -> its six-tuple, for the rows of a file, or of a folder of parquet shards, that have one."""
     path = Path(path)
-    if path.suffix == ".json":
-        records = json.loads(path.read_text())
-        return {
-            i: [r[name] for name in FIELDS] for i, r in enumerate(records) if all(r.get(f) is not None for f in FIELDS)
-        }
-    table = _parquet(path)
-    found: dict[int, SixTuple] = {}
-    if "logps" in table.column_names:  # RLAIF-V
-        for row, text in enumerate(table.column("logps").to_pylist()):
-            value = json.loads(text) if isinstance(text, str) else text
-            value = value["logps"] if isinstance(value, dict) else value
+    found: dict[tuple[str, int], SixTuple] = {}
+    for name, file in _files(path):
+        for row, value in enumerate(_column(file)):
             if value is not None:
-                found[row] = list(value)
-    elif "text" in table.column_names:  # Muffin
-        for row, text in enumerate(table.column("text").to_pylist()):
-            value = json.loads(text).get("logps")
-            if value is not None:
-                found[row] = list(value)
+                found[name, row] = value
     if not found:
         raise ValueError(f"{path} holds no reference log-probs (looked for `logps`, `text`.logps and {FIELDS[0]})")
     return found
 
 
-def row_number(source: str) -> int:
-    """From 0, of an example's source "file:row", which counts from 1."""
-    return int(source.rpartition(":")[2]) - 1
+def place(source: str, folder: bool) -> tuple[str, int]:
+    """Of an example's source "file:row": within a folder of shards the file counts, else only the row."""
+    file, _, row = source.rpartition(":")
+    return file if folder else "", int(row)
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    if not path.is_dir():
+        return [("", path)]
+    return [(file.name, file) for file in sorted(path.glob("*.parquet"))]
+
+
+def _column(file: Path) -> list[SixTuple | None]:
+    if file.suffix == ".json":
+        records = json.loads(file.read_text())
+        return [[r[f] for f in FIELDS] if all(r.get(f) is not None for f in FIELDS) else None for r in records]
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    if "logps" in table.column_names:  # RLAIF-V: a JSON string, of a list or of {"logps": list}
+        values = [json.loads(v) if isinstance(v, str) else v for v in table.column("logps").to_pylist()]
+        return [v["logps"] if isinstance(v, dict) else v for v in values]
+    if "text" in table.column_names:  # Muffin
+        return [json.loads(v).get("logps") for v in table.column("text").to_pylist()]
+    return []
 
 
 def _scored(branch: Branch) -> np.ndarray:
@@ -156,14 +166,6 @@ def _positions(
         f"{len(branch.ids)} tokens ({len(branch.ids) + sum(sizes)} with images expanded): "
         "the template or the tokenizer differs"
     )
-
-
-def _parquet(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return pa.concat_tables([pq.read_table(file) for file in files])
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ def _branch(tail):
 
 
 EXAMPLES = [
-    Example(id=f"e{i}", source=f"f.json:{i + 1}", chosen=_branch([10 + i, 11, 2]), rejected=_branch([20 + i, 2]))
+    Example(id=f"e{i}", source=f"f.json:{i}", chosen=_branch([10 + i, 11, 2]), rejected=_branch([20 + i, 2]))
     for i in range(3)
 ]
 
@@ -53,14 +53,31 @@ def test_there_and_back(tmp_path, kind):
         rows = [json.dumps({"logps": json.loads(t)["logps"]}) for t in pq.read_table(out).column("logps").to_pylist()]
         pq.write_table(pa.table({"text": rows}), out)
     kept = [
-        Example(id=e.id, source=f"out:{i + 1}", chosen=e.chosen, rejected=e.rejected)
-        for i, e in enumerate(EXAMPLES[::2])
+        Example(id=e.id, source=f"out:{i}", chosen=e.chosen, rejected=e.rejected) for i, e in enumerate(EXAMPLES[::2])
     ]
     again = _cache(tmp_path / "b", fill=False)
     assert import_reference(out, kept, IMAGES, again, image_token=IMAGE) == 4
     for e in kept:
         for b in (e.chosen, e.rejected):
             assert np.array_equal(again[response_key(b)], cache[response_key(b)])
+
+
+def test_a_folder_of_shards_goes_by_file_and_row(tmp_path):
+    cache = _cache(tmp_path / "a")
+    from mmfast.reference_files import six_tuple
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name, e in zip("ab", EXAMPLES, strict=False):
+        pq.write_table(pa.table({"logps": [json.dumps(six_tuple(e, cache))]}), shards / f"{name}.parquet")
+    kept = [
+        Example(id=e.id, source=f"{name}.parquet:0", chosen=e.chosen, rejected=e.rejected)
+        for name, e in zip("ab", EXAMPLES, strict=False)
+    ]
+    again = _cache(tmp_path / "b", fill=False)
+    import_reference(shards, kept, IMAGES, again, image_token=IMAGE)
+    for e in kept:
+        assert np.array_equal(again[response_key(e.rejected)], cache[response_key(e.rejected)])
 
 
 def test_expanded_images_and_wrong_masks(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from mmfast import checkpoint
 from mmfast.metrics import read
-from mmfast.reference import reference
+from mmfast.reference import export_file, import_file, reference
 from mmfast.reference_cache import ReferenceCache
 from mmfast.runtime import start
 from mmfast.train import Run, train
@@ -111,6 +111,36 @@ def test_a_wrong_cache_is_found_before_training(tiny, tmp_path):
     other = make_model(tmp_path, seed=1)
     with pytest.raises(ValueError, match="was made otherwise: weights: "):
         train(make_config(tmp_path, other, tiny[1], **{"reference.path": str(tmp_path / "ref")}))
+
+
+def test_reference_log_probs_leave_and_come_back(tiny, tmp_path, capfd):
+    """Exported in mllm-dpo's fields, read back by a run whose cache is empty: trusted only after re-scoring."""
+    rows = [json.loads(line) for line in tiny[1].read_text().splitlines()]
+    source = tmp_path / "pairs.json"
+    source.write_text(json.dumps(rows))
+    changes = {"train.steps": 1, "data.images": str(tiny[1].parent), "data.format": "trl"}
+    config = make_config(tmp_path, tiny[0], source, **changes)
+    with pytest.raises(ValueError, match="48 responses are not in"):
+        export_file(config, tmp_path / "out.json")
+    reference(config)
+    assert export_file(config, tmp_path / "out.json") == 24
+    other = make_config(tmp_path, tiny[0], source, **changes | {"data.cache": str(tmp_path / "other")})
+    assert import_file(other, tmp_path / "out.json") == 48
+    train(other)
+    assert "8 cached rows scored again, off by" in capfd.readouterr().err
+    broken = json.loads((tmp_path / "out.json").read_text())
+    for row in broken:
+        row["ref_win_per_token_logp"][-1] -= 1.0
+        row["ref_win_logp"] -= 1.0
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    third = make_config(tmp_path, tiny[0], source, **changes | {"data.cache": str(tmp_path / "third")})
+    import_file(third, tmp_path / "broken.json")
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train(
+            make_config(
+                tmp_path, tiny[0], source, **changes | {"data.cache": str(tmp_path / "third"), "train.resume": "never"}
+            )
+        )
 
 
 def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, capfd):
