@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as meant
 
@@ -77,11 +78,23 @@ class Checkpointer:
     def save(self, step: int, state: dict[str, Any], info: dict[str, Any], *, wait: bool = False) -> None:
         """Copy the state to host memory, then write it in the background. All ranks call it at the same step."""
         self.finish()
-        staged = self.stager.stage(state)
+        staged = self._stage(state)
         self.thread = threading.Thread(target=self._write, args=(step, staged, {"step": step, **info}), daemon=True)
         self.thread.start()
         if wait:
             self.finish()
+
+    def _stage(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A copy in host memory, through pinned buffers kept between checkpoints; torchao's 8-bit states, which those
+        cannot hold, are copied plainly."""
+        kinds = {type(t) for part in state.values() for t in part.values()}
+        if kinds <= {Tensor, nn.Parameter, DTensor} and not any(
+            isinstance(t, DTensor) and type(t.to_local()) is not Tensor
+            for part in state.values()
+            for t in part.values()
+        ):
+            return self.stager.stage(state)
+        return {name: {k: t.detach().to("cpu", copy=True) for k, t in part.items()} for name, part in state.items()}
 
     def poll(self) -> None:
         """Raise what a finished write in the background failed with."""

@@ -97,6 +97,7 @@ def open_model(
     load_images = image_loader(config, stores)
     if m.cache_vision:
         load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
+    torch.manual_seed(config.seed)  # a fresh adapter is drawn from it, the same on every rank
     scorer = load(
         path,
         dtype=m.dtype,

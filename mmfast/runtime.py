@@ -108,6 +108,8 @@ def start(config: Config) -> Runtime:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+    if config.parallel.offload and device.type != "cuda":
+        raise ValueError("parallel.offload moves state from a GPU to host memory, and no GPU is here: set it to false")
     if config.model.quantize and device.type != "cuda":
         raise ValueError('model.quantize = "nf4" needs a GPU, and none is here')
     runtime = Runtime(rank, world, local, local_world, device)

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from tests.train.tiny import make_model, write_pairs
 
@@ -11,10 +12,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def one_thread():
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def eager():
+    torch.compiler.set_stance("force_eager")  # torchao compiles its step: half a minute on a CPU
     yield
-    torch.set_num_threads(threads)
+    torch.compiler.set_stance("default")

@@ -39,13 +39,6 @@ def test_groups():
     assert sorted({g["lr"] for g in made.param_groups}) == [0.25, 0.5]
 
 
-@pytest.fixture
-def eager():
-    torch.compiler.set_stance("force_eager")  # torchao compiles its step: half a minute on a CPU
-    yield
-    torch.compiler.set_stance("default")
-
-
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
 def test_a_non_finite_step_moves_nothing(name, eager):
     model = _model()

@@ -231,6 +231,7 @@ def test_the_frozen_curve(tiny, tmp_path):
         ({"objective.loss": "aot", "train.tokens_per_pack": 300}, "one pack"),
         ({"output_dir": "/dev/null/run"}, "output_dir: cannot write"),
         ({"model.quantize": "nf4", "model.lora": {"r": 4}}, "needs a GPU"),
+        ({"parallel.offload": True}, "no GPU is here"),
         ({"train.resume": "/nowhere"}, "not a complete checkpoint"),
     ],
 )
