@@ -45,7 +45,7 @@ class Model(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward pass; masters are fp32 with either. "float32" trains in fp32 throughout."""
     attention: str = "auto"
-    """Backend of the tree attention: "auto", "varlen", "flash", "xformers", "torch", ..."""
+    """Backend of the tree attention: "auto", flash2, flash3, flash4, varlen, xformers, flex, loop."""
     quantize: Literal["", "nf4"] = ""
     """"nf4": the frozen base in 4 bits (QLoRA); needs lora."""
     freeze: list[Literal["vision", "projector", "language"]] = ["vision"]
@@ -322,7 +322,7 @@ def reference_page() -> str:
     lines = [
         "# Config",
         "",
-        "One TOML file and dotted overrides (`train.steps=100`). Made by `mmfast config --docs`.",
+        "One TOML file and dotted overrides (`train.steps=100`). Made from mmfast/config.py.",
         "",
     ]
     sections = [("", Config)] + [

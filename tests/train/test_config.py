@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mmfast import config
@@ -69,6 +71,7 @@ def test_impossible_together():
 def test_default_epochs_and_docs():
     assert config.load("", []).train.epochs == 3
     page = config.reference_page()
+    assert Path("docs/config.md").read_text() == page, "write config.reference_page() to docs/config.md"
     for section in ("[model]", "[model.lora]", "[export]"):
         assert f"## {section}" in page
     for name, field in config.Config.model_fields.items():
