@@ -16,13 +16,13 @@ from datetime import date
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
-BASE = {"train.steps": 4, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
+BASE = {"train.steps": 3, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
 RUNS = {
-    "8 pairs": {"train.pairs_per_step": 8},
-    "8 pairs, checkpointing": {"train.pairs_per_step": 8, "parallel.activation_checkpointing": True},
-    "2 pairs, checkpointing": {"train.pairs_per_step": 2, "parallel.activation_checkpointing": True},
-    "8 pairs, 4 micro-batches": {"train.pairs_per_step": 8, "train.tokens_per_pack": 800},
-    "8 pairs, LoRA": {"train.pairs_per_step": 8, "model.lora": {"r": 16, "alpha": 32}},
+    "4 pairs": {"train.pairs_per_step": 4},
+    "4 pairs, checkpointing": {"train.pairs_per_step": 4, "parallel.activation_checkpointing": True},
+    "one pair, checkpointing": {"train.pairs_per_step": 1, "parallel.activation_checkpointing": True},
+    "4 pairs, 2 micro-batches": {"train.pairs_per_step": 4, "train.tokens_per_pack": 800},
+    "4 pairs, LoRA": {"train.pairs_per_step": 4, "model.lora": {"r": 16, "alpha": 32}},
 }
 
 
@@ -31,7 +31,7 @@ def one(folder: Path, name: str) -> dict:
     import mmfast.train
     from tests.train.tiny import make_config, write_pairs
 
-    config = make_config(folder, folder / "model", write_pairs(folder, 32), **BASE | RUNS[name])
+    config = make_config(folder, folder / "model", write_pairs(folder, 8), **BASE | RUNS[name])
     planned = mmfast.planning.plan(config)
     measured = mmfast.train.train(config)["memory_gib"]
     memory = planned.as_dict()["memory"]

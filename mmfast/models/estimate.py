@@ -23,9 +23,9 @@ from mmfast.ops.head import KEEP_BUDGET, TILE_BUDGET
 from mmfast.packing.cost import Cost
 from mmfast.packing.pack import Pack
 
-# glibc keeps part of what a step allocates and frees: on a CPU resident memory stays above what is alive by this
-# share of all that comes and goes. Fitted to three runs of a 64M LLaVA (bench/results/memory.jsonl).
-UNRETURNED = 0.7
+# On a CPU resident memory stays above what is alive: the C library keeps part of what a step allocates and frees, and
+# loading brings in libraries and buffers. Fitted to steps of a 64M LLaVA (bench/memory.py), whose runs lie around it.
+UNRETURNED_SHARE, UNRETURNED_ALWAYS = 0.4, 150 << 20
 
 
 def count(parameters: Any) -> int:
@@ -159,7 +159,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     if setting.device != "cpu":
         return held
     passing = held.gradients + held.activations + held.head + held.features
-    return replace(held, unreturned=int(UNRETURNED * passing))
+    return replace(held, unreturned=int(UNRETURNED_SHARE * passing) + UNRETURNED_ALWAYS)
 
 
 def gathered(scorer: Scorer) -> int:
