@@ -37,6 +37,15 @@ struct Result {
   int64_t total = kNoLimit;
 };
 
+// Sizes of piece worth trying, falling: around the mean of a pack, and around the dearest pair, which bounds it below.
+std::vector<int64_t> limits(int64_t mean, int64_t pair) {
+  std::vector<int64_t> out{kNoLimit, 0};
+  for (int64_t percent : {300, 200, 150, 125, 100, 75, 50, 25, 12}) out.push_back(mean * percent / 100);
+  for (int64_t percent : {200, 150, 133, 120, 110, 100}) out.push_back(pair * percent / 100);
+  std::sort(out.rbegin(), out.rend());
+  return out;
+}
+
 class Step {
  public:
   Step(Forest forest, const int32_t* leaves, int64_t pairs, int64_t budget)
@@ -58,17 +67,14 @@ class Step {
       if (p >= 0) below_tokens_[p] += below_tokens_[i], below_cost_[p] += below_cost_[i];
     }
     meets_.resize(pairs);
-    for (int64_t p = 0; p < pairs; ++p) meets_[p] = meet(leaves[2 * p], leaves[2 * p + 1]);
+    for (int64_t p = 0; p < pairs; ++p) {
+      meets_[p] = meet(leaves[2 * p], leaves[2 * p + 1]);
+      dearest_pair_ = std::max(dearest_pair_, added(int32_t(p), -2, nullptr).second);
+    }
   }
 
   int64_t total_tokens() const { return std::accumulate(forest_.tokens, forest_.tokens + forest_.nodes, int64_t(0)); }
   int64_t total_cost() const { return std::accumulate(forest_.cost, forest_.cost + forest_.nodes, int64_t(0)); }
-
-  int64_t dearest_pair() {
-    int64_t dearest = 0;
-    for (int64_t p = 0; p < pairs_; ++p) dearest = std::max(dearest, added(int32_t(p), -2, nullptr).second);
-    return dearest;
-  }
 
   // Whole subtrees under `limit`; pairs whose own subtree is above it are cut one after another.
   std::vector<Piece> pieces(int64_t limit) {
@@ -112,49 +118,87 @@ class Step {
     return out;
   }
 
-  // Puts pieces, largest first, into `bins` packs; false if one does not fit.
-  bool place(std::vector<Piece>& pieces, int64_t world, int64_t bins, bool tight, Result& best) {
+  // Puts pieces, largest first, into `bins` packs (0: as many as it takes, opened when nothing else fits) and returns
+  // how many were used, or -1 if a piece does not fit.
+  int64_t place(std::vector<Piece>& pieces, int64_t world, int64_t bins, bool tight, Result* best) {
     std::vector<int32_t> order(pieces.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
       return tight ? pieces[a].tokens > pieces[b].tokens : pieces[a].cost > pieces[b].cost;
     });
-    const int64_t n = forest_.nodes;
-    std::vector<uint8_t> held(bins * n, 0);
+    const bool grow = bins == 0;
+    std::vector<std::vector<uint8_t>> held(bins, std::vector<uint8_t>(forest_.nodes, 0));
     std::vector<int64_t> tokens(bins, 0), cost(bins, 0);
     std::vector<int32_t> pack_of(pairs_);
     for (int32_t i : order) {
       const Piece& piece = pieces[i];
-      int64_t chosen = -1, chosen_tokens = 0, chosen_cost = 0;
+      int64_t chosen = -1, chosen_tokens = piece.tokens, chosen_cost = piece.cost;
       std::pair<int64_t, int64_t> chosen_rank{kNoLimit, kNoLimit};
       for (int64_t b = 0; b < bins; ++b) {
         int64_t more_tokens = piece.tokens, more_cost = piece.cost;
         if (tokens[b]) {
           for (int32_t node : piece.nodes) {
-            if (held[b * n + node]) more_tokens -= forest_.tokens[node], more_cost -= forest_.cost[node];
+            if (held[b][node]) more_tokens -= forest_.tokens[node], more_cost -= forest_.cost[node];
           }
         }
         if (tokens[b] + more_tokens > budget_) continue;
-        const std::pair<int64_t, int64_t> rank = tight ? std::pair{more_tokens, -tokens[b]} : std::pair{cost[b] + more_cost, more_cost};
+        const std::pair<int64_t, int64_t> rank =
+            tight ? std::pair{more_tokens, -tokens[b]} : std::pair{cost[b] + more_cost, more_cost};
         if (chosen < 0 || rank < chosen_rank) {
           chosen = b, chosen_tokens = more_tokens, chosen_cost = more_cost, chosen_rank = rank;
         }
       }
-      if (chosen < 0) return false;
+      if (chosen < 0) {
+        if (!grow) return -1;
+        chosen = bins++;
+        held.emplace_back(forest_.nodes, 0);
+        tokens.push_back(0);
+        cost.push_back(0);
+      }
       tokens[chosen] += chosen_tokens;
       cost[chosen] += chosen_cost;
-      for (int32_t node : piece.nodes) held[chosen * n + node] = 1;
+      for (int32_t node : piece.nodes) held[chosen][node] = 1;
       for (int32_t pair : piece.pairs) pack_of[pair] = int32_t(chosen);
     }
+    if (!best) return bins;
     std::vector<int64_t> sorted = cost;
     std::sort(sorted.rbegin(), sorted.rend());
     int64_t slowest = 0;
     for (int64_t i = 0; i < bins; i += world) slowest += sorted[i];
     const int64_t total = std::accumulate(cost.begin(), cost.end(), int64_t(0));
-    if (std::pair{slowest, total} < std::pair{best.slowest, best.total}) {
-      best = {std::move(pack_of), std::move(tokens), std::move(cost), slowest, total};
+    if (std::pair{slowest, total} < std::pair{best->slowest, best->total}) {
+      *best = {std::move(pack_of), std::move(tokens), std::move(cost), slowest, total};
     }
-    return true;
+    return bins;
+  }
+
+  // The best of all limits and orders for so many packs; slowest == kNoLimit if none holds the step.
+  Result search(int64_t world, int64_t bins) {
+    Result best;
+    const int64_t mean = total_cost() / bins;
+    int64_t largest = kNoLimit + 1;  // a limit at or above the largest piece so far would give the same pieces again
+    for (int64_t limit : limits(mean, dearest_pair_)) {
+      if (limit >= largest) continue;
+      std::vector<Piece> cut = pieces(limit);
+      largest = 0;
+      for (const Piece& piece : cut) largest = std::max(largest, piece.cost);
+      place(cut, world, bins, false, &best);
+      place(cut, world, bins, true, &best);
+    }
+    return best;
+  }
+
+  // Packs that best fit decreasing takes, from whole trees down to single pairs.
+  int64_t packs_needed() {
+    int64_t needed = pairs_;
+    for (int64_t limit : {kNoLimit, 4 * dearest_pair_, int64_t(0)}) {
+      std::vector<Piece> cut = pieces(limit);
+      bool fits = true;
+      for (const Piece& piece : cut) fits = fits && piece.tokens <= budget_;
+      if (!fits) return -1;  // only a pair by itself can be above the budget
+      needed = std::min(needed, place(cut, 1, 0, true, nullptr));
+    }
+    return needed;
   }
 
  private:
@@ -206,16 +250,29 @@ class Step {
   std::vector<int32_t> depth_, meets_, seen_;
   std::vector<int64_t> above_tokens_, above_cost_, below_tokens_, below_cost_;
   std::vector<std::pair<int32_t, int32_t>> trail_;
+  int64_t dearest_pair_ = 0;
   int32_t next_stamp_ = 0;
 };
 
-// Sizes of piece worth trying, falling: around the mean of a pack, and around the dearest pair, which bounds it below.
-std::vector<int64_t> limits(int64_t mean, int64_t pair) {
-  std::vector<int64_t> out{kNoLimit, 0};
-  for (int64_t percent : {300, 200, 150, 125, 100, 75, 50, 25, 12}) out.push_back(mean * percent / 100);
-  for (int64_t percent : {200, 150, 133, 120, 110, 100}) out.push_back(pair * percent / 100);
-  std::sort(out.rbegin(), out.rend());
-  return out;
+// Packs of like cost run at the same time; within a micro-batch the dearest goes to the rank with least so far.
+void assign(const Result& best, int64_t world, int32_t* pack_of, int64_t* pack_tokens, int64_t* pack_cost) {
+  const int64_t bins = int64_t(best.cost.size());
+  std::vector<int32_t> order(bins), slot(bins), ranks(world);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return best.cost[a] > best.cost[b]; });
+  std::vector<int64_t> load(world, 0);
+  for (int64_t first = 0; first < bins; first += world) {
+    std::iota(ranks.begin(), ranks.end(), 0);
+    std::stable_sort(ranks.begin(), ranks.end(), [&](int32_t a, int32_t b) { return load[a] < load[b]; });
+    for (int64_t r = 0; r < world; ++r) {
+      const int32_t bin = order[first + r];
+      slot[bin] = int32_t(first + ranks[r]);
+      load[ranks[r]] += best.cost[bin];
+      pack_tokens[slot[bin]] = best.tokens[bin];
+      pack_cost[slot[bin]] = best.cost[bin];
+    }
+  }
+  for (size_t p = 0; p < best.pack_of.size(); ++p) pack_of[p] = slot[best.pack_of[p]];
 }
 
 }  // namespace
@@ -225,41 +282,20 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   int64_t* pack_tokens, int64_t* pack_cost) {
   if (pairs == 0) return 0;
   Step step({parent, tokens, cost, nodes}, leaves, pairs, budget);
-  const int64_t most = (pairs + world - 1) / world;  // every pair in a pack of its own
-  int64_t micro_batches = std::max<int64_t>(1, (step.total_tokens() + world * budget - 1) / (world * budget));
-  for (; micro_batches <= most; ++micro_batches) {
-    const int64_t bins = world * micro_batches, mean = step.total_cost() / bins;
-    Result best;
-    int64_t largest = kNoLimit + 1;  // a limit at or above the largest piece so far would give the same pieces again
-    for (int64_t limit : limits(mean, step.dearest_pair())) {
-      if (limit >= largest) continue;
-      std::vector<Piece> pieces = step.pieces(limit);
-      largest = 0;
-      for (const Piece& piece : pieces) largest = std::max(largest, piece.cost);
-      step.place(pieces, world, bins, false, best);
-      step.place(pieces, world, bins, true, best);
-    }
-    if (best.slowest == kNoLimit) continue;
-    // Packs of like cost run at the same time; within a micro-batch the dearest goes to the rank with least so far.
-    std::vector<int32_t> order(bins), slot(bins), ranks(world);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return best.cost[a] > best.cost[b]; });
-    std::vector<int64_t> load(world, 0);
-    for (int64_t m = 0; m < micro_batches; ++m) {
-      std::iota(ranks.begin(), ranks.end(), 0);
-      std::stable_sort(ranks.begin(), ranks.end(), [&](int32_t a, int32_t b) { return load[a] < load[b]; });
-      for (int64_t r = 0; r < world; ++r) {
-        const int32_t bin = order[m * world + r];
-        slot[bin] = int32_t(m * world + ranks[r]);
-        load[ranks[r]] += best.cost[bin];
-        pack_tokens[slot[bin]] = best.tokens[bin];
-        pack_cost[slot[bin]] = best.cost[bin];
-      }
-    }
-    for (int64_t p = 0; p < pairs; ++p) pack_of[p] = slot[best.pack_of[p]];
-    return micro_batches;
+  const int64_t needed = step.packs_needed();
+  if (needed < 0) return -1;
+  int64_t micro_batches = (needed + world - 1) / world;
+  const int64_t least = std::max<int64_t>(1, (step.total_tokens() + world * budget - 1) / (world * budget));
+  Result best = step.search(world, world * micro_batches);
+  while (micro_batches > least || best.slowest == kNoLimit) {  // other orders may need fewer
+    const int64_t next = best.slowest == kNoLimit ? micro_batches + 1 : micro_batches - 1;
+    Result other = step.search(world, world * next);
+    if (other.slowest == kNoLimit && best.slowest != kNoLimit) break;
+    best = std::move(other);
+    micro_batches = next;
   }
-  return -1;
+  assign(best, world, pack_of, pack_tokens, pack_cost);
+  return micro_batches;
 }
 
 }  // namespace mmfast
