@@ -93,14 +93,22 @@ struct Axis {
 
 constexpr int64_t kOverread = 32;
 
+// Memory of this thread, kept between images: fresh pages cost more than the passes that write them.
+enum Slot { kWide, kTall, kPadded, kSlots };
+uint8_t* scratch(Slot slot, int64_t bytes) {
+  static thread_local std::vector<uint8_t> buffers[kSlots];
+  if (int64_t(buffers[slot].size()) < bytes) buffers[slot].resize(bytes);
+  return buffers[slot].data();
+}
+
 // Rows [first, last) and columns [begin, end) of the horizontal pass.
-std::vector<uint8_t> horizontal(const uint8_t* in, int64_t width, int64_t out_width, const Filter& filter,
+const uint8_t* horizontal(const uint8_t* in, int64_t width, int64_t out_width, const Filter& filter,
                                 int64_t first, int64_t last, int64_t begin, int64_t end) {
   const int64_t stride = 3 * width, rows = last - first, out_stride = 3 * (end - begin);
-  std::vector<uint8_t> out(rows * out_stride);
+  uint8_t* out = scratch(kWide, rows * out_stride);
   if (width == out_width) {
     for (int64_t y = 0; y < rows; ++y)
-      std::memcpy(out.data() + y * out_stride, in + (first + y) * stride + 3 * begin, out_stride);
+      std::memcpy(out + y * out_stride, in + (first + y) * stride + 3 * begin, out_stride);
     return out;
   }
   const Axis axis(width, out_width, filter);
@@ -110,10 +118,10 @@ std::vector<uint8_t> horizontal(const uint8_t* in, int64_t width, int64_t out_wi
   };
   // The loops read up to a few bytes beyond a row: the last rows are copied where those exist.
   const int64_t tail = std::min(rows, kOverread / stride + 1), body = rows - tail;
-  pass(in + first * stride, body, out.data());
-  std::vector<uint8_t> padded(tail * stride + kOverread);
-  std::memcpy(padded.data(), in + (first + body) * stride, tail * stride);
-  pass(padded.data(), tail, out.data() + body * out_stride);
+  pass(in + first * stride, body, out);
+  uint8_t* padded = scratch(kPadded, tail * stride + kOverread);
+  std::memcpy(padded, in + (first + body) * stride, tail * stride);
+  pass(padded, tail, out + body * out_stride);
   return out;
 }
 
@@ -132,8 +140,8 @@ void cpu_image_resize(const uint8_t* in, int64_t height, int64_t width, int64_t 
   if (y0 >= y1 || x0 >= x1) return;
   const int64_t bytes = 3 * (x1 - x0);
   auto row_of = [&](int64_t y) { return out + ((y - top) * out_width + (x0 - left)) * 3; };
-  auto finish = [&](const std::vector<uint8_t>& rows) {
-    for (int64_t y = y0; y < y1; ++y) std::memcpy(row_of(y), rows.data() + (y - y0) * bytes, bytes);
+  auto finish = [&](const uint8_t* rows) {
+    for (int64_t y = y0; y < y1; ++y) std::memcpy(row_of(y), rows + (y - y0) * bytes, bytes);
   };
   if (height == to_height) return finish(horizontal(in, width, to_width, chosen, y0, y1, x0, x1));
   const Axis axis(height, to_height, chosen);
@@ -143,16 +151,16 @@ void cpu_image_resize(const uint8_t* in, int64_t height, int64_t width, int64_t 
   };
   if (vertical_first && width != to_width) {
     const int64_t stride = 3 * width;
-    std::vector<uint8_t> tall((y1 - y0) * stride);
+    uint8_t* tall = scratch(kTall, (y1 - y0) * stride);
     for (int64_t y = y0; y < y1; ++y)
-      vertical(in + axis.bounds[2 * y] * stride, stride, y, tall.data() + (y - y0) * stride);
-    return finish(horizontal(tall.data(), width, to_width, chosen, 0, y1 - y0, x0, x1));
+      vertical(in + axis.bounds[2 * y] * stride, stride, y, tall + (y - y0) * stride);
+    return finish(horizontal(tall, width, to_width, chosen, 0, y1 - y0, x0, x1));
   }
   const int64_t first = axis.bounds[2 * y0];
   const int64_t last = axis.bounds[2 * (y1 - 1)] + axis.bounds[2 * (y1 - 1) + 1];
-  const std::vector<uint8_t> wide = horizontal(in, width, to_width, chosen, first, last, x0, x1);
+  const uint8_t* wide = horizontal(in, width, to_width, chosen, first, last, x0, x1);
   for (int64_t y = y0; y < y1; ++y)
-    vertical(wide.data() + (axis.bounds[2 * y] - first) * bytes, bytes, y, row_of(y));
+    vertical(wide + (axis.bounds[2 * y] - first) * bytes, bytes, y, row_of(y));
 }
 
 void cpu_image_planes(const uint8_t* in, int64_t stride, int64_t height, int64_t width, const float* table, float* out) {

@@ -64,13 +64,15 @@ def table(
     return np.ascontiguousarray(out)
 
 
-def planes(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """float32[3, height, width]"""
+def planes(image: np.ndarray, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """float32[3, height, width], written to `out` where it is given."""
     height, width = image.shape[:2]
     module: Any = native()
     if module is None or image.strides[1:] != (3, 1):
-        return np.stack([values[c][image[..., c]] for c in range(3)])
-    out = np.empty((3, height, width), dtype=np.float32)
+        return np.stack([values[c][image[..., c]] for c in range(3)], out=out)
+    if out is None:
+        out = np.empty((3, height, width), dtype=np.float32)
+    assert out.flags.c_contiguous
     module.cpu_image_planes(image.ctypes.data, image.strides[0], height, width, values.ctypes.data, out.ctypes.data)
     return out
 

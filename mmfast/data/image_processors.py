@@ -82,10 +82,11 @@ class ImageProcessor:
             grid = np.array([1, h // self.patch, w // self.patch], dtype=np.int64)
             return {"pixel_values": found, "image_grid_thw": grid}
         if self.aspect == "anyres":
-            return {
-                "pixel_values": np.stack([planes(tile, values) for tile in self._tiles(image)]),
-                "image_sizes": np.array([height, width], dtype=np.int64),
-            }
+            tiles = self._tiles(image)
+            found = np.empty((len(tiles), 3, self.edge, self.edge), dtype=np.float32)
+            for tile, out in zip(tiles, found, strict=True):
+                planes(tile, values, out)
+            return {"pixel_values": found, "image_sizes": np.array([height, width], dtype=np.int64)}
         if self.aspect == "pad":
             image = pad_to_square(image, tuple(int(x * 255) for x in self.mean or (0.0, 0.0, 0.0)))
         if self.aspect == "crop":
