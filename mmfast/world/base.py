@@ -121,7 +121,7 @@ def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, see
 
 
 def align_settings(
-    world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 100,
+    world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 50,
     gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4,
 ) -> dict:  # fmt: skip
     """The config of an alignment run on the world's pairs: DPO, or DDPO with gamma above 1."""

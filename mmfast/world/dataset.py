@@ -23,7 +23,7 @@ from pathlib import Path
 from .grammar import CAPTION_PROMPTS, Caption, Flaws, caption, question
 from .scenes import Scene, render, scenes
 
-VERSION = 3  # of the files: raise it when any byte changes
+VERSION = 4  # of the files: raise it when any byte changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class WorldSpec:
     seed: int = 0
     base: int = 8000  # scenes with a flawed caption
     questions: float = 0.1  # share of base examples that are questions
-    pairs: int = 2000  # scenes with a preference pair
+    pairs: int = 1600  # scenes with a preference pair
     groups: int = 100  # scenes with many captions
     group_size: int = 8
     test: int = 300  # held-out scenes
