@@ -91,7 +91,7 @@ def _draw(
     lines = (len(scenes) + 1) // 2
     figure = Figure(figsize=(14, 3.2 + 2.3 * lines))
     grid = figure.add_gridspec(lines + 1, 4, height_ratios=[1.25, *[1] * lines], width_ratios=[1, 2.6, 1, 2.6],
-                               left=0.03, right=0.98, top=0.96, bottom=0.01, hspace=0.16, wspace=0.06)  # fmt: skip
+                               left=0.05, right=0.98, top=0.96, bottom=0.01, hspace=0.16, wspace=0.06)  # fmt: skip
     bars = figure.add_subplot(grid[0, :])
     measures = {"CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "object recall": "recall"}
     width = 0.8 / len(scores)
@@ -119,7 +119,7 @@ def _draw(
             note = f"   (invents: {', '.join(absent)})" if absent else ""
             text.text(0, top, labels[name] + note, fontsize=8, weight="bold", va="top",
                       color="#b00020" if absent else "#222", transform=text.transAxes)  # fmt: skip
-            wrapped = textwrap.wrap(said[n], 74)
+            wrapped = textwrap.wrap(said[n], 70)
             text.text(0, top - 0.075, "\n".join(wrapped), fontsize=8, va="top", transform=text.transAxes)
             top -= 0.12 + 0.075 * len(wrapped)
     FigureCanvasAgg(figure).print_png(str(path))
