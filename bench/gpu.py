@@ -23,7 +23,7 @@ from bench import gpu_checks, gpu_rows
 from bench.timing import machine, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
-PARTS = ("checks", "sanitizer", "roof", "splice", "preference", "head", "dpo")
+PARTS = ("checks", "sanitizer", "roof", "splice", "preference", "selective", "head", "dpo")
 NO_DEVICE = 2
 
 
@@ -52,12 +52,14 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str
         yield from gpu_checks.run(device, options.small or options.dry)
     if "sanitizer" in parts and not options.dry:
         yield from sanitizer_rows(seconds=60)
-    if "roof" in parts or "head" in parts or "splice" in parts:
+    if set(parts) & {"roof", "head", "splice", "selective", "dpo"}:
         yield from gpu_rows.roof(setup)
     if "splice" in parts:
         yield from gpu_rows.splice(setup)
     if "preference" in parts:
         yield from gpu_rows.preference(setup)
+    if "selective" in parts:
+        yield from gpu_rows.selective(setup)
     if "head" in parts:
         yield from gpu_rows.heads(setup)
     if "dpo" in parts:

@@ -7,7 +7,7 @@ torch.cuda.set_sync_debug_mode("error").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from mmfast.ops import linear_logprob
 from mmfast.ops.dispatch import BACKENDS, available
 from mmfast.ops.folds import FOLDS
+from mmfast.ops.linear_preference import linear_preference_loss, pair_components
 from mmfast.ops.preference import preference_loss
 from mmfast.ops.preference_math import KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.reference import linear_logprob as oracle
+from mmfast.ops.selective import selective_logprob
 from mmfast.ops.splice import splice_embeddings, splice_torch
 
 Row = dict[str, Any]
@@ -141,16 +143,90 @@ def head_problems(
     wide = {k: t.double() if t.is_floating_point() else t for k, t in given.items()}
     want = head_case(plain(torch.float64), wide, path, **options)
     usual = head_case(plain(dtype), given, path, **options)
+    return compare(label, *((*x[0], *x[1]) for x in (ours, want, usual, again)))
+
+
+def compare(
+    label: str, ours: Sequence[Tensor], want: Sequence[Tensor], usual: Sequence[Tensor], again: Sequence[Tensor]
+) -> list[str]:
+    """The first of each are log-probs."""
     problems = []
-    gap = float((ours[0][0].double() - want[0][0]).detach().abs().max())
+    gap = float((ours[0].double() - want[0]).detach().abs().max())
     if not gap <= ABSOLUTE:
         problems.append(f"{label}: a log-prob is {gap:.2e} off")
-    for i, (a, b, c, d) in enumerate(zip(*((*x[0], *x[1]) for x in (ours, want, usual, again)), strict=True)):
+    for i, (a, b, c, d) in enumerate(zip(ours, want, usual, again, strict=True)):
         if not error(a, b) <= 2 * error(c, b) + 1e-4:
             problems.append(f"{label}: result {i} has error {error(a, b):.2e}, torch {error(c, b):.2e}")
         if not torch.equal(a, d):
             problems.append(f"{label}: result {i} differs between two runs")
     return problems
+
+
+def selective(device: torch.device) -> Iterator[Row]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for backend in backends(device, list(FOLDS)):
+            problems = []
+            for users, vocab in ((50, 5003), (3, 1), (16, 4096)):
+                g = torch.Generator().manual_seed(users)
+                logits = (3 * torch.randn(users, vocab, generator=g)).to(device, dtype)
+                targets = torch.randint(0, vocab, (users,), generator=g).to(device)
+                upstream = torch.randn(users, generator=g).to(device)
+
+                def once(
+                    f: Callable[..., Tensor], z: Tensor, y: Tensor = targets, c: Tensor = upstream
+                ) -> tuple[Tensor, Tensor]:
+                    leaf = z.detach().requires_grad_()
+                    logp = f(leaf, y)
+                    return logp.detach(), torch.autograd.grad((logp * c.to(logp.dtype)).sum(), leaf)[0]
+
+                def ours(z: Tensor, y: Tensor, backend: str = backend) -> Tensor:
+                    return selective_logprob(z, y, backend=backend)
+
+                once(ours, logits)
+                with no_sync(device):
+                    got, again = once(ours, logits), once(ours, logits)
+                want, usual = once(eager_selective, logits.double()), once(eager_selective, logits)
+                problems += compare(f"{users}x{vocab}", got, want, usual, again)
+            name = str(dtype).removeprefix("torch.")
+            yield row("selective_logprob", "fp64, sync, repeat", name, problems, peer=f"mmfast-{backend}")
+
+
+def eager_selective(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0]
+
+
+def linear_preference(device: torch.device) -> Iterator[Row]:
+    """All paths, the chunked one too; the oracle is the two ops in fp64 on the CPU."""
+    given = head_inputs((60, 64, 1003), torch.float32, torch.device("cpu"))
+    responses = torch.arange(0, 61, 10, dtype=torch.int32)
+    pairs = torch.tensor([[0, 1], [2, 1], [3, 4], [5, 4]])
+    ref = torch.linspace(-3, -1, 60)
+    components = pair_components(responses, pairs, None, 60)
+
+    def once(where: torch.device, dtype: torch.dtype, train_head: bool, **options: Any) -> tuple[Tensor, ...]:
+        to = lambda t: t.to(where, dtype if t.is_floating_point() else t.dtype)  # noqa: E731
+        hidden, weight = (to(given[name]).detach() for name in ("hidden", "weight"))
+        hidden.requires_grad_()
+        weight.requires_grad_(train_head)
+        tensors = [to(t) for t in (given["targets"], ref, responses, pairs)]
+        needed = [hidden, weight] if train_head else [hidden]
+
+        def call() -> tuple[Tensor, ...]:
+            loss = linear_preference_loss(hidden, weight, *tensors, components=components, **options).loss
+            return (loss.detach(), *torch.autograd.grad(loss, needed))
+
+        call()
+        with no_sync(where):
+            return call()
+
+    for backend in backends(device, list(FOLDS)):
+        problems = []
+        for name, (train_head, keep) in {"frozen": (False, 0), "kept": (True, 1 << 30), "chunked": (True, 0)}.items():
+            want = once(torch.device("cpu"), torch.float64, train_head, backend="torch", keep_budget=1 << 30)
+            got = once(device, torch.float32, train_head, backend=backend, keep_budget=keep)
+            errors = [error(a.cpu(), b) for a, b in zip(got, want, strict=True)]
+            problems += [f"{name}: error {e:.2e}" for e in errors if not e <= ABSOLUTE]
+        yield row("linear_preference_loss", "fp64, sync", "float32", problems, peer=f"mmfast-{backend}")
 
 
 def fused(device: torch.device) -> Iterator[Row]:
@@ -177,7 +253,7 @@ def preference_twice(
     """(loss, gradient) of logps = given[0], and whether a second run agrees to the bit."""
     to = lambda t: None if t is None else t.to(where, dtype if t.is_floating_point() else t.dtype)  # noqa: E731
     logps, ref, responses, pairs, index, weights = (to(t) for t in given)
-    leaf = logps.requires_grad_()
+    leaf = logps.detach().requires_grad_()
 
     def once() -> list[Tensor]:
         out = preference_loss(leaf, ref, responses, pairs, index=index, weights=weights, backend=backend, **options)
@@ -251,5 +327,7 @@ def splice(device: torch.device) -> Iterator[Row]:
 def run(device: torch.device, small: bool) -> Iterator[Row]:
     yield from splice(device)
     yield from preference(device)
+    yield from selective(device)
+    yield from linear_preference(device)
     yield from heads(device, small)
     yield from fused(device)

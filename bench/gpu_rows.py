@@ -21,8 +21,10 @@ from bench.heads import Head, eager, peers, step, working
 from bench.losses import eager_dpo, hf_merge
 from bench.timing import peak_mib
 from mmfast.ops import linear_logprob
+from mmfast.ops.linear_preference import linear_preference_loss, pair_components
 from mmfast.ops.preference import preference_loss, preference_raw
 from mmfast.ops.preference_math import make_spec
+from mmfast.ops.selective import selective_logprob
 from mmfast.ops.splice import splice_embeddings
 
 Row = dict[str, Any]
@@ -156,6 +158,26 @@ def no_gradient(setup: Setup, hidden: Tensor, weight: Tensor, targets: Tensor) -
                      peak_mib=memory[name], dtype="bfloat16")  # fmt: skip
 
 
+def selective(setup: Setup) -> Iterator[Row]:
+    """From bf16 logits that exist. The bytes are one read and one write of them."""
+    users, vocab = (16, 500) if setup.dry else (2048, 152064)
+    if setup.late("selective_logprob"):
+        return
+    logits = torch.randn(users, vocab, device=setup.device, dtype=torch.bfloat16).requires_grad_()
+    targets = torch.randint(0, vocab, (users,), device=setup.device)
+    upstream = torch.randn(users, device=setup.device)
+    found: dict[str, Callable[[], Tensor]] = {
+        f"mmfast-{b}": (lambda b=b: selective_logprob(logits, targets, backend=b))
+        for b in (("cuda", "triton") if setup.device.type == "cuda" else ("cpu", "torch"))
+    }
+    found["log_softmax + gather"] = lambda: torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0]
+    runs = working({k: (lambda f=f: torch.autograd.grad((f() * upstream).sum(), logits)) for k, f in found.items()})
+    memory = {name: peak_mib(run, logits.nbytes) for name, run in runs.items()}
+    for name, seconds in timed(setup, runs).items():
+        yield result(setup, "selective_logprob", name, "forward+backward", [users, vocab], seconds,
+                     bytes=2 * logits.nbytes, peak_mib=memory[name], dtype="bfloat16")  # fmt: skip
+
+
 def graphed(run: Run, device: torch.device) -> Run:
     """Device time alone: 100 replays of the captured launches."""
     if device.type != "cuda":
@@ -243,8 +265,12 @@ def dpo(setup: Setup) -> Iterator[Row]:
     responses = torch.arange(0, rows + 1, length, dtype=torch.int32, device=setup.device)
     pairs = torch.arange(2 * count, device=setup.device).view(2, count).T.contiguous()  # chosen first, as Liger has it
 
-    def ours(x: Tensor, w: Tensor) -> Tensor:
-        return preference_loss(linear_logprob(x, w, targets), ref, responses, pairs).loss
+    components = pair_components(responses, pairs, None, rows)
+
+    def ours(x: Tensor, w: Tensor, keep_budget: int | None = None) -> Tensor:
+        return linear_preference_loss(
+            x, w, targets, ref, responses, pairs, components=components, keep_budget=keep_budget
+        ).loss
 
     def liger(x: Tensor, w: Tensor) -> Tensor:
         from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
@@ -261,6 +287,11 @@ def dpo(setup: Setup) -> Iterator[Row]:
             "mmfast": lambda needed=needed, leaves=leaves: torch.autograd.grad(ours(*leaves), needed),
             "LigerFusedLinearDPOLoss": lambda needed=needed, leaves=leaves: torch.autograd.grad(liger(*leaves), needed),
         })  # fmt: skip
+        if train_head:  # a quarter of the rows at a time
+            small = rows * vocab // 2
+            runs["mmfast, four chunks"] = lambda needed=needed, leaves=leaves, small=small: torch.autograd.grad(
+                ours(*leaves, small), needed
+            )
         flops = 2 * rows * dim * vocab * (3 if train_head else 2)
         memory = {name: peak_mib(run, sum(t.nbytes for t in needed)) for name, run in runs.items()}
         for name, seconds in timed(setup, runs).items():

@@ -45,6 +45,8 @@ class FoldSpec:
 class Folds(Protocol):
     """What a backend supplies. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
 
+    low_precision_tiles: bool  # tiles may also be bf16 or fp16; a tile is overwritten only where it is an output too
+
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         """out = a b or out += a b, accumulated in fp32; out is fp32 or of a's dtype. a, b may be transposed views."""
 
@@ -99,6 +101,8 @@ def _slope(z: Tensor, spec: FoldSpec) -> Tensor | float:
 
 class TorchFolds:
     """Line by line what the native folds do, in torch."""
+
+    low_precision_tiles = False
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)

@@ -36,6 +36,8 @@ def _address(t: Tensor | None) -> int:
 
 
 class CpuFolds:
+    low_precision_tiles = False
+
     def __init__(self) -> None:
         self.module: Any = native()
 

@@ -23,6 +23,8 @@ def _stride(tensor: Tensor | None) -> int:
 class CudaFolds:
     """`module` holds the native functions; tests put in one that runs the same kernels on the host."""
 
+    low_precision_tiles = True
+
     def __init__(self, module: Any = None) -> None:
         self.module: Any = module or native()
 
@@ -92,6 +94,8 @@ class CudaFolds:
 
 
 class TritonFolds:
+    low_precision_tiles = True
+
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)
 

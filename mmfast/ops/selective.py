@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops._checks import check_range, check_same, check_tensor
-from mmfast.ops.folds import STATS, FoldSpec, M
+from mmfast.ops.folds import STATS, Folds, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
 from mmfast.ops.logprob import check_logit_options, folds_for
 
@@ -51,10 +51,12 @@ def selective_logprob(
     return result if len(result) > 1 else result[0]
 
 
-def _row_blocks(logits: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
-    """(row ranges, a buffer for the widest): the folds overwrite their tile, so it is a copy in the accumulator's
-    dtype."""
+def _row_blocks(logits: Tensor, folds: Folds) -> tuple[list[tuple[int, int]], Tensor | None]:
+    """(row ranges, a buffer for the widest): most folds take tiles of the accumulator's dtype and may overwrite them,
+    so a tile is a copy. Others read the logits where they are: one range, no buffer."""
     users, vocab = logits.shape
+    if folds.low_precision_tiles and logits.stride(1) == 1:
+        return [(0, users)], None
     budget = TILE_BUDGET.get(logits.device.type, TILE_BUDGET["cuda"])
     rows = max(1, min(users, budget // (4 * vocab)))
     ranges = [(start, min(start + rows, users)) for start in range(0, users, rows)]
@@ -76,9 +78,9 @@ def _selective_logprob(
     stats = logits.new_zeros(STATS, users, dtype=accumulator(logits.dtype))
     stats[M] = -torch.inf
     targets = targets.contiguous()
-    blocks, buffer = _row_blocks(logits)
+    blocks, buffer = _row_blocks(logits, folds)
     for start, stop in blocks:
-        tile = buffer[: stop - start].copy_(logits[start:stop])
+        tile = logits[start:stop] if buffer is None else buffer[: stop - start].copy_(logits[start:stop])
         part = stats[:, start:stop].contiguous()
         folds.forward(tile, None, targets[start:stop], 0, part, spec, None, None)
         stats[:, start:stop] = part
@@ -112,10 +114,10 @@ def _write_gradient(
     a = a / temperature
     spec, folds = FoldSpec(softcap, temperature), folds_for(OP, logits, backend)
     targets = targets.contiguous()
-    blocks, buffer = _row_blocks(logits)
+    blocks, buffer = _row_blocks(logits, folds)
     for start, stop in blocks:
         cut = slice(start, stop)
-        tile = buffer[: stop - start].copy_(logits[cut])
+        tile = logits[cut] if buffer is None else buffer[: stop - start].copy_(logits[cut])
         # the folds write the accumulator's dtype or bf16
         direct = out.dtype in (tile.dtype, torch.bfloat16) and out.stride(1) == 1
         to = out[cut] if direct else tile

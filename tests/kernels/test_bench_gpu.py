@@ -22,11 +22,14 @@ def test_without_a_device_it_says_so_and_exits_with_2() -> None:
 def test_the_small_parts_run_dry() -> None:
     cpu = torch.device("cpu")
     setup = gpu_rows.Setup(cpu, repeats=2, dry=True, deadline=time.monotonic() + 600)
-    rows = [row for part in (gpu_rows.roof, gpu_rows.splice, gpu_rows.preference) for row in part(setup)]
+    rows = [
+        row for part in (gpu_rows.roof, gpu_rows.splice, gpu_rows.preference, gpu_rows.selective) for row in part(setup)
+    ]
     assert all(row["median_s"] > 0 and row["repeats"] == 2 for row in rows)
-    assert {"roof", "splice_embeddings", "preference_loss"} == {row["op"] for row in rows}
+    assert {"roof", "splice_embeddings", "preference_loss", "selective_logprob"} == {row["op"] for row in rows}
     assert any("fraction_of_roof" in row for row in rows if row["op"] == "splice_embeddings")
-    checks = [*gpu_checks.splice(cpu), *gpu_checks.preference(cpu)]
+    parts = (gpu_checks.splice, gpu_checks.preference, gpu_checks.selective, gpu_checks.linear_preference)
+    checks = [row for part in parts for row in part(cpu)]
     assert checks and all(row["outcome"] == "ok" for row in checks)
 
 
