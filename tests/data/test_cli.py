@@ -79,6 +79,16 @@ def test_sharing_of_a_group(rows, picture, llava_dir, tmp_path):
     assert found["tokens, everything shared in a group"] == prompt + sum(lengths) - 2  # "It is" once
     assert found["pairs by size of their group"] == {"2-4": 4}
 
+    from mmfast.data.store import ExampleStore
+    from mmfast.packing import Layout, build_pack
+
+    (folder,) = (tmp_path / "c/examples").iterdir()
+    store = ExampleStore(folder)
+    pack = build_pack(list(store), store.images, Layout(image_token_id=store.manifest["image_token_id"]))
+    ends = len(answers)  # the last token of an answer is predicted, not read
+    assert len(pack.tokens) == prompt + sum(lengths) - 2 - ends
+    assert len(pack.responses) - 1 == 4 and len(pack.pairs) == 4
+
 
 def test_convert_and_ablations(file, tmp_path):
     result = run(app, ["convert", str(file), str(tmp_path / "o.json"), "--to", "llava"])
