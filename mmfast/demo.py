@@ -36,6 +36,8 @@ from mmfast.world.evaluate import Score, greedy_captions, load, score
 from mmfast.world.report import write_report
 
 Follow = Callable[[int, int], None]  # (done, of)
+DDPO = {"gamma": 2.0, "sft_weight": 0.5, "lr": 5e-4}
+DPO = {"lr": 1e-4}  # without the SFT term DDPO's rate ruins the language; this is the better of the two tried
 NAMES = {"base": "before", "dpo": "after DPO", "ddpo": "after DDPO"}
 
 
@@ -143,10 +145,9 @@ def demo(
             bar.console.print("the base model is there already")
         models = {"base": base}
         common = {"reference": out / "reference", "seed": seed, "steps": align_steps}
-        ddpo = align_settings(world, base, out / "ddpo", gamma=2.0, sft_weight=0.5, **common)
+        ddpo = align_settings(world, base, out / "ddpo", **DDPO, **common)
         models["ddpo"] = launch(ddpo, out / "ddpo.toml", follow("align: reference pass, then DDPO"), **run)
-        # Without the SFT term the same rate ruins the language; a fifth of it is the better of those tried.
-        dpo = align_settings(world, base, out / "dpo", lr=1e-4, **common)
+        dpo = align_settings(world, base, out / "dpo", **DPO, **common)
         models["dpo"] = launch(dpo, out / "dpo.toml", follow("align: plain DPO, for comparison"), **run)
 
         scenes = read_scenes(world)

@@ -79,6 +79,19 @@ def test_the_report_marks_inventions(tmp_path):
     json.dumps({name: s.as_dict() for name, s in scores.items()})
 
 
+def test_the_recipe_is_the_demos():
+    from mmfast.config import build as checked
+    from mmfast.config import load as read
+    from mmfast.recipes import FOLDER
+    from mmfast.world.base import align_settings
+
+    here = "runs/demo/seed-0"
+    settings = align_settings(f"{here}/world", f"{here}/base/export/hf", "runs/world_ddpo", reference="", **demo.DDPO)
+    made, recipe = checked(settings).model_dump(), read(FOLDER / "world_ddpo.toml").model_dump()
+    made.pop("about"), recipe.pop("about")
+    assert made == recipe
+
+
 def test_no_more_threads_than_cores(monkeypatch):
     for cores in (1, 2, 3, 8, 64):
         monkeypatch.setattr(demo.os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
