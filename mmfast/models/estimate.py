@@ -45,10 +45,9 @@ def training_cost(scorer: Scorer, *, checkpointing: bool, cached_vision: bool) -
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_dim
     vision = 0
     if not cached_vision:
-        tower = [p for part in adapter.vision(model) for p in tower_only(adapter, model, part)]
         projector = projector_parameters(adapter, model)
         tower_passes = (3 + again) if vision_trains(scorer) else 1
-        vision = tower_passes * count(tower) * adapter.merge_size**2 + 3 * count(projector)
+        vision = tower_passes * count(tower_of(scorer)) * adapter.merge_size**2 + 3 * count(projector)
     return Cost(
         attention=attention * (3.5 + again) / linear,  # backward is 2.5 forwards
         head=head.numel() * (3 if head.requires_grad else 2) / linear,
@@ -132,11 +131,14 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     weights = count(trained) * setting.master_bytes + frozen * each
     gradients = count(trained) * setting.master_bytes
     optimiser = int(count(trained) * setting.optimiser_bytes)
+    root, block = gathered(scorer)
     if setting.wrapped:
-        weights, gradients, optimiser = (x // setting.shards for x in (weights, gradients, optimiser))
+        replicated = 0 if vision_trains(scorer) else count(tower_of(scorer))  # in fully_shard's ignored_params
+        weights = (weights - replicated * each) // setting.shards
+        gradients, optimiser = gradients // setting.shards, optimiser // setting.shards
         if setting.offload:
             weights = gradients = optimiser = 0
-        weights += gathered(scorer) * each
+        weights += (replicated + count(root) + 2 * block) * each
     vision, rows = vision_bytes(scorer, pack, setting)
     kept, forward, backward = head_bytes(scorer, pack, setting)
     end_of_forward, in_backward, new_gradients = trace_decoder(scorer, pack, setting)
@@ -146,7 +148,11 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
         end_of_forward += keys * (1 if is_checkpointed(scorer) else config.num_hidden_layers)
         in_backward += keys * (2 if is_checkpointed(scorer) else config.num_hidden_layers)
     before = gradients if setting.micro_batches > 1 or setting.wrapped else 0  # already there from earlier packs
-    head_gradient = head_grad_bytes(scorer, setting) if not setting.wrapped else 0
+    if setting.wrapped:  # the root's gradients wait for the end; a block's leave together, through an fp32 copy
+        head_gradient = count(p for p in root if p.requires_grad) * each
+        in_backward += block * (each + 4)
+    else:
+        head_gradient = head_grad_bytes(scorer, setting)
     moments = [
         (before, 0, 0, vision),
         (before, end_of_forward, kept + forward, rows),
@@ -162,11 +168,17 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     return replace(held, unreturned=int(UNRETURNED_SHARE * passing) + UNRETURNED_ALWAYS)
 
 
-def gathered(scorer: Scorer) -> int:
-    """Parameters that FSDP2 holds whole at one time: the root's own, and two decoder blocks."""
-    layers = [count(layer.parameters()) for layer in scorer.adapter.layers(scorer.model)]
-    tower = count(p for part in scorer.adapter.vision(scorer.model) for p in part.parameters())
-    return count(scorer.parameters()) - sum(layers) - tower + 2 * max(layers)
+def tower_of(scorer: Scorer) -> list[Tensor]:
+    """The vision tower's parameters, without projectors that lie inside."""
+    adapter, model = scorer.adapter, scorer.model
+    return [p for part in adapter.vision(model) for p in tower_only(adapter, model, part)]
+
+
+def gathered(scorer: Scorer) -> tuple[list[Tensor], int]:
+    """What FSDP2 holds whole at one time: (the root's own parameters, the size of a decoder block)."""
+    layers = scorer.adapter.layers(scorer.model)
+    apart = {id(p) for layer in layers for p in layer.parameters()} | {id(p) for p in tower_of(scorer)}
+    return [p for p in scorer.parameters() if id(p) not in apart], max(count(x.parameters()) for x in layers)
 
 
 def key_width(config: Any) -> int:
