@@ -16,14 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from mmfast.checkpoint import plain_name
 from mmfast.config import Config, dump
 from mmfast.data.tokens import model_directory
 from mmfast.models.scorer import Scorer
+from mmfast.models.sharded import disk_names, plain_name
 from mmfast.runtime import Runtime
 
 Replace = Callable[[str, Tensor], Tensor]  # (module's parameter name, the base's tensor) -> what to write
@@ -98,34 +96,6 @@ def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = Tr
             save_file(tensors, out / file.name, metadata={"format": "pt"})
     if write and (index := base / "model.safetensors.index.json").exists():
         shutil.copy(index, out)
-
-
-def disk_names(base: Path) -> dict[str, str]:
-    """Key in the files -> parameter name in the module, by transformers' own conversion mapping."""
-    model = empty_model(base)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    inside = model.state_dict()
-    found = {}
-    for file in sorted(base.glob("*.safetensors")):
-        with safe_open(file, "pt") as source:
-            for key in source.keys():  # noqa: SIM118 (not a dict)
-                name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
-                if converted is None and name in inside:
-                    found[key] = name
-    missing = [n for n, _ in model.named_parameters() if n not in set(found.values())]
-    if missing:
-        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
-    return found
-
-
-def empty_model(base: Path) -> PreTrainedModel:
-    """The model of a directory without its weights."""
-    config = AutoConfig.from_pretrained(base)
-    kinds = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
-    with torch.device("meta"):
-        return kinds.from_config(config)
 
 
 # adapters

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig
 
 from mmfast.config import Config, dump
@@ -25,6 +26,7 @@ from mmfast.models.lora import ALL_LINEAR, Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
+from mmfast.models.sharded import draw_lora, load_sharded
 from mmfast.models.vision_cache import VisionCache, cache_vision
 from mmfast.packing import Layout, PackLoader, Plan, PlanSettings
 from mmfast.packing.cost import Cost
@@ -97,23 +99,29 @@ def open_model(
     load_images = image_loader(config, stores)
     if m.cache_vision:
         load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
-    torch.manual_seed(config.seed)  # a fresh adapter is drawn from it, the same on every rank
+    options: dict[str, Any] = {
+        "dtype": m.dtype,
+        "freeze": freeze,
+        "lora": lora if train else None,
+        "attention": m.attention,
+    }
+    arrangement, mesh = spread_over(config, runtime)
+    adapter, quantize = (m.adapter, m.quantize) if train else ("", "")
+    listed = adapter_for(AutoConfig.from_pretrained(path)).proven
+    if runtime.world > 1 and listed and not (adapter or quantize or m.cache_vision):
+        assert mesh is not None
+        folder = model_directory(path)
+        return load_sharded(folder, arrangement, mesh, device=runtime.device, seed=config.seed, **options), load_images
     scorer = load(
-        path,
-        dtype=m.dtype,
-        freeze=freeze,
-        lora=lora if train else None,
-        adapter=m.adapter if train else "",
-        attention=m.attention,
-        cached_vision=m.cache_vision,
-        quantize=m.quantize if train else "",
-        device=runtime.device,
+        path, adapter=adapter, quantize=quantize, cached_vision=m.cache_vision, device=runtime.device, **options
     )
+    if lora and train and not adapter:
+        draw_lora(scorer, config.seed)
     if not scorer.adapter.proven:
         why = prove(scorer, stores[0], stores[0].images, load_images)
         if why and runtime.main:
             print(f"{scorer.adapter.config.model_type}: prefixes are not shared: {why}", file=sys.stderr)
-    return spread(scorer, config, runtime), load_images
+    return parallelize(scorer, arrangement, mesh, getattr(torch, m.dtype)), load_images
 
 
 def _targets(text: str) -> str | tuple[str, ...]:
@@ -146,7 +154,7 @@ def _cached_features(
     return cache or VisionCache(folder, adapter_for(AutoConfig.from_pretrained(path)))
 
 
-def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
+def spread_over(config: Config, runtime: Runtime) -> tuple[Parallel, DeviceMesh | None]:
     p = config.parallel
     arrangement = Parallel(
         shard=p.shard,
@@ -156,8 +164,7 @@ def spread(scorer: Scorer, config: Config, runtime: Runtime) -> Scorer:
         offload=p.offload,
     )
     grouped = torch.distributed.is_initialized()
-    mesh = make_mesh(arrangement, runtime.device.type, runtime.local_world) if grouped else None
-    return parallelize(scorer, arrangement, mesh, getattr(torch, config.model.dtype))
+    return arrangement, make_mesh(arrangement, runtime.device.type, runtime.local_world) if grouped else None
 
 
 def image_loader(config: Config, stores: Sequence[ExampleStore]) -> LoadImages:

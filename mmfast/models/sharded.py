@@ -1,0 +1,112 @@
+"""Loading without a whole model on any rank: everything is arranged on the meta device, each rank allocates its shards
+and reads just those slices out of the safetensors files.
+
+The order is fixed: LoRA and the rest on meta -> checkpointing and sharding -> to_empty -> DCP over the files -> what no
+file holds: non-persistent buffers (transformers rebuilds them) and fresh LoRA matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from mmfast.models.loading import load, tower_attention
+from mmfast.models.parallelize import Parallel, parallelize
+from mmfast.models.scorer import Scorer
+
+
+def load_sharded(
+    path: Path, parallel: Parallel, mesh: DeviceMesh, *, device: torch.device, dtype: str, seed: int, **options: Any
+) -> Scorer:
+    """As load() and parallelize(), for a listed family, unquantised, without cached features or an initial adapter."""
+    scorer = load(str(path), dtype=dtype, device="meta", random_weights=True, **options)
+    attention = tower_attention(scorer.adapter, device, getattr(torch, dtype))
+    if isinstance(attention, dict):
+        scorer.model.set_attn_implementation({"vision_config": attention["vision_config"]})
+    parallelize(scorer, parallel, mesh, getattr(torch, dtype))
+    scorer.to_empty(device="cpu" if parallel.offload else device)
+    read_weights(scorer, path)
+    rebuild_buffers(scorer.model)
+    draw_lora(scorer, seed)
+    return scorer
+
+
+def read_weights(scorer: Scorer, path: Path) -> None:
+    """Each rank reads its slices; values are cast to what they are kept in."""
+    inside = {plain_name(name).replace(".base_layer.", "."): p for name, p in scorer.model.named_parameters()}
+    inside |= {plain_name(name): b for name, b in scorer.model.named_buffers()}
+    state = {key: inside[name].detach() for key, name in disk_names(path).items() if name in inside}
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))
+
+
+def rebuild_buffers(model: PreTrainedModel) -> None:
+    """Rotary frequencies and position ids, which no file holds. Parameters are marked as made, so they stay."""
+    for p in model.parameters():
+        p._is_hf_initialized = True  # type: ignore[attr-defined]
+    model.initialize_weights()
+
+
+@torch.no_grad()
+def draw_lora(scorer: Scorer, seed: int) -> None:
+    """Fresh LoRA matrices: A uniform as in peft, B zero; the same for any sharding and world size."""
+    named = [(name, p) for name, p in scorer.model.named_parameters() if ".lora_" in name]
+    for number, (name, p) in enumerate(named):
+        if ".lora_B." in name:
+            p.zero_()
+            continue
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        bound = 1 / math.sqrt(p.shape[1])  # kaiming_uniform with a = sqrt(5)
+        put(p, torch.empty(p.shape).uniform_(-bound, bound, generator=generator))
+
+
+def put(p: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor, the same on every rank, into a parameter or its shard."""
+    if isinstance(p, DTensor):
+        p.copy_(distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None))
+    else:
+        p.copy_(value)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what checkpointing and compilation wrap around blocks."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def disk_names(base: Path) -> dict[str, str]:
+    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping."""
+    model = empty_model(base)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    inside = model.state_dict()
+    found = {}
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as source:
+            for key in source.keys():  # noqa: SIM118 (not a dict)
+                name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
+                if converted is None and name in inside:
+                    found[key] = name
+    missing = [n for n, _ in model.named_parameters() if n not in set(found.values())]
+    if missing:
+        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
+    return found
+
+
+def empty_model(base: Path) -> PreTrainedModel:
+    """The model of a directory without its weights."""
+    config = AutoConfig.from_pretrained(base)
+    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
+    with torch.device("meta"):
+        return kinds.from_config(config)
