@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 
 from mmfast.config import Config
 from mmfast.data.store import ExampleStore
@@ -70,7 +71,10 @@ class Evaluation:
         load_images = image_loader(self.config, [self.store])
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []
+        dtype = getattr(torch, self.config.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
+            if isinstance(self.scorer, FSDPModule):
+                self.scorer.unshard()  # its own parameters (embeddings, head): generate() does not go through its forward
             for number in range(count):
                 branch = self.examples[number].chosen
                 begin, end = branch.spans[-1]
@@ -81,6 +85,8 @@ class Evaluation:
                 inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
                 if branch.images:
                     inputs |= {k: v.to(device) for k, v in load_images(list(branch.images)).items()}
+                if "pixel_values" in inputs:
+                    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
                 inputs |= adapter.plain_inputs(inputs["input_ids"])
                 out = model.generate(**inputs, do_sample=False, max_new_tokens=self.config.train.eval_tokens)
                 found.append(

@@ -19,8 +19,10 @@ LORA = {"model.lora": {"r": 4, "alpha": 8.0}}
 
 def run(folder, tiny, **changes):
     config = make_config(folder, *tiny, **{"train.steps": 3, "optim.lr": 1e-2} | changes)
-    made = Run(config, start(config))
+    runtime = start(config)
+    made = Run(config, runtime)
     made.loop()
+    runtime.close()
     return made
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 
 from mmfast.checkpoint import complete
 from mmfast.metrics import read
@@ -80,6 +81,26 @@ def test_lora_with_a_trained_projector_on_mixed_data(mixed, tmp_path):
         run_ranks(world, folder, train, config_of(folder, mixed, **changes))
         curves.append(folder)
     close(*curves)
+
+
+def test_evaluation_and_samples_on_two_ranks(mixed, tmp_path):
+    held_out = write_pairs(tmp_path, 6, name="eval.jsonl", split="test")
+    changes = {"data.eval_path": str(held_out), "train.eval_every": 1, "train.eval_samples": 2, "train.eval_tokens": 4}
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for world, folder in enumerate(folders, 1):
+        folder.mkdir()
+        run_ranks(
+            world, folder, train, config_of(folder, mixed, **changes, **{"train.steps": 2, "export.formats": ["hf"]})
+        )
+    a, b = (curve(f / "run", "eval/loss", "eval/rewards/margins", "eval/logps/chosen") for f in folders)
+    assert len(a) == 2
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=1e-5, abs=1e-5)
+    assert read(folders[0] / "run" / "samples.jsonl") == read(folders[1] / "run" / "samples.jsonl")
+    close(*folders)
+    models = [load_file(f / "run" / "export" / "hf" / "model.safetensors") for f in folders]
+    for name, value in models[0].items():
+        assert torch.allclose(value, models[1][name], atol=2e-5), name
 
 
 @pytest.mark.slow

@@ -76,9 +76,10 @@ def test_asked_to_stop_then_resumed_to_the_bit(tiny, tmp_path):
         step(number, *rest)
 
     run._train_step = stop_in_step_3
+    before = signal.getsignal(signal.SIGTERM)
     run.loop()
     runtime.close()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert [p.name for p in checkpoint.complete(cut / "checkpoints")] == ["step-3"]
     train(config)
     assert untimed(cut) == untimed(whole)
@@ -173,9 +174,11 @@ def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, cap
     assert "step 2 turned non-finite and was skipped; its samples: train" in told
 
 
-def test_evaluation_samples_and_the_best_checkpoint(tiny, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_evaluation_samples_and_the_best_checkpoint(tiny, tmp_path, dtype):
     held_out = write_pairs(tmp_path, 8, name="eval.jsonl", split="test")
     changes = {
+        "model.dtype": dtype,
         "data.eval_path": str(held_out),
         "train.eval_every": 2,
         "train.eval_samples": 2,
