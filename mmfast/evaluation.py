@@ -74,7 +74,7 @@ class Evaluation:
         dtype = getattr(torch, self.config.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
             if isinstance(self.scorer, FSDPModule):
-                self.scorer.unshard()  # its own parameters (embeddings, head): generate() does not go through its forward
+                self.scorer.unshard()  # embeddings and head: generate() does not go through the root's forward
             for number in range(count):
                 branch = self.examples[number].chosen
                 begin, end = branch.spans[-1]

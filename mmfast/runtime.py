@@ -168,11 +168,3 @@ def peak_flops(device: torch.device) -> float:
         "L40S": 362e12,
     }
     return next((flops for key, flops in known.items() if key in name), 0.0)
-
-
-def explain_out_of_memory(config: Config, error: BaseException) -> str:
-    return (
-        f"out of memory: {error}\nWhat would help, in this order: train.tokens_per_pack = "
-        f"{config.train.tokens_per_pack // 2} (it changes no result), parallel.activation_checkpointing = true, "
-        'parallel.shard = "full" over more GPUs (or [model.lora], or parallel.offload = true)'
-    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from mmfast.packing import Pack, StepPlan
 from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
 from mmfast.reference_model import LiveReference
 from mmfast.report import report
-from mmfast.runtime import Memory, Runtime, explain_out_of_memory, reseed, start
+from mmfast.runtime import Memory, Runtime, reseed, start
 from mmfast.window import Window
 
 
@@ -52,9 +53,23 @@ def train(config: Config) -> dict[str, float]:
         run.loop()
         return run.last
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(explain_out_of_memory(config, error)) from error
+        raise RuntimeError(out_of_memory(config, runtime, error)) from error
     finally:
         runtime.close()
+
+
+def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str:
+    """What the plan expected of a rank, by part, and the settings that would help."""
+    from mmfast.planning import plan
+
+    memory = asdict(plan(config, ranks=runtime.world, device=runtime.device.type).memory)
+    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items() if size)
+    return (
+        f"out of memory: {error}\nThe plan expects of a rank, in GiB: {parts}\nWhat would help, in this order: "
+        f"train.tokens_per_pack = {config.train.tokens_per_pack // 2} (it changes no result); "
+        'parallel.activation_checkpointing = true; parallel.shard = "full" over more GPUs, [model.lora] or '
+        "parallel.offload = true"
+    )
 
 
 class Run:

@@ -36,7 +36,7 @@ def config_of(folder, mixed, **changes):
 
 
 def close(folder, other, *, first=0):
-    a, b = curve(folder / "run", "step", *NAMES), curve(other / "run", "step", *NAMES)
+    a, b = curve(folder / "run", *NAMES, "step"), curve(other / "run", *NAMES, "step")
     assert len(a) == len(b) and len(a) > first
     for x, y in zip(a[first:], b[first:], strict=True):
         assert x == pytest.approx(y, rel=1e-5, abs=1e-5)

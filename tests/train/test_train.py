@@ -209,6 +209,17 @@ def test_adapter_off_is_the_cached_reference(tiny, tmp_path):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
 
 
+def test_out_of_memory_tells_the_plan(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Run, "_train_step", full)
+    with pytest.raises(
+        RuntimeError, match=r"expects of a rank, in GiB: .*\n.*tokens_per_pack = 200 .*checkpointing.*shard"
+    ):
+        train(make_config(tmp_path, *tiny))
+
+
 FROZEN = "tests/train/frozen_curve.json"
 
 
