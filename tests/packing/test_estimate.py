@@ -1,5 +1,8 @@
 """The memory estimate against the bytes that are alive in a real step, and the plan report of a real config."""
 
+import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,12 @@ def test_the_report_of_a_config(folder: Path, capsys: pytest.CaptureFixture) -> 
     show(one)
     text = capsys.readouterr().out
     assert f"{one.tokens:,}" in text and "balance" in text and "activations" in text
+
+
+@pytest.mark.slow
+def test_the_estimate_is_near_resident_memory() -> None:
+    """A 64M LLaVA trains in a process of its own; two minutes on one core."""
+    command = [sys.executable, "-m", "bench.memory", "--only", "4 pairs, checkpointing"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parents[2])
+    row = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert 0.8 <= row["ratio"] <= 1.2
