@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.timing import Run, interleave, peak_mib, summary
-from mmfast.ops import linear_logprob
+from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
 from mmfast.ops.dispatch import native
 
 CPU_SHAPES = [(512, 1024, 32000), (128, 1024, 32000)]
@@ -85,10 +85,12 @@ def bare_gemms(hidden: Tensor, weight: Tensor, train_head: bool) -> Run:
     return run
 
 
-def working(runs: dict[str, Run]) -> dict[str, Run]:
-    """Those peers that run here; the others are named."""
+def working(runs: dict[str, Run], chosen: str) -> dict[str, Run]:
+    """Those peers that were asked for and run here, warmed up; the others are named."""
     good = {}
     for name, run in runs.items():
+        if chosen and name not in [*chosen.split(","), "bare GEMMs"]:
+            continue
         try:
             run()
             good[name] = run
@@ -116,9 +118,9 @@ def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]
             frozen_mib: dict[str, float] = {}
             for train_head in (False, True):
                 runs = {k: step(h, hidden, weight, targets, c, train_head) for k, h in peers(device).items()}
-                runs = working(runs)
                 runs["bare GEMMs"] = bare_gemms(hidden, weight, train_head)
-                times = interleave(runs, 2 if options.quick else options.repeats)
+                runs = working(runs, options.peers)
+                times = interleave(runs, 2 if options.quick else options.repeats, warm=True)
                 floor = summary(times["bare GEMMs"])
                 gradients = hidden.nbytes + (weight.nbytes if train_head else 0)
                 flops = 2 * users * dim * vocab * (3 if train_head else 2)
@@ -128,7 +130,7 @@ def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]
                     if peer != "bare GEMMs":
                         # gradients are not counted; where the peak comes before they exist, subtracting them is too
                         # much, so never below what the same peer needs with a frozen head
-                        memory = max(peak_mib(runs[peer], gradients), frozen_mib.get(peer, 0.0))
+                        memory = max(peak_mib(runs[peer], gradients, warm=True), frozen_mib.get(peer, 0.0))
                         frozen_mib.setdefault(peer, memory)
                     yield {
                         "op": "linear_logprob",
@@ -143,3 +145,75 @@ def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]
                         "peak_mib": memory,
                         "gflops": flops / s["best_s"] / 1e9,
                     }
+
+
+def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor, ref_weight: Tensor) -> Run:
+    """Liger takes the reference's hidden states, not its log-probs: one pass more."""
+    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+
+    loss = LigerFusedLinearDPOLoss(compiled=False)
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            loss(weight, hidden, targets, ref_input=reference, ref_weight=ref_weight)[0], (hidden, weight)
+        )
+
+    return run
+
+
+def linear_preference_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """DPO with a trained head where P - Y does not fit keep_budget (here a quarter of it): chunks, 3 passes, beside the
+    same ops one after the other, which recompute (4 passes), eager torch and Liger. Reference log-probs are given."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pairs_count, length, dim, vocab = (8, 32, 1024, 32000) if device.type == "cpu" else (16, 128, 4096, 32000)
+    if options.quick:
+        pairs_count, length, dim, vocab = 4, 8, 64, 1000
+    users = 2 * pairs_count * length
+    for name in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
+        dtype = getattr(torch, name)
+        torch.manual_seed(0)
+        hidden = torch.randn(users, dim, device=device).to(dtype).requires_grad_()
+        weight = (torch.randn(vocab, dim, device=device) * dim**-0.5).to(dtype).requires_grad_()
+        targets = torch.randint(0, vocab, (users,), device=device)
+        responses = torch.arange(0, users + 1, length, dtype=torch.int32, device=device)
+        pairs = torch.arange(2 * pairs_count, device=device).view(2, -1).T.contiguous()
+        ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(users, device=device)
+        budget = users * vocab * dtype.itemsize // 4
+
+        def gradient(loss: Tensor, inputs: tuple[Tensor, Tensor] = (hidden, weight)) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(loss, inputs)
+
+        def composed(head: Head, h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs) -> Tensor:  # type: ignore[no-untyped-def]
+            return preference_loss(head(h, w, y), r, o, p).loss
+
+        def small(h: Tensor, w: Tensor, y: Tensor, k: int = budget) -> Tensor:
+            return linear_logprob(h, w, y, keep_budget=k)
+
+        def fused(h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs, k=budget) -> Tensor:  # type: ignore[no-untyped-def]
+            return linear_preference_loss(h, w, y, r, o, p, keep_budget=k).loss
+
+        batched = hidden.detach().view(2 * pairs_count, length, dim).requires_grad_()
+        labels = targets.view(2 * pairs_count, length)
+        runs: dict[str, Run] = {
+            "mmfast": lambda f=fused, g=gradient: g(f()),
+            "mmfast, head then loss": lambda c=composed, s=small, g=gradient: g(c(s)),
+            "eager": lambda c=composed, g=gradient: g(c(eager)),
+            "liger": liger_dpo(batched, weight, labels, batched.detach(), weight.detach()),
+        }
+        runs["bare GEMMs"] = bare_gemms(hidden.detach(), weight.detach(), True)
+        runs = working(runs, options.peers)
+        times = interleave(runs, 2 if options.quick else options.repeats, warm=True)
+        floor = summary(times["bare GEMMs"])
+        for peer, seconds in times.items():
+            memory = None if peer == "bare GEMMs" else peak_mib(runs[peer], hidden.nbytes + weight.nbytes, warm=True)
+            yield {
+                "op": "linear_preference_loss",
+                "peer": peer,
+                "shape": [pairs_count, length, dim, vocab],
+                "dtype": name,
+                "mode": "trained head, a quarter of P - Y kept",
+                **summary(seconds),
+                "floor_best_s": floor["best_s"],
+                "floor_processor_s": floor["processor_best_s"],
+                "peak_mib": memory,
+            }

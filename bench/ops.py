@@ -19,6 +19,7 @@ from bench.timing import machine, write_rows
 Row = dict[str, Any]
 SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear_logprob": heads.linear_logprob_rows,
+    "linear_preference_loss": heads.linear_preference_rows,
     "preference_loss": losses.preference_rows,
     "splice_embeddings": losses.splice_rows,
     "changed_segments": losses.segment_rows,
@@ -32,8 +33,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: both")
     parser.add_argument("--shape", help="U,D,V of the heads")
+    parser.add_argument("--peers", default="", help="of the heads, comma-separated; default: all")
+    parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     rows = []
     for name in options.suites or SUITES:
         for row in SUITES[name](options):

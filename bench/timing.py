@@ -28,12 +28,13 @@ class Seconds(list[float]):
         self.processor: list[float] = []
 
 
-def interleave(runs: Mapping[str, Run], repeats: int = 9, pause: float = 0.0) -> dict[str, Seconds]:
-    """Seconds of every run, round by round: a machine that slows down slows all of them. One warm-up round.
-    On CUDA a time ends when the device is done."""
+def interleave(runs: Mapping[str, Run], repeats: int = 9, pause: float = 0.0, warm: bool = False) -> dict[str, Seconds]:
+    """Seconds of every run, round by round: a machine that slows down slows all of them. One warm-up round, unless all
+    are `warm` already. On CUDA a time ends when the device is done."""
     times = {name: Seconds() for name in runs}
     for run in runs.values():
-        run()
+        if not warm:
+            run()
     cuda = torch.cuda.is_available()
     for _ in range(repeats):
         for name, run in runs.items():
@@ -62,12 +63,13 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return row
 
 
-def peak_mib(run: Run, result_bytes: int = 0) -> float:
+def peak_mib(run: Run, result_bytes: int = 0, warm: bool = False) -> float:
     """Memory `run` needs beyond what was there before, in MiB. `result_bytes` (its gradients) are not counted.
 
     On Linux without CUDA: the process's high-water mark (VmHWM), set back just before; freed heap is given back first.
     """
-    run()  # lazy initialisation is not the op's
+    if not warm:
+        run()  # lazy initialisation is not the op's
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()

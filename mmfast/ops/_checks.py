@@ -1,11 +1,11 @@
-"""Argument checks shared by the ops: each error names the argument and what would be right."""
+"""Argument checks of the head ops, beside those of arguments.py: shapes by letters, one dtype, autocast."""
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
+
+from mmfast.ops.arguments import refuse_dtensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -16,12 +16,7 @@ def check_tensor(
     """`shape` holds integers, which must match, and letters, which stand for any size."""
     if not isinstance(t, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
-    if t.__class__.__name__ == "DTensor":
-        raise ValueError(
-            f"{op}: {name} is a DTensor. Its local shard is not the whole matrix, and full_tensor() outside the "
-            "FSDP root gives a silently wrong gradient: call the op inside the root module's forward, where parameters "
-            "are gathered"
-        )
+    refuse_dtensor(op, name, t)
     if t.dim() != len(shape) or any(not isinstance(s, str) and s != n for s, n in zip(shape, t.shape, strict=True)):
         want = "[" + ",".join(str(s) for s in shape) + "]"
         raise ValueError(f"{op}: {name} must have shape {want}, got {list(t.shape)}")
@@ -36,15 +31,6 @@ def check_same(op: str, name: str, t: Tensor, first: str, reference: Tensor, dty
         raise ValueError(f"{op}: {name} is on {t.device}, but {first} is on {reference.device}")
     if dtype and t.dtype != reference.dtype:
         raise ValueError(f"{op}: {name} is {t.dtype}, but {first} is {reference.dtype}: cast one of them")
-
-
-def check_range(op: str, name: str, index: Tensor, limit: int) -> None:
-    """Index ranges: always on CPU; elsewhere with MMFAST_CHECK=1 (it waits for the device)."""
-    if index.numel() == 0 or (index.device.type != "cpu" and os.environ.get("MMFAST_CHECK") != "1"):
-        return
-    low, high = (int(v) for v in index.aminmax())
-    if low < 0 or high >= limit:
-        raise ValueError(f"{op}: {name} holds {low if low < 0 else high}, outside 0..{limit - 1}")
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

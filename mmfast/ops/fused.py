@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmfast.ops._checks import check_range
+from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import available
 
 NAME = "triton-fused"
@@ -33,7 +33,7 @@ def fused_logprob(
     if needs_gradient:
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
     if not torch.compiler.is_compiling():
-        check_range("linear_logprob", "targets", targets, weight.shape[0])
+        check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
     return _fused(x, weight, targets, bias, softcap, temperature)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmfast.ops import fused
 from mmfast.ops import head as algorithm
-from mmfast.ops._checks import autocast_dtype, check_range, check_same, check_tensor
+from mmfast.ops._checks import autocast_dtype, check_same, check_tensor
+from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import choose
 from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
 from mmfast.ops.head import Head
@@ -144,8 +145,7 @@ def prepare(
         if t is not None:
             check_same(op, name, t, "hidden", hidden)
     if rows is not None:
-        if not torch.compiler.is_compiling():
-            check_range(op, "rows", rows, hidden.shape[0])
+        check_range(op, "rows", rows, 0, hidden.shape[0])
         hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
         u = None if u is None else gather_rows(u, rows)
     if tile_budget is None:
@@ -230,7 +230,7 @@ def _linear_logprob(
     keep_budget: int,
     backend: str,
 ) -> Outputs:
-    check_range(OP, "targets", targets, weight.shape[0])
+    check_range(OP, "targets", targets, 0, weight.shape[0])
     spec = FoldSpec(softcap, temperature, entropy, squares, total)
     path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
     head = head_of(x, weight, bias, u, b, targets)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops._checks import check_range, check_same, check_tensor
+from mmfast.ops._checks import check_same, check_tensor
+from mmfast.ops.arguments import check_range
 from mmfast.ops.folds import STATS, Folds, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
 from mmfast.ops.logprob import check_logit_options, folds_for
@@ -72,7 +73,7 @@ def _selective_logprob(
     squares: bool, total: bool, inplace: bool, backend: str,
 ) -> Outputs:  # fmt: skip
     """logp, entropy, logsumsq, mean_logit, top1; lse, 1 - p_y, slope for the backward pass."""
-    check_range(OP, "targets", targets, logits.shape[1])
+    check_range(OP, "targets", targets, 0, logits.shape[1])
     users, vocab = logits.shape
     spec, folds = FoldSpec(softcap, temperature, entropy, squares, total), folds_for(OP, logits, backend)
     stats = logits.new_zeros(STATS, users, dtype=accumulator(logits.dtype))
