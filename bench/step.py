@@ -166,6 +166,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
         "checkpointing": arguments.checkpointing, "lora": {"r": 128, "alpha": 256} if arguments.lora else None,
         "random_weights": cuda, "optimizer": "sgd" if cuda and not arguments.lora else "adamw", "lr": 1e-4,
         "work": str(folder / "trl"), "threads": arguments.threads,
+        "compile": arguments.compile,
     }  # fmt: skip
     (folder / "sides").mkdir()
     isolated = {**settings, "pairs": ISOLATED}
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each side; the first is not counted")
     parser.add_argument("--threads", type=int, default=0, help="of each side; 0: torch's default")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the decoder's blocks on our side")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"append the rows to {RESULTS.name}")
     arguments = parser.parse_args()

@@ -62,7 +62,7 @@ def mmfast_side(settings: dict) -> None:
     )
     if settings["dtype"] != "float32":  # the peer keeps its parameters in bf16 too; masters would be twice as large
         scorer.to(torch.bfloat16)
-    parallel = Parallel(activation_checkpointing=settings["checkpointing"])
+    parallel = Parallel(activation_checkpointing=settings["checkpointing"], compile=settings["compile"])
     parallelize(scorer, parallel, None, torch.float32)
     infos = infos_of(scorer.adapter, processor, made)
     optimizer = make_optimizer(settings, [p for p in scorer.parameters() if p.requires_grad])

@@ -17,7 +17,7 @@ def test_the_sides_take_the_same_steps(tmp_path, monkeypatch):
         bench.step, "make_directory", lambda shape, folder: world.tiny_model("llava", folder / shape, vocab=2000)
     )
     arguments = argparse.Namespace(
-        shape="llava-64m", device="cpu", steps=3, checkpointing=False, lora=False, write=False, threads=1
+        shape="llava-64m", device="cpu", steps=3, checkpointing=False, lora=False, write=False, threads=1, compile=False
     )
     rows = bench.step.run(arguments, tmp_path)
     assert [row["what"] for row in rows] == ["trl isolated", "mmfast isolated", "mmfast group"]
