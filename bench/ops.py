@@ -39,14 +39,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    rows = []
+    results = Path(__file__).parent / "results" / f"ops-{'cuda' if torch.cuda.is_available() else 'cpu'}.jsonl"
     for name in options.suites or SUITES:
         for row in SUITES[name](options):
-            rows.append({**row, **machine()})
             print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
-    if options.write:
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        write_rows(Path(__file__).parent / "results" / f"ops-{kind}.jsonl", rows)
+            if options.write:  # row by row: a run that is cut short keeps what it measured
+                write_rows(results, [{**row, **machine()}])
 
 
 if __name__ == "__main__":
