@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmfast.ops import head as algorithm
 from mmfast.ops import linear_logprob
-from tests.ops.heads import CPU_BACKENDS, error, make, run, run_reference
+from tests.ops.heads import CPU_BACKENDS, Case, error, make, run, run_reference
 
 both = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
@@ -216,3 +216,47 @@ def test_more_than_2_to_31_elements() -> None:
     truth = -(p.T @ hidden[-8:].bfloat16().double())
     truth.index_add_(0, targets[-8:], hidden[-8:].bfloat16().double())
     assert error(dw, truth) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("trained", "entropy_grad", "keep", "passes"),
+    [
+        (False, False, None, 2),
+        (False, True, None, 3),
+        (True, False, None, 3),
+        (True, False, 0, 4),
+        (True, True, None, 4),
+    ],
+)
+def test_passes_and_memory(
+    monkeypatch: pytest.MonkeyPatch, trained: bool, entropy_grad: bool, keep: int | None, passes: int
+) -> None:
+    """The table of docs/ops/linear_logprob.md: GEMM passes of 2 U D V flops, and nothing [U,V] but what is kept."""
+    from mmfast.ops.folds import TorchFolds
+
+    flops, sizes = [], []
+    product, empty = TorchFolds.product, Tensor.new_empty
+
+    def counted(self: TorchFolds, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        flops.append(a.shape[0] * a.shape[1] * b.shape[1])
+        product(self, a, b, out, accumulate)
+
+    def watched(self: Tensor, *size: object, **k: object) -> Tensor:
+        made = empty(self, *size, **k)
+        sizes.append(made.numel())
+        return made
+
+    monkeypatch.setattr(TorchFolds, "product", counted)
+    monkeypatch.setattr(Tensor, "new_empty", watched)
+    users, dim, vocab = 12, 8, 1500
+    case = make(users, dim, vocab, users, rows=False, trained=trained)
+    run(case, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1, backend="torch")
+    assert sum(flops) == passes * users * dim * vocab
+    kept = trained and not entropy_grad and keep is None
+    assert max(sizes) == (users * vocab if kept else users * 256)
+    monkeypatch.undo()
+    with torch.no_grad():
+        monkeypatch.setattr(TorchFolds, "product", counted)
+        flops.clear()
+        run(Case({k: t.detach() for k, t in case.tensors.items()}, case.targets, case.options), backend="torch")
+        assert sum(flops) == users * dim * vocab
