@@ -224,6 +224,8 @@ def from_config(
         )
     if not config.get("do_resize", True):
         raise ValueError("the image processor has do_resize = false: images of any size would reach the tower")
+    if config.get("do_pan_and_scan"):
+        raise ValueError("the image processor has do_pan_and_scan = true: extra crops of an image are not supported")
     normalise = config.get("do_normalize", True)
     clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     halves = (0.5, 0.5, 0.5)

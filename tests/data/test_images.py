@@ -263,6 +263,8 @@ def test_aspects_and_refusals(tmp_path):
         processor("llava", hf, model={"vision_config": {"image_size": 28, "patch_size": 14}})
     with pytest.raises(ValueError, match="do_resize"):
         processor("llava", CLIPImageProcessorPil(**SQUARE, do_resize=False))
+    with pytest.raises(ValueError, match="do_pan_and_scan"):
+        from_config({"model_type": "gemma3"}, {"do_pan_and_scan": True}, "auto", 0, 0)
     with pytest.raises(ValueError, match="resample"):
         processor("llava", CLIPImageProcessorPil(**SQUARE, resample=0))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": {"image_size": 56}}))
