@@ -85,7 +85,7 @@ def bare_gemms(hidden: Tensor, weight: Tensor, train_head: bool) -> Run:
     return run
 
 
-def working(runs: dict[str, Run], chosen: str) -> dict[str, Run]:
+def working(runs: dict[str, Run], chosen: str = "") -> dict[str, Run]:
     """Those peers that were asked for and run here, warmed up; the others are named."""
     good = {}
     for name, run in runs.items():
