@@ -32,13 +32,13 @@ class Record:
     id: str
     source: str  # "file:row", for messages
     images: tuple[Any, ...] = ()  # a path, bytes, or a locator string
-    prompt: tuple[dict, ...] = ()
-    chosen: tuple[dict, ...] = ()  # the SFT answer when there is no rejected side
-    rejected: tuple[dict, ...] | None = None
-    chosen_prompt: tuple[dict, ...] | None = None  # DGPref: the two sides answer different prompts
-    rejected_prompt: tuple[dict, ...] | None = None
+    prompt: tuple[dict[str, Any], ...] = ()
+    chosen: tuple[dict[str, Any], ...] = ()  # the SFT answer when there is no rejected side
+    rejected: tuple[dict[str, Any], ...] | None = None
+    chosen_prompt: tuple[dict[str, Any], ...] | None = None  # DGPref: the two sides answer different prompts
+    rejected_prompt: tuple[dict[str, Any], ...] | None = None
     weight: float = 1.0  # of the pair (or of the SFT example)
-    segments: dict[str, list] | None = None  # {"chosen": [(start, end, weight)], "rejected": ...} in characters
+    segments: dict[str, list[Any]] | None = None  # {"chosen": [(start, end, weight)], "rejected": ...} in characters
     scores: dict[str, float] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
