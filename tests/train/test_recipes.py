@@ -67,7 +67,7 @@ def overrides(name, tiny, samples, folder):
     given = {
         "model.path": tiny[0], "model.dtype": "float32", "data.path": path, "data.images": path.parent,
         "data.workers": 0, "data.cache": folder / "cache", "output_dir": folder / "run", "log.progress": "false",
-        "data.on_error": "drop", "model.max_pixels": 0,
+        "data.on_error": "drop", "model.max_pixels": 0, "data.eval_path": "", "train.eval_samples": 0,
     }  # fmt: skip
     if config.model.quantize:
         given["model.quantize"] = ""
