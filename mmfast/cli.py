@@ -47,14 +47,31 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def reference(config: ConfigFile, overrides: Overrides = None) -> None:
+def reference(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    take: Annotated[
+        Path | None,
+        typer.Option("--import", help="Fill the cache from another system's file."),
+    ] = None,
+    give: Annotated[
+        Path | None, typer.Option("--export", help="Write data.path again with the log-probs in it: .json or .parquet.")
+    ] = None,
+) -> None:
     """Score the reference into the cache and print where it lies (train does this by itself on first use)."""
     from mmfast.config import load
 
+    if take and give:
+        raise ValueError("--import and --export: choose one")
     settings = load(config, overrides or [])
-    from mmfast.reference import reference as run
+    from mmfast import reference as cache
 
-    print(run(settings))
+    if take:
+        print(f"{cache.import_file(settings, take)} responses taken from {take}")
+    elif give:
+        print(f"{cache.export_file(settings, give)} pairs written to {give}")
+    else:
+        print(cache.reference(settings))
 
 
 @app.command()
