@@ -45,7 +45,7 @@ def eager_dpo(logps: Tensor, ref: Tensor, w: Tensor, entry: Tensor, entries: int
 
 def preference_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Whole calls with backward; and the kernel alone. A round is 100 calls."""
-    for pairs_count, length in [(4, 120)] if options.quick else [(1, 120), (4, 120), (16, 150)]:
+    for pairs_count, length in [(4, 120)] if options.quick else [(1, 120), (4, 120), (16, 150), (64, 150)]:
         entries = 2 * pairs_count
         n = entries * length
         g = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def hf_merge(tokens: Tensor, table: Tensor, images: Tensor, image_token: int) ->
 def splice_rows(options: argparse.Namespace) -> Iterator[Row]:
     """LLaVA-1.5: images of 576 rows in streams of T tokens; a frozen table. The floor is a copy of the result."""
     for dtype in (torch.float32, torch.bfloat16):
-        for t, d in [(876, 256)] if options.quick else [(876, 4096)]:
+        for t, d in [(876, 256)] if options.quick else [(876, 4096), (2628, 4096)]:
             count = t // 876
             g = torch.Generator().manual_seed(0)
             tokens = torch.randint(0, 999, (t,), generator=g)
