@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 from collections.abc import Mapping
@@ -68,9 +69,10 @@ class Evaluation:
         if not count:
             return []
         tokenizer = AutoTokenizer.from_pretrained(model_directory(self.config.model.path))
-        load_images = image_loader(self.config, [self.store])
+        load_images = image_loader(self.config, [self.store], prepared=False)
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []
+        accepted = inspect.signature(type(self.scorer.model).forward).parameters  # generate() refuses any other name
         dtype = getattr(torch, self.config.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
             if isinstance(self.scorer, FSDPModule):
@@ -81,13 +83,13 @@ class Evaluation:
                 prompt = branch.ids[:begin].tolist()
                 sizes = iter(self.store.images[name].tokens for name in branch.images)
                 ids = [t for i in prompt for t in ([i] * next(sizes) if i == adapter.image_token_id else [i])]
-                inputs = {"input_ids": torch.tensor([ids], device=device)}
-                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-                if branch.images:
-                    inputs |= {k: v.to(device) for k, v in load_images(list(branch.images)).items()}
+                tokens = torch.tensor([ids], device=device)
+                inputs = load_images(list(branch.images)) if branch.images else {}
                 if "pixel_values" in inputs:
                     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-                inputs |= adapter.plain_inputs(inputs["input_ids"])
+                inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+                inputs |= adapter.plain_inputs(tokens)
+                inputs = {name: t.to(device) for name, t in inputs.items() if name in accepted}
                 out = model.generate(**inputs, do_sample=False, max_new_tokens=self.config.train.eval_tokens)
                 found.append(
                     {

@@ -167,8 +167,9 @@ def spread_over(config: Config, runtime: Runtime) -> tuple[Parallel, DeviceMesh 
     return arrangement, make_mesh(arrangement, runtime.device.type, runtime.local_world) if grouped else None
 
 
-def image_loader(config: Config, stores: Sequence[ExampleStore]) -> LoadImages:
-    """image ids -> the tensors the family's tower reads, for images in that order."""
+def image_loader(config: Config, stores: Sequence[ExampleStore], *, prepared: bool = True) -> LoadImages:
+    """image ids -> the tensors the family's tower reads, for images in that order. `prepared`: with what the family's
+    adapter adds to them (index tensors), which the model's own forward does not take."""
     m = config.model
     adapter = adapter_for(AutoConfig.from_pretrained(m.path))
     if adapter.image_token_id is None:
@@ -177,7 +178,8 @@ def image_loader(config: Config, stores: Sequence[ExampleStore]) -> LoadImages:
     owner = {name: store for store in stores for name in store.images}
 
     def load_images(ids: list[str]) -> dict[str, Tensor]:
-        return adapter.prepare(processor.collate([processor.load(owner[i].open_image(i)) for i in ids]))
+        images = processor.collate([processor.load(owner[i].open_image(i)) for i in ids])
+        return adapter.prepare(images) if prepared else images
 
     return load_images
 

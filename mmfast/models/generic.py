@@ -45,6 +45,11 @@ class Generic(Adapter):
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
+        if config.model_type == "paligemma":  # its token types tell prompt from answer, not images from text
+            raise ValueError(
+                "paligemma: its prompt is read in both directions up to where the answer begins, which mmfast does not "
+                "tell it: answers would see their own later words. Choose another model"
+            )
         if self.image_token_id is None:
             raise ValueError(
                 f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images"
