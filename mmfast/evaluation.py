@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mmfast.config import Config
 from mmfast.data.store import ExampleStore
-from mmfast.data.tokens import model_directory
+from mmfast.directory import directory
 from mmfast.job import LoadImages, examples_of, image_loader, make_loader, make_plan
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
@@ -68,7 +68,7 @@ class Evaluation:
         count = min(self.config.train.eval_samples, len(self.examples))
         if not count:
             return []
-        tokenizer = AutoTokenizer.from_pretrained(model_directory(self.config.model.path))
+        tokenizer = AutoTokenizer.from_pretrained(directory(self.config.model.path))
         load_images = image_loader(self.config, [self.store], prepared=False)
         adapter, device = self.scorer.adapter, self.runtime.device
         found = []

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mmfast.config import Config, dump
-from mmfast.data.tokens import model_directory
+from mmfast.directory import directory
 from mmfast.models.scorer import Scorer
 from mmfast.models.sharded import disk_names, plain_name
 from mmfast.runtime import Runtime
@@ -42,13 +42,13 @@ def export_run(
             made.mkdir(parents=True)
         runtime.barrier()
         if name == "hf":
-            base = model_directory(config.model.path)
+            base = directory(config.model.path)
             rewrite_weights(base, made, live_weights(scorer), write=runtime.main)
         else:
             save = save_peft if name == "peft" else save_llava
             save(config, scorer, made, write=runtime.main)
         if runtime.main:
-            _copy_side_files(model_directory(config.model.path), made, config_too=name == "hf")
+            _copy_side_files(directory(config.model.path), made, config_too=name == "hf")
             (made / "README.md").write_text(model_card(config, metrics, data))
             shutil.rmtree(out, ignore_errors=True)
             os.rename(made, out)
@@ -195,7 +195,7 @@ def merge(adapter: Path, out: Path, base: str = "", *, rows: int = 4, tolerance:
     settings = json.loads((adapter / "adapter_config.json").read_text())
     if settings.get("use_dora") or settings.get("peft_type") != "LORA":
         raise ValueError(f"{adapter}: only plain LoRA adapters can be merged")
-    source = model_directory(base or settings["base_model_name_or_path"])
+    source = directory(base or settings["base_model_name_or_path"])
     root = settings["r"] ** 0.5 if settings.get("use_rslora") else settings["r"]
     scaling = settings["lora_alpha"] / root
     given = {

@@ -18,7 +18,7 @@ from mmfast.data.build import DataSettings, build
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
-from mmfast.data.tokens import model_directory
+from mmfast.directory import directory
 from mmfast.models.estimate import training_cost
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
@@ -41,6 +41,7 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
         raise ValueError("data.path is empty: name a file of examples")
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory or hub id")
+    fetch_models(config, runtime, weights=False)
     settings = _data_settings(config, path)
     store, problem = None, ""
     if runtime.main:
@@ -57,6 +58,27 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
     if config.objective.kind == "dpo" and not pairs:
         raise ValueError('data.path holds examples without a rejected side: objective.kind = "dpo" needs pairs')
     return store
+
+
+def fetch_models(config: Config, runtime: Runtime, *, weights: bool) -> None:
+    """Every model that the run reads, fetched before any rank reads it: by rank 0, whose commit is everyone's, then by
+    the first rank of every other node; the other ranks find it there."""
+    turns = (runtime.main, runtime.local_rank == 0 and not runtime.main, runtime.local_rank > 0)
+    for key, model in (
+        ("model.path", config.model.path),
+        ("model.adapter", config.model.adapter),
+        ("reference.model", config.reference.model),
+    ):
+        commit = ""
+        for number, mine in enumerate(turns if model else ()):
+            problem = ""
+            if mine:
+                try:
+                    commit = directory(model, weights, commit=commit, cached=number == 2).name
+                except ValueError as error:
+                    problem = f"{key}: {error}"
+            runtime.agree(problem)
+            commit = runtime.gather(commit)[0]
 
 
 def _data_settings(config: Config, path: Any) -> DataSettings:
@@ -89,6 +111,7 @@ def open_model(
     """The policy (or, frozen, the model of `path`), proved where its family is not known, spread over the ranks; and
     what makes its images, features from disk with model.cache_vision."""
     m = config.model
+    fetch_models(config, runtime, weights=True)
     path = path or m.path
     freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
     lora = (
@@ -107,10 +130,10 @@ def open_model(
     }
     arrangement, mesh = spread_over(config, runtime)
     adapter, quantize = (m.adapter, m.quantize) if train else ("", "")
-    listed = adapter_for(AutoConfig.from_pretrained(path)).proven
+    listed = adapter_for(AutoConfig.from_pretrained(directory(path))).proven
     if runtime.world > 1 and listed and not (adapter or quantize or m.cache_vision):
         assert mesh is not None
-        folder = model_directory(path)
+        folder = directory(path, weights=True)
         return load_sharded(folder, arrangement, mesh, device=runtime.device, seed=config.seed, **options), load_images
     scorer = load(
         path, adapter=adapter, quantize=quantize, cached_vision=m.cache_vision, device=runtime.device, **options
@@ -151,7 +174,7 @@ def _cached_features(
             device=runtime.device,
         )
     folder = runtime.gather(str(cache.folder) if cache else "")[0]
-    return cache or VisionCache(folder, adapter_for(AutoConfig.from_pretrained(path)))
+    return cache or VisionCache(folder, adapter_for(AutoConfig.from_pretrained(directory(path))))
 
 
 def spread_over(config: Config, runtime: Runtime) -> tuple[Parallel, DeviceMesh | None]:
@@ -171,10 +194,10 @@ def image_loader(config: Config, stores: Sequence[ExampleStore], *, prepared: bo
     """image ids -> the tensors the family's tower reads, for images in that order. `prepared`: with what the family's
     adapter adds to them (index tensors), which the model's own forward does not take."""
     m = config.model
-    adapter = adapter_for(AutoConfig.from_pretrained(m.path))
+    adapter = adapter_for(AutoConfig.from_pretrained(directory(m.path)))
     if adapter.image_token_id is None:
         return lambda ids: {}
-    processor = ImageProcessor.from_model_dir(model_directory(m.path), config.data.aspect, m.min_pixels, m.max_pixels)
+    processor = ImageProcessor.from_model_dir(directory(m.path), config.data.aspect, m.min_pixels, m.max_pixels)
     owner = {name: store for store in stores for name in store.images}
 
     def load_images(ids: list[str]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mmfast.config import Config
+from mmfast.directory import directory
 from mmfast.job import examples_of, layout_of, make_plan, open_examples, step_cost
 from mmfast.models.estimate import Memory, Setting, estimate
 from mmfast.models.loading import load
@@ -87,7 +88,7 @@ def sketch(config: Config) -> Scorer:
     if m.adapter:
         from peft import PeftConfig
 
-        saved: Any = PeftConfig.from_pretrained(m.adapter)
+        saved: Any = PeftConfig.from_pretrained(directory(m.adapter))
         lora = Lora(r=saved.r, alpha=saved.lora_alpha)
     return load(
         m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,

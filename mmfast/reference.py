@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example
 from mmfast.data.store import ExampleStore
-from mmfast.data.tokens import model_directory
+from mmfast.directory import directory
 from mmfast.job import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.metrics import Progress
 from mmfast.models.families import adapter_for
@@ -59,7 +59,7 @@ def import_file(config: Config, path: Path) -> int:
     runtime = start(config)
     try:
         store = open_examples(config, runtime)
-        token = adapter_for(AutoConfig.from_pretrained(config.model.path)).image_token_id
+        token = adapter_for(AutoConfig.from_pretrained(directory(config.model.path))).image_token_id
         cache = open_cache(config, runtime, store)
         return import_reference(path, store, store.images, cache, image_token=token)
     finally:
@@ -94,10 +94,11 @@ def keys_of(store: ExampleStore) -> list[tuple[str, ...]]:
 def make_manifest(config: Config, store: ExampleStore) -> dict[str, Any]:
     """What reference log-probs depend on beside the responses' own ids."""
     m, made = config.model, store.manifest
+    adapter = m.adapter if not config.reference.model else ""
     return {
         "format": FORMAT,
-        "weights": weight_digests(model_directory(config.reference.model or m.path)),
-        "adapter": weight_digests(Path(m.adapter)) if m.adapter and not config.reference.model else {},
+        "weights": weight_digests(directory(config.reference.model or m.path, weights=True)),
+        "adapter": weight_digests(directory(adapter, weights=True)) if adapter else {},
         "dtype": m.dtype,
         "quantize": m.quantize,
         "tokenizer": made["tokenizer"],

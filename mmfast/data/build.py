@@ -26,7 +26,8 @@ from mmfast.data.readers import Format, format_of, read_row
 from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, merge_parts
 from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer, model_directory
+from mmfast.data.tokens import Tokenizer
+from mmfast.directory import directory
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
 
@@ -149,7 +150,7 @@ def build(
 
     One process builds (rank 0 of a distributed run); the others open the same store afterwards.
     """
-    folder, cache = model_directory(model), Path(cache)
+    folder, cache = directory(model), Path(cache)
     files = [f for path, _ in data.files() for f in data_files(path)]
     digests = [file_digest(f, cache / "digests") for f in files]
     settings = ExampleSettings(

@@ -24,7 +24,8 @@ from mmfast.data.readers import format_of, read_row
 from mmfast.data.records import Branch, Example, Record
 from mmfast.data.rows import iterate
 from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer, model_directory
+from mmfast.data.tokens import Tokenizer
+from mmfast.directory import directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def tokens_of(tokenizer: Tokenizer, branch: Branch) -> list[Token]:
 
 def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -> tuple[Tokenizer, Iterator[Any]]:
     """The tokenizer, and `count` Shown examples (or Problems) from record `first` on. Nothing is kept."""
-    folder = model_directory(model)
+    folder = directory(model)
     (path, _), *more = data.files()
     if more:
         raise ValueError("show takes one file")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow
+from mmfast.directory import directory
 
 MASK_BASE = 0xF0000  # a supplementary private-use plane: no real text holds these
 ANCHORS = ("\n", "\t", "=", "§")
@@ -48,15 +49,6 @@ def with_prefix_scheme(tokenizer_json: str, mode: str) -> str:
             if step["type"] == "Metaspace":
                 step["prepend_scheme"] = scheme
     return json.dumps(spec, ensure_ascii=False)
-
-
-def model_directory(model: str | Path) -> Path:
-    """A local directory as it is; a hub id is fetched once (tokenizer and configuration only)."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.jinja", "*.model", "*.txt"]))
 
 
 def image_placeholder(model_dir: Path) -> int | None:
@@ -106,7 +98,7 @@ class Tokenizer:
     def load(model: str | Path, mode: str = "") -> Tokenizer:
         from transformers import AutoTokenizer
 
-        folder = model_directory(model)
+        folder = directory(model)
         template = None
         if (folder / "chat_template.jinja").exists():
             template = (folder / "chat_template.jinja").read_text(encoding="utf-8")

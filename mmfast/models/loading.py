@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from mmfast.directory import directory
 from mmfast.models.adapter import Adapter
 from mmfast.models.families import adapter_for
 from mmfast.models.generic import TextOnly
@@ -54,6 +55,7 @@ def load(
         raise ValueError(f"model.freeze: {unknown[0]!r} is not a part of a model; choose from {', '.join(PARTS)}")
     if cached_vision and "vision" not in freeze:
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
+    path = str(directory(path, weights=not random_weights))
     config = AutoConfig.from_pretrained(path)
     family = adapter_for(config)
     options: dict[str, Any] = {}

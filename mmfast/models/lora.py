@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from mmfast.directory import directory
 from mmfast.models.scorer import Scorer, projector_parameters
 
 ALL_LINEAR = "language-linear"
@@ -50,7 +51,7 @@ def add_lora(scorer: Scorer, spec: Lora | None, adapter_path: str = "") -> PeftM
     """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad."""
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
     if adapter_path:
-        peft = PeftModel.from_pretrained(scorer.model, adapter_path, is_trainable=True)
+        peft = PeftModel.from_pretrained(scorer.model, str(directory(adapter_path, weights=True)), is_trainable=True)
     else:
         assert spec is not None
         config = LoraConfig(

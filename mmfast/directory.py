@@ -1,0 +1,70 @@
+"""Where a model lies: a folder as it is, or the snapshot of a hub id in the hub's own cache.
+
+Callers say whether they need the weights. Weights are read from safetensors only: no file of a model is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, processor, template
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+
+_found: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a model is one commit, asked for once
+
+
+def directory(model: str | Path, weights: bool = False, *, commit: str = "", cached: bool = False) -> Path:
+    """The folder of a model or adapter. A hub id is fetched where it is not in the hub's cache (`cached`: it is)."""
+    name = str(model)
+    if Path(model).is_dir():
+        folder = Path(model)
+    elif not (folder := _found.get((name, True)) or _found.get((name, weights))):
+        known = _found.get((name, False))
+        folder = _snapshot(name, weights, commit or (known.name if known else ""), cached)
+        _found[name, weights] = folder
+    if weights:
+        _check_weights(name, folder)
+    return folder
+
+
+def _snapshot(name: str, weights: bool, commit: str, cached: bool) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    here = f'"{name}" is no folder here, and'
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=commit or None,
+                allow_patterns=[*DESCRIPTION, *(WEIGHTS if weights else ())],
+                ignore_patterns=["*/*"],  # other formats of the same weights lie in folders of their own
+                local_files_only=cached,
+            )
+        )
+    except errors.HFValidationError:
+        raise ValueError(f"{here} no hub id either (those are written NAME or OWNER/NAME)") from None
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{here} the hub has no such model, or shows it to its friends only (then log in: hf auth login)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ValueError(f"{here} as a hub id it could not be reached") from error
+    except Exception as error:  # whatever a download can die of: it is said in a line
+        cause = str(error).strip().split("\n")[0]
+        raise ValueError(f"{here} as a hub id it could not be fetched: {type(error).__name__}: {cause}") from error
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            if not (folder / file).exists():
+                raise ValueError(f"{name} is not whole: {file}, which its {index.name} names, is missing")
+    elif not any((folder / file).exists() for file in ("model.safetensors", "adapter_model.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        told = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
+        raise ValueError(
+            f"{name} holds no safetensors file: weights are read from safetensors only{told} "
+            "(save_pretrained of transformers and peft writes safetensors)"
+        )
