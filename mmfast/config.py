@@ -108,9 +108,9 @@ class Reference(Section):
     path: str = ""
     """The cache; default: .cache/reference/<manifest hash> beside output_dir."""
     check: int = Field(8, ge=0)
-    """How many cached responses a fresh run scores again before it trusts the cache."""
+    """How many cached examples of each data set a fresh run scores again before it trusts the cache."""
     tolerance: float = Field(0.0, ge=0)
-    """Largest difference of a re-scored response in nat; 0: 1e-4 in float32 (per 100 nat), 0.3 in bfloat16."""
+    """Largest distance of a re-scored response in nat; 0: 1e-4 in float32, 0.3 in bfloat16, x tokens / 64 above 64."""
 
 
 class Term(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def open_cache(config: Config, runtime: Runtime, store: ExampleStore) -> Referen
             problem = str(error)
     runtime.agree(problem)
     manifest = runtime.gather(manifest)[0]
-    return cache or ReferenceCache(cache_folder(config, manifest), manifest)
+    cache = cache or ReferenceCache(cache_folder(config, manifest), manifest)
+    runtime.barrier()  # every rank has seen the same rows before one adds to them
+    return cache
 
 
 def cache_folder(config: Config, manifest: dict[str, Any]) -> Path:
@@ -134,16 +137,25 @@ def cache_folder(config: Config, manifest: dict[str, Any]) -> Path:
 
 def filled_cache(
     config: Config, runtime: Runtime, stores: list[ExampleStore], model: Model
-) -> tuple[ReferenceCache, int]:
-    """(the cache with every response of `stores`, how many were scored now)."""
+) -> tuple[ReferenceCache, set[str]]:
+    """(the cache with every response of `stores`, the keys that were scored in this start)."""
     cache = open_cache(config, runtime, stores[0])
-    scored = 0
+    scored: set[str] = set()
     for store in stores:
         keys = keys_of(store)
         missing = [i for i, pair in enumerate(keys) if any(key not in cache for key in pair)]
         if missing:
+            broken = [i for i in missing if any(key in cache.dropped for key in keys[i])]
+            if broken and runtime.main:
+                example = store[broken[0]]
+                print(
+                    f"reference: the cached rows of {len(broken)} examples are not finite (the first is {example.id}, "
+                    f"{example.source}): dropped, and scored again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            scored.update(key for i in missing for key in keys[i] if key not in cache)
             _score(config, runtime, store, missing, model, cache)
-            scored += len({key for i in missing for key in keys[i]})
         runtime.barrier()
         cache.reload()
     return cache, scored
@@ -157,19 +169,24 @@ def _score(
     subset = [store[i] for i in missing]
     plan = make_plan(config, subset, store.images, scorer, pairs_per_step=1024, shuffle="groups", drop_last=False)
     loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None)
-    writer = ShardWriter(cache)
+    writer, known = ShardWriter(cache), set(cache.values)
     if runtime.main:
         print(f"reference: {len(subset)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
     bar = Progress(len(subset), 0, show=runtime.main and config.log.progress and len(subset) > 64, title="reference")
     done, problem = 0, ""
     for step, micro_batch, pack in loader.run(0, plan.steps_per_epoch):
         for key, values, name in responses(scorer, pack):
-            if not np.isfinite(values).all():
+            if key in known:
+                continue  # a row that is there stays; `rescore` judges it
+            if np.isfinite(values).all():
+                writer.put(key, values)
+            else:  # never written: a later start would take it for another model's row
                 problem = problem or f"the reference log-probs of example {name} are not finite"
-            writer.put(key, values)
         if micro_batch == step.micro_batches - 1:
             done += len(step.examples)
             bar.update(done, {})
+            if any(runtime.gather(problem)):
+                writer.flush()  # what was good is kept for the next start
             runtime.agree(problem)
     writer.flush()
     bar.close()
@@ -187,35 +204,61 @@ def responses(scorer: Scorer, pack: Pack) -> list[tuple[str, np.ndarray, str]]:
 
 
 def tolerance(config: Config, tokens: int) -> float:
-    """How far a response's re-scored log-prob may lie from the cached one, in nat."""
+    """How far a response of so many tokens may lie from its cached log-probs, in nat (docs/reference-cache.md)."""
     if config.reference.tolerance:
         return config.reference.tolerance
-    return 0.3 if config.model.dtype == "bfloat16" else 1e-4 * max(1.0, tokens / 64)
+    return (0.3 if config.model.dtype == "bfloat16" else 1e-4) * max(1.0, tokens / 64)
 
 
-def rescore(config: Config, runtime: Runtime, store: ExampleStore, model: Model, cache: ReferenceCache) -> float:
-    """Score `reference.check` random examples again with the starting policy; raises where the cache is off. All ranks
-    score the same ones. Returns the largest difference in nat."""
-    count = min(config.reference.check, len(store))
-    if not count:
-        return 0.0
+def distance(now: np.ndarray, there: np.ndarray) -> float:
+    """Nat between two scorings of a response: of their sums, or the root of the summed squares of their tokens'
+    differences, whichever is larger. Errors of either sign cancel in a sum and add up in the other."""
+    difference = now.astype(np.float64) - there.astype(np.float64)
+    return max(abs(float(difference.sum())), math.sqrt(float(difference @ difference)))
+
+
+def rescore(
+    config: Config,
+    runtime: Runtime,
+    stores: list[ExampleStore],
+    model: Model,
+    cache: ReferenceCache,
+    scored: set[str],
+) -> str:
+    """Score `reference.check` random examples of each store again, of those whose responses this start found in the
+    cache and did not score itself; raises where the cache is off. All ranks score the same ones. Says what it found."""
+    worst, count = 0.0, 0
+    for number, store in enumerate(stores):
+        found = [i for i, pair in enumerate(keys_of(store)) if any(key not in scored for key in pair)]
+        rows = np.random.default_rng([config.seed, number]).permutation(found)[: config.reference.check].tolist()
+        if rows:
+            worst = max(worst, _compare(config, runtime, store, rows, model, cache))
+            count += len(rows)
+    return f"reference: {count} cached rows scored again, off by {worst:.2g} nat at most" if count else ""
+
+
+def _compare(
+    config: Config, runtime: Runtime, store: ExampleStore, rows: list[int], model: Model, cache: ReferenceCache
+) -> float:
+    """The largest distance of the responses of some examples from the cache."""
     scorer, load_images = model
-    rows = np.random.default_rng(config.seed).permutation(len(store))[:count]
-    subset = [store[int(i)] for i in rows]
-    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=count, shuffle="none", drop_last=False)
+    subset = [store[i] for i in rows]
+    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=len(rows), shuffle="none", drop_last=False)
     loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None, together=True)
-    worst = 0.0
+    worst, problem = 0.0, ""
     for loaded in loader.run(0, 1):
         for key, values, name in responses(scorer, loaded.pack):
             there = cache[key]
-            difference = abs(float(values.sum(dtype=np.float64)) - float(there.sum(dtype=np.float64)))
-            worst = max(worst, difference)
-            if not difference <= tolerance(config, len(values)):
-                raise ValueError(
+            off = distance(values, there)
+            worst = max(worst, off)
+            if not off <= tolerance(config, len(values)) and not problem:
+                problem = (
                     f"the reference cache {cache.folder} does not fit this model: a response of example {name} scores "
-                    f"{values.sum():.4f} now and {there.sum():.4f} in the cache. It was made by other weights, or with "
-                    "another attention, dtype or device; remove it (or reference.path) to make it again"
+                    f"{values.sum():.4f} now and {there.sum():.4f} in the cache ({off:.3g} nat off over its "
+                    f"{len(values)} tokens, {tolerance(config, len(values)):.3g} allowed). It was made by other "
+                    "weights or with another attention, dtype or device: remove it (or reference.path) to make it again"
                 )
+    runtime.agree(problem)
     return worst
 
 
@@ -227,26 +270,50 @@ def check_first_loss(
     loader: PackLoader,
     live: LiveReference | None,
 ) -> str:
-    """The loss of the first step, before any training, against its own value at zero margin (ln 2 for sigmoid): the
-    policy is the reference. Says both; raises with the likely cause where they differ."""
-    sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    """The first step before any training: the policy is the reference, so each pair's margin is zero but for rounding.
+    Says the largest, and the loss beside its own value at zero margin (ln 2 for sigmoid); raises with the likely cause
+    where a single pair is off. A mean would hide it: errors of either sign leave a loss where it was."""
+    sums, known = torch.zeros(2, dtype=torch.float64, device=runtime.device), True
+    worst, problem = 0.0, ""
     for loaded in loader.run(0, 1):
         pack = loaded.pack
         if live is not None:
             live.fill(pack)
         with evaluating(scorer):
-            sums[0] += objective(scorer(pack), pack)[0]
+            logps = scorer(pack)
+            sums[0] += objective(logps, pack)[0]
         at_zero = objective.at_zero_margin(pack)
-        if at_zero is None:
-            return ""
-        sums[1] += at_zero
+        known = known and at_zero is not None
+        sums[1] += at_zero or 0.0
+        for margin, off, allowed, name in margins(config, logps, pack):
+            worst = max(worst, margin)
+            if not off <= allowed and not problem:
+                problem = f"the pair {name} is {off:.3g} nat from zero margin ({allowed:.3g} allowed)"
     found, expected = runtime.sum(sums)
-    told = f"step 0: loss {found:.6f}, at zero margin {expected:.6f}"
-    allowed = 1e-3 if config.model.dtype == "float32" else max(1e-3, config.objective.beta * tolerance(config, 0))
-    if not abs(found - expected) <= allowed * max(1.0, abs(expected)):
-        raise ValueError(
-            f"{told}: the policy does not start from the reference. Likely causes: the reference cache was made from "
-            "other weights or in another dtype (remove it), reference.model is not the starting policy (name it in "
-            "reference.model), or the initial adapter is not part of it (model.adapter)"
+    worst = max(runtime.gather(worst))
+    told = f"step 0: loss {found:.6f}" + (f", at zero margin {expected:.6f}" if known else "")
+    told += f"; the largest margin of a pair is {worst:.2g} nat"
+    if problem:
+        problem = (
+            f"{told}: {problem}: the policy does not start from the reference. Likely causes: the reference cache was "
+            "made from other weights or in another dtype (remove it), reference.model is not the starting policy (name "
+            "it in reference.model), or the initial adapter is not part of it (model.adapter)"
         )
+    runtime.agree(problem)
     return told
+
+
+def margins(config: Config, logps: torch.Tensor, pack: Pack) -> list[tuple[float, float, float, str]]:
+    """Of each pair of a pack, unweighted and in nat: |margin|, its distance from the reference, the distance that is
+    allowed, the example's id."""
+    assert pack.ref_logps is not None
+    now, there = (x.float().cpu().numpy() for x in (logps[pack.index], pack.ref_logps))
+    bounds = pack.responses.tolist()
+    found = []
+    for (chosen, rejected), name in zip(pack.pairs.tolist(), pack.sample_ids, strict=True):
+        c, r = slice(bounds[chosen], bounds[chosen + 1]), slice(bounds[rejected], bounds[rejected + 1])
+        margin = abs(float((now[c] - there[c]).sum(dtype=np.float64) - (now[r] - there[r]).sum(dtype=np.float64)))
+        apart = math.hypot(*(float(np.linalg.norm((now[side] - there[side]).astype(np.float64))) for side in (c, r)))
+        allowed = sum(tolerance(config, side.stop - side.start) for side in (c, r))
+        found.append((margin, max(margin, apart), allowed, name))
+    return found

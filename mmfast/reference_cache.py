@@ -32,9 +32,13 @@ class ReferenceCache:
         self.folder = Path(folder)
         self.values: dict[str, np.ndarray] = {}
         self.shards: set[str] = set()
+        self.dropped: set[str] = set()  # keys whose row on disk is not finite, and that no other row replaces
         path = self.folder / "manifest.json"
         if path.exists():
-            self.manifest = json.loads(path.read_text())
+            try:
+                self.manifest = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}): remove its folder, it is made again") from None
             if manifest is not None:
                 differences = compare(self.manifest, manifest)
                 if differences:
@@ -66,14 +70,20 @@ class ReferenceCache:
             tensors = load_tensors(data)
             bounds, logps = tensors["offsets"].tolist(), tensors["logps"]
             for key, begin, end in zip(tensors["keys"], bounds, bounds[1:], strict=False):
-                self.values[key.tobytes().hex()] = logps[begin:end]
+                name, values = key.tobytes().hex(), logps[begin:end]
+                if np.isfinite(values).all():
+                    self.values[name] = values
+                else:
+                    self.dropped.add(name)
             self.shards.add(path.name)
+        self.dropped -= self.values.keys()
 
     def add(self, rows: dict[str, np.ndarray]) -> None:
         """Append responses, as one shard that appears whole or not at all."""
         if not rows:
             return
         arrays = [np.asarray(values, np.float32) for values in rows.values()]
+        assert all(np.isfinite(values).all() for values in arrays), "a row that is not finite is never written"
         data = save_tensors(
             {
                 "keys": np.frombuffer(bytes.fromhex("".join(rows)), np.uint8).reshape(len(rows), 32),

@@ -54,7 +54,12 @@ def import_reference(
             raise ValueError(f"example {example.id} ({example.source}): its row in {path} has no reference log-probs")
         for branch, (total, _, values) in ((example.chosen, found[:3]), (example.rejected, found[3:])):
             scored = np.asarray(values, np.float32)[_positions(branch, len(values), images, image_token, example)]
-            if abs(float(scored.sum(dtype=np.float64)) - float(total)) > tolerance:
+            if not np.isfinite(scored).all():
+                raise ValueError(
+                    f"example {example.id} ({example.source}): its reference log-probs in {path} are not finite: "
+                    "remove the row, or score it here (leave --import out)"
+                )
+            if not abs(float(scored.sum(dtype=np.float64)) - float(total)) <= tolerance:
                 raise ValueError(
                     f"example {example.id} ({example.source}): its file says a log-prob of {float(total):.2f}, its "
                     f"per-token values at our scored positions add up to {float(scored.sum()):.2f}: "

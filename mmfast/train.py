@@ -291,9 +291,8 @@ class Run:
         cache, scored = filled_cache(config, self.runtime, stores, model)
         keys = [key for store in stores for pair in keys_of(store) for key in pair]
         self.digest = cache.digest(keys)
-        if fresh and not scored and not named:
-            worst = rescore(config, self.runtime, self.store, model, cache)
-            self._say(f"reference: {config.reference.check} cached rows scored again, off by {worst:.2g} nat at most")
+        if fresh:
+            self._say(rescore(config, self.runtime, stores, model, cache, scored))
         return cache.values
 
     def _check_whole_steps(self) -> None:
