@@ -18,6 +18,7 @@ from mmfast.data.readers.base import Format, Losses, answer, need
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
+BESIDE = ("prompts.txt", "names.json")  # files that rows are read from, beside the pickle
 PLACES = ("{name}.jpg", "VG_100K/{name}.jpg", "VG_100K_2/{name}.jpg")
 ASPECTS = ("attribute", "count", "entity", "relation")
 KINDS = {
