@@ -69,9 +69,7 @@ def _built(config: Config, runtime: Runtime, settings: DataSettings, *, here: bo
             progress = config.log.progress and runtime.main
             store = build(settings, config.model.path, config.cache_dir(), progress=progress)
         except (ValueError, OSError) as error:
-            if runtime.world == 1:
-                raise
-            problem = str(error)
+            problem = str(error) or type(error).__name__
     runtime.agree(problem)
     return store
 
