@@ -114,7 +114,7 @@ def test_bad_weights_of_segments(weight, folder, rows, llava_dir):
     path = rows("p.jsonl", [GOOD, GOOD | {"chosen": LONG, "segments": segments}])
     told = "every scored token of an answer weighs 0" if weight == 0 else "a segment's weight is"
     with pytest.raises(ValueError, match=rf"p.jsonl:1: {told}.*\[weight\]"):
-        run(settings(path, segments="record", truncate="response"), llava_dir, folder)
+        run(settings(path, segments="record", truncate="response", template="vicuna_v1"), llava_dir, folder)
 
 
 def test_a_row_may_weigh_nothing(folder, rows, llava_dir):
