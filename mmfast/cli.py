@@ -164,10 +164,11 @@ def merge(
 
 
 def main() -> None:
-    """Entry point. A user's mistake (ValueError, a missing file) is one line; anything else keeps its traceback."""
+    """Entry point. A user's mistake (ValueError, a file that cannot be opened) is one line; anything else keeps its
+    traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         sys.exit(f"mmfast: {error}")
 
 

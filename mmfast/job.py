@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig
 
 from mmfast.config import Config, dump
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import DataSettings, build, reopen
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
@@ -36,24 +36,26 @@ LoadImages = Callable[[list[str]], dict[str, Tensor]]
 
 
 def open_examples(config: Config, runtime: Runtime, path: Any = None) -> ExampleStore:
-    """Built by rank 0 (or found in the cache), then opened by all. `path`: other data in the same form (eval)."""
+    """Built by rank 0 (or found in the cache) and opened by all as it stands: rank 0 alone looks at the image files.
+    `path`: other data in the same form (eval)."""
     if not (path or config.data.path):
         raise ValueError("data.path is empty: name a file of examples")
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory or hub id")
     fetch_models(config, runtime, weights=False)
     settings = _data_settings(config, path)
-    store, problem = None, ""
-    if runtime.main:
-        try:
-            store = build(settings, config.model.path, config.cache_dir(), progress=config.log.progress)
-        except ValueError as error:
-            if runtime.world == 1:
-                raise
-            problem = str(error)
-    runtime.agree(problem)
-    if store is None:
-        store = build(settings, config.model.path, config.cache_dir(), progress=False, report_to=lambda _: None)
+    store = _built(config, runtime, settings, here=runtime.main)
+    found = runtime.gather((store.path, store.roots, store.digest) if store else None)[0]
+    if runtime.world > 1:  # a cache on a node's own disk is filled by the first rank of each node
+        missing = runtime.local_rank == 0 and not (found[0] / "manifest.json").exists()
+        mine = _built(config, runtime, settings, here=missing)
+        if mine is not None and mine.digest != found[2]:
+            problem = f"data.path: this node's data or images are not those of rank 0 ({mine.path}, {found[0]})"
+        else:
+            problem = ""
+        runtime.agree(problem)
+        store = store or mine or reopen(found[0], found[1], settings)
+    assert store is not None
     pairs = store.preference
     if config.objective.kind == "dpo" and not pairs:
         raise ValueError('data.path holds examples without a rejected side: objective.kind = "dpo" needs pairs')
@@ -79,6 +81,19 @@ def fetch_models(config: Config, runtime: Runtime, *, weights: bool) -> None:
                     problem = f"{key}: {error}"
             runtime.agree(problem)
             commit = runtime.gather(commit)[0]
+
+
+def _built(config: Config, runtime: Runtime, settings: DataSettings, *, here: bool) -> ExampleStore | None:
+    """The store, on the ranks that build or find it; a problem of one is raised on all."""
+    store, problem = None, ""
+    if here:
+        try:
+            progress = config.log.progress and runtime.main
+            store = build(settings, config.model.path, config.cache_dir(), progress=progress)
+        except (ValueError, OSError) as error:
+            problem = str(error) or type(error).__name__
+    runtime.agree(problem)
+    return store
 
 
 def _data_settings(config: Config, path: Any) -> DataSettings:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
+import math
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -17,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from mmfast.data.binding import Place, Variant, sha256_of
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex
 from mmfast.data.problems import BadRow, Problem, Report
 from mmfast.data.readers import Format, format_of, read_row
+from mmfast.data.readers.dgpref import BESIDE
 from mmfast.data.rows import Row, data_files, iterate
-from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, merge_parts
+from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
 from mmfast.data.templates import Template
 from mmfast.data.tokens import Tokenizer
 from mmfast.directory import directory
@@ -67,10 +70,25 @@ class DataSettings:
             if not isinstance(item, dict) or "path" not in item or not set(item) <= {"path", "weight"}:
                 raise ValueError(f"data.path: {item!r} is not {{ path = ..., weight = ... }}")
             weight = float(item.get("weight", 1.0))
-            if not weight > 0:
+            if not 0 < weight < math.inf:
                 raise ValueError(f"data.path: the weight of {item['path']} is {weight}; it must be above 0")
             out.append((str(item["path"]), weight))
         return out
+
+    def roots(self) -> list[Path]:
+        """Of each file: where its relative image paths start. The path as given: a linked file has the pictures that
+        lie beside the link."""
+        given = [Path(path) for path, _ in self.files()]
+        return [Path(self.images) if self.images else p if p.is_dir() else p.parent for p in given]
+
+
+class NoExamples(ValueError):
+    """Every row of the data is bad."""
+
+    def __init__(self, report: Report):
+        first = "; ".join(str(p) for p in report.dropped[:3])
+        super().__init__(f"data.path: no example is left: {report.summary()}" + (f". First: {first}" if first else ""))
+        self.report = report
 
 
 @dataclass(slots=True)
@@ -87,11 +105,12 @@ class Maker:
     def part(self, target: Path, file: int, rows: list[Row]) -> Report:
         """One chunk of rows to one part file. With on_error = "raise" the first bad row ends the build."""
         part, report = Part(), Report()
+        self.index.start()
         for row in rows:
             report.rows += 1
             try:
                 for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
-                    images = [self.index.look_up(i, self.roots[file]) for i in record.images]
+                    images = [self.index.look_up(i, self.roots[file], file) for i in record.images]
                     example, notes = self.builder.build(record, images)
                     part.add(example, file)
                     report.examples += 1
@@ -105,7 +124,7 @@ class Maker:
             "names": part.names,
             "image_ids": list(part.images),
             "images": [asdict(self.index.infos[i]) for i in part.images],
-            "stamps": {i: self.index.stamps[i] for i in part.images if i in self.index.stamps},
+            "files": [(where, self.index.contents[where]) for where in sorted(self.index.used)],
             "report": report.to_dict(),
         }
         save_arrays(target, part.arrays(), {"content": json.dumps(content)})
@@ -121,19 +140,23 @@ def _work(target: Path, file: int, rows: list[Row]) -> Report:
 
 
 def file_digest(path: Path, remembered: Path) -> str:
-    """sha256 of a file; remembered under its path, size and time, so that a second start need not read it."""
+    """sha256 of a file; remembered under its path, inode, size and time, so that a second start need not read it."""
     status = path.stat()
-    stamp = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    note = remembered / hashlib.sha256(stamp.encode()).hexdigest()
-    if note.exists():
-        return note.read_text()
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    remembered.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest.hexdigest())
-    return digest.hexdigest()
+    stamp = f"{path.resolve()}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    note = remembered / hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()
+    try:
+        known = note.read_text()
+        if len(known) == 64 and set(known) <= set("0123456789abcdef"):
+            return known
+    except (OSError, ValueError):
+        pass
+    digest = sha256_of(path)
+    try:
+        remembered.mkdir(parents=True, exist_ok=True)
+        note.write_text(digest)
+    except OSError:
+        pass  # a cache that cannot be written is no less right
+    return digest
 
 
 def _model_digest(folder: Path, remembered: Path) -> str:
@@ -146,13 +169,12 @@ def _model_digest(folder: Path, remembered: Path) -> str:
 def build(
     data: DataSettings, model: str | Path, cache: str | Path, *, progress: bool = True, report_to: Any = print
 ) -> ExampleStore:
-    """The examples of `data` for `model`; from the cache where they are already there, else built into it.
+    """The examples of `data` for `model` and for the pictures that lie under its roots (binding.py); from the cache
+    where they are already there, else built into it. A finished cache is only read.
 
-    One process builds (rank 0 of a distributed run); the others open the same store afterwards.
+    One process builds (rank 0 of a distributed run); the others open what it found (`reopen`).
     """
     folder, cache = directory(model), Path(cache)
-    files = [f for path, _ in data.files() for f in data_files(path)]
-    digests = [file_digest(f, cache / "digests") for f in files]
     settings = ExampleSettings(
         turns=data.turns,
         max_length=data.max_length,
@@ -163,72 +185,100 @@ def build(
     )
     key = {
         "version": FORMAT_VERSION,
-        "data": digests,
+        **_data_digests(data, cache / "digests"),
         "model": _model_digest(folder, cache / "digests"),
         "template": data.template,
         "settings": asdict(settings),
         "image": [data.aspect, data.min_pixels, data.max_pixels],
         "format": data.format,
-        "images": str(Path(data.images).resolve()) if data.images else [str(f.resolve().parent) for f in files],
         "on_error": data.on_error,
         "limit": data.limit,
-        "options": data.options,
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = cache / "examples" / name
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs that start together one builds and the other finds
-        if not (path / "manifest.json").exists() or _images_changed(path):
-            _build(data, folder, path, cache, settings, progress, {**key, "key": name})
-            report_to(ExampleStore(path).report.summary())
-    store = ExampleStore(path)
+    digest = _digest(key)
+    names = [
+        [f.name if f == Path(path) else str(f.relative_to(path)) for f in data_files(path)] for path, _ in data.files()
+    ]
+    place = Place(cache, _digest([digest, names]), data.roots())  # messages name files; what is trained on does not
+    found = place.bound()
+    if found is None:
+        found = _bind_or_build(data, folder, place, settings, progress, report_to, {**key, "key": digest})
+    store = reopen(found.path, place.roots, data)
     if not len(store.arrays["chosen"]):
-        raise ValueError(f"data.path: no example is left: {store.report.summary()}")
-    return ExampleStore(path, _mixed(store, data))
+        raise NoExamples(store.report)
+    return store
 
 
-def _images_changed(path: Path) -> bool:
-    """Image files are named by content, but found by path: a changed or moved one makes the store stale."""
-    found = json.loads((path / "images.json").read_text())
-    for info in found["images"]:
+def reopen(path: Path, roots: Sequence[str], data: DataSettings) -> ExampleStore:
+    """A store that `build` of another process has found (its `path` and `roots`), without looking at any file again."""
+    store = ExampleStore(path, roots=roots)
+    order = _mixed(store, data)
+    return store if order is None else ExampleStore(path, order, roots)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _data_digests(data: DataSettings, remembered: Path) -> dict[str, Any]:
+    """The contents of all that rows are read from: data files, files that options name, DGPref's lists beside them."""
+    files = [data_files(path) for path, _ in data.files()]
+    beside = {f.parent / name for some in files for f in some for name in BESIDE}
+    if any(f.exists() for f in beside) and all(format_of(p, data.format).name != "dgpref" for p, _ in data.files()):
+        beside = set()
+    options = {
+        name: file_digest(Path(value), remembered) if isinstance(value, str) and Path(value).is_file() else value
+        for name, value in data.options.items()
+    }
+    return {
+        "data": [[file_digest(f, remembered) for f in some] for some in files],
+        "beside": sorted([f.name, file_digest(f, remembered)] for f in beside if f.exists()),
+        "options": options,
+    }
+
+
+def _file_names(data: DataSettings) -> list[list[str]]:
+    """A renamed file has a store of its own, since messages name it; the digest, and so a run, do not depend on it."""
+    files = [(Path(path), data_files(path)) for path, _ in data.files()]
+    return [[f.name if f == path else str(f.relative_to(path)) for f in some] for path, some in files]
+
+
+def _bind_or_build(
+    data: DataSettings,
+    folder: Path,
+    place: Place,
+    settings: ExampleSettings,
+    progress: bool,
+    report_to: Any,
+    manifest: dict[str, Any],
+) -> Variant:
+    """Under the place's lock: of two runs that start together one compares or builds and the other finds."""
+    with contextlib.ExitStack() as stack:
         try:
-            status = os.stat(info["source"])
-        except OSError:
-            return True
-        stamp = found["stamps"].get(info["id"])
-        if stamp and stamp != [status.st_size, status.st_mtime_ns]:
-            return True
-    return False
+            stack.enter_context(place.lock())
+        except OSError as error:
+            found = place.bind(progress, remember=False)
+            if found is None:
+                raise ValueError(
+                    f"data.cache: {place.folder} cannot be written ({error.strerror}) and holds no examples of this "
+                    "data with these settings and images; name a folder of your own"
+                ) from None
+            report_to(f"{place.folder} cannot be written: its images are compared anew at each start")
+            return found
+        found = place.bound() or place.bind(progress)
+        if found is None:
+            found = _build(data, folder, place, settings, progress, manifest)
+            report_to(ExampleStore(found.path).report.summary())
+        return found
 
 
 def _build(
-    data: DataSettings,
-    folder: Path,
-    path: Path,
-    cache: Path,
-    settings: ExampleSettings,
-    progress: bool,
-    manifest: dict[str, Any],
-) -> None:
+    data: DataSettings, folder: Path, place: Place, settings: ExampleSettings, progress: bool, manifest: dict[str, Any]
+) -> Variant:
     global _maker
-    formats, roots, sources = [], [], []
-    for given, _ in data.files():
-        formats.append(format_of(given, data.format))
-        base = Path(given)
-        roots.append(Path(data.images) if data.images else base if base.is_dir() else base.parent)
-        sources.append(given)
     template = Template(data.template, Tokenizer.load(folder))
     reads_images = template.tokenizer.image_token_id is not None
     processor = partial(ImageProcessor.from_model_dir, folder, data.aspect, data.min_pixels, data.max_pixels)
-    _maker = Maker(
-        formats=formats,
-        roots=roots,
-        builder=ExampleBuilder(template, settings),
-        index=ImageIndex(processor if reads_images else None, cache / "images"),
-        options=data.options,
-        drop=data.on_error == "drop",
-    )
+    formats = [format_of(path, data.format) for path, _ in data.files()]
     manifest |= {
         "formats": [f.name for f in formats],
         "image_token_id": template.tokenizer.image_token_id,
@@ -236,17 +286,43 @@ def _build(
         "tokenizer": template.tokenizer.digest,
         "processor": processor().digest() if reads_images else "",
     }
-    (path / "manifest.json").unlink(missing_ok=True)
-    jobs = ((path / f"part-{n:06}.safetensors", file, rows) for n, (file, rows) in enumerate(_chunks(sources, data)))
-    try:
-        parts = _run(jobs, data.workers, progress)
-    finally:
-        _maker = None
-    merge_parts(path, parts, manifest)
+    known = [image for variant in place.variants() for image in variant.images]
+    for _ in range(3):
+        place.building.mkdir(exist_ok=True)
+        jobs = (
+            (place.building / f"part-{n:06}.safetensors", file, rows) for n, (file, rows) in enumerate(_chunks(data))
+        )
+        _maker = Maker(
+            formats=formats,
+            roots=data.roots(),
+            builder=ExampleBuilder(template, settings),
+            index=ImageIndex(
+                processor if reads_images else None,
+                Path(place.roots[-1]),
+                {i["id"]: image_info(i, "") for i in known},
+                place.seen,
+            ),
+            options=data.options,
+            drop=data.on_error == "drop",
+        )
+        try:
+            parts = _run(jobs, data.workers, progress)
+        finally:
+            _maker = None
+        try:
+            contents = contents_of(parts)
+            if place.unchanged(contents):
+                merge_parts(place.building / "store", parts, manifest)
+                return place.adopt(place.building / "store", contents)
+        except Unfit:
+            pass  # left by a start that was killed, and damaged since or made from pictures that are others now
+        shutil.rmtree(place.building)
+        place.seen.clear()
+    raise ValueError(f"images under {', '.join(place.roots[:-1])} change while examples are built from them")
 
 
-def _chunks(sources: list[str], data: DataSettings) -> Iterator[tuple[int, list[Row]]]:
-    for file, source in enumerate(sources):
+def _chunks(data: DataSettings) -> Iterator[tuple[int, list[Row]]]:
+    for file, (source, _) in enumerate(data.files()):
         rows = iterate(source)
         if data.limit:
             rows = islice(rows, data.limit)

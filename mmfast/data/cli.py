@@ -61,7 +61,8 @@ def show(
     html: Path = HTML,
     option: list[str] = OPTION,
 ) -> None:
-    """Print examples as the model reads them: the prompt, and each response token by side, label and weight."""
+    """Print examples as the model reads them: the prompt, and each response token by side, label and weight. Exit code
+    1 if every row is bad."""
     from rich.console import Console
 
     from mmfast.data.build import DataSettings
@@ -73,15 +74,18 @@ def show(
                         options=_options(option))  # fmt: skip
     tokenizer, items = preview(data, model, count, first)
     if html is not None:
-        html.write_text(page(file.name, tokenizer, list(items)), encoding="utf-8")
+        items = list(items)
+        html.write_text(page(file.name, tokenizer, items), encoding="utf-8")
         typer.echo(f"wrote {html}")
-        return
-    console = Console()
+        raise typer.Exit(1 if items and all(isinstance(item, Problem) for item in items) else 0)
+    console, kinds = Console(), set()
     for item in items:
+        kinds.add(type(item))
         if isinstance(item, Problem):
             console.print(f"[red]{item.source}[/red]: {item.message} ({item.kind})", highlight=False)
         else:
             print_shown(console, tokenizer, item)
+    raise typer.Exit(1 if kinds == {Problem} else 0)
 
 
 @app.command()
@@ -102,17 +106,21 @@ def check(
     option: list[str] = OPTION,
 ) -> None:
     """Build every example and report on them. Exit code 1 if more rows are bad than --allow."""
-    from mmfast.data.build import DataSettings, build
+    from mmfast.data.build import DataSettings, NoExamples, build
     from mmfast.data.check import examine
 
     data = DataSettings(path=str(file), format=format, images=images, template=template, turns=turns,
                         max_length=max_length, max_words=max_words, truncate=truncate, on_error="drop",
                         workers=workers, options=_options(option))  # fmt: skip
-    store = build(data, model, cache, progress=sys.stderr.isatty() and not as_json, report_to=lambda text: None)
-    found = examine(store)
-    bad = len(store.report.dropped)
+    try:
+        store = build(data, model, cache, progress=sys.stderr.isatty() and not as_json, report_to=lambda text: None)
+        report, found = store.report, examine(store)
+    except NoExamples as error:
+        report = error.report
+        found = {"rows": report.rows, "examples": 0, "dropped": report.counts()}
+    bad = len(report.dropped)
     if as_json:
-        found["problems"] = [str(p) for p in store.report.dropped]
+        found["problems"] = [str(p) for p in report.dropped]
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         for name, value in found.items():
@@ -124,9 +132,9 @@ def check(
                         typer.echo(f"  {low:>6}-{high:<6} {'█' * round(30 * n / most)} {n}")
             else:
                 typer.echo(f"{name}: {_line(value)}")
-        for problem in store.report.dropped:
+        for problem in report.dropped:
             typer.echo(f"bad row {problem}")
-    raise typer.Exit(1 if bad > allow * store.report.rows else 0)
+    raise typer.Exit(1 if bad > allow * report.rows or not found["examples"] else 0)
 
 
 def _line(value: Any) -> str:

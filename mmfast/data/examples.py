@@ -13,6 +13,8 @@ from mmfast.data.records import Branch, Example, ImageInfo, Record
 from mmfast.data.segments import changed_flags, span_weights
 from mmfast.data.templates import Chunk, Template, image_count, parts, text_of
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # weights are float32 in a pack
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSettings:
@@ -53,6 +55,7 @@ class ExampleBuilder:
 
     def build(self, record: Record, images: Sequence[ImageInfo]) -> tuple[Example, list[Problem]]:
         """`images` are record.images, looked up, in order. Raises BadRow."""
+        _check_weight(record.weight, "weight")
         notes: list[Problem] = []
         chosen = self._side(record, record.chosen_prompt or record.prompt, record.chosen, images, notes, "chosen")
         rejected = None
@@ -95,12 +98,17 @@ class ExampleBuilder:
 
     def _given(self, side: Side, segments: list) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Spans given in the record; they count characters of the last answer."""
+        for segment in segments:
+            if len(segment) > 2 and segment[2] is not None:
+                _check_weight(segment[2], "a segment's weight")
         n, first = len(side.offsets), side.last_span_from
         changed, weights = span_weights(side.offsets[first:], segments, side.answer_start)
         flags = np.zeros(n, bool)
         flags[first:] = changed
         if weights is not None:
             weights = np.concatenate([np.ones(first, np.float32), weights])
+            if not weights.any():
+                raise BadRow("weight", "every scored token of an answer weighs 0: leave the row out")
         return (flags if flags.any() else None), weights
 
     def _side(
@@ -233,6 +241,12 @@ class ExampleBuilder:
         side.spans[-1] = (first, keep)
         side.offsets = side.offsets[: len(side.offsets) - cut]
         notes.append(Problem(record.source, "truncated", f"{what}; {cut} response tokens were cut"))
+
+
+def _check_weight(weight: float, name: str) -> None:
+    """0 is allowed: such a row or token adds nothing."""
+    if not 0 <= weight <= FLOAT32_MAX:
+        raise BadRow("weight", f"{name} is {weight}: it must be a number from 0 on")
 
 
 def _pairs(offsets: list[tuple[int, int]]) -> np.ndarray:

@@ -19,16 +19,25 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays as read-only views of the file, and its metadata."""
+    """The arrays as read-only views of the file, and its metadata. ValueError where it is no such file or not whole."""
+    try:
+        return _mapped(path)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or no file of arrays ({error})") from None
+
+
+def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with open(path, "rb") as f:
+        whole = os.fstat(f.fileno()).st_size
         size = int.from_bytes(f.read(8), "little")
+        if not 2 <= size <= whole - 8:
+            raise ValueError("its header is longer than the file")
         header = json.loads(f.read(size))
     metadata = header.pop("__metadata__", {})
-    content = (
-        np.memmap(path, np.uint8, "r", offset=8 + size)
-        if any(v["data_offsets"][1] for v in header.values())
-        else np.zeros(0, np.uint8)
-    )
+    last = max((v["data_offsets"][1] for v in header.values()), default=0)
+    if last != whole - 8 - size:
+        raise ValueError(f"{whole - 8 - size} bytes of arrays where {last} are announced")
+    content = np.memmap(path, np.uint8, "r", offset=8 + size) if last else np.zeros(0, np.uint8)
     arrays = {}
     for name, value in header.items():
         first, end = value["data_offsets"]

@@ -18,6 +18,31 @@ class BadRow(ValueError):
         return BadRow, (self.kind, str(self))
 
 
+def check_texts(value: Any) -> None:
+    """Raises BadRow where a text holds half a character. JSON can write one ("\\ud83d"); UTF-8 and tokenizers
+    cannot."""
+    left = [("", value)]
+    while left:
+        place, found = left.pop()
+        if isinstance(found, str):
+            try:
+                found.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(found[error.start]):04x}"
+                before = found[max(0, error.start - 20) : error.start].encode(errors="replace").decode()
+                told = f"{place or 'the text'} holds {half}, half of a character, after {before!r}"
+                raise BadRow("text", f"{told}: it was cut there, and cannot be written or tokenised") from None
+        elif isinstance(found, dict):
+            left += [(f"a name in {place or 'the row'}", key) for key in found if isinstance(key, str)]
+            left += [(f"{place}.{key}" if place else str(key), v) for key, v in found.items() if _holds_text(v)]
+        elif isinstance(found, list | tuple):
+            left += [(f"{place}[{i}]", v) for i, v in enumerate(found) if _holds_text(v)]
+
+
+def _holds_text(value: Any) -> bool:
+    return not value.isascii() if isinstance(value, str) else isinstance(value, dict | list | tuple)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     source: str  # "file:row"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.pickles import load_pickle
-from mmfast.data.problems import BadRow
+from mmfast.data.problems import BadRow, check_texts
 
 JSONL = (".jsonl", ".ndjson")
 PICKLE = (".pkl", ".pickle")
@@ -56,7 +56,15 @@ def iterate(path: str | Path) -> Iterator[Row]:
     for file in data_files(path):
         for i, value in enumerate(_values(file)):
             if value is not None:  # a blank line keeps its number
-                yield Row(file, i, value)
+                yield Row(file, i, _checked(value))
+
+
+def _checked(value: Any) -> Any:
+    try:
+        check_texts(value)
+    except BadRow as error:
+        return error
+    return value
 
 
 def _values(file: Path) -> Iterator[Any]:

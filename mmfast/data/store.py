@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmfast.data.binding import Contents, damaged, digest_of, sha256_of
 from mmfast.data.flat import map_arrays, offsets_of, save_arrays
 from mmfast.data.problems import Report
 from mmfast.data.records import Branch, Example, ImageInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class ExampleStore:
@@ -33,18 +35,29 @@ class ExampleStore:
     image_tokens int32[I]                            slots of each image
     """
 
-    def __init__(self, path: str | Path, order: np.ndarray | None = None):
+    def __init__(self, path: str | Path, order: np.ndarray | None = None, roots: Sequence[str] = ()):
+        """`roots`: where the image files are (binding.py); without them images are known but cannot be opened."""
         self.path = Path(path)
-        self.arrays, metadata = map_arrays(self.path / "examples.safetensors")
-        self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        self.image_ids: list[str] = json.loads(metadata["image_ids"])
+        self.roots = list(roots)
+        self.manifest: dict[str, Any] = self._read("manifest.json")
+        try:
+            self.arrays, metadata = map_arrays(self.path / "examples.safetensors")
+            self.image_ids: list[str] = json.loads(metadata["image_ids"])
+        except (OSError, ValueError, LookupError) as error:
+            raise ValueError(damaged(self.path, error)) from None
         self._order = order
 
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(damaged(self.path, f"{name}: {error}")) from None
+
     def __getstate__(self) -> dict[str, Any]:  # a worker maps the file itself
-        return {"path": self.path, "order": self._order}
+        return {"path": self.path, "order": self._order, "roots": self.roots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["order"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -123,31 +136,46 @@ class ExampleStore:
 
     @cached_property
     def images(self) -> Mapping[str, ImageInfo]:
-        infos = json.loads((self.path / "images.json").read_text())
-        return {i["id"]: ImageInfo(**{**i, "grid": tuple(i["grid"]) if i["grid"] else None}) for i in infos["images"]}
+        """Each distinct image, with its file under this store's roots."""
+        found = self._read("images.json")
+        where: dict[str, str] = {}
+        for root, name, content, _ in found["files"]:
+            where.setdefault(content, os.path.join(self.roots[root], name) if self.roots else name)
+        return {i["id"]: image_info(i, where[i["id"]]) for i in found["images"]}
 
     def open_image(self, name: str) -> bytes:
         """The bytes of an image's file; raises if they are not those the examples were built from."""
         source = self.images[name].source
         data = Path(source).read_bytes()
         if hashlib.sha256(data).hexdigest() != name:
-            raise ValueError(f"{source} has changed since the examples were built; start again to rebuild them")
+            raise ValueError(
+                f"{source} has changed since the examples were built; start again to rebuild what has (if its time was "
+                f"set back, delete {self.path.parent / 'bindings'} first)"
+            )
         return data
 
     # the rest
 
     @cached_property
     def _names(self) -> list[list[str]]:
-        return json.loads((self.path / "names.json").read_text())
+        return self._read("names.json")
 
     @cached_property
     def report(self) -> Report:
-        return Report.from_dict(json.loads((self.path / "report.json").read_text()))
+        return Report.from_dict(self._read("report.json"))
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Names the stored examples: data, template, tokenizer, image processing and settings."""
-        return self.manifest["key"]
+        """Names the examples and their order: data, images by content, template, tokenizer, image processing,
+        settings. No path is in it: the same data and pictures elsewhere have the same digest."""
+        digest = self.manifest["digest"]
+        if self._order is not None:
+            digest = hashlib.sha256(digest.encode() + self._order.tobytes()).hexdigest()[:24]
+        return digest
+
+
+def image_info(image: dict[str, Any], source: str) -> ImageInfo:
+    return ImageInfo(**{**image, "source": source, "grid": tuple(image["grid"]) if image["grid"] else None})
 
 
 class Part:
@@ -211,12 +239,31 @@ class Part:
         }
 
 
+class Unfit(Exception):
+    """Parts that make no store together."""
+
+
+def contents_of(parts: list[Path]) -> Contents:
+    """What every image file was when the parts were built. Raises Unfit where one part saw another picture, or is
+    damaged."""
+    found: Contents = {}
+    for part in parts:
+        try:
+            files = json.loads(map_arrays(part)[1]["content"])["files"]
+            for (root, name), (content, stamp) in files:
+                where = root, name
+                if found.setdefault(where, (content, tuple(stamp)))[0] != content:
+                    raise Unfit(f"{name} changed between parts")
+        except (ValueError, LookupError, TypeError) as error:
+            raise Unfit(str(error)) from None
+    return found
+
+
 def merge_parts(path: Path, parts: list[Path], manifest: dict[str, Any]) -> None:
-    """Write a store from its parts, in order. The manifest goes last: a store without one is unfinished."""
+    """Write a store into `path` from its parts, in order."""
     columns: dict[str, list[np.ndarray]] = {}
     images: dict[str, int] = {}
     infos: list[dict] = []
-    stamps: dict[str, list] = {}
     names: list = []
     report = Report()
     branches = 0
@@ -226,8 +273,7 @@ def merge_parts(path: Path, parts: list[Path], manifest: dict[str, Any]) -> None
         for info in found["images"]:
             if info["id"] not in images:
                 images[info["id"]] = len(images)
-                infos.append(info)
-        stamps.update(found["stamps"])
+                infos.append({k: v for k, v in info.items() if k != "source"})
         names += found["names"]
         report.merge(Report.from_dict(found["report"]))
         refs = np.asarray([images[i] for i in found["image_ids"]], np.int32)
@@ -246,15 +292,14 @@ def merge_parts(path: Path, parts: list[Path], manifest: dict[str, Any]) -> None
     ):
         flat[name] = offsets_of(flat.pop(lengths))
     flat["image_tokens"] = np.asarray([i["tokens"] for i in infos], np.int32)
+    files = sorted((*where, content, stamp[2]) for where, (content, stamp) in contents_of(parts).items())
+    path.mkdir(exist_ok=True)
     save_arrays(path / "examples.safetensors", flat, {"image_ids": json.dumps(list(images))})
-    for name, content in (
-        ("images.json", {"images": infos, "stamps": stamps}),
-        ("names.json", names),
-        ("report.json", report.to_dict()),
-        ("manifest.json", manifest),
-    ):
-        temporary = path / f"{name}.tmp"
-        temporary.write_text(json.dumps(content, ensure_ascii=False))
-        temporary.replace(path / name)
-    for part in (*parts, *path.glob("*.tmp")):  # of this build, and what a killed one left
-        part.unlink()
+    own = ("images.json", {"images": infos, "files": files}), ("names.json", names), ("report.json", report.to_dict())
+    for name, content in own:
+        (path / name).write_text(json.dumps(content))
+    written = {name: sha256_of(path / name) for name in ("examples.safetensors", *(name for name, _ in own))}
+    pictures = digest_of(files)
+    digest = hashlib.sha256(f"{manifest['key']}{pictures}".encode()).hexdigest()[:24]
+    told = {**manifest, "images": pictures, "digest": digest, "own": written}
+    (path / "manifest.json").write_text(json.dumps(told))

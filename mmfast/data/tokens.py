@@ -144,6 +144,9 @@ class Tokenizer:
 
     def mask(self, text: str) -> tuple[str, list[str]]:
         """Each special token written out in `text` becomes one private-use character; also which they were."""
+        taken = self._find_mask.search(text)
+        if taken:
+            raise BadRow("text", f"the private-use character U+{ord(taken.group()):X} stands in a text")
         found: list[str] = []
 
         def replace(match: re.Match) -> str:

@@ -74,7 +74,8 @@ def normaliser(examples: Sequence[Example], gamma: float) -> float:
     """What a step's summed loss is divided by: its pairs, or for SFT its response weights."""
     if not examples or examples[0].rejected is not None:
         return float(len(examples))
-    return float(sum(e.weight * float(token_weights(e.chosen, gamma).sum(dtype=np.float64)) for e in examples))
+    total = float(sum(e.weight * float(token_weights(e.chosen, gamma).sum(dtype=np.float64)) for e in examples))
+    return total or 1.0  # a step of rows that weigh 0 adds nothing; it is not 0 / 0
 
 
 class _Stream:

@@ -82,7 +82,7 @@ def rows(tmp_path):
 
     def write(name: str, content: list) -> Path:
         path = tmp_path / name
-        lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in content]
+        lines = [r if isinstance(r, str) else json.dumps(r) for r in content]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 

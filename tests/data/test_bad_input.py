@@ -44,6 +44,27 @@ CASES = {
     "wrong type": (GOOD | {"prompt": 3}, "format", "prompt is not a list of messages"),
     "role": (GOOD | {"prompt": [{"role": "judge", "content": "x"}]}, "format", "unknown role 'judge'"),
     "weight": (GOOD | {"weight": "heavy"}, "format", "could not convert string to float"),
+    "weight not a number": (GOOD | {"weight": float("nan")}, "weight", "weight is nan: it must be a number from 0 on"),
+    "infinite weight": (GOOD | {"weight": float("inf")}, "weight", "weight is inf"),
+    "weight beyond float32": (GOOD | {"weight": 1e300}, "weight", "weight is 1e+300"),
+    "negative weight": (GOOD | {"weight": -3}, "weight", "weight is -3"),
+    "half a character": (
+        GOOD | {"chosen": [{"role": "assistant", "content": "A smile \ud83d"}]},
+        "text",
+        "chosen[0].content holds \\ud83d, half of a character, after 'A smile '",
+    ),
+    "half a character in an id": (GOOD | {"id": "\udc00"}, "text", "id holds \\udc00"),
+    "half a character in a name": (GOOD | {"images": ["\ud800.png"]}, "text", "images[0] holds"),
+    "half a character in a key": (GOOD | {"meta": {"\ud800": 1}}, "text", "a name in meta holds"),
+    "private use": (
+        GOOD | {"prompt": [{"role": "user", "content": "What is \U000f0000?"}]},
+        "text",
+        "private-use character U+F0000 stands",
+    ),
+    "image name with a zero byte": (GOOD | {"images": ["a\0.png"]}, "image-missing", "cannot be read (embedded null"),
+    "image is a folder": (GOOD | {"images": ["."]}, "image-missing", "cannot be read (it is no file)"),
+    "image is a device": (GOOD | {"images": ["/dev/zero"]}, "image-missing", "cannot be read (it is no file)"),
+    "image is a number": (GOOD | {"images": [3]}, "image-missing", "an image given as int"),
     "segment": (GOOD | {"segments": {"chosen": [[5, 2]]}}, "format", "a segment is [start, end]"),
 }
 
@@ -76,6 +97,29 @@ def test_each_case(name, folder, rows, llava_dir):
     assert [e.source for e in store] == ["p.jsonl:0", "p.jsonl:2"]
     (problem,) = store.report.dropped
     assert problem.source == "p.jsonl:1" and problem.kind == kind and re.search(pattern, problem.message)
+
+
+def test_half_a_character_inside_json_text_is_found(folder, rows, llava_dir):
+    """RLHF-V's text column is JSON within JSON: the row itself is plain ASCII."""
+    text = json.dumps({"question": "What?", "chosen": "Red \ud83d", "rejected": "Blue"})
+    path = rows("p.jsonl", [{"image": "a.png", "text": text, "image_path": "a.png"}])
+    with pytest.raises(ValueError, match=r"p.jsonl:0: chosen\[0\].content holds \\ud83d.*\[text\]"):
+        run(settings(path, format="rlhfv"), llava_dir, folder)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e300, 0])
+def test_bad_weights_of_segments(weight, folder, rows, llava_dir):
+    """Of a cut answer the end mark is cut too: then nothing is left that weighs anything."""
+    segments = {"chosen": [[0, 9999, weight]]}
+    path = rows("p.jsonl", [GOOD, GOOD | {"chosen": LONG, "segments": segments}])
+    told = "every scored token of an answer weighs 0" if weight == 0 else "a segment's weight is"
+    with pytest.raises(ValueError, match=rf"p.jsonl:1: {told}.*\[weight\]"):
+        run(settings(path, segments="record", truncate="response", template="vicuna_v1"), llava_dir, folder)
+
+
+def test_a_row_may_weigh_nothing(folder, rows, llava_dir):
+    store = run(settings(rows("p.jsonl", [GOOD, GOOD | {"weight": 0}])), llava_dir, folder)
+    assert [e.weight for e in store] == [1.0, 0.0]
 
 
 def test_truncation_keeps_prompt_and_image(folder, rows, llava_dir):

@@ -62,6 +62,21 @@ def test_check(file, rows, llava_dir, tmp_path):
     assert lenient.exit_code == 0
 
 
+def test_with_no_good_row_the_reasons_are_printed(rows, llava_dir, tmp_path):
+    image = samples.TRL[0] | {"images": ["gone.png"]}
+    text = samples.TRL[1] | {"chosen": [samples.assistant("Yes \ud83d")]}
+    base = [str(rows("bad.jsonl", [image, text])), "-m", str(llava_dir)]
+    result = run(app, ["check", *base, "--cache", str(tmp_path / "c"), "--workers", "1", "--allow", "1"])
+    assert result.exit_code == 1 and result.exception.__class__ is SystemExit
+    assert "examples: 0" in result.output and "dropped: image-missing: 1, text: 1" in result.output
+    assert "bad row bad.jsonl:0: image" in result.output and "gone.png cannot be read" in result.output
+    assert "bad row bad.jsonl:1: chosen[0].content holds \\ud83d" in result.output
+    found = json.loads(run(app, ["check", *base, "--cache", str(tmp_path / "c"), "--workers", "1", "--json"]).output)
+    assert found["examples"] == 0 and len(found["problems"]) == 2
+    for more in ([], ["--html", str(tmp_path / "p.html")]):
+        assert run(app, ["show", *base, *more]).exit_code == 1
+
+
 def test_sharing_of_a_group(rows, picture, llava_dir, tmp_path):
     """Four pairs of one question: distinct tokens counted by hand."""
     picture("a.png")
@@ -82,7 +97,7 @@ def test_sharing_of_a_group(rows, picture, llava_dir, tmp_path):
     from mmfast.data.store import ExampleStore
     from mmfast.packing import Layout, build_pack
 
-    (folder,) = (tmp_path / "c/examples").iterdir()
+    (folder,) = (p.parent for p in (tmp_path / "c/examples").glob("*/*/manifest.json"))
     store = ExampleStore(folder)
     pack = build_pack(list(store), store.images, Layout(image_token_id=store.manifest["image_token_id"]))
     ends = len(answers)  # the last token of an answer is predicted, not read

@@ -152,4 +152,4 @@ def test_nothing_left_is_an_error(llava_dir, rows, tmp_path, silent):
     path = rows("p.jsonl", [pair(0, "gone.png")])
     with pytest.raises(ValueError, match="no example is left: 0 examples from 1 rows; dropped: 1 image-missing"):
         build(DataSettings(path=str(path), on_error="drop", workers=1), llava_dir, tmp_path / "c", **silent)
-    assert json.loads(next((tmp_path / "c/examples").glob("*/report.json")).read_text())["dropped"][0]["kind"]
+    assert json.loads(next((tmp_path / "c/examples").glob("*/*/report.json")).read_text())["dropped"][0]["kind"]

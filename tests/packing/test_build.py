@@ -8,7 +8,7 @@ import torch
 
 from mmfast.data.records import Branch, Example
 from mmfast.packing import Layout, Pack, build_pack, response_key
-from mmfast.packing.build import token_weights
+from mmfast.packing.build import normaliser, token_weights
 from tests.packing.random_trees import KINDS, Case, random_case
 
 LAYOUTS = {
@@ -211,3 +211,10 @@ def test_device_moves_keep_everything() -> None:
     pack = build_pack(case.examples, case.images, case.layout)
     moved = pack.to("cpu")
     assert torch.equal(moved.k_copies, pack.k_copies) and moved.sample_ids == pack.sample_ids
+
+
+def test_a_step_of_sft_rows_that_weigh_nothing_divides_by_one():
+    branch = Branch(ids=np.arange(4, dtype=np.int32), images=(), spans=((2, 4),))
+    example = Example(id="a", source="a:0", chosen=branch, weight=0.0)
+    assert normaliser([example, example], gamma=1.0) == 1.0 and normaliser([replace(example, weight=0.5)], 1.0) == 1.0
+    assert normaliser([replace(example, weight=2.0)], gamma=1.0) == 4.0

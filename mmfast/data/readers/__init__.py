@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.problems import BadRow, Problem
+from mmfast.data.problems import BadRow, Problem, check_texts
 from mmfast.data.readers import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
 from mmfast.data.readers.base import Format
 from mmfast.data.records import Record
@@ -16,6 +16,7 @@ from mmfast.data.rows import Row, iterate
 from mmfast.data.segments import claim_segments
 from mmfast.data.templates import text_of
 
+TEXTS = ("id", "images", "prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt")
 MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift)
 FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES}
 
@@ -53,6 +54,7 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
         raise row.value
     try:
         for record in fmt.read(row, options):
+            check_texts({name: getattr(record, name) for name in TEXTS})  # also those a column held as JSON
             yield _weighed(record, float(options["claims"])) if "claims" in options else record
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadRow(

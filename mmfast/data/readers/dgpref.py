@@ -18,6 +18,7 @@ from mmfast.data.readers.base import Format, Losses, answer, need
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
+BESIDE = ("prompts.txt", "names.json")  # files that rows are read from, beside the pickle
 PLACES = ("{name}.jpg", "VG_100K/{name}.jpg", "VG_100K_2/{name}.jpg")
 ASPECTS = ("attribute", "count", "entity", "relation")
 KINDS = {
@@ -48,7 +49,7 @@ def kind_of(value: Any) -> str:
 
 
 @lru_cache(maxsize=8)
-def _lines(path: Path, newlines: bool) -> tuple[str, ...]:
+def _lines(path: Path, written: int, newlines: bool) -> tuple[str, ...]:
     text = path.read_text(encoding="utf-8").splitlines(keepends=newlines)
     return tuple(line for line in text if line.strip())
 
@@ -58,14 +59,14 @@ def prompt_line(row: Row, options: dict[str, Any], k: int) -> str:
     if not path.exists():
         raise BadRow("format", f"captions answer numbered prompts: put their lines into {path} (docs/formats.md)")
     # compat_newlines: every prompt but the last kept its line's newline in DGPref
-    lines = _lines(path, bool(options.get("compat_newlines", False)))
+    lines = _lines(path, path.stat().st_mtime_ns, bool(options.get("compat_newlines", False)))
     if not 0 <= k < len(lines):
         raise BadRow("format", f"caption {k} has no prompt: {path.name} holds {len(lines)} lines")
     return lines[k]
 
 
 @lru_cache(maxsize=2)
-def _names(path: Path) -> tuple[str, ...]:
+def _names(path: Path, written: int) -> tuple[str, ...]:
     return tuple(json.loads(path.read_text(encoding="utf-8")))  # a list, or an object whose keys are in order
 
 
@@ -77,7 +78,7 @@ def image_name(row: Row, options: dict[str, Any]) -> tuple[str, int]:
     path = Path(options.get("names") or row.file.parent / "names.json")
     if not path.exists():
         raise BadRow("format", f"captions count images by position: put the names, in order, into {path}")
-    names = _names(path)
+    names = _names(path, path.stat().st_mtime_ns)
     if int(index) >= len(names):
         raise BadRow("format", f"caption {row.value['key']} counts past the {len(names)} names of {path.name}")
     return names[int(index)], int(k)
