@@ -22,7 +22,7 @@ from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, read_row
+from mmfast.data.readers import Format, format_of, read_row, unused
 from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, merge_parts
 from mmfast.data.templates import Template
@@ -88,6 +88,7 @@ class Maker:
         part, report = Part(), Report()
         for row in rows:
             report.rows += 1
+            report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             try:
                 for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
                     images = [self.index.look_up(i, self.roots[file]) for i in record.images]
