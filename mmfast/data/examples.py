@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -144,14 +143,13 @@ class ExampleBuilder:
             text = text_of(messages[i])
             if not text.strip():
                 raise BadRow("empty-response", f"{name} holds an empty answer")
-            if self.settings.max_words:
-                cut = re.match(rf"\s*(?:\S+\s+){{{self.settings.max_words}}}", text)
-                if cut and text[cut.end() :].strip():
-                    text = cut.group().rstrip()
-                    messages[i] = {"role": "assistant", "content": text}
-                    notes.append(
-                        Problem(record.source, "words-cut", f"{name}: cut after {self.settings.max_words} words")
-                    )
+            limit, words = self.settings.max_words, text.split(" ")  # at single blanks alone, as DGPref does
+            if limit and len(words) > limit:
+                text = " ".join(words[:limit])
+                if not text.strip():
+                    raise BadRow("empty-response", f"{name} begins with data.max_words = {limit} blanks")
+                messages[i] = {"role": "assistant", "content": text}
+                notes.append(Problem(record.source, "words-cut", f"{name}: cut after {limit} words"))
             mark = self.template.seed.answer.strip() if self.template.seed else "ASSISTANT:"
             if mark and mark in text:
                 notes.append(Problem(record.source, "role-words", f"{name}: {mark!r} stands in an answer, as words"))
