@@ -69,7 +69,7 @@ class Source(Section):
 
 class Data(Section):
     path: str | list[Source] = ""
-    """A file, a directory, or a list of { path, weight }."""
+    """A file, a directory of one split, a pattern ("train-*.parquet"), or a list of { path, weight }."""
     format: str = "auto"
     """"auto" or trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift."""
     images: str = ""

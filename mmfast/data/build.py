@@ -24,7 +24,7 @@ from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, read_row
+from mmfast.data.readers import Format, format_of, read_row, unused
 from mmfast.data.readers.dgpref import BESIDE
 from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
@@ -108,6 +108,7 @@ class Maker:
         self.index.start()
         for row in rows:
             report.rows += 1
+            report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             try:
                 for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
                     images = [self.index.look_up(i, self.roots[file], file) for i in record.images]
@@ -195,10 +196,7 @@ def build(
         "limit": data.limit,
     }
     digest = _digest(key)
-    names = [
-        [f.name if f == Path(path) else str(f.relative_to(path)) for f in data_files(path)] for path, _ in data.files()
-    ]
-    place = Place(cache, _digest([digest, names]), data.roots())  # messages name files; what is trained on does not
+    place = Place(cache, _digest([digest, _file_names(data)]), data.roots())  # messages name files; what is trained on does not
     found = place.bound()
     if found is None:
         found = _bind_or_build(data, folder, place, settings, progress, report_to, {**key, "key": digest})
@@ -238,8 +236,8 @@ def _data_digests(data: DataSettings, remembered: Path) -> dict[str, Any]:
 
 def _file_names(data: DataSettings) -> list[list[str]]:
     """A renamed file has a store of its own, since messages name it; the digest, and so a run, do not depend on it."""
-    files = [(Path(path), data_files(path)) for path, _ in data.files()]
-    return [[f.name if f == path else str(f.relative_to(path)) for f in some] for path, some in files]
+    tops = [(Path(path) if Path(path).is_dir() else Path(path).parent, data_files(path)) for path, _ in data.files()]
+    return [[str(file.relative_to(top)) for file in files] for top, files in tops]
 
 
 def _bind_or_build(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers.base import answer, image_list, question
+from mmfast.data.readers.base import answer, image_list, not_unpaired, question
 from mmfast.data.records import Record
 from mmfast.data.rows import iterate
 
@@ -64,6 +64,7 @@ def _candidate(value: dict, source: str, answers: tuple[str, ...]) -> Candidate:
             f"a scored answer needs a question ({', '.join(QUESTION)}) and an answer ({', '.join(answers)}) as texts; "
             f"the row has {', '.join(sorted(value))}",
         )
+    not_unpaired(value)
     scores = {k: float(v) for k, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     claims = None
     if value.get("claims") is not None:

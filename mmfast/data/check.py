@@ -117,6 +117,7 @@ def examine(store: ExampleStore) -> dict[str, Any]:
         "images": len(store.images),
         "dropped": dict(Counter(p.kind for p in store.report.dropped)),
         "noted": dict(Counter(p.kind for p in store.report.notes)),
+        "columns kept in meta and not used (rows)": dict(store.report.unused),
         "lengths": {k: histogram(lengths[v]) for k, v in sides.items() if len(v)},
         "response tokens (mean)": {k: float(store.scored_counts[v].mean()) for k, v in sides.items() if len(v)},
         "equal examples": equal,

@@ -234,7 +234,7 @@ def pairs(
             options={"root": root, **_options(option)},
             aspects=aspects.split(",") if aspects else ASPECTS,
             average=not sums,
-            skip=skip.read_text().split() if skip else (),
+            skip=[line.strip() for line in skip.read_text(encoding="utf-8").splitlines()] if skip else (),
         )
     else:
         candidates = read_candidates(scores, answer_column=answer)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.imagefiles import image_bytes
-from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers import FORMATS, format_of, read_row
+from mmfast.data.problems import BadRow, Problem, unused_line
+from mmfast.data.readers import FORMATS, format_of, read_row, unused
 from mmfast.data.records import Record
 from mmfast.data.rows import TSV_COLUMNS, iterate
 
@@ -29,9 +29,12 @@ class Conversion:
     records: int = 0
     lost: Counter = field(default_factory=Counter)  # field -> records whose value was not carried
     problems: list[Problem] = field(default_factory=list)
+    unused: Counter = field(default_factory=Counter)  # columns that the source's format gives no meaning -> rows
 
     def lines(self) -> list[str]:
         out = [f"{self.records} records"]
+        if self.unused:
+            out.append(unused_line(self.unused))
         out += [f"not carried: {name} (of {n} records)" for name, n in self.lost.most_common()]
         return out + [f"left out: {p}" for p in self.problems]
 
@@ -65,6 +68,7 @@ def convert(
 
     def records() -> Iterator[Record]:
         for row in iterate(source):
+            result.unused.update(unused(fmt, row.value))
             try:
                 yield from read_row(fmt, row, given)
             except BadRow as error:
@@ -82,18 +86,13 @@ def _as_rows(source: Path, target: Path) -> Conversion:
         raise ValueError(f"{target.name}: rows are written as .jsonl")
     result = Conversion()
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, set | frozenset):
-            return sorted(value)
-        return value.decode("latin1") if isinstance(value, bytes) else value.tolist()  # numpy, torch
-
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as f:
         for row in iterate(source):
             if isinstance(row.value, BadRow):
                 result.problems.append(Problem(row.source, row.value.kind, str(row.value)))
                 continue
-            f.write(json.dumps(row.value, ensure_ascii=False, default=plain) + "\n")
+            f.write(_json_text(row.value) + "\n")
             result.records += 1
     os.replace(temporary, target)
     return result
@@ -159,17 +158,30 @@ def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:
     return replace(record, images=tuple(out))
 
 
+def _json_text(value: Any) -> str:
+    """JSON of what tables hold: bytes as base64, arrays and sets as lists, dates and decimals as their text."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, bytes):
+            return "base64:" + base64.b64encode(item).decode()
+        if isinstance(item, set | frozenset):
+            return sorted(item)
+        return item.tolist() if hasattr(item, "tolist") else str(item)  # numpy, torch
+
+    return json.dumps(value, ensure_ascii=False, default=plain)
+
+
 def _jsonl(path: Path, rows: Iterator[dict]) -> None:
     with open(path, "w", encoding="utf-8") as f:
         for row in rows:
-            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+            f.write(_json_text(row) + "\n")
 
 
 def _json(path: Path, rows: Iterator[dict]) -> None:
     with open(path, "w", encoding="utf-8") as f:
         f.write("[")
         for i, row in enumerate(rows):
-            f.write((",\n" if i else "\n") + json.dumps(row, ensure_ascii=False))
+            f.write((",\n" if i else "\n") + _json_text(row))
         f.write("\n]\n")
 
 
@@ -230,7 +242,7 @@ def _columns(row: dict) -> dict:
     for name, value in row.items():
         nested = isinstance(value, dict) and name not in ("image", "question", "chosen", "rejected")
         if (name in JSON_COLUMNS and value is not None) or nested:
-            value = json.dumps(value, ensure_ascii=False)
+            value = _json_text(value)
         elif name in ("prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt") and isinstance(value, list):
             value = [_parts(m) for m in value]
         elif name in ("images", "rejected_images"):

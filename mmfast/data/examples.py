@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Branch, Example, ImageInfo, Record
 from mmfast.data.segments import changed_flags, span_weights
 from mmfast.data.templates import Chunk, Template, image_count, parts, text_of
+from mmfast.data.tokens import Encoded
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # weights are float32 in a pack
 
@@ -51,7 +52,6 @@ class Side:
 class ExampleBuilder:
     def __init__(self, template: Template, settings: ExampleSettings):
         self.template, self.tokenizer, self.settings = template, template.tokenizer, settings
-        self._prompt: tuple[str, list[int]] = ("", [])  # the last prompt chunk: both sides of a pair have it
 
     def build(self, record: Record, images: Sequence[ImageInfo]) -> tuple[Example, list[Problem]]:
         """`images` are record.images, looked up, in order. Raises BadRow."""
@@ -127,7 +127,7 @@ class ExampleBuilder:
             listed = ", ".join(sorted(set(literals)))
             notes.append(Problem(record.source, "special-words", f"{name}: {listed} written out; tokenised as words"))
         chunks = self.template.chunks(messages, scored)
-        side = self._joint(chunks) if self.template.joint else self._separate(chunks)
+        side = self._joint(chunks) if self.template.joint else self._cut(chunks, record, notes, name)
         side.images = tuple(i.id for i in used)
         placeholders = int((side.ids == self.tokenizer.image_token_id).sum()) if self.tokenizer.image_token_id else 0
         if placeholders != len(used):
@@ -151,14 +151,13 @@ class ExampleBuilder:
             text = text_of(messages[i])
             if not text.strip():
                 raise BadRow("empty-response", f"{name} holds an empty answer")
-            if self.settings.max_words:
-                cut = re.match(rf"\s*(?:\S+\s+){{{self.settings.max_words}}}", text)
-                if cut and text[cut.end() :].strip():
-                    text = cut.group().rstrip()
-                    messages[i] = {"role": "assistant", "content": text}
-                    notes.append(
-                        Problem(record.source, "words-cut", f"{name}: cut after {self.settings.max_words} words")
-                    )
+            limit, words = self.settings.max_words, text.split(" ")  # at single blanks alone, as DGPref does
+            if limit and len(words) > limit:
+                text = " ".join(words[:limit])
+                if not text.strip():
+                    raise BadRow("empty-response", f"{name} begins with data.max_words = {limit} blanks")
+                messages[i] = {"role": "assistant", "content": text}
+                notes.append(Problem(record.source, "words-cut", f"{name}: cut after {limit} words"))
             mark = self.template.seed.answer.strip() if self.template.seed else "ASSISTANT:"
             if mark and mark in text:
                 notes.append(Problem(record.source, "role-words", f"{name}: {mark!r} stands in an answer, as words"))
@@ -175,28 +174,35 @@ class ExampleBuilder:
 
     # tokens
 
-    def _separate(self, chunks: Sequence[Chunk]) -> Side:
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        offsets: list[tuple[int, int]] = []
-        last = 0
+    def _cut(self, chunks: Sequence[Chunk], record: Record, notes: list[Problem], name: str) -> Side:
+        """One text, tokenised once and cut where the prompt's own tokens end; where they do not, chunk by chunk."""
+        text = "".join(c.text for c in chunks)
+        whole, counts = self.tokenizer.encode_cut(text, list(accumulate(len(c.text) for c in chunks[:-1])))
+        ends = [*(n for n in counts if n is not None), len(whole.ids)]
+        if None in counts:
+            whole, ends = self._apart(chunks)
+            if not any(n.kind == "tokenised-apart" for n in notes):
+                why = "the prompt's own tokens do not begin the whole text's, so prompt and answer were tokenised apart"
+                notes.append(Problem(record.source, "tokenised-apart", f"{name}: {why}"))
+        bos = self.tokenizer.bos_ids
+        shift = 0 if whole.ids[: len(bos)] == bos else len(bos)
+        starts = [0, *ends[:-1]]
+        inside = [(a, b) for a, b, chunk in zip(starts, ends, chunks, strict=True) if chunk.scored]
+        spans = [(a + shift, b + shift) for a, b in inside]
+        offsets = [o for a, b in inside for o in whole.offsets[a:b]]
+        last = len(offsets) - (inside[-1][1] - inside[-1][0])
+        return Side(np.asarray([*bos[:shift], *whole.ids], np.int32), spans, _pairs(offsets), 0, (), last)
+
+    def _apart(self, chunks: Sequence[Chunk]) -> tuple[Encoded, list[int]]:
+        whole, at = Encoded([], []), 0
+        ends: list[int] = []
         for k, chunk in enumerate(chunks):
-            if k == 0 and chunk.text == self._prompt[0]:
-                ids += self._prompt[1]
-                continue
-            encoded = self.tokenizer.encode(chunk.text)
-            start = len(ids)
-            if k == 0:
-                bos = self.tokenizer.bos_ids
-                ids += encoded.ids if encoded.ids[: len(bos)] == bos else bos + encoded.ids
-                self._prompt = (chunk.text, list(ids))
-            else:
-                ids += encoded.ids
-            if chunk.scored:
-                last = len(offsets)
-                spans.append((start, len(ids)))
-                offsets += encoded.offsets
-        return Side(np.asarray(ids, np.int32), spans, _pairs(offsets), 0, (), last)
+            encoded = self.tokenizer.encode_after(chunk.text) if k else self.tokenizer.encode(chunk.text)
+            whole.ids += encoded.ids
+            whole.offsets += [(a + at, b + at) for a, b in encoded.offsets]
+            ends.append(len(whole.ids))
+            at += len(self.tokenizer.unmask(chunk.text))
+        return whole, ends
 
     def _joint(self, chunks: Sequence[Chunk]) -> Side:
         encoded = self.tokenizer.encode("".join(c.text for c in chunks))
@@ -222,7 +228,7 @@ class ExampleBuilder:
         at = texts[-1].find(content)
         if at < 0:  # the template strips what it is given
             at = texts[-1].find(content.strip()) - (len(content) - len(content.lstrip()))
-        return at + (sum(map(len, texts[:-1])) if self.template.joint else 0)
+        return at + sum(map(len, texts[:-1]))
 
     def _fit(self, side: Side, images: Sequence[ImageInfo], record: Record, notes: list[Problem], name: str) -> None:
         limit = self.settings.max_length

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmfast.data.readers.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.readers.dgpref import image_path, kind_of, prompt_line
 from mmfast.data.rows import Row, iterate
 
+Singular = Callable[[str], str]
 ASPECTS = ("object", "count", "attribute", "spatial", "scale", "text")  # relation is off in the published recipe
 WHOLE_IMAGE = frozenset(
     ("scene", "image", "picture", "photo", "view", "frame", "figure", "side", "backdrop", "background")
@@ -50,43 +52,51 @@ def parse_decomposition(value: dict[str, str]) -> dict[str, list[tuple[str, ...]
     return out
 
 
-def singular(name: str) -> str:
-    """A plain English rule: enough to find a plural's own detection."""
-    for ending, repair in (("ies", "y"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("sses", "ss"), ("s", "")):
-        if name.endswith(ending) and not name.endswith(("ss", "us")) and len(name) > len(ending) + 1:
-            return name[: -len(ending)] + repair
-    return name
+def singulars() -> Singular:
+    """DGPref's rule: a word in lower case, and its singular where the package inflect knows it as a plural."""
+    try:
+        import inflect
+    except ImportError:
+        raise ValueError("DGPref's scores need the package inflect: pip install 'mmfast[dgpref]'") from None
+    engine = inflect.engine()
+
+    @cache
+    def singular(word: str) -> str:
+        lower = word.lower()
+        return (engine.singular_noun(lower) or lower) if lower.strip() else lower
+
+    return singular
 
 
 def verdicts(
-    program: dict[str, Any], found: dict[str, Any], aspect: str, skip: frozenset[str]
+    program: dict[str, Any], found: dict[str, Any], aspect: str, skip: Set[str], singular: Singular
 ) -> list[tuple[Any, int]]:
-    """Each distinct item of a caption with +1 right, -1 wrong, 0 or -2 not judged."""
+    """Each distinct item of a caption with +1 right, -1 wrong, 0 or -2 not judged.
+
+    What was detected under an object's singular counts where there is such an entry; a counted item is always looked
+    up by its own name, and words too vague to judge are compared as they are written.
+    """
     items = list(dict.fromkeys(tuple(i) if isinstance(i, list) else i for i in program.get(CHECKS[aspect]) or ()))
-    out = []
     if aspect in ("object", "count"):
-        boxes = {k: len(v.get("bboxs", ())) for k, v in (found.get("object_result") or {}).items()}
-        for item in items:
-            name = item if aspect == "object" else item[1]
-            name = singular(name) if singular(name) in boxes else name
-            if aspect == "object":
-                if name not in skip:
-                    out.append((item, 1 if boxes.get(name, 0) else -1))
-            else:
-                count = boxes.get(name, 0)
-                out.append((item, -2 if not count else 1 if count == int(item[0]) else -1))
-        return out
+        boxes = {k: len(v.get("scores", v.get("bboxs", ()))) for k, v in (found.get("object_result") or {}).items()}
+        if aspect == "count":
+            counts = [(item, boxes.get(item[1], 0)) for item in items]
+            return [(item, -2 if not n else 1 if n == int(item[0]) else -1) for item, n in counts]
+        names = [(item, singular(item) if singular(item) in boxes else item) for item in items if item not in skip]
+        return [(item, 1 if boxes.get(name, 0) else -1) for item, name in names]
     table = found.get(f"{aspect}_result") or {}
     table = table.get("scores", table)
     keys = ["###".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in items]
     return [(item, int(table.get(k, -2))) for item, k in zip(items, keys, strict=True)]
 
 
-def judged_items(program: dict[str, Any], found: dict[str, Any], aspects: Sequence[str]) -> list[tuple[str, bool]]:
+def judged_items(
+    program: dict[str, Any], found: dict[str, Any], aspects: Sequence[str], skip: Iterable[str], singular: Singular
+) -> list[tuple[str, bool]]:
     """Each judged item as a claim: its words, and whether it holds."""
     out = []
     for aspect in dict.fromkeys(aspects):
-        for item, given in verdicts(program, found, aspect, WHOLE_IMAGE):
+        for item, given in verdicts(program, found, aspect, WHOLE_IMAGE | set(skip), singular):
             if given in (1, -1):
                 out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), given == 1))
     return out
@@ -98,14 +108,15 @@ def caption_score(
     aspects: Sequence[str] = ASPECTS,
     average: bool = True,
     skip: Iterable[str] = (),
+    singular: Singular | None = None,
 ) -> float:
     """Minus the share of judged items that are wrong (average), or their number. A repeated aspect counts again."""
-    vague = WHOLE_IMAGE | frozenset(skip)
+    vague, singular = WHOLE_IMAGE | set(skip), singular or singulars()
     wrong = judged = 0
     for aspect in aspects:
         if aspect not in CHECKS:
             raise ValueError(f"--aspects: unknown aspect {aspect!r}; known are {', '.join(CHECKS)}")
-        given = [v for _, v in verdicts(program, found, aspect, vague)]
+        given = [v for _, v in verdicts(program, found, aspect, vague, singular)]
         wrong += given.count(-1)
         judged += given.count(-1) + given.count(1)
     if average:
@@ -121,11 +132,13 @@ def expert_candidates(
     aspects: Sequence[str] = ASPECTS,
     average: bool = True,
     skip: Iterable[str] = (),
+    singular: Singular | None = None,
 ) -> Iterator[Candidate]:
     """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
     that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name."""
     from mmfast.data.readers.dgpref import image_name
 
+    skip, singular = frozenset(skip), singular or singulars()
     texts: dict[str, dict[int, tuple[str, Row]]] = {}
     for row in iterate(captions):
         name, k = image_name(row, options)
@@ -135,7 +148,7 @@ def expert_candidates(
         if kind_of(value) != "experts":
             raise ValueError(f"{row.source}: not a row of expert scores (all_program, expert_scores)")
         present = sorted(texts.get(name, {}))
-        programs = value["all_program"]
+        programs, experts = value["all_program"], value["expert_scores"]
         if len(programs) not in (len(present), max(present, default=-1) + 1):
             raise ValueError(f"{row.source}: {len(programs)} programs for the captions {present} of image {name}")
         numbers = present if len(programs) == len(present) else range(len(programs))
@@ -152,8 +165,8 @@ def expert_candidates(
                 images=(image_path(name, options),),
                 question=asked,
                 text=text,
-                scores={"score": caption_score(program, value["expert_scores"], aspects, average, skip)},
+                scores={"score": caption_score(program, experts, aspects, average, skip, singular)},
                 source=row.source,
-                claims=tuple(judged_items(program, value["expert_scores"], aspects)),
+                claims=tuple(judged_items(program, experts, aspects, skip, singular)),
                 meta={"name": name, "k": k},
             )

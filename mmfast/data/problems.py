@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,6 +62,7 @@ class Report:
     examples: int = 0
     dropped: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)  # kept, but changed or noteworthy (truncated, ...)
+    unused: dict[str, int] = field(default_factory=dict)  # columns that nothing was made of -> rows that have them
 
     def counts(self) -> dict[str, int]:
         return dict(Counter(p.kind for p in self.dropped) + Counter(p.kind for p in self.notes))
@@ -71,6 +73,8 @@ class Report:
             if problems:
                 kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(p.kind for p in problems).items()))
                 parts.append(f"{title}: {kinds}")
+        if self.unused:
+            parts.append(unused_line(self.unused))
         return "; ".join(parts)
 
     def merge(self, other: Report) -> None:
@@ -78,6 +82,11 @@ class Report:
         self.examples += other.examples
         self.dropped += other.dropped
         self.notes += other.notes
+        self.count_unused(other.unused)
+
+    def count_unused(self, columns: Mapping[str, int]) -> None:
+        for name, n in columns.items():
+            self.unused[name] = self.unused.get(name, 0) + n
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,4 +98,11 @@ class Report:
             examples=value["examples"],
             dropped=[Problem(**p) for p in value["dropped"]],
             notes=[Problem(**p) for p in value["notes"]],
+            unused=value["unused"],
         )
+
+
+def unused_line(columns: Mapping[str, int]) -> str:
+    """One line: which columns of how many rows nothing was made of."""
+    listed = ", ".join(f"{name} ({n} row{'s' * (n != 1)})" for name, n in sorted(columns.items()))
+    return f"columns kept in meta and not used: {listed}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmfast.data.pickles import load_pickle
 from mmfast.data.problems import BadRow, check_texts
+from mmfast.data.splits import one_split, saved_split
 
 JSONL = (".jsonl", ".ndjson")
 PICKLE = (".pkl", ".pickle")
@@ -33,14 +34,20 @@ class Row:
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """The files behind a path: itself, or the shards of a directory in name order."""
+    """The files behind a path: itself, those of a pattern, or the shards of one split of a directory, in name order."""
     path = Path(path)
+    if not path.exists() and any(c in path.name for c in "*?["):
+        files = [f for f in sorted(path.parent.glob(path.name)) if f.suffix.lower() in CONTAINERS]
+        if files:
+            return files
     if not path.exists():
         raise ValueError(f"data.path: {path} does not exist (data sets on a hub: download them first)")
     if path.is_file():
         if path.suffix.lower() not in CONTAINERS:
             raise ValueError(f"data.path: {path.name}: unknown file type; known are {', '.join(CONTAINERS)}")
         return [path]
+    if (path / "dataset_dict.json").exists():
+        return data_files(saved_split(path))
     for suffix in (".parquet", ".arrow", *JSONL, ".json", *PICKLE, ".tsv"):
         if suffix == ".json":
             files = [f for f in sorted(path.glob("*.json")) if f.name not in ("dataset_info.json", "state.json")]
@@ -48,6 +55,7 @@ def data_files(path: str | Path) -> list[Path]:
             files = sorted(path.rglob(f"*{suffix}")) if suffix == ".parquet" else sorted(path.glob(f"*{suffix}"))
         files = [f for f in files if not f.name.startswith("cache-")]  # left by the datasets library
         if files:
+            one_split(path, files)
             return files
     raise ValueError(f"data.path: the directory {path} holds no {', '.join(CONTAINERS)} file")
 

@@ -49,11 +49,14 @@ def best_against_worst(group: Sequence[Candidate], score: Score, margin: float, 
 
 
 def every_pair(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
-    """RLAIF-V, DGPref: all combinations whose scores differ by `margin` or more, the higher one chosen."""
+    """RLAIF-V, DGPref: all combinations whose scores differ by `margin` or more, the higher one chosen.
+
+    The numbers are compared as they are, as there: -0.4 and -0.7 differ by a little less than 0.3 in binary.
+    """
     values = [score(c) for c in group]
     out = []
     for i, j in combinations(range(len(group)), 2):
-        if values[i] != values[j] and abs(values[i] - values[j]) >= margin - 1e-9:
+        if values[i] != values[j] and abs(values[i] - values[j]) >= margin:
             a, b = (i, j) if values[i] > values[j] else (j, i)
             out.append((group[a], group[b]))
     return out

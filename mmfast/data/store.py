@@ -21,7 +21,7 @@ from mmfast.data.flat import map_arrays, offsets_of, save_arrays
 from mmfast.data.problems import Report
 from mmfast.data.records import Branch, Example, ImageInfo
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # counted up when the same rows become other examples
 
 
 class ExampleStore:

@@ -1,8 +1,8 @@
 """Messages to text: the model's own chat template by default, named ones for the formats of published systems.
 
-A template returns chunks in order; those that are scored hold an answer as it is rendered, end marks included. A
-`joint` template is tokenised as one text, as its system did, and a token is scored if it ends past the start of the
-answer; otherwise every chunk is tokenised by itself and the ids are joined: a prompt is a true prefix of its responses.
+A template returns chunks in order; those that are scored hold an answer as it is rendered, end marks included. All
+are tokenised as one text. With a `joint` template a token is scored if it ends past the start of the answer, as in its
+system; otherwise a response begins where the prompt's own tokens end, so a prompt is a true prefix of its responses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmfast.data.tokens import Tokenizer
 class Chunk:
     text: str
     scored: bool
-    lead: int = 0  # characters of a scored chunk that stand before the answer itself
+    lead: int = 0  # of a joint template: characters of a scored chunk that stand before the answer itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Template:
             answer = full[len(prompt) :]
             chunks.append(Chunk(prompt[len(done) :], False))
             end = "" if answer.rstrip().endswith(self.tokenizer.eos) else self.tokenizer.eos
-            chunks.append(Chunk(answer + end, True, len(answer) - len(answer.lstrip())))
+            chunks.append(Chunk(answer + end, True))
             done = full
         return chunks
 

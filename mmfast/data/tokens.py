@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +167,39 @@ class Tokenizer:
             encoding = self.special.encode(text, add_special_tokens=False)
             return Encoded(encoding.ids, encoding.offsets)
         return self._encode_pieces(text)
+
+    def encode_cut(self, text: str, ends: Sequence[int]) -> tuple[Encoded, list[int | None]]:
+        """A text tokenised once; and for each of `ends` (places in the masked text) how many of its tokens the text up
+        to there has by itself, None where that text's own tokens are no prefix of the whole's."""
+        whole = self.encode(text)
+        marks = [m.start() for m in self._find_literal.finditer(text) if m.group() != self.hf.unk_token]
+        places = [i for i, token in enumerate(whole.ids) if token in self._special_ids]
+        if len(marks) != len(places):
+            marks, places = [], []
+        counts: list[int | None] = []
+        for end in ends:  # what stands before a special token does not act on what comes after it
+            before = sum(m < end for m in marks)
+            start, first = (marks[before - 1], places[before - 1]) if before else (0, 0)
+            own = self.encode(text[start:end]).ids
+            last = first + len(own)
+            counts.append(last if whole.ids[first:last] == own else None)
+        return whole, counts
+
+    def encode_after(self, text: str) -> Encoded:
+        """Ids of a text that goes on from another one: without the mark that some tokenizers put before a text."""
+        if self._marks_text_start:
+            for anchor in ANCHORS:
+                encoding = self.encode(anchor + text)
+                if all(b <= 1 or a >= 1 for a, b in encoding.offsets):
+                    kept = [i for i, (_, b) in enumerate(encoding.offsets) if b > 1]
+                    offsets = [(a - 1, b - 1) for a, b in (encoding.offsets[i] for i in kept)]
+                    return Encoded([encoding.ids[i] for i in kept], offsets)
+        return self.encode(text)
+
+    @cached_property
+    def _marks_text_start(self) -> bool:
+        alone, after = (self.words.encode(t, add_special_tokens=False).ids for t in ("a", "\na"))
+        return after[-len(alone) :] != alone
 
     def _encode_pieces(self, text: str) -> Encoded:
         """The same, special tokens cut out by hand, so that what is masked between them can be put back."""

@@ -22,7 +22,7 @@ def test_show(file, llava_dir):
     result = run(app, ["show", str(file), "-m", str(llava_dir), "-n", "1", "--segments", "record"])
     assert result.exit_code == 0, result.output
     assert "p.jsonl:0" in result.output and "id a" in result.output and "p.jsonl:1" not in result.output
-    assert "What is on the desk? ASSISTANT:⟦  A red×2 mug. </s>⟧" in result.output
+    assert "What is on the desk? ASSISTANT:⟦ A red×2 mug. </s>⟧" in result.output
 
 
 def test_thumbnail(picture):

@@ -4,8 +4,11 @@ import json
 import pickle
 
 import pytest
+from typer.testing import CliRunner
 
+from mmfast.data import experts
 from mmfast.data.candidates import Candidate, read_candidates, score_of
+from mmfast.data.cli import app
 from mmfast.data.experts import caption_score, expert_candidates, parse_decomposition
 from mmfast.data.readers import read_records
 from mmfast.data.select import (
@@ -14,6 +17,7 @@ from mmfast.data.select import (
     choose_pairs,
     conditioning,
     every_answer,
+    every_pair,
     flip_labels,
     hindsight,
     rejection_sample,
@@ -107,8 +111,8 @@ EXPERTS = {
         {},
     ],
     "expert_scores": {
-        "object_result": {"dog": {"scores": [0.6], "bboxs": [[0, 0, 1, 1]]}, "bucket": {"bboxs": [[1], [2]]},
-                          "cat": {"bboxs": []}},
+        "object_result": {"dog": {"scores": [0.6], "bboxs": [[0, 0, 1, 1]]}, "bucket": {"bboxs": [[1]]},
+                          "buckets": {"bboxs": [[1], [2]]}, "cat": {"bboxs": []}},
         "attribute_result": {"scores": {"brown###dog": 1, "red###cat": -2}},
         "relation_result": {"scores": {"dog###beside###bucket": -1}},
         "scale_result": {"large###dog": -1}, "spatial_result": {"dog###left###image": 0},
@@ -117,20 +121,100 @@ EXPERTS = {
 }  # fmt: skip
 
 
-def test_dgpref_caption_scores():
+SINGULAR = {"buckets": "bucket", "men": "man", "lights": "light"}
+
+
+def singular(word):
+    return SINGULAR.get(word.lower(), word.lower())
+
+
+@pytest.fixture
+def own_singulars(monkeypatch):
+    """The words of these tests, so that they run without the package inflect."""
+    monkeypatch.setattr(experts, "singulars", lambda: singular)
+
+
+def test_dgpref_caption_scores(own_singulars):
     program, found = EXPERTS["all_program"], EXPERTS["expert_scores"]
     # objects +1 +1, counts +1 -1, attributes +1 (-2), scale -1, spatial 0, text +1
     assert caption_score(program[0], found) == -2 / 7
     assert caption_score(program[0], found, ("relation",)) == -1
     assert caption_score(program[0], found, ("scale", "scale", "object")) == -2 / 4
     assert caption_score(program[0], found, average=False) == -2
-    assert caption_score(program[0], found, ("object",), skip=("dog", "bucket")) == 0
+    assert caption_score(program[0], found, ("object",), skip=("dog", "buckets")) == 0
     assert caption_score(program[1], found) == -1 and caption_score(program[2], found) == 0
     with pytest.raises(ValueError, match="unknown aspect 'colour'"):
         caption_score(program[0], found, ("colour",))
 
 
-def test_dgpref_pairs_end_to_end(tmp_path, picture):
+BOXES = {"man": 1, "men": 0, "light": 0, "lights": 2, "person": 1, "Dog": 1, "body of water": 0, "water": 0}
+
+
+@pytest.mark.parametrize(
+    ("aspect", "item", "skip", "want"),
+    [
+        ("object", "men", (), 1),  # its singular was found, whatever its own entry says
+        ("object", "Men", (), 1),  # in lower case
+        ("object", "lights", (), -1),
+        ("object", "lights", ("light",), -1),  # vague words are compared as they stand
+        ("object", "light", ("light",), None),
+        ("object", "Dog", (), 1),  # no entry in lower case: its own
+        ("object", "image", (), None),
+        ("object", "images", (), -1),
+        ("count", (2, "lights"), (), 1),  # of its own name's boxes
+        ("count", (1, "men"), (), None),  # not of its singular's
+        ("count", (1, "man"), (), 1),
+    ],
+)
+def test_dgpref_judges_by_the_names_it_looks_up(aspect, item, skip, want):
+    found = {"object_result": {name: {"scores": [0.5] * n, "bboxs": [[0]] * n} for name, n in BOXES.items()}}
+    program = {"obj_check" if aspect == "object" else "count_check": [item]}
+    score = caption_score(program, found, (aspect,), average=False, skip=skip, singular=singular)
+    given = experts.verdicts(program, found, aspect, experts.WHOLE_IMAGE | set(skip), singular)
+    assert [v for _, v in given if v in (1, -1)] == ([] if want is None else [want]) and score == min(0, want or 0)
+
+
+def test_singulars_are_inflects():
+    pytest.importorskip("inflect")
+    found = experts.singulars()
+    words = {"men": "man", "Wolves": "wolf", "leaves": "leaf", "buses": "bus", "geese": "goose", "people": "person",
+             "sheep": "sheep", "Dog": "dog", "bus": "bu", "": "", " ": " ", "2": "2"}  # fmt: skip
+    assert {w: found(w) for w in words} == words
+
+
+def test_without_inflect_one_line_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "inflect", None)
+    with pytest.raises(ValueError, match=r"^DGPref's scores need the package inflect: pip install 'mmfast\[dgpref\]'$"):
+        caption_score({}, {})
+
+
+def test_a_margin_is_compared_as_floats_are():
+    found = [scored("q", str(s), 0, 0, 0) for s in range(3)]
+    values = dict(zip(("0", "1", "2"), (-0.4, -0.7, -0.1), strict=True))
+    pairs = every_pair(found, lambda c: values[c.text], 0.3, 0)
+    assert [(a.text, b.text) for a, b in pairs] == [("2", "0"), ("2", "1")]  # as in DGPref, -0.4 against -0.7 is none
+
+
+def test_a_skip_file_has_one_name_a_line(own_singulars, tmp_path):
+    boxes = {"water": {"bboxs": []}, "body of water": {"bboxs": []}, "dog": {"bboxs": [[0]]}}
+    programs = [{"obj_check": ["dog", "water"]}, {"obj_check": ["dog", "body of water"]}, {"obj_check": ["dog"]}]
+    table = {"6": {"all_program": programs, "expert_scores": {"object_result": boxes}}}
+    (tmp_path / "scores.pkl").write_bytes(pickle.dumps(table))
+    (tmp_path / "raw.pkl").write_bytes(pickle.dumps({f"0_{k}": f"caption {k}" for k in range(3)}))
+    (tmp_path / "names.json").write_text(json.dumps(["6"]))
+    (tmp_path / "prompts.txt").write_text("a?\nb?\nc?\n")
+    (tmp_path / "skip.txt").write_text("body of water\r\n\n  other person \n", encoding="utf-8")
+    call = ["pairs", str(tmp_path / "scores.pkl"), "--rule", "dgpref", "--captions", str(tmp_path / "raw.pkl"),
+            "--skip", str(tmp_path / "skip.txt"), "-o", str(tmp_path / "out.jsonl")]  # fmt: skip
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    told = [(r.chosen[0]["content"], r.rejected[0]["content"]) for r in read_records(tmp_path / "out.jsonl")]
+    assert told == [("caption 1", "caption 0"), ("caption 2", "caption 0")]  # water is judged, a body of water is not
+
+
+def test_dgpref_pairs_end_to_end(own_singulars, tmp_path, picture):
     picture("7.jpg")
     (tmp_path / "scores.pkl").write_bytes(pickle.dumps({"7": EXPERTS}))
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps({f"1_{k}": f"caption {k}" for k in range(3)}))

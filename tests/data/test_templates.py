@@ -208,8 +208,25 @@ def test_words_limit_cuts_an_answer():
     example, notes = make(tok, "dgpref_llava", record("It is a  red mug."), turns="last", max_words=3)
     assert shown(tok, example.chosen).endswith("ASSISTANT: [▁It] [▁is] [▁a]")
     assert [n.kind for n in notes] == ["words-cut"]
-    example, notes = make(tok, "dgpref_llava", record("It is a "), turns="last", max_words=3)
+    example, notes = make(tok, "dgpref_llava", record("It is a"), turns="last", max_words=3)
     assert not notes
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(1, "Two\n\ncows"), (2, "Two\n\ncows graze."), (3, "Two\n\ncows graze. "), (4, None), (5, None)]
+)
+def test_words_are_what_stands_between_single_blanks(limit, kept, qwen_dir):
+    """As DGPref counts: line breaks part no words, and a second blank in a row makes an empty one."""
+    tok, text = Tokenizer.load(qwen_dir), "Two\n\ncows graze.  Three"
+    example, notes = make(tok, "auto", record(text), turns="last", max_words=limit)
+    ((a, b),) = example.chosen.spans
+    decoded = tok.special.decode(example.chosen.ids[a:b].tolist(), skip_special_tokens=False)
+    assert decoded == (kept or text) + "<|im_end|>\n" and bool(notes) == (kept is not None)
+
+
+def test_words_that_are_all_blanks_are_an_empty_answer(qwen_dir):
+    with pytest.raises(BadRow, match=r"chosen begins with data.max_words = 3 blanks"):
+        make(Tokenizer.load(qwen_dir), "auto", record("   Two cows."), turns="last", max_words=3)
 
 
 @pytest.mark.parametrize("kind", ["legacy", "modern", "qwen"])

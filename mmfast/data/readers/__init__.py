@@ -10,7 +10,7 @@ from typing import Any
 
 from mmfast.data.problems import BadRow, Problem, check_texts
 from mmfast.data.readers import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
-from mmfast.data.readers.base import Format
+from mmfast.data.readers.base import Format, not_unpaired
 from mmfast.data.records import Record
 from mmfast.data.rows import Row, iterate
 from mmfast.data.segments import claim_segments
@@ -19,6 +19,9 @@ from mmfast.data.templates import text_of
 TEXTS = ("id", "images", "prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt")
 MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift)
 FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES}
+
+SYSTEM = "system"
+MEDIA = ("video", "videos", "audio", "audios")
 
 
 def detect(path: str | Path, look: int = 20) -> Format:
@@ -53,8 +56,12 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
     if isinstance(row.value, BadRow):
         raise row.value
     try:
+        _readable(row.value)
         for record in fmt.read(row, options):
             check_texts({name: getattr(record, name) for name in TEXTS})  # also those a column held as JSON
+            if record.rejected is None:
+                not_unpaired(row.value)
+            record = _instructed(record, row.value)
             yield _weighed(record, float(options["claims"])) if "claims" in options else record
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadRow(
@@ -64,6 +71,39 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
         if isinstance(error, BadRow):
             raise
         raise BadRow("format", f"not a {fmt.name} row ({error}); it has {fmt.looks_for}") from error
+
+
+def unused(fmt: Format, value: Any) -> list[str]:
+    """The columns of a row that nothing is made of: they are kept in meta, and reports name them."""
+    if isinstance(value, BadRow):
+        return []
+    return [k for k, v in value.items() if k not in fmt.columns and k != SYSTEM and v is not None]
+
+
+def _readable(value: dict) -> None:
+    for name in MEDIA:
+        if value.get(name):
+            raise BadRow("media", f"the row has {name}; only images and text are read")
+
+
+def _instructed(record: Record, value: dict) -> Record:
+    """A column `system` becomes the first message."""
+    text = value.get(SYSTEM)
+    if not text:
+        return record
+    if not isinstance(text, str):
+        raise BadRow("format", f"the column system is a {type(text).__name__}, not a text")
+    message = {"role": "system", "content": text}
+
+    def opened(prompt: tuple[dict, ...]) -> tuple[dict, ...]:
+        if prompt and prompt[0]["role"] == "system" and prompt[0] != message:
+            raise BadRow("format", "the row has a column system and another system message in its prompt")
+        return prompt if prompt and prompt[0] == message else (message, *prompt)
+
+    sides = {s: opened(p) for s in ("chosen_prompt", "rejected_prompt") if (p := getattr(record, s)) is not None}
+    if record.prompt or not sides:
+        sides["prompt"] = opened(record.prompt)
+    return replace(record, meta={k: v for k, v in record.meta.items() if k != SYSTEM}, **sides)
 
 
 def _weighed(record: Record, wrong: float) -> Record:

@@ -16,6 +16,7 @@ from mmfast.data.rows import Row
 class Format:
     name: str
     looks_for: str  # shown when detection fails
+    columns: frozenset[str]  # that have a meaning here; what else a row holds is kept in meta and reported
     accepts: Callable[[dict], bool]
     read: Callable[[Row, dict[str, Any]], Iterator[Record]]  # the row, and the reader's options
     write: Callable[[Record], tuple[dict, list[str]]] | None = None  # a row, and what of the record it cannot carry
@@ -39,6 +40,21 @@ def need(row: dict, *names: str) -> list[Any]:
             "format", f"the row has no {' and no '.join(missing)} (it has {', '.join(sorted(row)) or 'nothing'})"
         )
     return [row[n] for n in names]
+
+
+LABEL = ("label", "kto_tag")  # TRL's and ms-swift's; LLaMA-Factory's
+
+
+def not_unpaired(value: dict) -> None:
+    """Answers judged one by one would all become targets, the bad ones too."""
+    for name in LABEL:
+        if isinstance(value.get(name), bool):
+            raise BadRow(
+                "unpaired",
+                f"an answer with a boolean {name} and no rejected side is unpaired feedback (KTO), which nothing here "
+                "trains on: pair good and bad answers of a prompt as chosen and rejected, or keep only the good ones, "
+                f"without the column {name}, as SFT data",
+            )
 
 
 def record_id(row: Row, *names: str, part: int | None = None) -> str:

@@ -9,7 +9,7 @@ from mmfast.data.readers.base import Format, Losses, from_value, image_list, rec
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
-KNOWN = ("id", "image", "conversations")
+KNOWN = ("id", "image", "images", "conversations")
 
 
 def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
@@ -21,7 +21,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         images=image_list(value.get("image", value.get("images"))),
         prompt=prompt,
         chosen=chosen,
-        meta={k: v for k, v in value.items() if k not in KNOWN and k != "images"},
+        meta={k: v for k, v in value.items() if k not in KNOWN},
     )
 
 
@@ -41,6 +41,7 @@ def write(record: Record) -> tuple[dict, list[str]]:
 
 FORMAT = Format(
     name="llava",
+    columns=frozenset(KNOWN),
     looks_for="conversations of {from, value} turns, without a rejected side",
     accepts=lambda row: (
         isinstance(row.get("conversations"), list) and not any(k.startswith(("rejected", "chosen")) for k in row)

@@ -17,7 +17,10 @@ from mmfast.data.rows import Row
 
 METRICS = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
 KNOWN = ("id", "question_id", "image", "question", "chosen", "rejected")
+LOGPS = tuple(f"ref_{side}{kind}_logp" for side in ("win", "rej") for kind in ("", "_avg", "_per_token"))
 SUFFIX = {"chosen": "gpt4v", "rejected": "candidate"}  # the file's names for the two sides
+
+SCORED = tuple(f"{metric}_{suffix}" for metric in METRICS for suffix in SUFFIX.values())
 
 
 def _turns(value: Any, name: str) -> list[dict]:
@@ -45,7 +48,6 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         for metric in METRICS
         if value.get(f"{metric}_{suffix}") is not None
     }
-    scored = {f"{m}_{s}" for m in METRICS for s in SUFFIX.values()}
     yield Record(
         id=record_id(row, "id", "question_id"),
         source=row.source,
@@ -54,7 +56,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         chosen=tuple(chosen),
         rejected=tuple(rejected),
         scores=scores or None,
-        meta={k: v for k, v in value.items() if k not in KNOWN and k not in scored},
+        meta={k: v for k, v in value.items() if k not in KNOWN and k not in SCORED},
     )
 
 
@@ -94,6 +96,7 @@ def _accepts(row: dict) -> bool:
 
 FORMAT = Format(
     name="mllm_dpo",
+    columns=frozenset((*KNOWN, *SCORED, *LOGPS)),
     looks_for="question, chosen and rejected as {from, value} turns (dicts, lists or their repr)",
     accepts=_accepts,
     read=read,

@@ -54,6 +54,7 @@ def write(record: Record) -> tuple[dict, list[str]]:
 
 FORMAT = Format(
     name="rlaifv",
+    columns=frozenset(KNOWN),
     looks_for="question, chosen and rejected as columns of text, with image or image_path",
     accepts=lambda row: (
         isinstance(row.get("question"), str)

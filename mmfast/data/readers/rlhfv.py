@@ -79,6 +79,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         meta["origin_split"] = origin(value.get("origin_split"))
     need(content, "question", "chosen", "rejected")
     meta["logps"] = content.get("logps")
+    meta |= {k: v for k, v in value.items() if k not in (*TSV_COLUMNS, "id")}
     yield pair(row, images, content["question"], content["chosen"], content["rejected"], meta)
 
 
@@ -133,6 +134,7 @@ def _accepts(row: dict) -> bool:
 
 FORMAT = Format(
     name="rlhfv",
+    columns=frozenset((*TSV_COLUMNS, "id")),
     looks_for="image + text, the text a JSON of question, chosen and rejected (or the seven columns of its TSV)",
     accepts=_accepts,
     read=read,

@@ -1,7 +1,7 @@
 """SIMA's four kinds of rows: prompts, responses (and the critic prompts made of them), critic results, pairs.
 
 Pairs and critic results are preference data. Prompts and responses carry a ground truth, which is read as an SFT
-answer; the candidates stay in meta, where `mmfast data pairs` finds them.
+answer; the candidates stay in meta.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
 SAMPLE, GREEDY = "temperature_decodes_1", "greedy_decodes"  # response 1 and response 2 of a critic prompt
+
+PAIRS = ("id", "image", "conversations", "rejected_conversations")
+ASKED = ("image_path", "text", "question", "ground_truth", SAMPLE, GREEDY, "rank_result", "model_id")
 
 
 def kind_of(row: dict) -> str:
@@ -71,6 +74,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
             prompt=tuple(chosen[:n]),
             chosen=tuple(chosen[n:]),
             rejected=tuple(rejected[n:]),
+            meta={k: v for k, v in value.items() if k not in PAIRS},
         )
         return
     if kind == "critic":
@@ -131,6 +135,7 @@ def write(record: Record) -> tuple[dict, list[str]]:
 
 FORMAT = Format(
     name="sima",
+    columns=frozenset((*PAIRS, *ASKED)),
     looks_for="conversations + rejected_conversations, or rank_result, or text + ground_truth (+ two decodes)",
     accepts=lambda row: bool(kind_of(row)),
     read=read,

@@ -23,6 +23,7 @@ from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
 KNOWN = ("id", "images", "image", "messages", "rejected_response", "rejected_messages", "rejected_images")
+SHAREGPT = ("conversations", "chosen", "rejected")
 
 
 def _messages(value: Any) -> list[dict]:
@@ -62,8 +63,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
             prompt=tuple(prompt),
             chosen=tuple(sides[0]),
             rejected=tuple(sides[1]),
-            meta={"kind": "sharegpt"}
-            | {k: v for k, v in value.items() if k not in (*KNOWN, "conversations", "chosen", "rejected")},
+            meta={"kind": "sharegpt"} | {k: v for k, v in value.items() if k not in (*KNOWN, *SHAREGPT)},
         )
         return
     chosen = place_images(_messages(value.get("messages")), len(images))
@@ -141,6 +141,7 @@ def _accepts(row: dict) -> bool:
 
 FORMAT = Format(
     name="swift",
+    columns=frozenset((*KNOWN, *SHAREGPT)),
     looks_for="messages + rejected_response or rejected_messages; or conversations + chosen + rejected (ShareGPT)",
     accepts=_accepts,
     read=read,

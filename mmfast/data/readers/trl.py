@@ -20,9 +20,15 @@ from mmfast.data.readers.base import (
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
+KNOWN = ("id", "images", "image", "messages", "prompt", "chosen", "completion", "rejected", "chosen_prompt",
+         "rejected_prompt", "weight", "segments", "weights", "scores", "meta")  # fmt: skip
 
-def _messages(value: Any, name: str) -> list[dict]:
-    """Messages as they come (Parquet fills absent part fields with null), reduced to role and content."""
+
+def _messages(value: Any, name: str, found: list) -> list[dict]:
+    """Messages as they come (Parquet fills absent part fields with null), reduced to role and content.
+
+    Images that stand in a content part are added to `found`, and the part gets its index there.
+    """
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
@@ -31,7 +37,7 @@ def _messages(value: Any, name: str) -> list[dict]:
     for message in value:
         content = message["content"]
         if isinstance(content, list):
-            content = [_part(p, name) for p in content]
+            content = [_part(p, name, found) for p in content]
             if message["role"] != "user" and all(p["type"] == "text" for p in content):
                 content = "".join(p["text"] for p in content)
         elif not isinstance(content, str):
@@ -42,22 +48,29 @@ def _messages(value: Any, name: str) -> list[dict]:
     return out
 
 
-def _part(part: Any, name: str) -> dict:
+def _part(part: Any, name: str, found: list) -> dict:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    if kind == "image":
+    if kind in ("image", "image_url"):
+        given = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
+        if isinstance(given, dict) and "url" in given:
+            given = given["url"]
+        if given is not None:
+            if given not in found:
+                found.append(given)
+            return {"type": "image", "index": found.index(given)}
         return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
     raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
 
 
-def _sided(row: dict, images: int) -> tuple[list[dict], list[dict], list[dict] | None]:
+def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict], list[dict] | None]:
     """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
     if row.get("messages") is not None:
-        first, last = split_answer(place_images(_messages(row["messages"], "messages"), images))
+        first, last = split_answer(place_images(_messages(row["messages"], "messages", found), images))
         return list(first), list(last), None
     if isinstance(prompt, str):
         before = [question(prompt, images)]
@@ -65,12 +78,12 @@ def _sided(row: dict, images: int) -> tuple[list[dict], list[dict], list[dict] |
     if prompt is None:
         if isinstance(chosen, str) or rejected is None:
             raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
-        left, right = _messages(chosen, "chosen"), _messages(rejected, "rejected")
+        left, right = _messages(chosen, "chosen", found), _messages(rejected, "rejected", found)
         n = common_prefix(left, right)
         return place_images(left[:n], images), left[n:], right[n:]
-    before = place_images(_messages(prompt, "prompt"), images)
+    before = place_images(_messages(prompt, "prompt", found), images)
     sides = [
-        None if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n)
+        None if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n, found)
         for s, n in ((chosen, "chosen"), (rejected, "rejected"))
     ]
     if sides[0] is None:
@@ -100,13 +113,16 @@ def _decoded(value: Any) -> Any:
 def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     value = row.value
     images = image_list(value.get("images", value.get("image")))
-    prompt, chosen, rejected = _sided(value, len(images))
+    found: list[Any] = []
+    prompt, chosen, rejected = _sided(value, len(images), found)
     own = {}
     for name in ("chosen_prompt", "rejected_prompt"):
         if value.get(name) is not None:
             given = value[name]
-            messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name)
+            messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name, found)
             own[name] = tuple(place_images(messages, len(images)))
+    if found and images:
+        raise BadRow("format", "images stand in a column and in content parts; one of the two places is enough")
     segments, weights = _decoded(value.get("segments")), _decoded(value.get("weights"))
     if segments and weights:
         raise BadRow("format", "the row has both segments and weights; they name the same thing")
@@ -114,14 +130,14 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     yield Record(
         id=record_id(row, "id"),
         source=row.source,
-        images=images,
+        images=images or tuple(found),
         prompt=tuple(prompt),
         chosen=tuple(chosen),
         rejected=None if rejected is None else tuple(rejected),
         weight=1.0 if weight is None else float(weight),
         segments=_segments(segments or weights),
         scores=_decoded(value.get("scores")) or None,
-        meta=_decoded(value.get("meta")) or {},
+        meta={k: v for k, v in value.items() if k not in KNOWN} | (_decoded(value.get("meta")) or {}),
         **own,
     )
 
@@ -162,6 +178,7 @@ def _is_messages(value: Any) -> bool:
 
 FORMAT = Format(
     name="trl",
+    columns=frozenset(KNOWN),
     looks_for="prompt + chosen (+ rejected) as texts or role/content messages, or messages",
     accepts=_accepts,
     read=read,

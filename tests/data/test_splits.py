@@ -1,0 +1,85 @@
+"""A folder of several splits asks which one; a folder of one is read whole."""
+
+import json
+import re
+
+import pytest
+
+from mmfast.data.readers import read_records
+from mmfast.data.rows import data_files
+
+ROW = json.dumps({"prompt": "What?", "chosen": "A mug.", "rejected": "A cat."}) + "\n"
+
+
+def write(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.Table.from_pylist([json.loads(ROW) | {"id": name}]), path)
+        else:
+            path.write_text(ROW)
+
+
+SEVERAL = {
+    "hub shards": (("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
+                    "data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+                   "test, train, validation", "data/train-0000*"),
+    "hub's own names": (("train_prefs-00000-of-00001.parquet", "test_prefs-00000-of-00001.parquet"),
+                        "test_prefs, train_prefs", "test_prefs-00000-of-00001.parquet"),
+    "folders": (("train/a/0.parquet", "train/b/0.parquet", "val/0.parquet"), "train, validation", "train"),
+    "lines": (("train.jsonl", "dev.jsonl"), "train, validation", "train.jsonl"),
+    "named lines": (("pairs_train_0.jsonl", "pairs_train_1.jsonl", "pairs_test.jsonl"), "test, train",
+                    "pairs_train_*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_a_folder_of_several_splits_asks_which(case, tmp_path):
+    names, splits, example = SEVERAL[case]
+    write(tmp_path, *names)
+    said = f"data.path: the folder {tmp_path} holds several splits ({splits}): name the files of one, such as"
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        list(read_records(tmp_path))
+    named = re.search('such as "(.*)" ', str(error.value))[1]
+    assert named == str(tmp_path / example)
+    found = [str(f.relative_to(tmp_path)) for f in data_files(named)]  # the way out is one
+    assert found == [n for n in names if n.startswith(example.removesuffix("*"))]
+    assert len(list(read_records(named))) == len(found)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+        ("a.jsonl", "b.jsonl"),
+        ("train.jsonl", "more.jsonl"),
+        ("contest.jsonl", "latest.jsonl"),  # words that only hold a split's name
+        ("train_a.jsonl", "train_b.jsonl"),
+    ],
+)
+def test_a_folder_of_one_split_is_read_whole(names, tmp_path):
+    write(tmp_path / "test", *names)  # the folder's own name is no split of it
+    assert len(list(read_records(tmp_path / "test"))) == len(names)
+
+
+def test_a_saved_dict_of_data_sets_asks_which(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([json.loads(ROW)])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    said = f"the folder {tmp_path / 'two'} holds several splits (test, train): name the folder of one, such as"
+    with pytest.raises(ValueError, match=re.escape(f'{said} "{tmp_path / "two" / "train"}"')):
+        list(read_records(tmp_path / "two"))
+    assert len(list(read_records(tmp_path / "two" / "train"))) == 1
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "one")
+    assert len(list(read_records(tmp_path / "one"))) == 1
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"train-\*\.parquet does not exist"):
+        data_files(tmp_path / "train-*.parquet")
+    write(tmp_path, "train[1].jsonl")  # a file's own name is no pattern
+    assert data_files(tmp_path / "train[1].jsonl") == [tmp_path / "train[1].jsonl"]
