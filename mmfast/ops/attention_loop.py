@@ -18,6 +18,11 @@ _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def _dense_width(x: Tensor) -> Tensor:
+    """torch's CPU kernel takes any strides but the last, which it believes to be 1. k and v are gathered: dense."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
     """True where query i may see key j: bottom-right causal (the last query sees the last key), within the window."""
     if queries == 1 and window <= 0:
@@ -88,6 +93,7 @@ def attention_loop(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    q = _dense_width(q)
     queries, keys = q_offsets.tolist(), k_offsets.tolist()
     for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
         if a == b:
@@ -120,6 +126,7 @@ def attention_loop_backward(
     d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
     d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
     d_v = torch.zeros_like(d_k)
+    q, grad = _dense_width(q), _dense_width(grad)
     queries, keys = q_offsets.tolist(), k_offsets.tolist()
     for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
         if a == b:

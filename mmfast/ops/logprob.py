@@ -254,8 +254,8 @@ def _pieces(g: bool, u: bool, twin: bool) -> tuple[bool, bool, bool, bool]:
 def head_of(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor
 ) -> Head:
-    u = None if u is None else u.contiguous()
-    b = None if b is None else b.contiguous()
+    """The kernels take addresses: every tensor is made contiguous here (which costs nothing where it is)."""
+    bias, u, b = (None if t is None else t.contiguous() for t in (bias, u, b))
     return Head(x.contiguous(), weight.contiguous(), bias, u, b, targets.contiguous())
 
 

@@ -43,6 +43,10 @@ def selective_logprob(
     check_logit_options(OP, softcap, temperature, return_entropy, entropy_grad)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")
+    if inplace_backward and any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
+        raise ValueError(
+            f"{OP}: inplace_backward=True, but the rows or columns of logits share memory (expand): clone it"
+        )
     outputs = _selective_logprob(
         logits, targets, softcap, temperature, return_entropy, entropy_grad, return_logsumsq, return_mean_logit,
         inplace_backward, backend or "",

@@ -93,6 +93,8 @@ def splice_embeddings(
     check(OP, "features", features, INDEX, 1, device)
     if features.shape != tokens.shape:
         raise ValueError(f"{OP}: features has {features.shape[0]} entries, but tokens has {tokens.shape[0]}")
+    if table.shape[0] == 0:
+        raise ValueError(f"{OP}: table is empty, shape {tuple(table.shape)}")
     if image_features.shape[1] != table.shape[1]:
         raise ValueError(
             f"{OP}: image_features has width {image_features.shape[1]}, but table has width {table.shape[1]}"
