@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .launch import custom_op
 from .rows import accumulator, segment_backend, segment_sum
 
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -86,7 +87,7 @@ def _gradients(
     return d_q.to(q.dtype), d_k.to(q.dtype), d_v.to(q.dtype)
 
 
-@torch.library.custom_op("mmfast::tree_attention_loop", mutates_args=())
+@custom_op("mmfast::tree_attention_loop")
 def attention_loop(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
     copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
@@ -117,7 +118,7 @@ def _(
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-@torch.library.custom_op("mmfast::tree_attention_loop_backward", mutates_args=())
+@custom_op("mmfast::tree_attention_loop_backward")
 def attention_loop_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
     k_offsets: Tensor, scale: float, window: int,

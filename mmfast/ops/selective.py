@@ -11,6 +11,7 @@ from mmfast.ops._checks import check_same, check_tensor
 from mmfast.ops.arguments import check_range
 from mmfast.ops.folds import STATS, Folds, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
 
 OP = "selective_logprob"
@@ -71,7 +72,7 @@ def _row_blocks(logits: Tensor, folds: Folds) -> tuple[list[tuple[int, int]], Te
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("mmfast::selective_logprob", mutates_args=())
+@custom_op("mmfast::selective_logprob")
 def _selective_logprob(
     logits: Tensor, targets: Tensor, softcap: float | None, temperature: float, entropy: bool, entropy_grad: bool,
     squares: bool, total: bool, inplace: bool, backend: str,
@@ -132,7 +133,7 @@ def _write_gradient(
             out[cut] = tile
 
 
-@torch.library.custom_op("mmfast::selective_logprob_backward", mutates_args=())
+@custom_op("mmfast::selective_logprob_backward")
 def _selective_logprob_backward(
     c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
     softcap: float | None, temperature: float, backend: str,
@@ -150,7 +151,7 @@ def _(
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
+@custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
 def _selective_logprob_backward_(
     c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
     softcap: float | None, temperature: float, backend: str,
