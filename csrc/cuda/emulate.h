@@ -1,6 +1,8 @@
 // Runs the CUDA kernels on the host, thread by thread, so that their indexing, barriers and reductions are tested where
 // there is no device. Each thread of a block is a fibre that runs to its next barrier or shuffle and then gives way;
 // blocks follow one another. Threads of a warp that wait at different places are an error, as on the device.
+// Blocks, warps and lanes run in ascending order, or with backwards() in descending order: a kernel that lacks a barrier
+// but happens to write first in one order does not in the other.
 #pragma once
 #include <ucontext.h>
 
@@ -46,6 +48,11 @@ inline Block& block() {
   static Block b;
   return b;
 }
+inline bool& backwards() {
+  static bool b = false;
+  return b;
+}
+inline unsigned turn(unsigned i, unsigned count) { return backwards() ? count - 1 - i : i; }
 inline Place& current() { return block().running->place; }
 
 inline void give_way(Stop why) {
@@ -61,8 +68,8 @@ inline void enter() {
 inline bool to_barrier(Block& b, unsigned begin, unsigned end) {
   for (;;) {
     Stop reached = Stop::end;
-    for (unsigned i = begin; i < end; ++i) {
-      Fibre& f = b.fibres[i];
+    for (unsigned i = 0; i < end - begin; ++i) {
+      Fibre& f = b.fibres[begin + turn(i, end - begin)];
       if (f.stop == Stop::end) continue;
       b.running = &f;
       swapcontext(&b.scheduler, &f.context);
@@ -79,13 +86,14 @@ inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
   b.body = std::move(body);
   constexpr size_t kStack = 64 * 1024;
   if (b.fibres.size() < threads) b.fibres.resize(threads);
+  const unsigned warps = (threads + 31) / 32;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         for (unsigned i = 0; i < threads; ++i) {
           Fibre& f = b.fibres[i];
           if (!f.stack) f.stack.reset(new char[kStack]);
-          f.place = {uint3{i, 0, 0}, uint3{x, y, z}, dim3(threads), grid};
+          f.place = {uint3{i, 0, 0}, uint3{turn(x, grid.x), turn(y, grid.y), turn(z, grid.z)}, dim3(threads), grid};
           f.stop = Stop::start;
           getcontext(&f.context);
           f.context.uc_stack.ss_sp = f.stack.get();
@@ -95,7 +103,10 @@ inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
         }
         for (bool live = true; live;) {
           live = false;
-          for (unsigned warp = 0; warp < threads; warp += 32) live |= to_barrier(b, warp, std::min(warp + 32, threads));
+          for (unsigned i = 0; i < warps; ++i) {
+            const unsigned begin = 32 * turn(i, warps);
+            live |= to_barrier(b, begin, std::min(begin + 32, threads));
+          }
         }
       }
 }

@@ -237,6 +237,16 @@ def tree_attention(
         raise ValueError(f"{OP}: window counts the token itself and is at least 1, not {window}; None is no limit")
     if (k_copies is None) != (k_copy_offsets is None):
         raise ValueError(f"{OP}: k_copies and k_copy_offsets go together")
+    if k_copies is not None and k_copy_offsets is not None:
+        check(OP, "k_copies", k_copies, INDEX, 1, device)
+        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, 1, device)
+        if k_copies.shape != k_index.shape or k_copy_offsets.shape[0] != k.shape[0] + 1:
+            raise ValueError(
+                f"{OP}: k_copies and k_copy_offsets have {len(k_copies)} and {len(k_copy_offsets)} entries, but the "
+                f"inverse of k_index has {len(k_index)} and {k.shape[0] + 1}"
+            )
+        check_offsets(OP, "k_copy_offsets", k_copy_offsets, k_index.shape[0])
+        check_range(OP, "k_copies", k_copies, 0, k_index.shape[0])
     check_offsets(OP, "q_offsets", q_offsets, q.shape[0])
     check_offsets(OP, "k_offsets", k_offsets, k_index.shape[0])
     check_range(OP, "k_index", k_index, 0, k.shape[0])

@@ -12,10 +12,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .launch import custom_op
 from .rows import accumulator, segment_backend, segment_sum
 
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _dense_width(x: Tensor) -> Tensor:
+    """torch's CPU kernel takes any strides but the last, which it believes to be 1. k and v are gathered: dense."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
@@ -81,13 +87,14 @@ def _gradients(
     return d_q.to(q.dtype), d_k.to(q.dtype), d_v.to(q.dtype)
 
 
-@torch.library.custom_op("mmfast::tree_attention_loop", mutates_args=())
+@custom_op("mmfast::tree_attention_loop")
 def attention_loop(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
     copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    q = _dense_width(q)
     queries, keys = q_offsets.tolist(), k_offsets.tolist()
     for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
         if a == b:
@@ -111,7 +118,7 @@ def _(
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-@torch.library.custom_op("mmfast::tree_attention_loop_backward", mutates_args=())
+@custom_op("mmfast::tree_attention_loop_backward")
 def attention_loop_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
     k_offsets: Tensor, scale: float, window: int,
@@ -120,6 +127,7 @@ def attention_loop_backward(
     d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
     d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
     d_v = torch.zeros_like(d_k)
+    q, grad = _dense_width(q), _dense_width(grad)
     queries, keys = q_offsets.tolist(), k_offsets.tolist()
     for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
         if a == b:

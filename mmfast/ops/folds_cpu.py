@@ -23,10 +23,11 @@ def bf16_engine() -> str:
 
 
 def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: str) -> None:
-    """out fp32 = a b (+ out), a and b bf16."""
+    """out fp32 = a b (+ out), a and b bf16, the columns of a one element apart."""
     module: Any = native()
+    a_column = 1 if a.shape[1] == 1 else a.stride(1)  # of a lone column torch keeps any stride, and calls it contiguous
     module.cpu_gemm_bf16(
-        a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), out.data_ptr(), out.stride(0), out.shape[0],
+        a.data_ptr(), a.stride(0), a_column, b.data_ptr(), *b.stride(), out.data_ptr(), out.stride(0), out.shape[0],
         out.shape[1], a.shape[1], accumulate, torch.get_num_threads(), engine,
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from mmfast.ops.dispatch import native
 from mmfast.ops.folds import FoldSpec
 from mmfast.ops.gemm import torch_product
-from mmfast.ops.rows import DTYPE_CODES, stream
+from mmfast.ops.launch import stream
+from mmfast.ops.rows import DTYPE_CODES
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -30,9 +31,6 @@ class CudaFolds:
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)
-
-    def _stream(self, tensor: Tensor) -> int:
-        return stream(tensor.device) if tensor.is_cuda else 0
 
     def _tile(self, tile: Tensor, bias: Tensor | None, targets: Tensor, first: int, spec: FoldSpec) -> Any:
         rows, width = tile.shape
@@ -56,7 +54,7 @@ class CudaFolds:
         assert out is not None and stats.is_contiguous()
         self.module.cuda_fold_forward(
             self._tile(tile, bias, targets, first, spec), stats.data_ptr(), DTYPE_CODES[out.dtype], _address(probs),
-            _stride(probs), _address(probs_z), _stride(probs_z), self._stream(tile),
+            _stride(probs), _address(probs_z), _stride(probs_z), stream(tile),
         )  # fmt: skip
 
     def gradient(
@@ -76,20 +74,20 @@ class CudaFolds:
         b = None if b is None else b.contiguous()
         self.module.cuda_fold_gradient(
             self._tile(tile, bias, targets, first, spec), lse.data_ptr(), a.data_ptr(), _address(b), d.data_ptr(),
-            DTYPE_CODES[out.dtype], out.data_ptr(), out.stride(0), self._stream(tile),
+            DTYPE_CODES[out.dtype], out.data_ptr(), out.stride(0), stream(tile),
         )  # fmt: skip
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         rows, width = acc.shape
         factor = factor.contiguous()
-        self.module.cuda_fold_rescale(acc.data_ptr(), acc.stride(0), rows, width, factor.data_ptr(), self._stream(acc))
+        self.module.cuda_fold_rescale(acc.data_ptr(), acc.stride(0), rows, width, factor.data_ptr(), stream(acc))
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         rows, columns = kept.shape
         scale, entry = scale.contiguous(), entry.contiguous()
         self.module.cuda_fold_finish(
             kept.data_ptr(), kept.stride(0), rows, columns, DTYPE_CODES[kept.dtype], scale.data_ptr(), scale.stride(0),
-            scale.shape[1], width, targets.data_ptr(), entry.data_ptr(), self._stream(kept),
+            scale.shape[1], width, targets.data_ptr(), entry.data_ptr(), stream(kept),
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import available
+from mmfast.ops.launch import custom_op
 
 NAME = "triton-fused"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,7 +38,7 @@ def fused_logprob(
     return _fused(x, weight, targets, bias, softcap, temperature)
 
 
-@torch.library.custom_op("mmfast::fused_logprob", mutates_args=())
+@custom_op("mmfast::fused_logprob")
 def _fused(
     x: Tensor,
     weight: Tensor,

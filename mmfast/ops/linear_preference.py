@@ -23,6 +23,7 @@ from mmfast.ops.arguments import check_offsets, check_range
 from mmfast.ops.folds import Folds, FoldSpec
 from mmfast.ops.head import Head
 from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.launch import custom_op
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
 from mmfast.ops.preference_math import SORTING, PreferenceSpec
 
@@ -131,7 +132,7 @@ def chunks(components: Tensor, limit: int) -> tuple[Tensor, list[int]]:
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("mmfast::linear_preference", mutates_args=())
+@custom_op("mmfast::linear_preference")
 def _linear_preference(
     x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None,
     index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor,

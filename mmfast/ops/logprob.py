@@ -15,6 +15,7 @@ from mmfast.ops.dispatch import choose
 from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
 from mmfast.ops.head import Head
 from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.launch import custom_op
 from mmfast.ops.rows import gather_rows
 
 OP = "linear_logprob"
@@ -191,7 +192,7 @@ def _unsupported(backend: str, x: Tensor) -> str:
     return ""
 
 
-@torch.library.custom_op("mmfast::scale_gradient", mutates_args=())
+@custom_op("mmfast::scale_gradient")
 def _scale_gradient(c: Tensor | None, g: Tensor, h: Tensor | None, twin: Tensor | None) -> Tensor:
     """c G + h twin, row by row: the whole backward pass of a frozen head."""
     dx = torch.zeros_like(g) if c is None else g * c[:, None]
@@ -210,7 +211,7 @@ Outputs = tuple[
 ]
 
 
-@torch.library.custom_op("mmfast::linear_logprob", mutates_args=())
+@custom_op("mmfast::linear_logprob")
 def _linear_logprob(
     x: Tensor,
     weight: Tensor,
@@ -254,8 +255,8 @@ def _pieces(g: bool, u: bool, twin: bool) -> tuple[bool, bool, bool, bool]:
 def head_of(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor
 ) -> Head:
-    u = None if u is None else u.contiguous()
-    b = None if b is None else b.contiguous()
+    """The kernels take addresses: every tensor is made contiguous here (which costs nothing where it is)."""
+    bias, u, b = (None if t is None else t.contiguous() for t in (bias, u, b))
     return Head(x.contiguous(), weight.contiguous(), bias, u, b, targets.contiguous())
 
 
@@ -301,7 +302,7 @@ def _(
     )  # type: ignore[return-value]  # fmt: skip
 
 
-@torch.library.custom_op("mmfast::linear_logprob_backward", mutates_args=())
+@custom_op("mmfast::linear_logprob_backward")
 def _linear_logprob_backward(
     c: Tensor | None,
     h: Tensor | None,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .arguments import OFFSETS, check, check_offsets, check_range
 from .dispatch import choose, native
+from .launch import custom_op, on_its_device
 from .preference_device import preference_cuda, preference_triton
 from .preference_math import KINDS, SORTING, PreferenceSpec, aot_terms, make_spec, pair_terms
 from .rows import DTYPE_CODES, invert, segment_sum_torch
@@ -106,6 +107,7 @@ def _preference_cpu(
     return loss, metrics, grad
 
 
+@on_its_device
 def preference_raw(
     logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
     pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec, want_grad: bool = True,
@@ -127,7 +129,7 @@ def preference_raw(
     return loss, metrics, grad if want_grad else grad[:0]
 
 
-@torch.library.custom_op("mmfast::preference_loss", mutates_args=())
+@custom_op("mmfast::preference_loss")
 def _preference(
     logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
     pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
+from .launch import stream
 from .preference_math import DIVERGENCES, KINDS, PreferenceSpec
-from .rows import DTYPE_CODES, invert, segment_sum_torch, stream
+from .rows import DTYPE_CODES, invert, segment_sum_torch
 
 Raw = tuple[Tensor, Tensor, Tensor]
 
@@ -30,7 +31,7 @@ def preference_cuda(
     module.cuda_preference(
         DTYPE_CODES[logps.dtype], *(0 if x is None else x.data_ptr() for x in tensors), *sizes, *spec,
         loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0, scratch.data_ptr(),
-        stream(logps.device) if logps.is_cuda else 0,
+        stream(logps),
     )  # fmt: skip
     return loss, metrics, grad
 

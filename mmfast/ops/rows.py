@@ -12,21 +12,13 @@ import torch
 from torch import Tensor
 
 from .dispatch import choose, native
+from .launch import custom_op, stream
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # csrc/ops.h
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def stream(device: torch.device) -> int:
-    """The current CUDA stream's address."""
-    if device.index != torch.cuda.current_device():
-        raise ValueError(
-            f"the tensors are on {device}, not the current device: call torch.cuda.set_device({device.index})"
-        )
-    return torch.cuda.current_stream(device).cuda_stream
 
 
 def invert(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +36,7 @@ def segment_sum_torch(values: Tensor, copies: Tensor, offsets: Tensor) -> Tensor
     return total.to(values.dtype)
 
 
-@torch.library.custom_op("mmfast::segment_sum", mutates_args=())
+@custom_op("mmfast::segment_sum")
 def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> Tensor:
     """values[K, ...] -> out[len(offsets) - 1, ...]; one ordered pass."""
     if backend == "torch":
@@ -63,7 +55,7 @@ def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -
         return kernel(values.view(values.shape[0], width), copies, offsets).view_as(out)
     addresses = (values.data_ptr(), copies.data_ptr(), offsets.data_ptr(), out.data_ptr())
     if backend == "cuda":
-        module.cuda_segment_sum(*addresses, count, width, code, stream(values.device))
+        module.cuda_segment_sum(*addresses, count, width, code, stream(values))
     else:
         module.cpu_segment_sum(*addresses, count, width, code)
     return out
@@ -80,7 +72,7 @@ def segment_backend(values: Tensor, backend: str | None = None) -> str:
     return choose("segment_sum", values.device, supported, backend)
 
 
-@torch.library.custom_op("mmfast::gather_rows", mutates_args=())
+@custom_op("mmfast::gather_rows")
 def _gather_rows(x: Tensor, index: Tensor, copies: Tensor, offsets: Tensor) -> Tensor:
     return x.index_select(0, index)
 

@@ -11,6 +11,7 @@ from mmfast.ops._checks import check_same, check_tensor
 from mmfast.ops.arguments import check_range
 from mmfast.ops.folds import STATS, Folds, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
 
 OP = "selective_logprob"
@@ -43,6 +44,10 @@ def selective_logprob(
     check_logit_options(OP, softcap, temperature, return_entropy, entropy_grad)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")
+    if inplace_backward and any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
+        raise ValueError(
+            f"{OP}: inplace_backward=True, but the rows or columns of logits share memory (expand): clone it"
+        )
     outputs = _selective_logprob(
         logits, targets, softcap, temperature, return_entropy, entropy_grad, return_logsumsq, return_mean_logit,
         inplace_backward, backend or "",
@@ -67,7 +72,7 @@ def _row_blocks(logits: Tensor, folds: Folds) -> tuple[list[tuple[int, int]], Te
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("mmfast::selective_logprob", mutates_args=())
+@custom_op("mmfast::selective_logprob")
 def _selective_logprob(
     logits: Tensor, targets: Tensor, softcap: float | None, temperature: float, entropy: bool, entropy_grad: bool,
     squares: bool, total: bool, inplace: bool, backend: str,
@@ -128,7 +133,7 @@ def _write_gradient(
             out[cut] = tile
 
 
-@torch.library.custom_op("mmfast::selective_logprob_backward", mutates_args=())
+@custom_op("mmfast::selective_logprob_backward")
 def _selective_logprob_backward(
     c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
     softcap: float | None, temperature: float, backend: str,
@@ -146,7 +151,7 @@ def _(
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
+@custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
 def _selective_logprob_backward_(
     c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
     softcap: float | None, temperature: float, backend: str,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .arguments import INDEX, check, check_range
 from .dispatch import BACKENDS, choose, native
-from .rows import invert, segment_backend, segment_sum, stream
+from .launch import custom_op, stream
+from .rows import invert, segment_backend, segment_sum
 
 OP = "splice_embeddings"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +32,7 @@ def splice_torch(tokens: Tensor, table: Tensor, image_features: Tensor, features
     return torch.where(text[:, None], out, image_features.index_select(0, features.clamp(min=0)))
 
 
-@torch.library.custom_op("mmfast::splice_embeddings", mutates_args=())
+@custom_op("mmfast::splice_embeddings")
 def _splice(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> Tensor:
     if backend == "torch" or tokens.numel() == 0:
         return splice_torch(tokens, table, image_features, features)
@@ -46,7 +47,7 @@ def _splice(tokens: Tensor, table: Tensor, image_features: Tensor, features: Ten
     row_bytes = table.shape[1] * table.element_size()
     addresses = (x.data_ptr() for x in (tokens, features, table, image_features, out))
     if backend == "cuda":
-        module.cuda_splice(*addresses, out.shape[0], row_bytes, stream(table.device))
+        module.cuda_splice(*addresses, out.shape[0], row_bytes, stream(table))
     else:
         module.cpu_splice(*addresses, out.shape[0], row_bytes, table.shape[0], image_features.shape[0])
     return out
@@ -93,6 +94,8 @@ def splice_embeddings(
     check(OP, "features", features, INDEX, 1, device)
     if features.shape != tokens.shape:
         raise ValueError(f"{OP}: features has {features.shape[0]} entries, but tokens has {tokens.shape[0]}")
+    if table.shape[0] == 0:
+        raise ValueError(f"{OP}: table is empty, shape {tuple(table.shape)}")
     if image_features.shape[1] != table.shape[1]:
         raise ValueError(
             f"{OP}: image_features has width {image_features.shape[1]}, but table has width {table.shape[1]}"

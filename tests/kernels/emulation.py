@@ -1,4 +1,7 @@
-"""Builds the CUDA kernels for the host (csrc/cuda/emulate.h), once for each state of their sources."""
+"""Builds the CUDA kernels for the host (csrc/cuda/emulate.h), once for each state of their sources.
+
+MMFAST_EMULATE_BACKWARDS=1 runs every test's blocks, warps and lanes in descending order (test_order.py does for a few).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from mmfast.ops import dispatch, folds_device, preference_device, rows, splice
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]
@@ -60,4 +66,14 @@ def emulated() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.backwards(os.environ.get("MMFAST_EMULATE_BACKWARDS") == "1")
     return module
+
+
+def emulate_cuda(monkeypatch: pytest.MonkeyPatch, module: Any = None) -> None:
+    """The public ops run their CUDA backend on the host: "cuda" is available there, and the first choice."""
+    module = module or emulated()
+    available = dispatch.available
+    monkeypatch.setattr(dispatch, "available", lambda name, device: "" if name == "cuda" else available(name, device))
+    for place in (folds_device, preference_device, rows, splice):
+        monkeypatch.setattr(place, "native", lambda: module)

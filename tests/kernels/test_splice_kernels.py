@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.rows import DTYPE_CODES, stream
+from mmfast.ops.launch import stream
+from mmfast.ops.rows import DTYPE_CODES
 from tests.kernels.emulation import emulated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,10 +16,6 @@ BACKENDS = ["cuda", "triton"]
 
 def module():  # type: ignore[no-untyped-def]
     return native() if DEVICE == "cuda" else emulated()
-
-
-def queue() -> int:
-    return stream(torch.device("cuda", torch.cuda.current_device())) if DEVICE == "cuda" else 0
 
 
 def splice(backend: str, *given: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def splice(backend: str, *given: Tensor) -> Tensor:
         return kernel(tokens, table, images, features).cpu()
     out = torch.full((len(tokens), table.shape[1]), torch.nan, dtype=table.dtype, device=DEVICE)
     addresses = (t.data_ptr() for t in (tokens, features, table, images, out))
-    module().cuda_splice(*addresses, len(tokens), table.shape[1] * table.element_size(), queue())
+    module().cuda_splice(*addresses, len(tokens), table.shape[1] * table.element_size(), stream(out))
     return out.cpu()
 
 
@@ -46,7 +43,7 @@ def segment_sum(backend: str, *given: Tensor) -> Tensor:
     segments, width = len(offsets) - 1, values.shape[1]
     out = torch.full((segments, width), torch.nan, dtype=values.dtype, device=DEVICE)
     addresses = (t.data_ptr() for t in (values, order, offsets, out))
-    module().cuda_segment_sum(*addresses, segments, width, DTYPE_CODES[values.dtype], queue())
+    module().cuda_segment_sum(*addresses, segments, width, DTYPE_CODES[values.dtype], stream(out))
     return out.cpu()
 
 

@@ -11,6 +11,8 @@ from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
 
 from .trees import DEEP, PAIR, tree
 
+COPIES = ("k_copies", "k_copy_offsets")
+
 
 def plain(q, k, v, window, scale=None):
     """One sequence, written out."""
@@ -176,6 +178,10 @@ def test_choice_and_reasons():
         ({"k_offsets": PAIR.k_offsets[:-1]}, "runs, but k_offsets"),
         ({"window": 0}, "window counts the token itself"),
         ({"k_copies": PAIR.k_index}, "go together"),
+        (dict(zip(COPIES, (PAIR.inverse()[0].int(), PAIR.inverse()[1]), strict=True)), "k_copies must be int64"),
+        (dict(zip(COPIES, (PAIR.inverse()[0], PAIR.inverse()[1].int()), strict=True)), "k_copy_offsets must be int64"),
+        (dict(zip(COPIES, (PAIR.inverse()[0][1:], PAIR.inverse()[1]), strict=True)), "the inverse of k_index has"),
+        (dict(zip(COPIES, (PAIR.inverse()[0] + 1, PAIR.inverse()[1]), strict=True)), "k_copies holds"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

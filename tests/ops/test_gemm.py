@@ -29,6 +29,19 @@ def test_equals_fp64(engine: str, transposed: bool, accumulate: bool) -> None:
         assert torch.equal(wide[:, columns:], beyond)
 
 
+@pytest.mark.parametrize("engine", native().cpu_gemm_engines().split(",") if native() else [])  # type: ignore[union-attr]
+def test_a_lone_row_or_column_keeps_any_stride(engine: str) -> None:
+    """torch calls a [U,1] matrix contiguous whatever its column stride: a transposed [1,U], a column of a matrix."""
+    from mmfast.ops.folds_cpu import bf16_product
+
+    column, row = torch.randn(9, 7).bfloat16()[:, 3:4], torch.randn(1, 5).bfloat16()
+    for a, b in ((column, row), (torch.randn(1, 9).bfloat16().T, torch.randn(5, 1).bfloat16().T)):
+        assert a.stride(1) != 1 or a.stride(0) != 1
+        out = torch.empty(9, 5)
+        bf16_product(a, b, out, False, engine)
+        assert torch.equal(out, a.float() @ b.float())
+
+
 def test_an_engine_this_cpu_lacks_is_named() -> None:
     from mmfast.ops.folds_cpu import bf16_product
 

@@ -1,0 +1,48 @@
+"""Where kernels are launched: on the GPU that holds their tensors, whichever one is current.
+
+A model spread over several GPUs (device_map) calls the ops with the last one's tensors while the first is current. A
+CUDA stream belongs to one device and Triton launches on the current one, so every body that launches is wrapped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+def device_of(tensor: Tensor | None) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one; nothing for a tensor elsewhere."""
+    return torch.cuda.device(tensor.device) if tensor is not None and tensor.is_cuda else nullcontext()
+
+
+def stream(tensor: Tensor) -> int:
+    """The address of the stream that is current on the tensor's GPU; 0 on the host, where tests emulate kernels."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def on_its_device(body: Body) -> Body:
+    """`body` with the GPU of its first tensor as the current one. (All tensors of an op are on one device.)"""
+
+    @wraps(body)
+    def guarded(*args: Any) -> Any:
+        with device_of(next((value for value in args if isinstance(value, Tensor)), None)):
+            return body(*args)
+
+    return guarded  # type: ignore[return-value]
+
+
+def custom_op(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """torch.library.custom_op, its body on its tensors' device."""
+
+    def define(body: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(body, mutates_args=mutates_args)
+        return torch.library.custom_op(name, on_its_device(body), mutates_args=mutates_args, schema=schema)
+
+    return define

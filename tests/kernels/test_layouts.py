@@ -1,0 +1,82 @@
+"""The walk of tests/ops/layouts.py on the GPU's kernels: CUDA emulated on the host, Triton in its interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.kernels.emulation import emulate_cuda
+from tests.ops import subjects
+from tests.ops.layouts import walk
+from tests.ops.subjects import PATHS
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="emulated and interpreted where there is no GPU")
+BACKENDS = ["cuda", "triton"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cuda":
+        emulate_cuda(monkeypatch)
+    else:
+        pytest.importorskip("triton")
+        assert os.environ["TRITON_INTERPRET"] == "1"
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", PATHS)
+def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
+    briefly = backend == "triton" and (path != "kept" or dtype != torch.float32)
+    assert not walk(subjects.linear_logprob(path, dtype=dtype), backend, briefly)
+
+
+@pytest.mark.parametrize("size", ["one row", "one column", "one word"])
+def test_the_smallest_sizes(backend: str, size: str) -> None:
+    assert not walk(subjects.linear_logprob("kept", size), backend, briefly=True)
+
+
+def test_linear_logprob_without_rows(backend: str) -> None:
+    subject = subjects.without(subjects.linear_logprob("recompute"), "rows")
+    subject.arguments["targets"] = subject.arguments["targets"][:5]
+    subject.empty.pop("targets"), subject.empty.pop("rows"), subject.empty.pop("hidden")
+    assert not walk(subject, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fused_logprob(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    assert not walk(subjects.fused_logprob(dtype=dtype), None, briefly=dtype != torch.float32)
+    assert not walk(subjects.fused_logprob("one column", dtype), None, briefly=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_selective_logprob(backend: str, inplace: bool, dtype: torch.dtype) -> None:
+    for users, vocab in ((6, 72), (1, 71), (6, 1)):
+        assert not walk(subjects.selective_logprob(inplace, dtype, users, vocab), backend, briefly=users == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_preference_loss(backend: str, dtype: torch.dtype) -> None:
+    assert not walk(subjects.preference_loss(dtype), backend)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_linear_preference_loss(backend: str, chunked: bool) -> None:
+    assert not walk(subjects.linear_preference_loss(chunked), backend, briefly=backend == "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_splice_embeddings(backend: str, dtype: torch.dtype) -> None:
+    for width in (8, 1):
+        assert not walk(subjects.splice_embeddings(dtype, width), backend)
+
+
+def test_tree_attention_sums_its_copies(backend: str) -> None:
+    """Its backward pass sums by the first backend that is there; Triton is asked for by the environment only."""
+    if backend == "triton":
+        pytest.skip("the interpreter is never a choice, and tree_attention takes no backend for its sums")
+    assert not walk(subjects.tree_attention(), None)

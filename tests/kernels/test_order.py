@@ -1,0 +1,103 @@
+"""The emulated kernels give the same bits with blocks, warps and lanes in descending order.
+
+The emulation runs threads one after another, so a kernel that lacks a barrier can be right by the luck of the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmfast.ops.folds import STATS, FoldSpec, M
+from mmfast.ops.folds_device import CudaFolds
+from mmfast.ops.preference_device import preference_cuda
+from mmfast.ops.rows import DTYPE_CODES
+from tests.kernels.emulation import emulated
+from tests.kernels.test_preference_kernels import arguments, spec_of
+
+SPEC = FoldSpec(5.0, 0.7, entropy=True, squares=True, total=True)
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    before = emulated().is_backwards()
+    yield
+    emulated().backwards(before)
+
+
+def both_ways(run) -> list[list[Tensor]]:  # type: ignore[no-untyped-def]
+    results = []
+    for backwards in (False, True):
+        emulated().backwards(backwards)
+        results.append(run())
+    return results
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_missing_barrier_shows_in_one_of_the_orders(first: bool) -> None:
+    """The emulation itself: a kernel whose first or last warp writes what all read."""
+
+    def run(barrier: bool) -> list[Tensor]:
+        out = torch.full((96,), -1, dtype=torch.int32)
+        emulated().pass_on(out.data_ptr(), 96, first, barrier)
+        return [out]
+
+    with_barrier, without = (both_ways(lambda b=b: run(b)) for b in (True, False))
+    assert all(bool((out == 7).all()) for (out,) in with_barrier)
+    assert not torch.equal(without[0][0], without[1][0])
+
+
+@pytest.mark.parametrize("width", [40, 2500])  # one warp, and many
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folds(width: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    z = (3 * torch.randn(5, width, generator=g)).to(dtype)
+    targets = torch.randint(0, width, (5,), generator=g)
+    lse, a, b, d = torch.randn(4, 5, generator=g)
+
+    def run() -> list[Tensor]:
+        folds = CudaFolds(emulated())
+        stats = torch.zeros(STATS, 5)
+        stats[M] = -torch.inf
+        probs, probs_z, grad, kept = (torch.empty(5, width, dtype=dtype) for _ in range(4))
+        folds.forward(z.clone(), None, targets, 0, stats, SPEC, probs, probs_z)
+        folds.gradient(z.clone(), None, targets, 0, lse + 9, a, b, d, SPEC, grad)
+        kept.copy_(probs)
+        folds.finish(kept, torch.linspace(0.5, 1, 5)[:, None].contiguous(), width, targets, d)
+        acc = torch.ones(5, width)
+        folds.rescale(acc, stats[M].exp())
+        return [stats, probs, probs_z, grad, kept, acc]
+
+    assert all(torch.equal(x, y) for x, y in zip(*both_ways(run), strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 40, 2, 5), (100, 30, 30, 4, 1)])
+def test_preference(lengths: tuple[int, ...]) -> None:
+    given = arguments("sigmoid", torch.float32, lengths)
+    given[1][::2] = 5  # one log-prob scores more tokens than the kernel orders in local memory
+    spec = spec_of("sigmoid", given, sft_weight=0.3, ld_alpha=0.5)
+    run = lambda: list(preference_cuda(*given, spec, True, module=emulated()))  # noqa: E731
+    assert all(torch.equal(x, y) for x, y in zip(*both_ways(run), strict=True))
+
+
+@pytest.mark.parametrize("width", [7, 600])
+def test_splice_and_segment_sum(width: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    table, images = torch.randn(20, width, generator=g), torch.randn(6, width, generator=g)
+    tokens = torch.randint(0, 20, (30,), generator=g)
+    features = torch.full((30,), -1)
+    features[4:10] = torch.arange(6)
+    order, offsets = torch.randint(0, 20, (90,), generator=g), torch.arange(0, 91, 10)
+
+    def run() -> list[Tensor]:
+        out, sums = torch.empty(30, width), torch.empty(9, width)
+        addresses = [t.data_ptr() for t in (tokens, features, table, images, out)]
+        emulated().cuda_splice(*addresses, 30, 4 * width, 0)
+        addresses = [t.data_ptr() for t in (table, order, offsets, sums)]
+        emulated().cuda_segment_sum(*addresses, 9, width, DTYPE_CODES[table.dtype], 0)
+        return [out, sums]
+
+    assert all(torch.equal(x, y) for x, y in zip(*both_ways(run), strict=True))
