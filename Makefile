@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test lint sanitize clean
+.PHONY: setup demo test lint sanitize compilers clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -44,6 +44,10 @@ sanitize: setup
 	MMFAST_NATIVE_DIR=$(abspath $(SANITIZED))/mmfast OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  $(PY) -m pytest -q -m "not gpu and not slow" -k "cpu or native or segments or images or tree" tests/ops tests/packing tests/data
+
+# Every host source through GCC 11 to 14 (as root on Debian; minutes). Not in CI.
+compilers: setup
+	$(PY) .ci/compilers.py
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

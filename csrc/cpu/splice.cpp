@@ -4,32 +4,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/half.h"
 #include "ops.h"
 
 namespace mmfast {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-  explicit operator float() const {
-    const uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-  }
-  static BFloat16 from(float value) {  // round to nearest even, NaN kept
-    uint32_t wide;
-    std::memcpy(&wide, &value, 4);
-    if (value != value) return {uint16_t((wide >> 16) | 0x40)};
-    return {uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
-  }
-};
-
-struct Float16 {
-  _Float16 value;
-  explicit operator float() const { return float(value); }
-  static Float16 from(float x) { return {_Float16(x)}; }
-};
 
 template <typename T>
 T narrow(float x) { return T::from(x); }

@@ -1,0 +1,63 @@
+// The two 16-bit floats of torch as bit patterns, converted by integer arithmetic: `_Float16` needs GCC 12, and a libgcc
+// that exports its conversions (symbols of version GCC_12.0.0). To the bit what F16C instructions give: rounded to the
+// nearest, ties to even; subnormals kept; a NaN keeps the upper bits of its payload and becomes quiet.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace mmfast {
+
+inline uint32_t float_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+  explicit operator float() const { return float_of(uint32_t(bits) << 16); }
+  static BFloat16 from(float value) {
+    const uint32_t wide = float_bits(value);
+    if (value != value) return {uint16_t((wide >> 16) | 0x40)};
+    return {uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
+  }
+};
+
+struct Float16 {
+  uint16_t bits;
+
+  explicit operator float() const {
+    const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    if (magnitude > 0x7c00) return float_of(sign | 0x7fc00000 | magnitude << 13);  // NaN
+    if (magnitude == 0x7c00) return float_of(sign | 0x7f800000);
+    if (magnitude < 0x400) return float_of(sign | float_bits(float(magnitude) * 0x1p-24f));  // subnormal
+    return float_of(sign | ((magnitude << 13) + (uint32_t(112) << 23)));
+  }
+
+  static Float16 from(float value) {
+    const uint32_t wide = float_bits(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
+    uint32_t half;
+    if (magnitude > 0x7f800000) {
+      half = 0x7e00 | (magnitude >> 13 & 0x3ff);  // NaN
+    } else if (magnitude >= 0x477ff000) {
+      half = 0x7c00;  // 65520 and above round to infinity
+    } else if (magnitude >= 0x38800000) {
+      half = (magnitude - (uint32_t(112) << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    } else if (magnitude > 0x33000000) {
+      // A subnormal half: its unit is 2^-24, so the significand of 24 bits loses 126 - exponent of them.
+      const uint32_t shift = 126 - (magnitude >> 23), whole = (magnitude & 0x7fffff) | 0x800000;
+      half = (whole + (uint32_t(1) << (shift - 1)) - 1 + (whole >> shift & 1)) >> shift;
+    } else {
+      half = 0;  // 2^-25 and below: a tie with zero goes to zero
+    }
+    return {uint16_t(sign | half)};
+  }
+};
+
+}  // namespace mmfast
