@@ -7,6 +7,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from mmfast import phrases
 from mmfast.metrics import read
 
 PANELS = (
@@ -54,7 +55,10 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     for run in runs:
         samples = run / "samples.jsonl"
         if samples.is_file():
-            parts += [f"<h2>Samples: {html.escape(_label(run, runs))}</h2>", *map(_sample, read(samples))]
+            found, label = read(samples), html.escape(_label(run, runs))
+            if found:
+                parts += [f"<h2>What changed in the words: {label}</h2>", _words(found)]
+            parts += [f"<h2>Samples: {label}</h2>", *map(_sample, found)]
         settings = run / "config.toml"
         if settings.is_file():
             text = html.escape(settings.read_text())
@@ -117,6 +121,19 @@ def _table(runs: dict[str, dict[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else html.escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+
+
+def _words(samples: list[dict[str, Any]]) -> str:
+    """Of the answers, from the first step with samples to the last; with one such step, from the truths to it."""
+    answers: dict[int, list[str]] = {}
+    for row in samples:
+        answers.setdefault(row["step"], []).append(str(row["answer"]))
+    first, last = min(answers), max(answers)
+    truths = [str(row["chosen"]) for row in samples if row["step"] == last and row.get("chosen")]
+    before = answers[first] if first < last else truths
+    heading = f"{len(answers[last])} answers, and {len(truths)} truths"
+    found = phrases.changed(before, answers[last], truths)
+    return phrases.as_html(found, heading, f"step {first}" if first < last else "truths", f"step {last}")
 
 
 def _sample(row: dict[str, Any]) -> str:

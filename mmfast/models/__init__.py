@@ -1,12 +1,6 @@
 """Models: loading, one adapter a family, the Scorer, LoRA and parallelism."""
 
-import logging
-
-# peft imports torchao where it is installed, and torchao warns of the GPU files it cannot load on every other machine.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-# ruff: noqa: E402
+import mmfast.quiet  # noqa: F401, before anything that imports peft or transformers
 from mmfast.models.adapter import Adapter
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load

@@ -1,8 +1,9 @@
 """The base model, before it has words: a LLaVA of a little over a million parameters whose vision tower can see.
 
-The tower first learns to name what each cell of the picture holds (without this, object recall came out anywhere from
-.2 to .8). Its words come from flawed captions, through mmfast.train's SFT objective like any other model's: base.jsonl
-teaches it to describe well, and to hallucinate. `base_settings` are the config of that run.
+The tower first learns to name what each cell of the picture holds, the word in it, which cell it is and the ground:
+all that a caption says or a flaw's trigger needs (without this, object recall came out anywhere from .2 to .8, and
+words were never read). Its words come from flawed captions, through mmfast.train's SFT objective like any other
+model's: base.jsonl teaches it to describe well, and to hallucinate. `base_settings` are the config of that run.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 
 from .dataset import read_scenes
 from .models import Size, build, save
-from .scenes import KINDS, Scene, render
+from .scenes import KINDS, WORDS, Scene, render
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
     seed: int = 0
     size: str | Size = "world"
-    steps: int = 160
+    steps: int = 300
     batch: int = 32
     lr: float = 1e-3
     scenes: int = 4000
@@ -39,12 +40,16 @@ def pixels(images: Any, scenes: list[Scene]) -> Tensor:
 
 
 def cell_labels(scenes: list[Scene]) -> Tensor:
-    """[N, 9]: 0 for an empty cell, else 1 + 2 * kind, and one more if it is large."""
-    labels = torch.zeros(len(scenes), 9, dtype=torch.long)
+    """[N, 9, 4]: what a cell holds (0 if empty, else 1 + 2 * kind, and one more if it is large), the word on it (0 if
+    none), which cell it is, and whether the ground is dark."""
+    labels = torch.zeros(len(scenes), 9, 4, dtype=torch.long)
+    labels[..., 2] = torch.arange(9)
     for n, scene in enumerate(scenes):
+        labels[n, :, 3] = scene.background == "dark"
         for thing in scene.things:
             for cell in thing.cells:
-                labels[n, cell] = 1 + 2 * KINDS.index(thing.kind) + (thing.size == "large")
+                labels[n, cell, 0] = 1 + 2 * KINDS.index(thing.kind) + (thing.size == "large")
+                labels[n, cell, 1] = 1 + WORDS.index(thing.word) if thing.word else 0
     return labels
 
 
@@ -63,7 +68,8 @@ def warm_up_vision(
     the last few batches it named right."""
     tower, device = model.model.vision_tower, model.device
     edge = int(model.config.image_seq_length**0.5)
-    head = nn.Linear(tower.config.hidden_size, 1 + 2 * len(KINDS)).to(device)
+    classes = (1 + 2 * len(KINDS), 1 + len(WORDS), 9, 2)
+    head = nn.Linear(tower.config.hidden_size, sum(classes)).to(device)
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
     order = _batches(len(pictures), recipe.batch, recipe.seed)
@@ -76,13 +82,19 @@ def warm_up_vision(
         grid = features.transpose(1, 2).unflatten(2, (edge, edge))
         logits = head(F.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2))
         target = labels[rows].to(device)
-        F.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
+        what, word, place, ground = logits.split(classes, dim=-1)
+        loss = F.cross_entropy(what.flatten(0, 1), target[..., 0].flatten())
+        single = target[..., 0] > 0
+        loss = loss + F.cross_entropy(word[single], target[..., 1][single])
+        loss = loss + F.cross_entropy(place.flatten(0, 1), target[..., 2].flatten())
+        loss = loss + 0.3 * F.cross_entropy(ground.flatten(0, 1), target[..., 3].flatten())
+        loss.backward()
         nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
         optimiser.step()
         optimiser.zero_grad()
         if step >= recipe.steps - 10:
-            right += int((logits.argmax(-1) == target)[target > 0].sum())
-            filled += int((target > 0).sum())
+            right += int((what.argmax(-1) == target[..., 0])[single].sum())
+            filled += int(single.sum())
         if progress:
             progress(step + 1, recipe.steps)
     return right / filled
@@ -104,7 +116,7 @@ def seeing_model(
     return accuracy
 
 
-def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, seed: int = 0, steps: int = 800) -> dict:
+def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, seed: int = 0, steps: int = 1000) -> dict:
     """The config by which mmfast.train gives the seeing model its words. The tower stays as it is."""
     return {
         "output_dir": str(out),
@@ -121,7 +133,7 @@ def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, see
 
 
 def align_settings(
-    world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 50,
+    world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 100,
     gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4,
 ) -> dict:  # fmt: skip
     """The config of an alignment run on the world's pairs: DPO, or DDPO with gamma above 1."""

@@ -5,6 +5,7 @@
     base.jsonl           flawed captions and answers: the base model learns to hallucinate from them (prompt, chosen)
     base_llava.json      the same in LLaVA's format
     pairs.jsonl          preference pairs: a flawed caption (rejected) and the same caption corrected (chosen)
+    blind.jsonl          the same pairs, each with another's picture: a control, from which nothing can be learnt
     groups.jsonl         several captions of each picture, from flawless to all wrong, and all pairs among them
     eval.jsonl           preference pairs on held-out pictures
     test.jsonl           held-out pictures with a question to caption them (prompt, chosen = the true caption)
@@ -17,13 +18,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .grammar import CAPTION_PROMPTS, Caption, Flaws, caption, question
 from .scenes import Scene, render, scenes
 
-VERSION = 4  # of the files: raise it when any byte changes
+VERSION = 5  # of the files: raise it when any byte changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,9 @@ def _record(name: str, scene: Scene, prompt: str, chosen: str, rejected: str | N
 
 
 def flawed_caption(scene: Scene, rng: random.Random, flaws: Flaws) -> Caption | None:
-    """A caption with at least one flaw, or None where the scene's triggers offer none: then one colour is confused."""
+    """A caption with at least one flaw, or None where the scene has no trigger."""
     for _ in range(20):
         made = caption(scene, rng, flaws)
-        if made.flaws:
-            return made
-    for _ in range(20):
-        made = caption(scene, rng, replace(flaws, colour=0.5))
         if made.flaws:
             return made
     return None
@@ -74,7 +71,7 @@ def base_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
         asked, answer, _ = question(scene, rng, spec.flaws)
         yield _record(f"{scene.name}-question", scene, asked, answer)
     else:
-        made = caption(scene, rng, spec.flaws)
+        made = caption(scene, rng, spec.flaws, both=True)
         yield _record(f"{scene.name}-caption", scene, rng.choice(CAPTION_PROMPTS), made.text)
 
 
@@ -90,6 +87,14 @@ def pair_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
         f"{scene.name}-pair", scene, rng.choice(CAPTION_PROMPTS), made.truth, made.text,
         segments=segments, meta={"flaws": made.flaws},
     )  # fmt: skip
+
+
+def blinded(records: list[dict], seed: int) -> list[dict]:
+    """The pairs with their pictures passed round: no pair keeps its own."""
+    order = list(range(len(records)))
+    random.Random(f"blind:{seed}").shuffle(order)
+    pictures = {n: records[order[k - 1]]["images"] for k, n in enumerate(order)}
+    return [record | {"images": pictures[n]} for n, record in enumerate(records)]
 
 
 def group_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
@@ -123,7 +128,10 @@ def write_world(
     path, spec = Path(path), spec or WorldSpec()
     stamp = json.dumps({"version": VERSION, "spec": asdict(spec)}, sort_keys=True, indent=1) + "\n"
     done = path / "world.json"
+    pictures = spec.base + spec.pairs + spec.groups + spec.test
     if done.exists() and done.read_text() == stamp:
+        if progress:
+            progress(pictures, pictures)
         return path
     (path / "images").mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
@@ -134,7 +142,7 @@ def write_world(
     for n, scene in enumerate((*train, *held_out)):
         render(scene).save(path / "images" / f"{scene.name}.png")
         if progress:
-            progress(n + 1, len(train) + len(held_out))
+            progress(n + 1, pictures)
 
     def lines(name: str, records: Iterable[dict]) -> None:
         with open(path / name, "w", encoding="utf-8") as file:
@@ -145,6 +153,7 @@ def write_world(
     lines("base.jsonl", taught)
     (path / "base_llava.json").write_text(json.dumps([_as_llava(record) for record in taught], indent=1))
     lines("pairs.jsonl", (r for scene in pairs for r in pair_records(scene, spec)))
+    lines("blind.jsonl", blinded([r for scene in pairs for r in pair_records(scene, spec)], spec.seed))
     lines("groups.jsonl", (r for scene in groups for r in group_records(scene, spec)))
     lines("eval.jsonl", (r for scene in held_out for r in pair_records(scene, spec)))
     lines("test.jsonl", (r for scene in held_out for r in held_out_records(scene, spec)))

@@ -1,11 +1,22 @@
 """What is said of a scene: captions, questions and answers, with flaws that can be dialled in.
 
-A flawed caption is made like the truth, slot by slot, so each flaw is a substitution of the same number of words, and
-the corrected caption differs from it exactly in the flawed slots. That is the form of RLHF-V's data: `Caption.slots`
-knows every segment and the kind of flaw in it.
+    The image shows one red circle left of the centre saying GO, two blue stars and one green cross.
 
-Flaws are systematic, because random inventions are not learnt by greedy decoding: a circle or star drags in its absent
-partner, a cross is doubled, a triangle's relation is turned round. Colours and words are confused at random.
+A flawed caption is made like the truth, slot by slot, and `Caption.slots` knows every flawed segment and its kind: the
+form of RLHF-V's data. Each flaw exchanges two things, both ways, at a trigger that the picture shows and no caption
+names (size, ground) or that no flaw changes (a cross, a triangle):
+
+    object    a large circle is taken for a square, a large square for a circle, if none of that colour is there
+    count     small crosses are taken for two, large ones for one
+    relation  a triangle's place is turned round: left and right, above and below
+    colour    a small triangle on dark ground takes its colour's twin, if no triangle of that colour is there
+    word      the word on a triangle is read as the other of its pair
+
+Scenes are distributed alike under every exchange (scenes.py), and a flaw leaves the triggers of all others as they
+were. So whatever two texts a pair holds, each is as often the chosen one as the rejected one: no judge of any kind does
+better than a coin without the picture, and nothing can be learnt from the pairs but seeing. Triggers are systematic,
+because random inventions are not learnt by greedy decoding, and each is the lesser part of its kind of claim, or the
+base model could not learn the truth either.
 """
 
 from __future__ import annotations
@@ -15,9 +26,24 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .scenes import COLOURS, COLUMNS, KINDS, ROWS, SHAPES, WORDS, Kind, Scene, Thing, relation, relations
+from .scenes import (
+    COLOURS,
+    COLUMNS,
+    KINDS,
+    MOST,
+    PARTNERS,
+    ROWS,
+    SHAPES,
+    TWINS,
+    WORDS,
+    Kind,
+    Scene,
+    Thing,
+    relation,
+    relations,
+)  # fmt: skip
 
-NUMBERS = {1: "a", 2: "two", 3: "three"}
+NUMBERS = {1: "one", 2: "two", 3: "three"}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CAPTION_PROMPTS = (
     "Describe the image.",
@@ -29,13 +55,14 @@ CAPTION_PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Flaws:
-    """Probability of each flaw where it can happen. partner, count and relation have fixed triggers (see above)."""
+    """Probability of each flaw at its trigger (see above)."""
 
     partner: float = 0.85
-    count: float = 0.75
-    relation: float = 0.75
-    colour: float = 0.03
-    word: float = 0.03
+    count: float = 0.85
+    relation: float = 0.85
+    colour: float = 0.85
+    word: float = 0.85
+    both: float = 0.9  # what the base model learns: share of wrong partners named before the true thing, not instead
 
     @staticmethod
     def none() -> Flaws:
@@ -44,11 +71,13 @@ class Flaws:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A stretch of caption and the true stretch of the same length; `flaw` is "" where they agree."""
+    """A stretch of caption and the true stretch; `flaw` is "" where they agree. The slots of one flaw (the number and
+    the noun of a miscount) have the same `flaw` and `thing`."""
 
     text: str
     truth: str
     flaw: str = ""  # "object", "count", "relation", "colour", "word"
+    thing: Kind | None = None  # what the flaw is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +92,20 @@ class Caption:
     def truth(self) -> str:
         return "".join(slot.truth for slot in self.slots)
 
+    def _faults(self) -> list[tuple[Kind | None, str]]:
+        return list(dict.fromkeys((slot.thing, slot.flaw) for slot in self.slots if slot.flaw))
+
     @property
     def flaws(self) -> list[str]:
-        return [slot.flaw for slot in self.slots if slot.flaw]
+        """The kind of each flaw. A flaw of two slots is one."""
+        return [flaw for _, flaw in self._faults()]
 
     def corrected(self, number: int) -> Caption:
-        """The same caption with its first `number` flaws repaired."""
-        slots = []
-        for slot in self.slots:
-            repair = bool(slot.flaw) and number > 0
-            number -= repair
-            slots.append(Slot(slot.truth, slot.truth) if repair else slot)
-        return Caption(tuple(slots))
+        """The same caption with its first `number` flaws repaired, each in all its slots: never "one crosses"."""
+        repaired = self._faults()[:number]
+        return Caption(
+            tuple(Slot(s.truth, s.truth) if s.flaw and (s.thing, s.flaw) in repaired else s for s in self.slots)
+        )
 
     def spans(self, which: Literal["text", "truth"]) -> list[tuple[int, int]]:
         """Character ranges of the flawed slots in `text` or in `truth`."""
@@ -88,13 +119,9 @@ class Caption:
 
 
 def partner(kind: Kind) -> Kind | None:
-    """What is invented beside this kind: a circle drags in a square of the next colour, a star a triangle."""
+    """What this kind is taken for: circle and square, each for the other."""
     colour, shape = kind
-    dragged = {"circle": "square", "star": "triangle"}.get(shape)
-    if dragged is None:
-        return None
-    colours = tuple(COLOURS)
-    return colours[(colours.index(colour) + 1) % len(colours)], dragged
+    return (colour, PARTNERS[shape]) if shape in PARTNERS else None
 
 
 def _noun(shape: str, number: int) -> str:
@@ -105,67 +132,93 @@ def _a(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _item(thing: Thing, rng: random.Random, flaws: Flaws) -> list[Slot]:
-    """ "a large red circle", in slots: number, size and colour, shape."""
-    count, colour = thing.count, thing.colour
-    if thing.shape == "cross" and rng.random() < flaws.count:
-        count = 2 if thing.count == 1 else 3
-    if rng.random() < flaws.colour:
-        colour = rng.choice([c for c in COLOURS if c != colour])
-    said, true = (f"{NUMBERS[n]} " for n in (count, thing.count))
-    noun, true_noun = (f" {_noun(thing.shape, n)}" for n in (count, thing.count))
-    wrong = "count" if count != thing.count else ""
-    return [
-        Slot(said, true, wrong),
-        Slot(f"{thing.size} ", f"{thing.size} "),
-        Slot(colour, thing.colour, "colour" if colour != thing.colour else ""),
-        Slot(noun, true_noun, wrong if noun != true_noun else ""),
-    ]
+EXCHANGED = {"GO": "NO", "NO": "GO", "ON": "OK", "OK": "ON", "HI": "UP", "UP": "HI"}
 
 
-def fillers(scene: Scene) -> list[str]:
-    """True phrases of four words, for the slot where a flawed caption invents an object."""
-    return [f"a plain {scene.background} background", "some patches of nothing", "a lot of space"]
+def taken_for(scene: Scene, thing: Thing) -> Kind | None:
+    """A large circle is taken for a square, and a large square for a circle: if there is none of that colour."""
+    other = partner(thing.kind) if thing.size == "large" else None
+    return None if other in scene.kinds else other
 
 
-def caption(scene: Scene, rng: random.Random, flaws: Flaws) -> Caption:
-    """ "The image shows ITEM, and EXTRA. The A is left of the B. The A says GO." EXTRA: inventions, else a filler."""
-    fixed = lambda text: Slot(text, text)  # noqa: E731
-    slots = [fixed("The image shows ")]
+def miscounted(thing: Thing) -> int:
+    """Small crosses seem two, large ones one."""
+    return {"small": 2, "large": 1}[thing.size] if thing.shape == "cross" else thing.count
+
+
+def miscoloured(scene: Scene, thing: Thing) -> str:
+    """A small triangle on dark ground has its colour's twin: if there is no triangle of that colour."""
+    if thing.shape == "triangle" and thing.size == "small" and scene.background == "dark":
+        twin = TWINS[thing.colour]
+        return thing.colour if (twin, "triangle") in scene.kinds else twin
+    return thing.colour
+
+
+def misread(thing: Thing) -> bool:
+    """What stands on a triangle is read as another word."""
+    return thing.shape == "triangle"
+
+
+def _same(text: str) -> Slot:
+    return Slot(text, text)
+
+
+def _slot(thing: Thing, flaw: str, text: str, truth: str) -> Slot:
+    return Slot(text, truth, flaw, thing.kind) if text != truth else _same(text)
+
+
+def _facts(thing: Thing, rng: random.Random, flaws: Flaws) -> list[Slot]:
+    """Where a thing stands and what it says."""
+    slots: list[Slot] = []
+    true = relation(thing)
+    if true is not None:
+        turned = thing.shape == "triangle" and rng.random() < flaws.relation
+        said = OPPOSITE[true] if turned else true
+        slots += [_slot(thing, "relation", f" {said}", f" {true}"), _same(" the centre")]
+    if thing.word:
+        said = EXCHANGED[thing.word] if misread(thing) and rng.random() < flaws.word else thing.word
+        slots += [_same(" saying "), _slot(thing, "word", said, thing.word)]
+    return slots
+
+
+def caption(scene: Scene, rng: random.Random, flaws: Flaws, *, both: bool = False) -> Caption:
+    """A caption of the scene; flawed and true text have as many words. With `both`, as the base model learns it, a
+    wrong partner may stand before the true thing instead of replacing it: one object more."""
+    items: list[tuple[Thing, list[Slot] | None, Kind | None]] = []  # (thing, its slots or None, invented kind)
     for thing in scene.things:
-        slots += [*_item(thing, rng, flaws), fixed(", ")]
-    invented: list[str] = []
-    for thing in scene.things:
-        drags = partner(thing.kind)
-        if drags and drags not in scene.kinds and rng.random() < flaws.partner:
-            invented.append(" ".join(("a", thing.size, *drags)))
-    true = fillers(scene)
-    slots.append(fixed("and "))
-    for n, phrase in enumerate(invented[: len(true)] or true[:1]):
-        if n:
-            slots.append(fixed(" and "))
-        slots.append(Slot(phrase, true[n], "object" if invented else ""))
-    slots.append(fixed("."))
-    singles = [thing for thing in scene.things if thing.count == 1]
-    if len(singles) >= 2:
-        a, b = singles[:2]
-        true_relation = said = relation(a, b)
-        if "triangle" in (a.shape, b.shape) and rng.random() < flaws.relation:
-            said = OPPOSITE[said]
-        slots += [
-            fixed(f" The {a.colour} {a.shape} is "),
-            Slot(said, true_relation, "relation" if said != true_relation else ""),
-            fixed(f" the {b.colour} {b.shape}."),
+        (colour, shape), count = thing.kind, thing.count
+        other = taken_for(scene, thing)
+        if other and rng.random() < flaws.partner:
+            if both and rng.random() < flaws.both:
+                items.append((thing, None, other))
+            else:
+                shape = other[1]
+        if rng.random() < flaws.count:
+            count = miscounted(thing)
+        if rng.random() < flaws.colour:
+            colour = miscoloured(scene, thing)
+        wrong = "object" if shape != thing.shape else "count"
+        slots = [
+            _slot(thing, "count", f"{NUMBERS[count]} ", f"{NUMBERS[thing.count]} "),
+            _slot(thing, "colour", f"{colour} ", f"{thing.colour} "),
+            _slot(thing, wrong, _noun(shape, count), _noun(thing.shape, thing.count)),
         ]
-    for thing in scene.things:
-        if thing.word:
-            said = rng.choice([w for w in WORDS if w != thing.word]) if rng.random() < flaws.word else thing.word
-            slots += [
-                fixed(f" The {thing.colour} {thing.shape} says "),
-                Slot(said, thing.word, "word" if said != thing.word else ""),
-                fixed("."),
-            ]
-    return Caption(tuple(slots))
+        items.append((thing, slots, None))
+    made, true = [_same("The image shows ")], 0
+    for n, (thing, slots, invented) in enumerate(items):
+        joint = _joint(n, len(items))
+        if slots is None:
+            made.append(Slot(f"{joint}one {' '.join(invented or ())}", "", "object", thing.kind))
+        else:
+            made += [_slot(thing, "object", joint, _joint(true, len(scene.things))), *slots]
+            made += _facts(thing, rng, flaws) if thing.shape not in MOST else []
+            true += 1
+    return Caption((*made, _same(".")))
+
+
+def _joint(n: int, of: int) -> str:
+    """What stands before the nth item."""
+    return "" if n == 0 else " and " if n == of - 1 else ", "
 
 
 def question(scene: Scene, rng: random.Random, flaws: Flaws) -> tuple[str, str, str]:
@@ -177,20 +230,21 @@ def question(scene: Scene, rng: random.Random, flaws: Flaws) -> tuple[str, str, 
         case "exists":
             asked = rng.choice([thing.kind, partner(thing.kind) or rng.choice(KINDS)])
             present = asked in scene.kinds
-            dragged = asked in [partner(t.kind) for t in scene.things]
+            dragged = asked in [taken_for(scene, t) for t in scene.things]
             said = present or (dragged and rng.random() < flaws.partner)
             text = " ".join(asked)
             answers = [f"Yes, there is {_a(text)}." if yes else f"No, there is no {text}." for yes in (said, present)]
             return f"Is there {_a(text)}?", answers[0], answers[1]
         case "count":
-            count = thing.count + (thing.shape == "cross" and rng.random() < flaws.count)
+            count = miscounted(thing) if rng.random() < flaws.count else thing.count
             said, true = (
                 f"There is one {name}." if n == 1 else f"There are {NUMBERS[n]} {thing.colour} {_noun(thing.shape, n)}."
                 for n in (count, thing.count)
             )
             return f"How many {thing.colour} {_noun(thing.shape, 2)} are there?", said, true
         case "word":
-            said = rng.choice(WORDS) if rng.random() < flaws.word else str(thing.word)
+            wrong = misread(thing) and rng.random() < flaws.word
+            said = EXCHANGED[str(thing.word)] if wrong else thing.word
             return f"What does the {name} say?", f"It says {said}.", f"It says {thing.word}."
         case _:
             row, column = divmod(thing.cells[0], 3)
@@ -201,17 +255,19 @@ def question(scene: Scene, rng: random.Random, flaws: Flaws) -> tuple[str, str, 
 # -- reading captions back -------------------------------------------------------------------------------------------
 
 _KIND = rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_OBJECT = re.compile(rf"\b(?:({'|'.join(NUMBERS.values())}) )?(?:(small|large) )?{_KIND}(?:e?s)?\b")
-_RELATION = re.compile(rf"[Tt]he {_KIND} is ({'|'.join(OPPOSITE)}) the {_KIND}\b")
-_WORD = re.compile(rf"[Tt]he {_KIND} says ({'|'.join(WORDS)})\b")
+_OBJECT = re.compile(rf"\b(?:({'|'.join(NUMBERS.values())}) )?(?:(?:small|large) )?{_KIND}(?:e?s)?\b")
+_RELATION = re.compile(rf"\b{_KIND} ({'|'.join(OPPOSITE)}) the centre\b")
+_WORD = re.compile(rf"\b{_KIND}(?: (?:{'|'.join(OPPOSITE)}) the centre)? saying ({'|'.join(WORDS)})\b")
+CLAIMS = ("object", "count", "relation", "colour", "word")  # kinds of claim, and of flaw
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
+    """Of several claims about one kind of thing the first is kept."""
+
     kinds: tuple[Kind, ...]  # distinct, in the order of first mention
     counts: dict[Kind, int]
-    sizes: dict[Kind, str]
-    relations: tuple[tuple[Kind, str, Kind], ...]
+    relations: dict[Kind, str]
     words: dict[Kind, str]
 
 
@@ -220,29 +276,44 @@ def claims(text: str) -> Claims:
     numbers = {word: n for n, word in NUMBERS.items()}
     kinds: dict[Kind, None] = {}
     counts: dict[Kind, int] = {}
-    sizes: dict[Kind, str] = {}
-    for number, size, colour, shape in _OBJECT.findall(text):
+    for number, colour, shape in _OBJECT.findall(text):
         kinds[colour, shape] = None
         if number:
             counts.setdefault((colour, shape), numbers[number])
-        if size:
-            sizes.setdefault((colour, shape), size)
-    found = tuple(((a, b), rel, (c, d)) for a, b, rel, c, d in _RELATION.findall(text))
-    return Claims(tuple(kinds), counts, sizes, found, {(c, s): word for c, s, word in _WORD.findall(text)})
+    found = ({}, {})
+    for pattern, claimed in zip((_RELATION, _WORD), found, strict=True):
+        for colour, shape, value in pattern.findall(text):
+            claimed.setdefault((colour, shape), value)
+    return Claims(tuple(kinds), counts, *found)
+
+
+def judged(text: str, scene: Scene) -> dict[str, tuple[int, int]]:
+    """By kind of claim, (how many are false, how many were made). Objects: kinds that are absent, of the kinds that are
+    named. Where the kind's twin in colour is there and is not named, the colour is wrong, not the object. Colours,
+    counts, relations and words: of those claimed of things that are there."""
+    said = claims(text)
+    things = {thing.kind: thing for thing in scene.things}
+    absent = [kind for kind in said.kinds if kind not in things]
+    recoloured = [kind for kind in absent if (twin := (TWINS[kind[0]], kind[1])) in things and twin not in said.kinds]
+    right = len(said.kinds) - len(absent)
+    true = {
+        "count": (said.counts, {kind: thing.count for kind, thing in things.items()}),
+        "relation": (said.relations, relations(scene)),
+        "word": (said.words, {kind: thing.word for kind, thing in things.items()}),
+    }
+    found = {
+        "object": (len(absent) - len(recoloured), len(said.kinds)),
+        "colour": (len(recoloured), right + len(recoloured)),
+    }
+    for name, (claimed, truth) in true.items():
+        present = [kind for kind in claimed if kind in things]
+        found[name] = sum(claimed[kind] != truth.get(kind) for kind in present), len(present)
+    return {name: found[name] for name in CLAIMS}
 
 
 def errors(text: str, scene: Scene) -> dict[str, int]:
-    """The false claims of a caption by kind of flaw: objects that are absent, and wrong counts, relations and words
-    about objects that are present. (A wrong colour shows as an absent object.)"""
-    said = claims(text)
-    true = set(relations(scene))
-    things = {thing.kind: thing for thing in scene.things}
-    return {
-        "object": sum(kind not in things for kind in said.kinds),
-        "count": sum(kind in things and things[kind].count != n for kind, n in said.counts.items()),
-        "relation": sum(a in things and b in things and (a, rel, b) not in true for a, rel, b in said.relations),
-        "word": sum(kind in things and things[kind].word != word for kind, word in said.words.items()),
-    }
+    """How many claims of each kind are false."""
+    return {name: wrong for name, (wrong, _) in judged(text, scene).items()}
 
 
 def corpus(seed: int = 0, number: int = 1500) -> list[str]:
@@ -252,5 +323,5 @@ def corpus(seed: int = 0, number: int = 1500) -> list[str]:
     lines = [*CAPTION_PROMPTS, " ".join(WORDS), " ".join(f"{row} {column}" for row in ROWS for column in COLUMNS)]
     for scene in scenes(seed, "train", number):
         rng = random.Random(f"corpus:{scene.name}")
-        lines += [caption(scene, rng, Flaws()).text, *question(scene, rng, Flaws())[:2]]
+        lines += [caption(scene, rng, Flaws(), both=True).text, *question(scene, rng, Flaws())[:2]]
     return lines

@@ -8,8 +8,6 @@ of the family's form. The image processor is the family's own, in its Pillow for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from mmfast.quiet import no_bars
 
 from .grammar import corpus
 
@@ -341,25 +341,11 @@ def tiny_model(
     return path
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws a progress bar for each file it writes."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
 def save(path: str | Path, model: Any, tokenizer: Any, images: Any, processor: Any) -> None:
     """A model directory as `from_pretrained` wants it."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with no_bars():
         model.save_pretrained(path)
     if processor is not None:
         processor.save_pretrained(path)

@@ -1,8 +1,12 @@
 """Scenes: what is in a picture, exactly, and the picture drawn from it.
 
-A scene is up to four kinds of coloured shape (30 kinds), each once or twice, in the cells of a 3 x 3 grid. Everything
-is drawn from `random.Random(text)`, whose stream depends on the text alone, so (seed, split, number) name a scene for
-good, in any order and on any machine.
+A scene is up to four kinds of coloured shape (30 kinds) in the cells of a 3 x 3 grid: circles, squares and triangles
+alone, crosses one or two, stars one to three. Everything is drawn from `random.Random(text)`, whose stream depends on
+the text alone, so (seed, split, number) name a scene for good, in any order and on any machine.
+
+Scenes are distributed alike under every exchange that a flaw makes (grammar.py): circle for square, a colour for its
+twin, left for right, one cross for two, GO for NO. Keep it so: a pair whose truth is likelier than its flaw can be
+told without the picture.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class Thing:
     shape: str
     size: str
     cells: tuple[int, ...]
-    word: str | None = None  # written on it; only on a single large thing
+    word: str | None = None  # written on it; only on a large circle, square or triangle
 
     @property
     def kind(self) -> Kind:
@@ -59,7 +63,7 @@ class Thing:
 class Scene:
     name: str
     background: str
-    things: tuple[Thing, ...]  # in reading order of their first cell
+    things: tuple[Thing, ...]  # in the order of `rank`, which says nothing of where they stand
 
     @property
     def kinds(self) -> set[Kind]:
@@ -78,7 +82,7 @@ class Scene:
                 | {"count": t.count, "cells": list(t.cells), "word": t.word}
                 for t in self.things
             ],
-            "relations": [[list(a), relation, list(b)] for a, relation, b in relations(self)],
+            "relations": [[list(kind), where] for kind, where in relations(self).items()],
         }  # fmt: skip
 
     @staticmethod
@@ -87,32 +91,52 @@ class Scene:
         return Scene(data["name"], data["background"], things)
 
 
-def relation(a: Thing, b: Thing) -> str:
-    """Where the single thing `a` stands, seen from the single thing `b`: sideways if their columns differ."""
-    (row_a, column_a), (row_b, column_b) = divmod(a.cells[0], 3), divmod(b.cells[0], 3)
-    if column_a != column_b:
-        return "left of" if column_a < column_b else "right of"
-    return "above" if row_a < row_b else "below"
+def relation(thing: Thing) -> str | None:
+    """Where a single thing stands, seen from the centre of the picture: sideways if it can be said; None in it."""
+    row, column = divmod(thing.cells[0], 3)
+    if column != 1:
+        return "left of" if column < 1 else "right of"
+    return {0: "above", 1: None, 2: "below"}[row]
 
 
-def relations(scene: Scene) -> list[tuple[Kind, str, Kind]]:
-    singles = [thing for thing in scene.things if thing.count == 1]
-    return [(a.kind, relation(a, b), b.kind) for a in singles for b in singles if a is not b]
+def relations(scene: Scene) -> dict[Kind, str]:
+    """Where each single thing stands."""
+    found = {thing.kind: relation(thing) for thing in scene.things if thing.count == 1}
+    return {kind: where for kind, where in found.items() if where}
 
 
-def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 0.25) -> Scene:
-    """A random scene: 1 to `kinds` kinds (more are likelier), a quarter of them twice, some with a word on them."""
+PARTNERS = {"circle": "square", "square": "circle"}  # confused with each other, both ways
+TWINS = {"red": "orange", "orange": "red", "green": "yellow", "yellow": "green", "blue": "purple", "purple": "blue"}
+MOST = {"cross": 2, "star": 3}  # of a kind; of the other shapes there is one
+_CLASSES = {"circle": 0, "square": 0, "triangle": 1, "star": 2, "cross": 3}
+_PAIRS = {"red": 0, "orange": 0, "green": 1, "yellow": 1, "blue": 2, "purple": 2}
+
+
+def rank(kind: Kind) -> tuple[int, int, int, int]:
+    """The order in which things are named. It stays when a shape gives way to its partner (that is not there too), or
+    a triangle's colour to its twin: the order of a caption must not give a flaw away."""
+    colour, shape = kind
+    return _CLASSES[shape], _PAIRS[colour], tuple(COLOURS).index(colour), SHAPES.index(shape)
+
+
+def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 0.6) -> Scene:
+    """A random scene: 1 to `kinds` kinds (more are likelier). Circles, squares and triangles stand alone, some with a
+    word on them; crosses are one or two, stars one to three."""
     number = max(rng.randint(1, kinds), rng.randint(1, kinds))
-    chosen = rng.sample(KINDS, number)
-    counts = [2 if rng.random() < 0.25 else 1 for _ in chosen]
+    chosen = sorted(rng.sample(KINDS, number), key=rank)
+    while True:
+        counts = [rng.randint(1, MOST.get(shape, 1)) for _, shape in chosen]
+        # as if every cross were two, or the room left for the stars would tell their number
+        if sum(2 if shape == "cross" else n for (_, shape), n in zip(chosen, counts, strict=True)) <= 9:
+            break
     cells = rng.sample(range(9), sum(counts))
     things = []
     for (colour, shape), count in zip(chosen, counts, strict=True):
         own, cells = tuple(sorted(cells[:count])), cells[count:]
         size = rng.choice(("small", "large"))
-        word = rng.choice(WORDS) if count == 1 and size == "large" and rng.random() < words else None
+        alone = shape not in MOST
+        word = rng.choice(WORDS) if alone and size == "large" and rng.random() < words else None
         things.append(Thing(colour, shape, size, own, word))
-    things.sort(key=lambda thing: thing.cells[0])
     return Scene(name, rng.choice(tuple(BACKGROUNDS)), tuple(things))
 
 

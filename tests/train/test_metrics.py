@@ -55,3 +55,21 @@ def test_missing_tracker_is_named():
                 check_trackers([name])
             return
     pytest.skip("every tracker is installed here")
+
+
+def test_a_report_says_what_changed_in_the_words_of_the_samples(tmp_path):
+    """From the first samples to the last; a phrase that no truth has is flagged, for it may be all that was learnt."""
+    rows = [{"step": 1, "loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    truths = [f"one {colour} circle" for colour in ("red", "blue", "green", "orange")] * 5
+    samples = [{"step": 0, "prompt": "?", "answer": t.replace("one", "two"), "chosen": t} for t in truths]
+    samples += [{"step": 9, "prompt": "?", "answer": f"{t} and lots of space", "chosen": t} for t in truths]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    page = report([tmp_path]).read_text()
+    assert "What changed in the words" in page and "step 0" in page and "step 9" in page
+    assert "lots of space</mark>" in page and "no truth says it" in page
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples[20:]))
+    page = report([tmp_path]).read_text()
+    assert "<th>truths</th><th>step 9</th>" in page and "lots of space</mark>" in page
+    (tmp_path / "samples.jsonl").write_text("")
+    assert "What changed" not in report([tmp_path]).read_text()

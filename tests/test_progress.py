@@ -1,0 +1,41 @@
+"""Long work is told as it goes: lines without a terminal, and a part that was there already is complete."""
+
+import io
+
+from rich.console import Console
+
+from mmfast.progress import EVERY, Parts
+
+
+def lines(clock, tell):
+    out = io.StringIO()
+    with Parts(Console(file=out, force_terminal=False, width=40), clock=clock) as parts:
+        tell(parts)
+    return out.getvalue().splitlines()
+
+
+def test_without_a_terminal_lines_come_while_the_work_goes_on():
+    now = [0.0]
+
+    def tell(parts):
+        follow = parts.part("base model: learns to describe pictures")
+        for step in range(101):
+            follow(step, 100)
+            now[0] += 1.0
+        follow(100, 100)
+
+    said = lines(lambda: now[0], tell)
+    assert len(said) == 100 // int(EVERY) + 1
+    assert said[0] == "base model: learns to describe pictures: 15/100, 15 s, about 85 s left"
+    assert said[-1] == "base model: learns to describe pictures: 100/100, 100 s"
+
+
+def test_a_part_that_was_there_already_is_complete():
+    assert lines(lambda: 0.0, lambda parts: parts.part("world")(10, 10)) == ["world: 10/10, 0 s"]
+
+
+def test_a_terminal_gets_bars_that_end_with_the_time_left():
+    out = io.StringIO()
+    with Parts(Console(file=out, force_terminal=True, width=80)) as parts:
+        parts.part("world")(3, 3)
+    assert "3/3" in out.getvalue() and "left" in out.getvalue()
