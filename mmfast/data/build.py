@@ -196,7 +196,7 @@ def build(
         "limit": data.limit,
     }
     digest = _digest(key)
-    place = Place(cache, _digest([digest, _file_names(data)]), data.roots())  # messages name files; what is trained on does not
+    place = Place(cache, _digest([digest, _file_names(data)]), data.roots())
     found = place.bound()
     if found is None:
         found = _bind_or_build(data, folder, place, settings, progress, report_to, {**key, "key": digest})
