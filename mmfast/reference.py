@@ -93,10 +93,10 @@ def keys_of(store: ExampleStore) -> list[tuple[str, ...]]:
 
 def make_manifest(config: Config, store: ExampleStore) -> dict[str, Any]:
     """What reference log-probs depend on beside the responses' own ids."""
-    m, made = config.model, store.manifest
+    m, made, remembered = config.model, store.manifest, config.cache_dir() / "digests"
     return {
         "format": FORMAT,
-        "weights": weight_digests(model_directory(config.reference.model or m.path)),
+        "weights": weight_digests(model_directory(config.reference.model or m.path), remembered),
         "adapter": weight_digests(Path(m.adapter)) if m.adapter and not config.reference.model else {},
         "dtype": m.dtype,
         "quantize": m.quantize,
