@@ -1,13 +1,11 @@
 """Checkpoints: torch DCP shards written by all ranks in the background, checked by digest, renamed when whole.
 
-output_dir/checkpoints/step-N/ holds the shards, the digest of each (digests-RANK.json) and state.json. A folder of that
-name is complete by construction: it is written under another name and renamed last. Any world size can load it.
+A folder named step-N is complete by construction: it is written under another name and renamed last. Any world size can
+load it. checkpoint_files.py says what lies in it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -21,6 +19,24 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
+
+from mmfast.checkpoint_files import (
+    FORMAT,
+    Planner,
+    Reader,
+    best_checkpoint,
+    complete,
+    damage,
+    file_digest,
+    find,
+    read_info,
+    seal,
+    sync_folder,
+    write_json,
+    write_text,
+)
+
+__all__ = ["Checkpointer", "best_checkpoint", "complete", "find", "read_info", "trainable", "training_state"]
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as meant
 
@@ -61,8 +77,11 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 class Checkpointer:
-    def __init__(self, folder: Path, *, keep_last: int = 3, best_metric: str = "") -> None:
-        self.folder, self.keep_last, self.best_metric = folder, keep_last, best_metric
+    """`settings`: the run's config.toml, which goes into every checkpoint. No file is touched before `begin`."""
+
+    def __init__(self, folder: Path, *, keep_last: int = 3, best_metric: str = "", settings: str = "") -> None:
+        self.folder, self.keep_last, self.best_metric, self.settings = folder, keep_last, best_metric, settings
+        self.judged_on = ""  # digest of the held-out examples that best_metric is of
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # its own: it runs in a thread
@@ -70,10 +89,17 @@ class Checkpointer:
         self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
         self.thread: threading.Thread | None = None
         self.error: str = ""
+
+    def begin(self) -> None:
+        """Rank 0 makes the folder and removes what a killed run left half-written or half-removed."""
         if self.rank == 0:
-            _make(folder)
-            for left in folder.glob(".tmp-*"):  # of a run that was killed while writing
-                shutil.rmtree(left)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob(".tmp-*"):
+                    shutil.rmtree(left)
+                sync_folder(self.folder)
+            except OSError as error:
+                raise ValueError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
 
     def save(self, step: int, state: dict[str, Any], info: dict[str, Any], *, wait: bool = False) -> None:
         """Copy the state to host memory, then write it in the background. All ranks call it at the same step."""
@@ -111,25 +137,27 @@ class Checkpointer:
             raise RuntimeError(error)
 
     def _write(self, step: int, state: dict[str, Any], info: dict[str, Any]) -> None:
-        temporary = self.folder / f".tmp-step-{step}"
-        problem = ""
+        temporary, final = self.folder / f".tmp-step-{step}", self.folder / f"step-{step}"
+        problem = f"{final} is there already" if self.rank == 0 and final.exists() else ""
+        mine: dict[str, list[Any]] = {}
         try:
             writer = dcp.FileSystemWriter(temporary)
             dcp.save(state, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
-            mine = sorted(temporary.glob(f"__{self.rank}_*.distcp"))
-            digests = {path.name: _digest(path) for path in mine}
-            _write_json(temporary / f"digests-{self.rank}.json", digests)
+            for path in sorted(temporary.glob(f"__{self.rank}_*.distcp")):
+                mine[path.name] = [path.stat().st_size, file_digest(path)]
         except (Exception, dcp.api.CheckpointException) as error:  # told to every rank, raised by finish()
             problem = _first_cause(error)
-        problems = self._gather(problem)
+        found = self._gather((problem, mine))
+        problems = [told for told, _ in found]
         if not any(problems) and self.rank == 0:
             try:
-                _write_json(temporary / "state.json", info)
-                final = self.folder / f"step-{step}"
-                if final.exists():
-                    shutil.rmtree(final)
+                write_text(temporary / "config.toml", self.settings)
+                files = {name: entry for _, theirs in found for name, entry in theirs.items()}
+                for name in (".metadata", "config.toml"):
+                    files[name] = [(temporary / name).stat().st_size, file_digest(temporary / name)]
+                write_json(temporary / "state.json", seal({"format": FORMAT, "files": files, **info}))
                 os.rename(temporary, final)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 self._prune()
             except OSError as error:
                 problems[0] = _first_cause(error)
@@ -139,119 +167,54 @@ class Checkpointer:
                 f"the checkpoint of step {step} could not be written to {self.folder} ({told}); older ones stand"
             )
 
-    def _gather(self, text: str) -> list[str]:
+    def _gather(self, value: Any) -> list[Any]:
         if self.group is None:
-            return [text]
+            return [value]
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, text, group=self.group)
+        dist.all_gather_object(found, value, group=self.group)
         return found
+
+    def note(self, step: int, metrics: dict[str, float]) -> None:
+        """Add to the checkpoint of `step` what was measured at it."""
+        self.finish()
+        if self.rank == 0:
+            found = {"data": self.judged_on, "metrics": metrics}
+            write_json(self.folder / f"step-{step}" / "evaluation.json", seal(found))
 
     def _prune(self) -> None:
         found = complete(self.folder)
         keep = set(found[-self.keep_last :])
-        best = best_checkpoint(self.folder, self.best_metric) if self.best_metric else None
+        best = best_checkpoint(self.folder, self.best_metric, self.judged_on) if self.best_metric else None
         for path in found:
             if path not in keep and path != best:
-                shutil.rmtree(path)
+                gone = self.folder / f".tmp-gone-{path.name}"  # a kill must not leave half of a checkpoint
+                os.rename(path, gone)
+                shutil.rmtree(gone)
 
-    def load(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    def problem(self, path: Path) -> str:
+        """What is wrong with a checkpoint, every byte read (each rank its share of the shards), alike on every rank."""
+        told = damage(path)
+        if not told:
+            shards = [
+                (name, d) for name, (_, d) in sorted(read_info(path)["files"].items()) if name.endswith(".distcp")
+            ]
+            for name, digest in shards[self.rank :: self.world]:
+                if file_digest(path / name) != digest:
+                    told = f"checkpoint {path}: {name} is damaged (its sha256 differs from the one written with it)"
+        return next((text for text in self._gather(told) if text), "")
+
+    def load(self, path: Path, state: dict[str, Any], *, checked: bool = False) -> dict[str, Any]:
         """Fill `state` in place from a checkpoint of any world size; returns its state.json."""
-        problem = ""
-        names = sorted(path.glob("*.distcp"))
-        digests: dict[str, str] = {}
-        for file in path.glob("digests-*.json"):
-            digests.update(json.loads(file.read_text()))
-        missing = sorted(set(digests) - {p.name for p in names})
-        if missing:
-            problem = f"{missing[0]} is missing"
-        for file in names[self.rank :: self.world]:  # each rank reads its share
-            if digests.get(file.name) != _digest(file):
-                problem = problem or f"{file.name} is damaged (its sha256 differs from the one written with it)"
-        problems = [text for text in self._gather(problem) if text]
-        if problems:
-            raise ValueError(f"checkpoint {path}: {problems[0]}; delete that folder to resume from an older one")
-        reader = dcp.FileSystemReader(path)
-        dcp.load(state, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+        if not checked and (problem := self.problem(path)):
+            raise ValueError(f"{problem}; delete that folder to go on from an older one")
+        dcp.load(
+            state,
+            storage_reader=Reader(path),
+            planner=Planner(),
+            process_group=self.group,
+            no_dist=self.group is None,
+        )
         return read_info(path)
-
-
-def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def lowest_is_best(metric: str) -> bool:
-    return metric.endswith(("loss", "/nll")) or "rejected" in metric
-
-
-def better(metric: str, value: float, than: float) -> bool:
-    return value < than if lowest_is_best(metric) else value > than
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    return json.loads((path / "state.json").read_text())
-
-
-def best_checkpoint(folder: Path, metric: str) -> Path | None:
-    """The complete checkpoint whose own evaluation was best; the earlier of equals."""
-    best: tuple[float, Path] | None = None
-    for path in complete(folder):
-        value = read_info(path).get("metrics", {}).get(metric)
-        if value is not None and (best is None or better(metric, value, best[0])):
-            best = value, path
-    return best[1] if best else None
-
-
-def best_value(folder: Path, metric: str) -> float | None:
-    path = best_checkpoint(folder, metric)
-    return read_info(path)["metrics"][metric] if path else None
-
-
-def find(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `train.resume` means: the newest, none, or a named one."""
-    if resume == "never":
-        return None
-    if resume == "auto":
-        found = complete(folder)
-        return found[-1] if found else None
-    path = Path(resume)
-    if not (path / "state.json").is_file():
-        raise ValueError(f"train.resume: {resume!r} is not a complete checkpoint (it has no state.json)")
-    return path
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write checkpoints to {folder}: {error.strerror}") from None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig
 
-from mmfast.config import Config, dump
+from mmfast.config import Config
 from mmfast.data.build import DataSettings, build, reopen
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
@@ -254,22 +253,9 @@ def make_plan(
     )
 
 
-def total_steps(config: Config, plan: Plan) -> int:
+def total_steps(config: Config, steps_per_epoch: int) -> int:
     t = config.train
-    return t.steps if t.steps is not None else max(1, round((t.epochs or 3.0) * plan.steps_per_epoch))
-
-
-def run_folder(config: Config, runtime: Runtime) -> Path:
-    """output_dir, made, with the resolved config in it."""
-    folder, problem = Path(config.output_dir), ""
-    if runtime.main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.toml").write_text(dump(config), encoding="utf-8")
-        except OSError as error:
-            problem = f"output_dir: cannot write to {folder}: {error.strerror}"
-    runtime.agree(problem)
-    return folder
+    return t.steps if t.steps is not None else max(1, round((t.epochs or 3.0) * steps_per_epoch))
 
 
 def examples_of(config: Config, store: ExampleStore) -> list[Example]:

@@ -94,11 +94,11 @@ def keys_of(store: ExampleStore) -> list[tuple[str, ...]]:
 
 def make_manifest(config: Config, store: ExampleStore) -> dict[str, Any]:
     """What reference log-probs depend on beside the responses' own ids."""
-    m, made = config.model, store.manifest
+    m, made, remembered = config.model, store.manifest, config.cache_dir() / "digests"
     adapter = m.adapter if not config.reference.model else ""
     return {
         "format": FORMAT,
-        "weights": weight_digests(directory(config.reference.model or m.path, weights=True)),
+        "weights": weight_digests(directory(config.reference.model or m.path, weights=True), remembered),
         "adapter": weight_digests(directory(adapter, weights=True)) if adapter else {},
         "dtype": m.dtype,
         "quantize": m.quantize,

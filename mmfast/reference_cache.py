@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,29 +152,52 @@ def manifest_id(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weight_digests(folder: Path) -> dict[str, str]:
-    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files."""
+def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, str]:
+    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files. `remembered`: a
+    folder where they are kept under a file's path, size and times, so that a next start need not read it."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
     found: dict[str, str] = {}
     for file in files:
-        with file.open("rb") as handle:
-            (size,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(size))
-            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        header.pop("__metadata__", None)
-
-        def one(item: tuple[str, Any], data: mmap.mmap = data, base: int = 8 + size) -> tuple[str, str]:
-            name, tensor = item
-            begin, end = tensor["data_offsets"]
-            digest = hashlib.sha256(f"{tensor['dtype']}{tensor['shape']}".encode())
-            digest.update(memoryview(data)[base + begin : base + end])
-            return name, digest.hexdigest()[:24]
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found.update(pool.map(one, header.items()))
+        note = remembered / f"weights-{_stamp(file)}.json" if remembered else None
+        if note is None:
+            found |= _tensor_digests(file)
+            continue
+        try:
+            found |= json.loads(note.read_text())
+        except (OSError, ValueError):
+            digests = _tensor_digests(file)
+            found |= digests
+            if note.name == f"weights-{_stamp(file)}.json":  # it was not written meanwhile
+                with suppress(OSError):  # a cache that cannot be written costs time only
+                    note.parent.mkdir(parents=True, exist_ok=True)
+                    _replace(note, json.dumps(digests).encode())
     return found
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    text = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tensor_digests(file: Path) -> dict[str, str]:
+    with file.open("rb") as handle:
+        (size,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(size))
+        data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    header.pop("__metadata__", None)
+
+    def one(item: tuple[str, Any]) -> tuple[str, str]:
+        name, tensor = item
+        begin, end = tensor["data_offsets"]
+        digest = hashlib.sha256(f"{tensor['dtype']}{tensor['shape']}".encode())
+        digest.update(memoryview(data)[8 + size + begin : 8 + size + end])
+        return name, digest.hexdigest()[:24]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(pool.map(one, header.items()))
 
 
 def file_digest(folder: Path, names: tuple[str, ...]) -> str:

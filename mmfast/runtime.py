@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from mmfast.config import Config
+from mmfast.runfolder import Lock
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Runtime:
     device: torch.device
     host: Any = None  # a gloo group for what the host must agree on, when there is more than one rank
     owns_group: bool = False
+    lock: Lock | None = None  # of output_dir, on rank 0
     _stop: list[str] = field(default_factory=list)
     _handlers: dict[int, Any] = field(default_factory=dict)
     _asked: tuple[torch.Tensor, Any] | None = None
@@ -66,18 +69,52 @@ class Runtime:
             signal.signal(number, handler)
         if self._asked is not None:
             self._asked[1].wait()
+        if self.lock is not None:
+            self.lock.close()
         if self.owns_group:
             dist.destroy_process_group()
 
+    def hold(self, folder: Path) -> None:
+        """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it."""
+        problem = ""
+        if self.main:
+            try:
+                self.lock = Lock(folder)
+            except ValueError as error:
+                problem = str(error)
+        self.agree(problem)
+
+    def first_to_say(self, text: str) -> bool:
+        """Whether no other rank has said this yet, so that what every rank finds is printed once. Waits for nobody."""
+        if self.world == 1 or not dist.is_initialized():
+            return True
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            return store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+        except RuntimeError:  # the rank that kept the store has left
+            return True
+
     def watch_signals(self) -> None:
-        """SIGTERM and SIGUSR1 ask for a checkpoint and a clean exit after the current step."""
+        """SIGTERM, SIGUSR1 and a first SIGINT (Ctrl-C) ask for a checkpoint and an end after the current step; a second
+        SIGINT ends the process now."""
 
         def note(number: int, _: FrameType | None) -> None:
-            self._stop.append(signal.Signals(number).name)
+            name = signal.Signals(number).name
+            if number == signal.SIGINT and name in self._stop:
+                if self.world > 1:  # an exception would wait for ranks that have left
+                    os._exit(130)
+                raise KeyboardInterrupt
+            self._stop.append(name)
+            if number == signal.SIGINT and self.main:
+                os.write(2, b"\nstopping after this step, with a checkpoint; once more: stop now, without\n")
 
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, note)
+
+    def asked_by(self) -> str:
+        """The signal that asked for the stop, whichever rank got it."""
+        return next((names[0] for names in self.gather(self._stop) if names), "")
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop before the last call: all ranks answer alike, a step late, without
@@ -94,9 +131,47 @@ class Runtime:
         return answer
 
 
+class Stopped(SystemExit):
+    """A run was stopped by a signal, after a checkpoint. One process exits with 75 (try again). Under torchrun a worker
+    that does not exit with 0 counts as failed, and may be started again at once: there output_dir/stopped tells."""
+
+    def __init__(self) -> None:
+        super().__init__(0 if "TORCHELASTIC_RUN_ID" in os.environ else 75)
+
+
+def check_launch() -> None:
+    """Refuse to be one of several tasks that know nothing of each other: each would be a run of its own, all of them in
+    one output_dir."""
+    e = os.environ
+    if "RANK" in e:
+        return
+    if int(e.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"WORLD_SIZE is {e['WORLD_SIZE']} but RANK is not set: start the processes with torchrun")
+    tasks = {
+        "Slurm": e.get("SLURM_STEP_NUM_TASKS", e.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in e else "1",
+        "mpirun": e.get("OMPI_COMM_WORLD_SIZE", e.get("MV2_COMM_WORLD_SIZE", "1")),
+        "PMI": e.get("PMI_SIZE", "1"),
+    }
+    for who, count in tasks.items():
+        if count.isdigit() and int(count) > 1:
+            each = " (under Slurm: srun --ntasks-per-node=1 torchrun ...)" if who == "Slurm" else ""
+            raise ValueError(
+                f"{who} started {count} tasks, and none has a RANK: each would train alone, all in one output_dir. "
+                f"Start one torchrun a node: torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d "
+                f"--rdzv-endpoint HOST:29500 -m mmfast.train CONFIG{each}; one process alone is RANK=0 WORLD_SIZE=1"
+            )
+
+
+def task_number() -> int:
+    """Which of the processes on this node this is, however they were started."""
+    names = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+
+
 def start(config: Config) -> Runtime:
     """Join the process group that torchrun describes (nccl on GPUs, gloo on CPU). One process alone makes a group of
     itself only where FSDP2 is needed: for casting (bf16) and for offloading."""
+    check_launch()
     if config.parallel.threads:
         torch.set_num_threads(config.parallel.threads)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from mmfast import checkpoint
 from mmfast.checkpoint import Checkpointer
-from mmfast.config import Config, load
+from mmfast.checkpoint_files import best_value, better
+from mmfast.config import Config, dump, load
 from mmfast.evaluation import Evaluation
 from mmfast.export import export_run
 from mmfast.job import (
@@ -27,10 +28,9 @@ from mmfast.job import (
     make_plan,
     open_examples,
     open_model,
-    run_folder,
     total_steps,
 )
-from mmfast.metrics import Metrics, Progress, check_trackers, cut_back
+from mmfast.metrics import Metrics, Progress, check_trackers
 from mmfast.models.scorer import projector_parameters
 from mmfast.objectives import objective_of
 from mmfast.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
@@ -38,7 +38,9 @@ from mmfast.packing import Pack, StepPlan
 from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
 from mmfast.reference_model import LiveReference
 from mmfast.report import report
-from mmfast.runtime import Memory, Runtime, reseed, start
+from mmfast.resume import Start, check_identity, choose, digests_of_weights
+from mmfast.runfolder import begin, write_finished, write_stopped
+from mmfast.runtime import Memory, Runtime, Stopped, reseed, start, task_number
 from mmfast.window import Window
 
 
@@ -51,9 +53,14 @@ def train(config: Config) -> dict[str, float]:
     try:
         run = Run(config, runtime)
         run.loop()
+        if run.stopped:
+            raise Stopped
         return run.last
     except torch.OutOfMemoryError as error:
         raise RuntimeError(out_of_memory(config, runtime, error)) from error
+    except (ValueError, RuntimeError) as error:
+        error.told = not runtime.first_to_say(str(error))  # type: ignore[union-attr]
+        raise
     finally:
         runtime.close()
 
@@ -73,35 +80,49 @@ def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str
 
 
 class Run:
-    """One run in one process: everything is made here, in order; `loop` uses it."""
+    """One run in one process: everything is made here, in order, and nothing in output_dir changes; `loop` uses it."""
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
         self.last: dict[str, float] = {}
+        self.identity: dict[str, Any] = {}
+        self.stopped, self.told, self.digest = False, set[str](), ""
+        self.folder = Path(config.output_dir)
+        runtime.hold(self.folder)
         memory = Memory(runtime.device)
-        self.folder = run_folder(config, runtime)
-        self.store = open_examples(config, runtime)
-        held_out = open_examples(config, runtime, config.data.eval_path) if config.data.eval_path else None
-        self.examples = examples_of(config, self.store)
-        stores = [self.store, *([held_out] if held_out else [])]
+        every = config.train
+        self.saver = Checkpointer(
+            self.folder / "checkpoints",
+            keep_last=every.keep_last,
+            best_metric=every.best_metric,
+            settings=dump(config),
+        )
+        self.start = choose(config, runtime, self.saver, self.folder, self._open_examples, self._say)
+        self.step = self.start.info["step"] if self.start else 0
+        if self.start:
+            self.last.update(self.start.info["last"] | self.start.info["metrics"])
+        self.finished = self.start is not None and self.start.finished
+        if self.finished:
+            return
+        self._open_examples()
+        stores = [self.store, *([self.held_out] if self.held_out else [])]
         self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
-        self.total = total_steps(config, self.plan)
+        self.total = total_steps(config, self.plan.steps_per_epoch)
         pairs = config.objective.kind == "dpo"
         self.objective = objective_of(config)
         self._check_whole_steps()
-        resume = checkpoint.find(self.folder / "checkpoints", config.train.resume)
-        values, self.digest, self.live = None, "", None
+        values, self.live = None, None
         if pairs and config.reference.kind == "cached":
-            values = self._read_reference(stores, load_images, fresh=resume is None)
+            values = self._read_reference(stores, load_images)
         elif pairs and config.reference.kind == "adapter-off":
             self.live = LiveReference(self.scorer)
         self.loader = make_loader(
             config, runtime, self.plan, self.examples, self.store, self.scorer, load_images, values
         )
         self.evaluation = (
-            Evaluation(config, runtime, held_out, self.scorer, load_images, self.objective, values, self.live)
-            if held_out
+            Evaluation(config, runtime, self.held_out, self.scorer, load_images, self.objective, values, self.live)
+            if self.held_out
             else None
         )
         self.named = checkpoint.trainable(self.scorer)
@@ -109,9 +130,6 @@ class Run:
         vision = {id(p) for tower in adapter.vision(model) for p in tower.parameters()}
         projector = {id(p) for p in projector_parameters(adapter, model)}
         self.optimizer = build_optimizer(config.optim, self.named, projector, vision)
-        self.saver = Checkpointer(
-            self.folder / "checkpoints", keep_last=config.train.keep_last, best_metric=config.train.best_metric
-        )
         self.window = Window(
             runtime,
             memory,
@@ -119,44 +137,96 @@ class Run:
             steps_per_epoch=self.plan.steps_per_epoch,
             flops_per_token=flops_per_token(self.scorer),
         )
-        self.step = 0
-        if resume is not None:
-            self._resume(resume)
-        elif runtime.main:
-            cut_back(self.folder, 0)
-        self.metrics = self._open_metrics() if runtime.main else None
-        self.progress = Progress(self.total, self.step, show=runtime.main and config.log.progress)
+        if self.start:
+            self._restore(self.start)
+
+    def _open_examples(self) -> dict[str, Any]:
+        """Returns what a checkpoint is compared by beside its settings; called again, the same."""
+        config, runtime = self.config, self.runtime
+        if self.identity:
+            return self.identity
+        self.store = open_examples(config, runtime)
+        self.held_out = open_examples(config, runtime, config.data.eval_path) if config.data.eval_path else None
+        self.saver.judged_on = self.held_out.digest if self.held_out else ""
+        self.examples = examples_of(config, self.store)
+        self.identity = {
+            "data": self.store.digest,
+            "mixture": [source.weight for source in config.sources()],
+            **digests_of_weights(config, runtime),
+        }
+        return self.identity
 
     def loop(self) -> None:
-        config, runtime, every = self.config, self.runtime, self.config.train
+        config, every = self.config, self.config.train
+        if self.finished:
+            self._say(
+                f"finished at step {self.step}; nothing to do: larger train.steps or epochs go on from here, "
+                'train.resume = "never" starts anew'
+            )
+            return
         if self.step == 0 and self.objective.reference and not config.reference.model:
-            self._say(check_first_loss(config, runtime, self.scorer, self.objective, self.loader, self.live))
-        runtime.watch_signals()
+            self._say(check_first_loss(config, self.runtime, self.scorer, self.objective, self.loader, self.live))
+        self._begin()
+        self.runtime.watch_signals()
         self.scorer.train()
-        stopped = False
+        if self.start and not self.start.evaluated and self._evaluation_is_due():
+            self._evaluate(saved=True)  # what a kill came before
         for step, planned, packs in self._steps():
             self._train_step(step, planned, packs)
             self.step, last = step, step == self.total
             if step % config.log.every == 0 or last:
                 self._log()
-            found: dict[str, float] = {}
-            if self.evaluation is not None and (last or (every.eval_every and step % every.eval_every == 0)):
-                found = self._evaluate()
-            stopped = not last and runtime.should_stop()
+            self.stopped = not last and self.runtime.should_stop()
             due = every.checkpoint_every and step % every.checkpoint_every == 0
-            if last or stopped or due or self._is_best(found):
-                self._save(found, wait=last or stopped)
-            if stopped:
-                break
+            saved = bool(last or self.stopped or due)
+            if saved:
+                self._save({}, wait=last or self.stopped)
+            if self.stopped:
+                break  # an evaluation that is due is made by the next start
+            if self._evaluation_is_due():
+                self._evaluate(saved=saved)
         self.saver.finish()
+        self._end()
+
+    def _begin(self) -> None:
+        """From here on output_dir changes."""
+        config, runtime, start = self.config, self.runtime, self.start
+        problem, aside = "", None
+        if runtime.main:
+            try:
+                aside = begin(
+                    self.folder,
+                    self.step,
+                    dump(config),
+                    resume=config.train.resume,
+                    source=start.path if start else None,
+                    evaluated=start.evaluated if start else True,
+                )
+                self.saver.begin()
+            except OSError as error:
+                problem = f"output_dir: cannot write to {self.folder}: {error.strerror}"
+        runtime.agree(problem)
+        if aside:
+            self._say(f"what lay beyond step {self.step} is set aside in {aside}")
+        self.metrics = self._open_metrics() if runtime.main else None
+        self.progress = Progress(self.total, self.step, show=runtime.main and config.log.progress)
+
+    def _end(self) -> None:
+        config, runtime = self.config, self.runtime
         self.progress.close()
-        if stopped:
-            self._say(f"asked to stop: the checkpoint of step {self.step} is written; start again to go on")
+        if self.stopped:
+            by = runtime.asked_by()
+            if runtime.main:
+                write_stopped(self.folder, self.step, by)
+            self._say(f"asked to stop ({by}): the checkpoint of step {self.step} is written; start again to go on")
         else:
             export_run(config, runtime, self.scorer, self.folder, self.last, self.store.digest)
         if self.metrics:
             self.metrics.close()
             report([self.folder])
+            if not self.stopped:
+                write_finished(self.folder, self.step, config.export.model_dump(mode="json"))
+        runtime.barrier()
 
     def _steps(self) -> Iterator[tuple[int, StepPlan, Iterator[Pack]]]:
         """(number from 1, plan, this rank's packs) of each step that is left."""
@@ -199,8 +269,8 @@ class Run:
         if self.metrics:
             self.metrics.log(self.step, values)
         self.progress.update(self.step, values)
-        for step, planned, streak in self.window.skipped:
-            ids = [self.examples[i].id for i in planned.examples.tolist()]
+        for step, numbers, streak in self.window.skipped:
+            ids = [self.examples[i].id for i in numbers]
             some = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
             self._say(f"step {step} turned non-finite and was skipped; its samples: {some}")
             if streak >= self.config.train.nonfinite_limit:
@@ -211,49 +281,62 @@ class Run:
         self.window.skipped.clear()
         self.saver.poll()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluation_is_due(self) -> bool:
+        every = self.config.train.eval_every
+        return self.evaluation is not None and (self.step == self.total or bool(every and self.step % every == 0))
+
+    def _evaluate(self, *, saved: bool) -> None:
+        """Measure, and note it in the checkpoint of this step: one that stands, or a new one where this is the best."""
         assert self.evaluation is not None
         with self.window.paused_for():
             found = self.evaluation.run()
-            samples = self.evaluation.samples()
+            samples = self._samples()
         self.last.update(found)
         if self.metrics:
             self.metrics.log(self.step, found)
             self.evaluation.write(samples, self.step, self.folder)
-        return found
+        best = self._is_best(found)
+        if saved:
+            self.saver.note(self.step, found)
+        elif best:
+            self._save(found, wait=False)
+            self.saver.note(self.step, found)
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """Answers to look at; that they fail is told and ends nothing."""
+        assert self.evaluation is not None
+        samples, problem = [], ""
+        try:
+            samples = self.evaluation.samples()
+        except Exception as error:  # whatever a model's generate() raises
+            problem = f"{type(error).__name__}: {error}".split("\n")[0]
+        told = [text for text in self.runtime.gather(problem) if text]
+        if told and told[0] not in self.told:
+            self._say(f"warning: no samples at step {self.step}: {told[0]}")
+            self.told.add(told[0])
+        return [] if told else samples
 
     def _is_best(self, found: dict[str, float]) -> bool:
         name = self.config.train.best_metric
-        if not name or not found:
+        if not name:
             return False
         if name not in found:
             raise ValueError(f"train.best_metric: {name!r} is not measured; these are: {', '.join(sorted(found))}")
         self.saver.finish()  # so that every rank sees the same checkpoints
-        best = checkpoint.best_value(self.folder / "checkpoints", name)
-        return bool(self.runtime.gather(best is None or checkpoint.better(name, found[name], best))[0])
+        best = best_value(self.folder / "checkpoints", name, self.saver.judged_on)
+        return bool(self.runtime.gather(best is None or better(name, found[name], best))[0])
 
     # checkpoints
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        t = self.config.train
-        return {
-            "data": self.store.digest,
-            "examples": len(self.examples),
-            "reference": self.digest,
-            "seed": self.config.seed,
-            "pairs_per_step": t.pairs_per_step,
-            "shuffle": t.shuffle,
-            "drop_last": t.drop_last,
-            "objective": self.config.objective.kind,
-            "steps": self.total,
-        }
 
     def _save(self, found: dict[str, float], *, wait: bool) -> None:
         with self.window.paused_for():
             info = {
-                "identity": self._identity(),
+                "config": self.config.model_dump(mode="json"),
+                "identity": self.identity | ({"reference": self.digest} if self.digest else {}),
+                "total": self.total,
+                "steps_per_epoch": self.plan.steps_per_epoch,
                 "metrics": found,
+                "last": self.last,
                 "window": self.window.state(),
                 "world": self.runtime.world,
                 "threads": torch.get_num_threads(),
@@ -262,36 +345,30 @@ class Run:
             state = checkpoint.training_state(self.scorer, self.optimizer)
             self.saver.save(self.step, state, info, wait=wait)
 
-    def _resume(self, path: Path) -> None:
-        info = checkpoint.read_info(path)
-        for name, value in self._identity().items():
-            if info["identity"].get(name) != value:
-                raise ValueError(
-                    f"cannot resume from {path}: {name} was {info['identity'].get(name)!r} and is {value!r} now; "
-                    "put it back, or start anew in another output_dir"
-                )
+    def _restore(self, start: Start) -> None:
+        info = start.info
         checkpoint.materialise(self.optimizer)
-        self.saver.load(path, checkpoint.training_state(self.scorer, self.optimizer))
-        self.step = info["step"]
+        self.saver.load(start.path, checkpoint.training_state(self.scorer, self.optimizer), checked=True)
         self.window.restore(info["window"])
-        self._say(f"resumed from {path}")
+        self._say(f"resumed from {start.path}")
+        for text in start.changed:
+            self._say(f"  {text}")
         for name, now in (("world", self.runtime.world), ("threads", torch.get_num_threads())):
             if now != info[name]:
                 self._say(f"{name} was {info[name]} and is {now}: numbers agree to rounding, not to the bit")
-        if self.runtime.main:
-            cut_back(self.folder, self.step)
 
     # before the first step
 
-    def _read_reference(self, stores: list[Any], load_images: LoadImages, *, fresh: bool) -> dict[str, Any]:
+    def _read_reference(self, stores: list[Any], load_images: LoadImages) -> dict[str, Any]:
         config = self.config
         named, model = config.reference.model, (self.scorer, load_images)
         if named:
             model = open_model(config, self.runtime, stores, path=named, train=False)
         cache, scored = filled_cache(config, self.runtime, stores, model)
-        keys = [key for store in stores for pair in keys_of(store) for key in pair]
-        self.digest = cache.digest(keys)
-        if fresh:
+        self.digest = cache.digest([key for pair in keys_of(self.store) for key in pair])
+        if self.start:
+            check_identity(self.start.path, self.start.info["identity"], {"reference": self.digest}, self.start.changed)
+        else:
             self._say(rescore(config, self.runtime, stores, model, cache, scored))
         return cache.values
 
@@ -327,8 +404,12 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RuntimeError) as error:
         if not str(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, "told", task_number() > 0):  # once a launch, not once a rank
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        print("interrupted before a checkpoint could be written", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

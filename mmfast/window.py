@@ -27,7 +27,7 @@ class Window:
         self.streak = 0  # non-finite steps in a row
         self.settled, self.steps = [0.0] * len(objective.names), 0  # sums already on the host, and their steps
         self.ran = self.whole = 0  # tokens, and what they would be unshared
-        self.skipped: list[tuple[int, StepPlan, int]] = []  # (step, its plan, how many in a row by then)
+        self.skipped: list[tuple[int, list[int], int]] = []  # (step, its examples, how many in a row by then)
         self.sums = torch.zeros(len(objective.names), dtype=torch.float64, device=runtime.device)
         self.bad: list[Tensor] = []
         self.taken: list[tuple[int, StepPlan]] = []
@@ -74,13 +74,13 @@ class Window:
         for (step, planned), bad in zip(self.taken, torch.stack(self.bad).tolist(), strict=True):
             self.streak = self.streak + 1 if bad else 0
             if bad:
-                self.skipped.append((step, planned, self.streak))
+                self.skipped.append((step, planned.examples.tolist(), self.streak))
         self.sums = torch.zeros_like(self.sums)
         self.bad, self.taken = [], []
 
     def state(self) -> dict[str, Any]:
         self.settle()
-        return {name: vars(self)[name] for name in ("settled", "steps", "streak", "ran", "whole")}
+        return {name: vars(self)[name] for name in ("settled", "steps", "streak", "ran", "whole", "skipped")}
 
     def restore(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -105,10 +106,18 @@ class PackLoader:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global generator, and dropout would change
+            worker_init_fn=_leave_signals,
         )
         for pack in _ahead(iter(loader), self.device):
             step, m = planned.popleft()
             yield Loaded(step, m, pack)
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C and torchrun's signals reach the whole group of processes: the training process answers them, and needs
+    its workers up to the checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Once:

@@ -26,6 +26,7 @@ def test_round_trip_is_bit_exact(tmp_path):
     model, optimizer = _made(0)
     _train(model, optimizer, 3)
     saver = Checkpointer(tmp_path / "checkpoints")
+    saver.begin()
     saver.save(3, training_state(model, optimizer), {"note": 1})
     _train(model, optimizer, 2)  # the copy in flight must not see these
     saver.finish()
@@ -93,7 +94,7 @@ def test_a_failed_write_is_told_and_leaves_the_older(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"step 2.*No space left"):
         saver.save(2, training_state(model, optimizer), {}, wait=True)
     assert [p.name for p in complete(tmp_path)] == ["step-1"]
-    Checkpointer(tmp_path)
+    Checkpointer(tmp_path).begin()
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -101,7 +102,7 @@ def test_read_only_folder_and_bad_names(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ValueError, match="cannot write checkpoints"):
-        Checkpointer(blocked / "checkpoints")
+        Checkpointer(blocked / "checkpoints").begin()
     with pytest.raises(ValueError, match=r"state\.json"):
         find(tmp_path, str(tmp_path))
     assert find(tmp_path, "never") is None and find(tmp_path, "auto") is None

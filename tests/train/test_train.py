@@ -93,8 +93,12 @@ def test_what_changed_is_named_when_resuming(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"train.steps": 2})
     train(config)
     other = write_pairs(tmp_path, 20, name="other.jsonl")
-    for changes, name in (({"data.path": str(other)}, "data"), ({"seed": 5}, "seed"), ({"train.steps": 3}, "steps")):
-        with pytest.raises(ValueError, match=f"cannot resume.*{name} was"):
+    for changes, told in (
+        ({"data.path": str(other)}, 'data.path: its examples were "'),
+        ({"seed": 5}, "seed was 0 and is 5"),
+        ({"train.steps": 1}, "train.steps asks for 1 steps in all, and step 2 is reached"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot resume.*{told}"):
             train(make_config(tmp_path, *tiny, **{"train.steps": 2} | changes))
 
 
