@@ -1,4 +1,4 @@
-"""What a run leaves for others to load: HF safetensors, a peft adapter, LLaVA's native adapter layout; and `merge`.
+"""What a run leaves for others to load: HF safetensors, a peft adapter, LLaVA's native adapter layout.
 
 The base's files are rewritten one shard at a time, tensor by tensor: no rank ever holds a whole model for it.
 """
@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mmfast.config import Config, dump
-from mmfast.directory import directory
+from mmfast.directory import directory, weight_files
 from mmfast.models.scorer import Scorer
 from mmfast.models.sharded import disk_names, plain_name
 from mmfast.runtime import Runtime
 
-Replace = Callable[[str, Tensor], Tensor]  # (module's parameter name, the base's tensor) -> what to write
+Replace = Callable[[str, Tensor | None], Tensor | None]
+"""(a parameter's name, the base's tensor or, on a rank that does not write, None) -> what to write."""
 
 
 def export_run(
@@ -48,7 +48,7 @@ def export_run(
             save = save_peft if name == "peft" else save_llava
             save(config, scorer, made, write=runtime.main)
         if runtime.main:
-            _copy_side_files(directory(config.model.path), made, config_too=name == "hf")
+            copy_side_files(directory(config.model.path), made, config_too=name == "hf")
             (made / "README.md").write_text(model_card(config, metrics, data))
             shutil.rmtree(out, ignore_errors=True)
             os.rename(made, out)
@@ -59,12 +59,12 @@ def live_weights(scorer: Scorer) -> Replace:
     """The trained weights of a running model, LoRA merged. Gathers each tensor when it is asked for: a collective."""
     modules = {plain_name(name): module for name, module in scorer.model.named_modules()}
 
-    def replace(name: str, base: Tensor) -> Tensor:
+    def replace(name: str, base: Tensor | None) -> Tensor | None:
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]
         if leaf == "weight" and isinstance(module, nn.Module) and "lora_A" in dict(module.named_children()):
             a, b = full(module.lora_A["default"].weight), full(module.lora_B["default"].weight)
-            return merged(base, a, b, module.scaling["default"])
+            return None if base is None else merged(base, a, b, module.scaling["default"])
         p = dict(module.named_parameters(recurse=False)).get(leaf)
         return base if p is None or not p.requires_grad else full(p)
 
@@ -84,18 +84,18 @@ def merged(base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = True) -> None:
     """The base's safetensors files again, in the same names, dtypes and shards, each tensor through `replace`."""
     names = disk_names(base)
-    for file in sorted(base.glob("*.safetensors")):
+    for file in weight_files(base):
         tensors = {}
         with safe_open(file, "pt") as source:
             for key in source.keys():  # noqa: SIM118 (not a dict)
-                tensor = source.get_tensor(key)
-                made = replace(names[key], tensor) if key in names else tensor
-                if write:
-                    tensors[key] = made.to("cpu", tensor.dtype).contiguous()
+                stored = source.get_tensor(key) if write else None
+                made = replace(names[key], stored) if key in names else stored
+                if made is not None and stored is not None:
+                    tensors[key] = made.to("cpu", stored.dtype).contiguous()
         if write:
             save_file(tensors, out / file.name, metadata={"format": "pt"})
-    if write and (index := base / "model.safetensors.index.json").exists():
-        shutil.copy(index, out)
+    if write and weight_files(base)[0].name != "model.safetensors":
+        shutil.copy(base / "model.safetensors.index.json", out)
 
 
 # adapters
@@ -181,70 +181,7 @@ def _native(name: str) -> str:
     return name
 
 
-# merging
-
-
-def merge(adapter: Path, out: Path, base: str = "", *, rows: int = 4, tolerance: float = 0.0) -> float:
-    """Merge a peft adapter directory into its base, shard by shard, into `out`; returns the largest difference in nat.
-
-    Log-probs of a few rows of random tokens are compared: base + adapter against the merged files.
-    """
-    adapter, out = Path(adapter), Path(out)
-    if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} is not a peft adapter: it has no adapter_config.json")
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    if settings.get("use_dora") or settings.get("peft_type") != "LORA":
-        raise ValueError(f"{adapter}: only plain LoRA adapters can be merged")
-    source = directory(base or settings["base_model_name_or_path"])
-    root = settings["r"] ** 0.5 if settings.get("use_rslora") else settings["r"]
-    scaling = settings["lora_alpha"] / root
-    given = {
-        k.removeprefix("base_model.model."): v for k, v in load_file(adapter / "adapter_model.safetensors").items()
-    }
-    used: set[str] = set()
-
-    def replace(name: str, tensor: Tensor) -> Tensor:
-        if name in given:
-            used.add(name)
-            return given[name]
-        stem = name.removesuffix(".weight")
-        a, b = (f"{stem}.lora_{side}.weight" for side in "AB")
-        if a not in given:
-            return tensor
-        used.update((a, b))
-        return merged(tensor, given[a], given[b], scaling)
-
-    out.mkdir(parents=True, exist_ok=True)
-    rewrite_weights(source, out, replace)
-    left = sorted(set(given) - used)
-    if left:
-        raise ValueError(f"{adapter}: {left[0]} has no place in {source}: is it the adapter's base?")
-    _copy_side_files(source, out, config_too=True)
-    worst = _compare(source, adapter, out, rows)
-    allowed = tolerance or (1e-3 if next(iter(given.values())).dtype == torch.float32 else 0.3)
-    if not worst <= allowed:
-        raise ValueError(f"the merged model in {out} is off by {worst:.3g} nat a token (allowed {allowed:g})")
-    return worst
-
-
-@torch.no_grad()
-def _compare(base: Path, adapter: Path, out: Path, rows: int) -> float:
-    from peft import PeftModel
-
-    config = AutoConfig.from_pretrained(base)
-    kinds = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
-    words = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, min(config.get_text_config().vocab_size, 400), (rows, 24), generator=words)
-
-    def score(model: nn.Module) -> Tensor:
-        logits = model.eval()(input_ids=ids).logits.float()
-        return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
-
-    before = score(PeftModel.from_pretrained(kinds.from_pretrained(base), adapter))
-    return float((score(kinds.from_pretrained(out)) - before).abs().max())
-
-
-def _copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
+def copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
     """Tokenizer, processor and templates; the model's config where whole weights are written."""
     for path in base.iterdir():
         if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):

@@ -8,7 +8,8 @@ from transformers import AutoModelForImageTextToText
 
 from mmfast.checkpoint import trainable
 from mmfast.config import load
-from mmfast.export import export, merge
+from mmfast.export import export
+from mmfast.merging import merge
 from mmfast.models.sharded import disk_names
 from mmfast.runtime import start
 from mmfast.train import Run
