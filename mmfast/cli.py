@@ -143,11 +143,14 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     formats: Annotated[list[str] | None, typer.Option("--format", help="hf, peft, llava; default: the run's.")] = None,
     step: Annotated[int, typer.Option(help="Which checkpoint; 0: the last.")] = 0,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge a run's adapter into the hf format.")] = False,
 ) -> None:
-    """Write a checkpoint as files that transformers, peft or LLaVA load."""
+    """Write a checkpoint as files that transformers, peft or LLaVA load, to RUN/export/step-N/FORMAT."""
     from mmfast.export import export as write
 
-    print(write(run, tuple(formats or ()), step))
+    out = write(run, tuple(formats or ()), step, merge)
+    for folder in sorted(out.iterdir()):
+        print(folder)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from mmfast import checkpoint
 from mmfast.checkpoint import Checkpointer
 from mmfast.config import Config, load
 from mmfast.evaluation import Evaluation
-from mmfast.export import export_run
+from mmfast.export import check_export, export_run
 from mmfast.job import (
     LoadImages,
     examples_of,
@@ -49,6 +49,7 @@ def train(config: Config) -> dict[str, float]:
     objective_of(config).check()
     runtime = start(config)
     try:
+        check_export(config, runtime)
         run = Run(config, runtime)
         run.loop()
         return run.last
@@ -153,7 +154,7 @@ class Run:
         if stopped:
             self._say(f"asked to stop: the checkpoint of step {self.step} is written; start again to go on")
         else:
-            export_run(config, runtime, self.scorer, self.folder, self.last, self.store.digest)
+            export_run(config, runtime, self.scorer, self.folder, self.step, self.store.digest)
         if self.metrics:
             self.metrics.close()
             report([self.folder])
