@@ -143,11 +143,14 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     formats: Annotated[list[str] | None, typer.Option("--format", help="hf, peft, llava; default: the run's.")] = None,
     step: Annotated[int, typer.Option(help="Which checkpoint; 0: the last.")] = 0,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge a run's adapter into the hf format.")] = False,
 ) -> None:
-    """Write a checkpoint as files that transformers, peft or LLaVA load."""
+    """Write a checkpoint as files that transformers, peft or LLaVA load, to RUN/export/step-N/FORMAT."""
     from mmfast.export import export as write
 
-    print(write(run, tuple(formats or ()), step))
+    out = write(run, tuple(formats or ()), step, merge)
+    for folder in sorted(out.iterdir()):
+        print(folder)
 
 
 @app.command()
@@ -157,7 +160,7 @@ def merge(
     base: Annotated[str, typer.Option(help="The base model; default: the one the adapter names.")] = "",
 ) -> None:
     """Merge a LoRA adapter into its base model, shard by shard, and check a few rows' log-probs before and after."""
-    from mmfast.export import merge as run
+    from mmfast.merging import merge as run
 
     worst = run(adapter, out, base)
     print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")

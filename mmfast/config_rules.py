@@ -21,6 +21,7 @@ def combinations(c: Config) -> list[tuple[bool, str]]:
     losses = [o.loss, *(term.loss for term in o.terms)]
     unknown = [name for name in losses if name not in PAIR_LOSSES]
     lora = m.lora is not None
+    adapts = lora or bool(m.adapter)
     sft = o.kind == "sft"
     only_free = all(name in REFERENCE_FREE for name in losses)
     eval_set = bool(c.data.eval_path)
@@ -70,10 +71,10 @@ def combinations(c: Config) -> list[tuple[bool, str]]:
         (t.eval_every > 0 and not eval_set, "train.eval_every needs data.eval_path"),
         (t.eval_samples > 0 and not eval_set, "train.eval_samples needs data.eval_path"),
         (p.shard != "hybrid" and p.shard_size > 0, 'parallel.shard_size needs shard = "hybrid"'),
-        (e.merge and not lora, "export.merge merges an adapter: there is no [model.lora]"),
+        (e.merge and not adapts, "export.merge merges an adapter: there is no [model.lora]"),
         (e.merge and "hf" not in e.formats, 'export.merge acts on the "hf" format'),
-        ("peft" in e.formats and not lora, 'export.formats: "peft" needs [model.lora]'),
-        ("llava" in e.formats and not lora, 'export.formats: "llava" is an adapter layout: it needs [model.lora]'),
+        ("peft" in e.formats and not adapts, 'export.formats: "peft" needs [model.lora] or model.adapter'),
+        ("llava" in e.formats and not adapts, 'export.formats: "llava" is an adapter layout: it needs [model.lora]'),
         (
             c.optim.master == "bf16-stochastic" and m.dtype != "bfloat16",
             'optim.master = "bf16-stochastic" needs model.dtype = "bfloat16"',

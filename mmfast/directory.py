@@ -56,15 +56,21 @@ def _snapshot(name: str, weights: bool, commit: str, cached: bool) -> Path:
 
 
 def _check_weights(name: str, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            if not (folder / file).exists():
-                raise ValueError(f"{name} is not whole: {file}, which its {index.name} names, is missing")
-    elif not any((folder / file).exists() for file in ("model.safetensors", "adapter_model.safetensors")):
+    files = weight_files(folder)
+    if missing := [file.name for file in files if not file.exists() and file.name != "model.safetensors"]:
+        raise ValueError(f"{name} is not whole: {missing[0]}, which its model.safetensors.index.json names, is missing")
+    if not (files[0].exists() or (folder / "adapter_model.safetensors").exists()):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         told = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
         raise ValueError(
             f"{name} holds no safetensors file: weights are read from safetensors only{told} "
             "(save_pretrained of transformers and peft writes safetensors)"
         )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that from_pretrained reads a model's weights from; not others that lie beside them."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

@@ -1,57 +1,108 @@
-"""What a run leaves for others to load: HF safetensors, a peft adapter, LLaVA's native adapter layout; and `merge`.
+"""What a run leaves for others to load: HF safetensors, a peft adapter, LLaVA's native adapter layout.
 
 The base's files are rewritten one shard at a time, tensor by tensor: no rank ever holds a whole model for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig
 
-from mmfast.config import Config, dump
-from mmfast.directory import directory
+from mmfast.config import Config, build, dump, load
+from mmfast.directory import directory, weight_files
+from mmfast.job import fetch_models
+from mmfast.metrics import read
+from mmfast.models.adapter import Adapter
+from mmfast.models.families import adapter_for
 from mmfast.models.scorer import Scorer
-from mmfast.models.sharded import disk_names, plain_name
+from mmfast.models.sharded import disk_names, empty_model, plain_name
 from mmfast.runtime import Runtime
 
-Replace = Callable[[str, Tensor], Tensor]  # (module's parameter name, the base's tensor) -> what to write
+WEIGHTS = (".safetensors", ".bin")
+Replace = Callable[[str, Tensor | None], Tensor | None]
+"""(a parameter's name, the base's tensor or, on a rank that does not write, None) -> what to write."""
+
+
+def formats_of(config: Config) -> list[str]:
+    """What `export.formats` comes to: unmerged, what from_pretrained loads of an adapter run is the adapter."""
+    adapts = bool(config.model.lora or config.model.adapter)
+    return list(
+        dict.fromkeys("peft" if n == "hf" and adapts and not config.export.merge else n for n in config.export.formats)
+    )
+
+
+def check_export(config: Config, runtime: Runtime) -> None:
+    """Raises for what could not be exported after the training, from the model's description and its files' headers."""
+    fetch_models(config, runtime, weights=True)
+    formats, folder = formats_of(config), directory(config.model.path)
+    family = adapter_for(AutoConfig.from_pretrained(folder))
+    if "hf" in formats:
+        disk_names(folder)
+    if "peft" in formats and "projector" not in config.model.freeze:
+        model = empty_model(folder)
+        bare = {id(part) for part in family.projector(model) if isinstance(part, nn.Parameter)}
+        for name, p in model.named_parameters():
+            if id(p) in bare:
+                raise ValueError(
+                    f"export: peft's layout has no place for the trained {name} of a {family.config.model_type}: "
+                    'set export.formats = ["hf"] and export.merge = true, or put "projector" into model.freeze'
+                )
+    if "llava" in formats:
+        check_llava(config, family)
+
+
+def check_llava(config: Config, family: Adapter) -> None:
+    c, no = family.config, 'export.formats: "llava" is the native layout of LLaVA-1.5 '
+    if c.model_type != "llava":
+        raise ValueError(f'{no}only, and this is a {c.model_type}: use "peft", or "hf" with export.merge = true')
+    if c.projector_hidden_act != "gelu" or not isinstance(c.vision_feature_layer, int):
+        raise ValueError(f"{no}with its two-layer gelu projector on one layer of the tower; this model has others")
+    if config.model.adapter:
+        settings = json.loads((directory(config.model.adapter) / "adapter_config.json").read_text())
+        patterns = [name for name in ("rank_pattern", "alpha_pattern") if settings.get(name)]
+        if patterns:
+            raise ValueError(f'{no}for one rank and scale, and model.adapter has a {patterns[0]}: use "peft"')
 
 
 def export_run(
-    config: Config, runtime: Runtime, scorer: Scorer, folder: Path, metrics: dict[str, float], data: str
+    config: Config, runtime: Runtime, scorer: Scorer, run: Path, step: int, data: str, *, out: Path | None = None
 ) -> None:
-    """Write every format of `export.formats` under folder/export. All ranks take part; rank 0 writes."""
-    formats = list(config.export.formats)
-    if config.model.lora and not config.export.merge:  # unmerged, what from_pretrained loads is the adapter
-        formats = ["peft" if name == "hf" else name for name in formats]
-    for name in dict.fromkeys(formats):
-        out = folder / "export" / ("llava-lora" if name == "llava" else name)
-        made = out.with_name(f".{out.name}.tmp")
+    """Write every format of `export.formats` under run/export (or `out`), as the model is after `step`. All ranks take
+    part; rank 0 writes."""
+    out = out or run / "export"
+    for name in formats_of(config):
+        final = out / ("llava-lora" if name == "llava" else name)
+        made, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
         if runtime.main:
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir(parents=True)
         runtime.barrier()
+        base = directory(config.model.path, weights=True)
         if name == "hf":
-            base = directory(config.model.path)
             rewrite_weights(base, made, live_weights(scorer), write=runtime.main)
         else:
             save = save_peft if name == "peft" else save_llava
             save(config, scorer, made, write=runtime.main)
         if runtime.main:
-            _copy_side_files(directory(config.model.path), made, config_too=name == "hf")
-            (made / "README.md").write_text(model_card(config, metrics, data))
-            shutil.rmtree(out, ignore_errors=True)
-            os.rename(made, out)
+            copy_side_files(base, made, config_too=name == "hf")
+            (made / "README.md").write_text(model_card(config, made, step, metrics_at(run, step), data))
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                os.rename(final, old)
+            os.rename(made, final)
+            shutil.rmtree(old, ignore_errors=True)
         runtime.barrier()
 
 
@@ -59,12 +110,14 @@ def live_weights(scorer: Scorer) -> Replace:
     """The trained weights of a running model, LoRA merged. Gathers each tensor when it is asked for: a collective."""
     modules = {plain_name(name): module for name, module in scorer.model.named_modules()}
 
-    def replace(name: str, base: Tensor) -> Tensor:
+    def replace(name: str, base: Tensor | None) -> Tensor | None:
         owner, _, leaf = name.rpartition(".")
-        module = modules[owner]
+        module = modules.get(owner)
+        if module is None:  # a tower that is not loaded: its features are cached
+            return base
         if leaf == "weight" and isinstance(module, nn.Module) and "lora_A" in dict(module.named_children()):
             a, b = full(module.lora_A["default"].weight), full(module.lora_B["default"].weight)
-            return merged(base, a, b, module.scaling["default"])
+            return None if base is None else merged(base, a, b, module.scaling["default"])
         p = dict(module.named_parameters(recurse=False)).get(leaf)
         return base if p is None or not p.requires_grad else full(p)
 
@@ -84,18 +137,18 @@ def merged(base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = True) -> None:
     """The base's safetensors files again, in the same names, dtypes and shards, each tensor through `replace`."""
     names = disk_names(base)
-    for file in sorted(base.glob("*.safetensors")):
+    for file in weight_files(base):
         tensors = {}
         with safe_open(file, "pt") as source:
             for key in source.keys():  # noqa: SIM118 (not a dict)
-                tensor = source.get_tensor(key)
-                made = replace(names[key], tensor) if key in names else tensor
-                if write:
-                    tensors[key] = made.to("cpu", tensor.dtype).contiguous()
+                stored = source.get_tensor(key) if write else None
+                made = replace(names[key], stored) if key in names else stored
+                if made is not None and stored is not None:
+                    tensors[key] = made.to("cpu", stored.dtype).contiguous()
         if write:
             save_file(tensors, out / file.name, metadata={"format": "pt"})
-    if write and (index := base / "model.safetensors.index.json").exists():
-        shutil.copy(index, out)
+    if write and weight_files(base)[0].name != "model.safetensors":
+        shutil.copy(base / "model.safetensors.index.json", out)
 
 
 # adapters
@@ -120,18 +173,22 @@ def save_peft(config: Config, scorer: Scorer, out: Path, *, write: bool) -> None
     names = {plain_name(n) for n, m in scorer.model.named_modules() if any(m is part for part in parts)}
     whole = {n for n in names if any(key.startswith(n + ".") for key in others)}
     bare = [key for key in others if not any(key.startswith(n + ".") for n in whole)]
-    if bare:
-        raise ValueError(f'export: peft\'s layout has no place for the trained {bare[0]}: use ["hf"] with merge = true')
+    assert not bare, bare  # check_export
     settings = scorer.peft[0].peft_config["default"].to_dict()
     settings |= {
         "base_model_name_or_path": config.model.path,
         "modules_to_save": sorted(whole) or None,
         "inference_mode": True,
-        "target_modules": sorted(settings["target_modules"]),
+        "target_modules": adapted(lora),
     }
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=1, default=str))
     tensors = {f"base_model.model.{key}": value.contiguous() for key, value in (lora | others).items()}
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def adapted(lora: dict[str, Tensor]) -> list[str]:
+    """Full names of the layers that have LoRA matrices."""
+    return sorted({name.rpartition(".lora_")[0] for name in lora})
 
 
 LLAVA_NAMES = (
@@ -143,8 +200,6 @@ LLAVA_NAMES = (
 
 def save_llava(config: Config, scorer: Scorer, out: Path, *, write: bool) -> None:
     """The layout of LLaVA's own loader (mllm-dpo, SIMA): an adapter, and non_lora_trainables.bin beside it."""
-    if scorer.adapter.config.model_type != "llava":
-        raise ValueError('export.formats: "llava" is the native layout of LLaVA-1.5 only')
     lora, others = adapter_state(scorer)
     if not write:
         return
@@ -152,7 +207,7 @@ def save_llava(config: Config, scorer: Scorer, out: Path, *, write: bool) -> Non
     settings |= {
         "base_model_name_or_path": config.model.path,
         "inference_mode": True,
-        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in settings["target_modules"]}),
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in adapted(lora)}),
     }
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=1, default=str))
     named = {f"base_model.model.{_native(key)}": value.contiguous() for key, value in lora.items()}
@@ -181,70 +236,7 @@ def _native(name: str) -> str:
     return name
 
 
-# merging
-
-
-def merge(adapter: Path, out: Path, base: str = "", *, rows: int = 4, tolerance: float = 0.0) -> float:
-    """Merge a peft adapter directory into its base, shard by shard, into `out`; returns the largest difference in nat.
-
-    Log-probs of a few rows of random tokens are compared: base + adapter against the merged files.
-    """
-    adapter, out = Path(adapter), Path(out)
-    if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} is not a peft adapter: it has no adapter_config.json")
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    if settings.get("use_dora") or settings.get("peft_type") != "LORA":
-        raise ValueError(f"{adapter}: only plain LoRA adapters can be merged")
-    source = directory(base or settings["base_model_name_or_path"])
-    root = settings["r"] ** 0.5 if settings.get("use_rslora") else settings["r"]
-    scaling = settings["lora_alpha"] / root
-    given = {
-        k.removeprefix("base_model.model."): v for k, v in load_file(adapter / "adapter_model.safetensors").items()
-    }
-    used: set[str] = set()
-
-    def replace(name: str, tensor: Tensor) -> Tensor:
-        if name in given:
-            used.add(name)
-            return given[name]
-        stem = name.removesuffix(".weight")
-        a, b = (f"{stem}.lora_{side}.weight" for side in "AB")
-        if a not in given:
-            return tensor
-        used.update((a, b))
-        return merged(tensor, given[a], given[b], scaling)
-
-    out.mkdir(parents=True, exist_ok=True)
-    rewrite_weights(source, out, replace)
-    left = sorted(set(given) - used)
-    if left:
-        raise ValueError(f"{adapter}: {left[0]} has no place in {source}: is it the adapter's base?")
-    _copy_side_files(source, out, config_too=True)
-    worst = _compare(source, adapter, out, rows)
-    allowed = tolerance or (1e-3 if next(iter(given.values())).dtype == torch.float32 else 0.3)
-    if not worst <= allowed:
-        raise ValueError(f"the merged model in {out} is off by {worst:.3g} nat a token (allowed {allowed:g})")
-    return worst
-
-
-@torch.no_grad()
-def _compare(base: Path, adapter: Path, out: Path, rows: int) -> float:
-    from peft import PeftModel
-
-    config = AutoConfig.from_pretrained(base)
-    kinds = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
-    words = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, min(config.get_text_config().vocab_size, 400), (rows, 24), generator=words)
-
-    def score(model: nn.Module) -> Tensor:
-        logits = model.eval()(input_ids=ids).logits.float()
-        return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
-
-    before = score(PeftModel.from_pretrained(kinds.from_pretrained(base), adapter))
-    return float((score(kinds.from_pretrained(out)) - before).abs().max())
-
-
-def _copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
+def copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
     """Tokenizer, processor and templates; the model's config where whole weights are written."""
     for path in base.iterdir():
         if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
@@ -254,25 +246,43 @@ def _copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
                 shutil.copy(path, out)
 
 
-def model_card(config: Config, metrics: dict[str, float], data: str) -> str:
-    """README.md of an export: what it was made from, with which settings, and what was measured."""
+def metrics_at(run: Path, step: int) -> dict[str, tuple[Any, int]]:
+    """Each metric as it last was at `step`, and when that was."""
+    found = {}
+    path = run / "metrics.jsonl"
+    for row in read(path) if path.exists() else ():
+        if row["step"] <= step:
+            found.update({name: (value, row["step"]) for name, value in row.items() if name != "step"})
+    return found
+
+
+def model_card(config: Config, folder: Path, step: int, metrics: dict[str, tuple[Any, int]], data: str) -> str:
+    """README.md of an export: what it was made from, with which settings, and what was measured of it."""
     o = config.objective
     method = {"sft": "SFT"}.get(o.kind, f"{'DDPO' if o.gamma != 1 else 'preference optimisation'} ({o.loss})")
-    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in sorted(metrics.items()))
+    weights = "\n".join(f"| {p.name} | `{sha256(p)}` |" for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS)
+    rows = "\n".join(
+        f"| {name} | {value if isinstance(value, str) else f'{value:.5g}'} | {when} |"
+        for name, (value, when) in sorted(metrics.items())
+    )
     return f"""---
 base_model: {config.model.path}
 library_name: transformers
 tags: [mmfast, {"sft" if o.kind == "sft" else "dpo"}]
 ---
 
-# {config.log.name or Path(config.output_dir).name}
+# {config.log.name or Path(config.output_dir).name}, step {step}
 
 {method} of `{config.model.path}` with mmfast{f": {config.about}" if config.about else "."}
 
 Data: `{data}` (digest of the examples: file contents, template, tokenizer, image processing).
 
-| metric | last value |
+| weights after step {step} | sha256 |
 |---|---|
+{weights}
+
+| metric | value | measured at step |
+|---|---|---|
 {rows}
 
 <details><summary>config</summary>
@@ -284,30 +294,46 @@ Data: `{data}` (digest of the examples: file contents, template, tokenizer, imag
 """
 
 
-def export(run: Path, formats: tuple[str, ...] = (), step: int = 0) -> Path:
-    """Export a checkpoint of a run again, in other formats; returns the export folder. `step` 0: the newest."""
-    from mmfast.checkpoint import Checkpointer, find, training_state
-    from mmfast.config import build, load
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge: bool = False) -> Path:
+    """Export a checkpoint of a run, the newest (`step` 0) or a named one, to run/export/step-N: the folder is returned.
+    What the run itself exported at its end is left alone."""
+    from mmfast.checkpoint import Checkpointer, complete, training_state
     from mmfast.job import open_examples, open_model
-    from mmfast.metrics import read
     from mmfast.runtime import start
 
     run = Path(run)
     config = load(run / "config.toml")
-    if formats:
-        tree = config.model_dump(exclude_none=True)
-        tree["export"]["formats"] = list(formats)
+    adapts = bool(config.model.lora or config.model.adapter)
+    if merge and not adapts:
+        raise ValueError(f"--merge merges an adapter, and {run} trained the whole model")
+    if "hf" in formats and adapts and not (merge or config.export.merge):
+        raise ValueError(f'{run} trained an adapter: "hf" needs --merge, or take --format peft')
+    tree = config.model_dump(exclude_none=True)
+    if formats or merge:
+        tree["export"] = {"formats": list(formats or ["hf"]), "merge": "hf" in (formats or ["hf"]) and adapts}
         config = build(tree)
+    found = {int(path.name.split("-")[1]): path for path in complete(run / "checkpoints")}
+    if not found or (step and step not in found):
+        told = f"of step {step}; there are those of {', '.join(map(str, found))}" if found else ""
+        raise ValueError(f"{run} has no complete checkpoint {told}".strip())
+    path = found[step or max(found)]
+    tree["model"]["cache_vision"] = False  # no features are read
     runtime = start(config)
     try:
-        path = find(run / "checkpoints", str(run / "checkpoints" / f"step-{step}") if step else "auto")
-        if path is None:
-            raise ValueError(f"{run} has no checkpoint to export")
-        scorer, _ = open_model(config, runtime, [open_examples(config, runtime)])
+        check_export(config, runtime)
+        scorer, _ = open_model(build(tree), runtime, [open_examples(config, runtime)])
         state = {"weights": training_state(scorer, torch.optim.SGD(scorer.parameters()))["weights"]}
         info = Checkpointer(run / "checkpoints").load(path, state)
-        last = {k: v for row in read(run / "metrics.jsonl") for k, v in row.items() if isinstance(v, float)}
-        export_run(config, runtime, scorer, run, last, info["identity"]["data"])
+        out = run / "export" / path.name
+        export_run(config, runtime, scorer, run, info["step"], info["identity"]["data"], out=out)
     finally:
         runtime.close()
-    return run / "export"
+    return out

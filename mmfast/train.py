@@ -19,7 +19,7 @@ from mmfast.checkpoint import Checkpointer
 from mmfast.checkpoint_files import best_value, better
 from mmfast.config import Config, dump, load
 from mmfast.evaluation import Evaluation
-from mmfast.export import export_run
+from mmfast.export import check_export, export_run
 from mmfast.job import (
     LoadImages,
     examples_of,
@@ -51,6 +51,7 @@ def train(config: Config) -> dict[str, float]:
     objective_of(config).check()
     runtime = start(config)
     try:
+        check_export(config, runtime)
         run = Run(config, runtime)
         run.loop()
         if run.stopped:
@@ -220,7 +221,7 @@ class Run:
                 write_stopped(self.folder, self.step, by)
             self._say(f"asked to stop ({by}): the checkpoint of step {self.step} is written; start again to go on")
         else:
-            export_run(config, runtime, self.scorer, self.folder, self.last, self.store.digest)
+            export_run(config, runtime, self.scorer, self.folder, self.step, self.store.digest)
         if self.metrics:
             self.metrics.close()
             report([self.folder])

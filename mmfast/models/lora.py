@@ -75,5 +75,10 @@ def refuse_what_is_not_lora(peft: PeftModel) -> None:
     for name, module in peft.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             raise ValueError(f"model.adapter: it replaces {name} as a whole (modules_to_save); only LoRA is supported")
-        if isinstance(module, LoraLayer) and any(module.use_dora.values()):
-            raise ValueError(f"model.adapter: {name} is DoRA; only plain LoRA is supported")
+        if isinstance(module, LoraLayer):
+            if any(module.use_dora.values()):
+                raise ValueError(f"model.adapter: {name} is DoRA; only plain LoRA is supported")
+            if not isinstance(module.get_base_layer(), nn.Linear) or any(module.lora_bias.values()):
+                raise ValueError(f"model.adapter: {name} is no plain LoRA of a linear layer; only that is supported")
+    if (bias := peft.peft_config["default"].bias) != "none":
+        raise ValueError(f'model.adapter: bias = "{bias}" trains biases of the base; only plain LoRA is supported')

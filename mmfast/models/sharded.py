@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from mmfast.directory import weight_files
 from mmfast.models.loading import load, tower_attention
 from mmfast.models.parallelize import Parallel, parallelize
 from mmfast.models.scorer import Scorer
@@ -92,7 +93,7 @@ def disk_names(base: Path) -> dict[str, str]:
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     inside = model.state_dict()
     found = {}
-    for file in sorted(base.glob("*.safetensors")):
+    for file in weight_files(base):
         with safe_open(file, "pt") as source:
             for key in source.keys():  # noqa: SIM118 (not a dict)
                 name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)

@@ -93,6 +93,8 @@ def test_a_path_that_is_no_folder_and_no_hub_id():
 def test_a_folder_without_all_its_weights_is_named(tmp_path):
     path = make_model(tmp_path)
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert directory(path, weights=True) == path  # one whole file goes before an index
+    (path / "model.safetensors").unlink()
     assert directory(path) == path
     with pytest.raises(ValueError, match="is not whole: model-00001-of-00002"):
         directory(path, weights=True)
