@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig
 
 from mmfast.config import Config
+from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import DataSettings, build, reopen
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
@@ -44,15 +45,12 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
     fetch_models(config, runtime, weights=False)
     settings = _data_settings(config, path)
     store = _built(config, runtime, settings, here=runtime.main)
-    found = runtime.gather((store.path, store.roots, store.digest) if store else None)[0]
-    if runtime.world > 1:  # a cache on a node's own disk is filled by the first rank of each node
-        missing = runtime.local_rank == 0 and not (found[0] / "manifest.json").exists()
-        mine = _built(config, runtime, settings, here=missing)
-        if mine is not None and mine.digest != found[2]:
-            problem = f"data.path: this node's data or images are not those of rank 0 ({mine.path}, {found[0]})"
-        else:
-            problem = ""
-        runtime.agree(problem)
+    found = runtime.gather((store.path, store.roots, store.digest, _stamp(store.path)) if store else None)[0]
+    if runtime.world > 1:
+        own_disk = runtime.local_rank == 0 and _stamp(found[0]) != found[3]  # a node's first rank then does as rank 0
+        mine = _built(config, runtime, settings, here=own_disk)
+        other = mine is not None and mine.digest != found[2]
+        runtime.agree("data.path: the data or images of a node are not those of rank 0" if other else "")
         store = store or mine or reopen(found[0], found[1], settings)
     assert store is not None
     pairs = store.preference
@@ -80,6 +78,10 @@ def fetch_models(config: Config, runtime: Runtime, *, weights: bool) -> None:
                     problem = f"{key}: {error}"
             runtime.agree(problem)
             commit = runtime.gather(commit)[0]
+
+
+def _stamp(folder: Path) -> Stamp:
+    return stamp_of(str(folder / "manifest.json"))
 
 
 def _built(config: Config, runtime: Runtime, settings: DataSettings, *, here: bool) -> ExampleStore | None:
@@ -175,18 +177,22 @@ def _cached_features(
 ) -> VisionCache:
     """Rank 0 encodes what is missing, with the tower; every rank reads it, without."""
     root = config.cache_dir() / "vision"
-    cache = None
+    cache, problem = None, ""
     if runtime.main:
-        cache = cache_vision(
-            path,
-            root,
-            [name for store in stores for name in store.images],
-            pixels,
-            dtype=getattr(torch, config.model.dtype),
-            freeze=freeze,
-            processing=stores[0].manifest["processor"],
-            device=runtime.device,
-        )
+        try:
+            cache = cache_vision(
+                path,
+                root,
+                [name for store in stores for name in store.images],
+                pixels,
+                dtype=getattr(torch, config.model.dtype),
+                freeze=freeze,
+                processing=stores[0].manifest["processor"],
+                device=runtime.device,
+            )
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    runtime.agree(problem)
     folder = runtime.gather(str(cache.folder) if cache else "")[0]
     return cache or VisionCache(folder, adapter_for(AutoConfig.from_pretrained(directory(path))))
 

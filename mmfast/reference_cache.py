@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -36,10 +37,7 @@ class ReferenceCache:
         self.dropped: set[str] = set()  # keys whose row on disk is not finite, and that no other row replaces
         path = self.folder / "manifest.json"
         if path.exists():
-            try:
-                self.manifest = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged ({error}): remove its folder, it is made again") from None
+            self.manifest = _read_manifest(path)
             if manifest is not None:
                 differences = compare(self.manifest, manifest)
                 if differences:
@@ -68,8 +66,14 @@ class ReferenceCache:
                 raise ValueError(
                     f"{path} is damaged (its name is the digest of its bytes): delete it, its rows are made again"
                 )
-            tensors = load_tensors(data)
-            bounds, logps = tensors["offsets"].tolist(), tensors["logps"]
+            try:
+                tensors = load_tensors(data)
+                bounds, logps = tensors["offsets"].tolist(), tensors["logps"]
+                whole = tensors["keys"].shape == (len(bounds) - 1, 32) and bounds[0] == 0 and bounds[-1] == len(logps)
+            except (SafetensorError, LookupError, ValueError):
+                whole = False
+            if not whole:
+                raise ValueError(f"{path} is no shard of a reference cache: delete it, its rows are made again")
             for key, begin, end in zip(tensors["keys"], bounds, bounds[1:], strict=False):
                 name, values = key.tobytes().hex(), logps[begin:end]
                 if np.isfinite(values).all():
@@ -129,6 +133,16 @@ class ShardWriter:
     def flush(self) -> None:
         self.cache.add(self.rows)
         self.rows, self.last = {}, time.monotonic()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise ValueError(f"{path} is damaged: delete {path.parent}, the reference is scored again")
 
 
 def compare(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -202,6 +202,14 @@ class Place:
         names = sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
         return [Variant(self.folder / name) for name in names if re.fullmatch("[0-9a-f]{24}", name)]
 
+    def nearest(self) -> Variant | None:
+        """The store here that has most of the pictures that were compared."""
+
+        def shared(variant: Variant) -> int:
+            return sum(self.seen.get((r, name), ("?",))[0] == found for r, name, found, _ in variant.files)
+
+        return max(self.variants(), key=shared, default=None)
+
     def path_of(self, root: int, name: str) -> str:
         return os.path.join(self.roots[root], name)
 

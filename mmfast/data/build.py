@@ -22,12 +22,13 @@ from mmfast.data.binding import Place, Variant, sha256_of
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
-from mmfast.data.imagefiles import ImageIndex
+from mmfast.data.imagefiles import ImageIndex, is_path, unwrapped
 from mmfast.data.problems import BadRow, Problem, Report
 from mmfast.data.readers import Format, format_of, read_row, unused
 from mmfast.data.readers.dgpref import BESIDE
+from mmfast.data.records import Example, ImageInfo, Record
 from mmfast.data.rows import Row, data_files, iterate
-from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
+from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
 from mmfast.data.templates import Template
 from mmfast.data.tokens import Tokenizer
 from mmfast.directory import directory
@@ -101,6 +102,7 @@ class Maker:
     index: ImageIndex
     options: dict[str, Any]
     drop: bool
+    earlier: Earlier | None
 
     def part(self, target: Path, file: int, rows: list[Row]) -> Report:
         """One chunk of rows to one part file. With on_error = "raise" the first bad row ends the build."""
@@ -110,9 +112,10 @@ class Maker:
             report.rows += 1
             report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             try:
-                for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
+                records = read_row(self.formats[file], row, {"root": self.roots[file], **self.options})
+                for k, record in enumerate(records):
                     images = [self.index.look_up(i, self.roots[file], file) for i in record.images]
-                    example, notes = self.builder.build(record, images)
+                    example, notes = self._earlier(file, k, record, images) or self.builder.build(record, images)
                     part.add(example, file)
                     report.examples += 1
                     report.notes += notes
@@ -130,6 +133,13 @@ class Maker:
         }
         save_arrays(target, part.arrays(), {"content": json.dumps(content)})
         return report
+
+    def _earlier(self, file: int, k: int, record: Record, images: list[ImageInfo]) -> tuple[Example, list] | None:
+        if self.earlier is None:
+            return None
+        names = zip(map(unwrapped, record.images), images, strict=True)
+        found = self.earlier.find(file, record.source, k, [(name, i.id) for name, i in names if is_path(name)])
+        return None if found is None else (found, [])
 
 
 _maker: Maker | None = None
@@ -285,6 +295,9 @@ def _build(
         "processor": processor().digest() if reads_images else "",
     }
     known = [image for variant in place.variants() for image in variant.images]
+    nearest = place.nearest()
+    unique = all(len({Path(name).name for name in some}) == len(some) for some in _file_names(data))  # "file:row" is
+    earlier = Earlier(nearest) if nearest and unique else None
     for _ in range(3):
         place.building.mkdir(exist_ok=True)
         jobs = (
@@ -302,6 +315,7 @@ def _build(
             ),
             options=data.options,
             drop=data.on_error == "drop",
+            earlier=earlier,
         )
         try:
             parts = _run(jobs, data.workers, progress)

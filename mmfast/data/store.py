@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfast.data.binding import Contents, damaged, digest_of, sha256_of
+from mmfast.data.binding import Contents, Variant, damaged, digest_of, sha256_of
 from mmfast.data.flat import map_arrays, offsets_of, save_arrays
 from mmfast.data.problems import Report
 from mmfast.data.records import Branch, Example, ImageInfo
@@ -176,6 +176,29 @@ class ExampleStore:
 
 def image_info(image: dict[str, Any], source: str) -> ImageInfo:
     return ImageInfo(**{**image, "source": source, "grid": tuple(image["grid"]) if image["grid"] else None})
+
+
+class Earlier:
+    """The examples of another variant of a store, by row: where a row's pictures are the same ones, so is its example.
+
+    Rows with notes are made anew, since a note does not say which of a row's examples it is about.
+    """
+
+    def __init__(self, variant: Variant):
+        self.store = ExampleStore(variant.path)
+        self.contents = {(root, name): found for root, name, found, _ in variant.files}
+        noted = {note.source for note in self.store.report.notes}
+        self.rows: dict[tuple[int, str], list[int]] = {}
+        for i, (file, (_, source)) in enumerate(zip(self.store.arrays["files"], self.store._names, strict=True)):
+            if source not in noted:
+                self.rows.setdefault((int(file), source), []).append(i)
+
+    def find(self, file: int, source: str, number: int, pictures: Iterable[tuple[str, str]]) -> Example | None:
+        """The `number`-th example of a row; `pictures`: (name, content id) of its files now."""
+        found = self.rows.get((file, source), [])
+        if number >= len(found) or any(self.contents.get((file, name)) != now for name, now in pictures):
+            return None
+        return self.store[found[number]]
 
 
 class Part:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,8 +100,15 @@ def _index(folder: Path) -> dict[str, Path]:
     """image id -> its file"""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found.update({key.rpartition("/")[0]: path for key in file.keys()})  # noqa: SIM118  (no mapping)
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                kind = (file.metadata() or {}).get("kind")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, its images are encoded again") from None
+        if kind not in (FEATURES, TOWER) or not all("/" in key for key in names):
+            raise ValueError(f"{path} is no file of a vision cache: take it out of that folder")
+        found.update({key.rpartition("/")[0]: path for key in names})
     return found
 
 

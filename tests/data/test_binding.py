@@ -12,6 +12,7 @@ import pytest
 from mmfast.data import binding, imagefiles
 from mmfast.data import build as build_module
 from mmfast.data.build import DataSettings, build
+from mmfast.data.examples import ExampleBuilder
 from tests.data.test_store import pair
 
 FORK = multiprocessing.get_context("fork")
@@ -30,6 +31,7 @@ def calls(monkeypatch):
     watch(build_module.Maker, "part", "part")
     watch(imagefiles, "image_size", "decoded")
     watch(binding, "content", "read")
+    watch(ExampleBuilder, "build", "made")
     return found
 
 
@@ -101,13 +103,34 @@ def test_only_what_changed_is_read_and_decoded_again(data, picture, start, calls
     old = next(name for name, info in first.images.items() if info.source.endswith("2.png"))
     picture("a/2.png", seed=7)
     second = start(data)
-    assert calls.count("decoded") == 1 and calls.count("part") == 2 and pixels(second) == files(data)
-    assert second.digest != first.digest
+    assert calls.count("decoded") == 1 and pixels(second) == files(data) and second.digest != first.digest
+    assert calls.count("made") == 4, "the rows about the picture that is another one"
     with pytest.raises(ValueError, match=r"2.png has changed since the examples were built; start again"):
         first.open_image(old)
     picture("a/2.png", seed=2)
     calls.clear()
     assert start(data).path == first.path and "part" not in calls
+
+
+@pytest.mark.parametrize("segments", ["none", "clean"])
+def test_rows_taken_from_another_variant_are_as_if_built(segments, data, picture, rows, start, calls, tmp_path):
+    """Bad rows, cut ones, text-only ones and embedded images between them; the changed picture has another size."""
+    import base64
+
+    text = "base64:" + base64.b64encode((data / "0.png").read_bytes()).decode()
+    long = pair(0, "1.png") | {"chosen": [{"role": "assistant", "content": "Two cows graze. " * 60}]}
+    odd = [pair(20, None), pair(21, text), pair(22, "gone.png"), "{", long]
+    rows("a/p.jsonl", [row for i in range(6) for row in (pair(i, f"{i % 3}.png"), *odd)])
+    more = {"on_error": "drop", "truncate": "response", "max_length": 700, "segments": segments}
+    start(data, **more)
+    picture("a/2.png", seed=7, size=(20, 90))
+    calls.clear()
+    second = start(data, **more)
+    assert 0 < calls.count("made") < 12
+    fresh = start(data, **more, cache=tmp_path / "fresh")
+    assert second.digest == fresh.digest and second.path.name == fresh.path.name
+    for name in ("images.json", "names.json", "report.json", "examples.safetensors"):
+        assert (second.path / name).read_bytes() == (fresh.path / name).read_bytes(), name
 
 
 def test_a_picture_of_the_same_size_in_bytes_is_told_apart(data, start):
