@@ -184,7 +184,8 @@ def build(
             report_to(ExampleStore(path).report.summary())
     store = ExampleStore(path)
     if not len(store.arrays["chosen"]):
-        raise ValueError(f"data.path: no example is left: {store.report.summary()}")
+        first = "".join(f". The first: {p}" for p in store.report.dropped[:1])
+        raise ValueError(f"data.path: no example is left: {store.report.summary()}{first}")
     return ExampleStore(path, _mixed(store, data))
 
 

@@ -73,15 +73,18 @@ def show(
                         options=_options(option))  # fmt: skip
     tokenizer, items = preview(data, model, count, first)
     if html is not None:
-        html.write_text(page(file.name, tokenizer, list(items)), encoding="utf-8")
+        shown = list(items)
+        html.write_text(page(file.name, tokenizer, shown), encoding="utf-8")
         typer.echo(f"wrote {html}")
-        return
-    console = Console()
+        raise typer.Exit(int(all(isinstance(item, Problem) for item in shown)))
+    console, bad = Console(), True
     for item in items:
+        bad &= isinstance(item, Problem)
         if isinstance(item, Problem):
             console.print(f"[red]{item.source}[/red]: {item.message} ({item.kind})", highlight=False)
         else:
             print_shown(console, tokenizer, item)
+    raise typer.Exit(int(bad))  # 1 where nothing could be shown
 
 
 @app.command()
