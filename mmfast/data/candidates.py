@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def _first(row: dict, names: tuple[str, ...]) -> Any:
 def read_candidates(
     path: str | Path, *, answer_column: str = "", problems: list[Problem] | None = None
 ) -> Iterator[Candidate]:
-    """Rows with a question, an answer and numbers. Every numeric column is a score; `claims` is [[text, holds], ...],
-    and gives the score `claims`: minus the number of those that do not hold."""
+    """Rows with a question, an answer and numbers. Every column of numbers, as such or as text, is a score; `claims` is
+    [[text, holds], ...] and gives the score `claims`: minus the number of those that do not hold."""
     for row in iterate(path):
         try:
             if isinstance(row.value, BadRow):
@@ -65,7 +66,8 @@ def _candidate(value: dict, source: str, answers: tuple[str, ...]) -> Candidate:
             f"the row has {', '.join(sorted(value))}",
         )
     not_unpaired(value)
-    scores = {k: float(v) for k, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    texts = {*QUESTION, *ANSWER, *answers, *IMAGE, *(k for k in value if k in ("id", "idx") or k.endswith("_id"))}
+    scores = {k: n for k, v in value.items() if k not in texts and (n := _number(v)) is not None}
     claims = None
     if value.get("claims") is not None:
         claims = tuple((str(c[0]), bool(c[1])) for c in value["claims"])
@@ -83,6 +85,32 @@ def _candidate(value: dict, source: str, answers: tuple[str, ...]) -> Candidate:
         source=source,
         claims=claims,
     )
+
+
+def _number(value: Any) -> float | None:
+    """A number, or one written as text ("4"), as judges' tables have them; none that is not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def complete(
+    candidates: Iterable[Candidate], needed: Callable[[Candidate], Any], problems: list[Problem] | None
+) -> Iterator[Candidate]:
+    """The candidates that have what is needed of them. Others raise, or, where `problems` is given, are listed."""
+    for candidate in candidates:
+        try:
+            needed(candidate)
+        except BadRow as error:
+            if problems is None:
+                raise ValueError(f"{candidate.source}: {error}") from None
+            problems.append(Problem(candidate.source, error.kind, str(error)))
+        else:
+            yield candidate
 
 
 def grouped(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
@@ -127,8 +155,8 @@ def score_of(expression: str) -> Any:
     def score(candidate: Candidate) -> float:
         try:
             return value(tree, candidate.scores)
-        except BadRow as error:
-            raise ValueError(f"{candidate.source}: {error}") from None
+        except ZeroDivisionError:
+            raise BadRow("score", f"{expression} divides by zero") from None
 
     return score
 

@@ -74,18 +74,18 @@ def show(
                         options=_options(option))  # fmt: skip
     tokenizer, items = preview(data, model, count, first)
     if html is not None:
-        items = list(items)
-        html.write_text(page(file.name, tokenizer, items), encoding="utf-8")
+        shown = list(items)
+        html.write_text(page(file.name, tokenizer, shown), encoding="utf-8")
         typer.echo(f"wrote {html}")
-        raise typer.Exit(1 if items and all(isinstance(item, Problem) for item in items) else 0)
-    console, kinds = Console(), set()
+        raise typer.Exit(int(all(isinstance(item, Problem) for item in shown)))
+    console, bad = Console(), True
     for item in items:
-        kinds.add(type(item))
+        bad &= isinstance(item, Problem)
         if isinstance(item, Problem):
             console.print(f"[red]{item.source}[/red]: {item.message} ({item.kind})", highlight=False)
         else:
             print_shown(console, tokenizer, item)
-    raise typer.Exit(1 if kinds == {Problem} else 0)
+    raise typer.Exit(int(bad))  # 1 where nothing could be shown
 
 
 @app.command()
@@ -175,13 +175,24 @@ def convert(
 
 SCORES = typer.Argument(help="Scored answers, one a row (docs/formats.md).")
 TARGET = typer.Option(..., "--out", "-o", help="The file to write, in the canonical format.")
+ON_ERROR = typer.Option("raise", help="A bad row, or one without a score it needs: raise or drop.")
 ANSWER = typer.Option("", help="Column of the answer; default: the usual names.")
 
 
-def _write(records: Iterable[Any], target: Path, scores: Path, images: str) -> None:
+def _problems(on_error: str, target: Path, *sources: Path) -> list[Any] | None:
+    """Where bad rows are listed, None where the first one ends the command; and the file to write is not one read."""
+    from mmfast.data.convert import keep_apart
+
+    if on_error not in ("raise", "drop"):
+        raise ValueError(f"--on-error: {on_error!r} is not raise or drop")
+    keep_apart(target, *sources)
+    return [] if on_error == "drop" else None
+
+
+def _write(records: Iterable[Any], target: Path, scores: Path, images: str, problems: list[Any] | None) -> None:
     from mmfast.data.convert import Conversion, write_records
 
-    result = Conversion()
+    result = Conversion(problems=problems or [])
     root = Path(images) if images else scores.parent
     write_records(iter(records), target, "trl", root, result)
     for line in result.lines():
@@ -203,6 +214,7 @@ def pairs(
     skip: Path = SKIP,
     answer: str = ANSWER,
     images: str = IMAGES,
+    on_error: str = typer.Option("", help="A bad row: raise or drop; default: raise, for sima drop."),
     seed: int = typer.Option(0),
     option: list[str] = OPTION,
 ) -> None:
@@ -213,7 +225,10 @@ def pairs(
     from mmfast.data.select import RULES, choose_pairs
 
     if rule == "sima":
-        for line in run(scores, out, to="trl", format="sima", images=images, on_error="drop").lines():
+        if score or margin >= 0 or per_prompt >= 0 or balance is not None or captions or answer:
+            raise ValueError("--rule sima takes a critic's verdicts: nothing is scored, so only --images, --on-error")
+        _without_captions(captions, aspects, sums, skip, option)
+        for line in run(scores, out, to="trl", format="sima", images=images, on_error=on_error or "drop").lines():
             typer.echo(line)
         return
     if rule not in RULES:
@@ -226,7 +241,10 @@ def pairs(
         per_prompt=chosen.per_prompt if per_prompt < 0 else per_prompt,
         balance=chosen.balance if balance is None else balance,
     )
+    problems = _problems(on_error or "raise", out, scores, *([captions] if captions else []))
     if captions is not None:
+        if answer:
+            raise ValueError("--answer names a column of scored answers; --captions gives the answers")
         root = Path(images) if images else scores.parent
         candidates: Iterator[Any] = expert_candidates(
             scores,
@@ -235,13 +253,22 @@ def pairs(
             aspects=aspects.split(",") if aspects else ASPECTS,
             average=not sums,
             skip=[line.strip() for line in skip.read_text(encoding="utf-8").splitlines()] if skip else (),
+            problems=problems,
         )
     else:
-        candidates = read_candidates(scores, answer_column=answer)
-    records, told = choose_pairs(candidates, chosen, seed)
+        _without_captions(captions, aspects, sums, skip, option)
+        candidates = read_candidates(scores, answer_column=answer, problems=problems)
+    records, told = choose_pairs(candidates, chosen, seed, problems)
     for name, value in told.items():
         typer.echo(f"{name}: {value}")
-    _write(records, out, scores, images)
+    _write(records, out, scores, images, problems)
+
+
+def _without_captions(captions: Path | None, aspects: str, sums: bool, skip: Path | None, option: list[str]) -> None:
+    given = {"--aspects": aspects, "--sum": sums, "--skip": skip, "--option": option}
+    idle = [name for name, value in given.items() if value]
+    if captions is None and idle:
+        raise ValueError(f"{idle[0]} belongs to DGPref's expert scores: it needs --captions")
 
 
 @app.command()
@@ -253,20 +280,24 @@ def sft(
     ties: str = typer.Option("first", help="first, random, shortest or longest."),
     answer: str = ANSWER,
     images: str = IMAGES,
+    on_error: str = ON_ERROR,
     seed: int = typer.Option(0),
 ) -> None:
     """Make an SFT set: the best answer of each prompt (rejection sampling), or every (reference) answer."""
     from mmfast.data.candidates import read_candidates, score_of
     from mmfast.data.select import every_answer, rejection_sample
 
-    candidates = read_candidates(scores, answer_column=answer)
+    problems = _problems(on_error, out, scores)
+    candidates = read_candidates(scores, answer_column=answer, problems=problems)
     if score:
-        records = rejection_sample(candidates, score_of(score), minimum=minimum, ties=ties, seed=seed)
-    elif minimum is not None:
-        raise ValueError("--minimum needs --score")
+        records = rejection_sample(
+            candidates, score_of(score), minimum=minimum, ties=ties, seed=seed, problems=problems
+        )
+    elif minimum is not None or ties != "first":
+        raise ValueError(f"--{'minimum' if minimum is not None else 'ties'} needs --score")
     else:
         records = every_answer(candidates)
-    _write(records, out, scores, images)
+    _write(records, out, scores, images, problems)
 
 
 @app.command()
@@ -275,9 +306,10 @@ def steerlm(
     out: Path = TARGET,
     attributes: str = typer.Option("", help="Comma list of score columns; default: mllm-dpo's five."),
     hindsight: bool = typer.Option(False, help="Two turns: a worse answer, its scores, the better answer."),
-    margin: float = typer.Option(2.0, help="hindsight: least difference of the summed attributes."),
+    margin: float = typer.Option(None, help="hindsight: least difference of the summed attributes; default: 2."),
     answer: str = ANSWER,
     images: str = IMAGES,
+    on_error: str = ON_ERROR,
     seed: int = typer.Option(0),
 ) -> None:
     """Make a SteerLM set: every answer behind its question and its own scores."""
@@ -287,9 +319,13 @@ def steerlm(
     from mmfast.data.select import steerlm as one_turn
 
     names = attributes.split(",") if attributes else ATTRIBUTES
-    candidates = read_candidates(scores, answer_column=answer)
+    if margin is not None and not hindsight:
+        raise ValueError("--margin needs --hindsight")
+    margin = 2.0 if margin is None else margin
+    problems = _problems(on_error, out, scores)
+    candidates = read_candidates(scores, answer_column=answer, problems=problems)
     if hindsight:
-        records = two_turns(candidates, score_of(" + ".join(names)), margin, seed, names)
+        records = two_turns(candidates, score_of(" + ".join(names)), margin, seed, names, problems)
     else:
-        records = one_turn(candidates, names)
-    _write(records, out, scores, images)
+        records = one_turn(candidates, names, problems)
+    _write(records, out, scores, images, problems)

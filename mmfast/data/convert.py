@@ -17,7 +17,7 @@ from mmfast.data.imagefiles import image_bytes
 from mmfast.data.problems import BadRow, Problem, unused_line
 from mmfast.data.readers import FORMATS, format_of, read_row, unused
 from mmfast.data.records import Record
-from mmfast.data.rows import TSV_COLUMNS, iterate
+from mmfast.data.rows import TSV_COLUMNS, data_files, iterate
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".pkl")
 JSON_COLUMNS = ("segments", "scores", "meta")  # ragged: Parquet holds them as JSON text
@@ -36,7 +36,17 @@ class Conversion:
         if self.unused:
             out.append(unused_line(self.unused))
         out += [f"not carried: {name} (of {n} records)" for name, n in self.lost.most_common()]
+        if self.problems:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(p.kind for p in self.problems).most_common())
+            out.append(f"left out: {len(self.problems)} rows ({kinds})")
         return out + [f"left out: {p}" for p in self.problems]
+
+
+def keep_apart(target: Path, *sources: Path) -> None:
+    """What is read must not be written over."""
+    read = {f.resolve() for source in sources for f in data_files(source)}
+    if target.resolve() in read:
+        raise ValueError(f"{target} is what is read: write to another file")
 
 
 def convert(
@@ -55,6 +65,7 @@ def convert(
     `change` maps the list of all records (which are then held in memory) to those to write: subsets, flipped labels.
     """
     source, target = Path(source), Path(target)
+    keep_apart(target, source)
     if to == "rows":
         if format != "auto" or images or options or change:
             raise ValueError("--to rows copies a table as it is: format, images, options, share and flip do not apply")
@@ -123,14 +134,19 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
             except BadRow as error:
                 raise ValueError(f"{record.source}: {error}") from None
             out, lost = write(moved)
-            result.records += 1
             result.lost.update(lost)
-            yield out
+            if out is not None:
+                result.records += 1
+                yield out
 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         WRITERS[suffix](temporary, rows())
+        if not result.records:
+            why = [f"not carried: {name} (of {n} records)" for name, n in result.lost.most_common(1)]
+            why += [f"{len(result.problems)} rows are bad, the first: {p}" for p in result.problems[:1]]
+            raise ValueError("; ".join([f"nothing is left to write, so {target.name} is not made", *why]))
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

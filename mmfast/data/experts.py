@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.candidates import Candidate
-from mmfast.data.problems import BadRow
+from mmfast.data.problems import BadRow, Problem
 from mmfast.data.readers.dgpref import ASPECTS as DECOMPOSED
-from mmfast.data.readers.dgpref import image_path, kind_of, prompt_line
+from mmfast.data.readers.dgpref import image_name, image_path, kind_of, prompt_line
 from mmfast.data.rows import Row, iterate
 
 Singular = Callable[[str], str]
@@ -133,40 +133,65 @@ def expert_candidates(
     average: bool = True,
     skip: Iterable[str] = (),
     singular: Singular | None = None,
+    problems: list[Problem] | None = None,
 ) -> Iterator[Candidate]:
     """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
-    that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name."""
-    from mmfast.data.readers.dgpref import image_name
-
+    that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name.
+    A bad row raises, or, where `problems` is given, is listed there and passed over."""
     skip, singular = frozenset(skip), singular or singulars()
     texts: dict[str, dict[int, tuple[str, Row]]] = {}
+
+    def bad(row: Row, error: BadRow) -> None:
+        if problems is None:
+            raise ValueError(f"{row.source}: {error}") from None
+        problems.append(Problem(row.source, error.kind, str(error)))
+
     for row in iterate(captions):
-        name, k = image_name(row, options)
+        try:
+            name, k = image_name(row, options)
+        except BadRow as error:
+            bad(row, error)
+            continue
         texts.setdefault(name, {})[k] = (row.value["value"], row)
     for row in iterate(scores):
-        name, value = row.value["key"], row.value["value"]
-        if kind_of(value) != "experts":
-            raise ValueError(f"{row.source}: not a row of expert scores (all_program, expert_scores)")
-        present = sorted(texts.get(name, {}))
-        programs, experts = value["all_program"], value["expert_scores"]
-        if len(programs) not in (len(present), max(present, default=-1) + 1):
-            raise ValueError(f"{row.source}: {len(programs)} programs for the captions {present} of image {name}")
-        numbers = present if len(programs) == len(present) else range(len(programs))
-        for k, program in zip(numbers, programs, strict=True):
-            if k not in texts[name]:
-                continue
-            text, caption = texts[name][k]
-            try:
-                asked = prompt_line(caption, options, k)
-            except BadRow as error:
-                raise ValueError(f"{caption.source}: {error}") from None
-            yield Candidate(
+        try:
+            yield from _of_image(row, texts, options, aspects, average, skip, singular)
+        except BadRow as error:
+            bad(row, error)
+
+
+def _of_image(
+    row: Row,
+    texts: dict[str, dict[int, tuple[str, Row]]],
+    options: dict[str, Any],
+    aspects: Sequence[str],
+    average: bool,
+    skip: frozenset[str],
+    singular: Singular,
+) -> list[Candidate]:
+    name, value = row.value["key"], row.value["value"]
+    if kind_of(value) != "experts":
+        raise BadRow("format", "not a row of expert scores (all_program, expert_scores)")
+    present = sorted(texts.get(name, {}))
+    programs, experts = value["all_program"], value["expert_scores"]
+    if len(programs) not in (len(present), max(present, default=-1) + 1):
+        raise BadRow("format", f"{len(programs)} programs for the captions {present} of image {name}")
+    numbers = present if len(programs) == len(present) else range(len(programs))
+    out = []
+    for k, program in zip(numbers, programs, strict=True):
+        if k not in texts[name]:
+            continue
+        text, caption = texts[name][k]
+        out.append(
+            Candidate(
                 group=name,
                 images=(image_path(name, options),),
-                question=asked,
+                question=prompt_line(caption, options, k),
                 text=text,
                 scores={"score": caption_score(program, experts, aspects, average, skip, singular)},
                 source=row.source,
                 claims=tuple(judged_items(program, experts, aspects, skip, singular)),
                 meta={"name": name, "k": k},
             )
+        )
+    return out

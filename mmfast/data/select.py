@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.candidates import Candidate, grouped, pair_record, score_of, sft_record
+from mmfast.data.candidates import Candidate, complete, grouped, pair_record, score_of, sft_record
+from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Record
 
 Score = Callable[[Candidate], float]
@@ -85,7 +86,7 @@ class Balance:
 
 def balanced(pairs: Sequence[Pair]) -> tuple[list[Pair], Balance]:
     """RLAIF-V: the threshold of 0, .02, ..., .98 for which the mean lengths of the two sides are closest."""
-    pairs = [p for p in pairs if p[0].text != p[1].text]
+    pairs = [p for p in pairs if p[0].text.strip() != p[1].text.strip()]  # blanks around an answer are no difference
     if not pairs:
         return [], Balance(1.0, 0.0, 0.0)
     lengths = np.asarray([(words(a.text), words(b.text)) for a, b in pairs], np.float64)
@@ -124,10 +125,12 @@ RULES = {
 }
 
 
-def choose_pairs(candidates: Iterable[Candidate], rule: Rule, seed: int) -> tuple[list[Record], dict[str, Any]]:
+def choose_pairs(
+    candidates: Iterable[Candidate], rule: Rule, seed: int, problems: list[Problem] | None = None
+) -> tuple[list[Record], dict[str, Any]]:
     """Records of a rule's pairs, and what it did: groups, groups without a pair, and the length balance."""
     score = score_of(rule.score)
-    groups = grouped(candidates)
+    groups = grouped(complete(candidates, score, problems))
     pairs: list[Pair] = []
     empty = 0
     for group in groups.values():
@@ -153,13 +156,19 @@ TIES = ("first", "random", "shortest", "longest")
 
 
 def rejection_sample(
-    candidates: Iterable[Candidate], score: Score, *, minimum: float | None = None, ties: str = "first", seed: int = 0
+    candidates: Iterable[Candidate],
+    score: Score,
+    *,
+    minimum: float | None = None,
+    ties: str = "first",
+    seed: int = 0,
+    problems: list[Problem] | None = None,
 ) -> list[Record]:
     """The best answer of each group, if it reaches `minimum`."""
     if ties not in TIES:
         raise ValueError(f"--ties: {ties!r} is not one of {', '.join(TIES)}")
     out = []
-    for name, group in grouped(candidates).items():
+    for name, group in grouped(complete(candidates, score, problems)).items():
         values = [score(c) for c in group]
         best = max(values)
         if minimum is not None and best < minimum:
@@ -196,27 +205,35 @@ def unconditioned(text: str) -> str:
 def _values(candidate: Candidate, names: Sequence[str]) -> list[float]:
     missing = [n for n in names if n not in candidate.scores]
     if missing:
-        raise ValueError(f"{candidate.source}: no score {missing[0]} (it has {', '.join(sorted(candidate.scores))})")
+        raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(candidate.scores)) or 'none'})")
     return [candidate.scores[n] for n in names]
 
 
-def steerlm(candidates: Iterable[Candidate], names: Sequence[str] = ATTRIBUTES) -> list[Record]:
+def steerlm(
+    candidates: Iterable[Candidate], names: Sequence[str] = ATTRIBUTES, problems: list[Problem] | None = None
+) -> list[Record]:
     """Every answer, asked for by its own scores."""
     return [
         sft_record(n, replace(c, question=c.question + conditioning(_values(c, names), names)))
-        for n, c in enumerate(candidates)
+        for n, c in enumerate(complete(candidates, lambda c: _values(c, names), problems))
     ]
 
 
 def hindsight(
-    candidates: Iterable[Candidate], score: Score, margin: float, seed: int, names: Sequence[str] = ATTRIBUTES
+    candidates: Iterable[Candidate],
+    score: Score,
+    margin: float,
+    seed: int,
+    names: Sequence[str] = ATTRIBUTES,
+    problems: list[Problem] | None = None,
 ) -> list[Record]:
     """Chain of hindsight in two turns: a worse answer, what it scored and what is wanted, the better answer.
 
     The worse answer carries loss only with data.turns = "all".
     """
     out = []
-    for group in grouped(candidates).values():
+    whole = complete(candidates, lambda c: (score(c), _values(c, names)), problems)
+    for group in grouped(whole).values():
         for better, worse in best_against_random(group, score, margin, seed):
             scored, wanted = (
                 ",".join(f"{n}:{v:g}" for n, v in zip(names, _values(c, names), strict=True)) for c in (worse, better)

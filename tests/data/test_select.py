@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -73,8 +74,6 @@ def test_rlaifv_rule(tmp_path):
     problems = []
     found = list(read_candidates(path, problems=problems))
     assert [c.scores["claims"] for c in found] == [0, -1, -2, -2] and problems[0].kind == "claims"
-    from dataclasses import replace
-
     rule = replace(RULES["rlaifv"], per_prompt=0, balance=False)
     every, _ = choose_pairs(found, rule, 0)
     assert {(r.scores["chosen"], r.scores["rejected"]) for r in every} == {(0, -1), (0, -2), (-1, -2)}
@@ -99,6 +98,15 @@ def test_length_balance_picks_the_threshold_that_evens_lengths():
             best = (error, step * 0.02)
     assert balance.threshold == pytest.approx(best[1])
     assert balanced([pair(3, 3)][:0]) == ([], balanced([])[1])
+
+
+def test_length_balance_drops_pairs_that_differ_in_outer_blanks_only():
+    pairs = [
+        (scored("q", "A red mug."), scored("q", text))
+        for text in (" A red mug.", "A red mug.\n", "A cat.", "a red mug.")
+    ]
+    kept, _ = balanced(pairs)
+    assert [worse.text for _, worse in kept] == ["A cat.", "a red mug."]
 
 
 EXPERTS = {
@@ -254,8 +262,12 @@ def test_rejection_sampling():
 def test_score_expressions():
     candidate = scored("q", "t", 4, 2, 1, source="f:3")
     assert score_of("-(Helpfulness - 2 * Correctness) / 2 + max(Coherence, 3)")(candidate) == 3
-    with pytest.raises(ValueError, match=r"f:3: no score Kindness \(it has Coherence, Correctness, Helpfulness\)"):
+    with pytest.raises(ValueError, match=r"^no score Kindness \(it has Coherence, Correctness, Helpfulness\)"):
         score_of("Kindness")(candidate)
+    with pytest.raises(ValueError, match=r"^f:3: no score Kindness"):
+        choose_pairs([candidate], replace(RULES["mllm_dpo"], score="Kindness"), 0)
+    with pytest.raises(ValueError, match="divides by zero"):
+        score_of("1 / (Coherence - 1)")(candidate)
     for bad in ("__import__('os')", "a.b", "a if b else c", "'x'"):
         with pytest.raises(ValueError, match="--score"):
             score_of(bad)(candidate)

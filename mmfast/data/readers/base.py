@@ -19,7 +19,11 @@ class Format:
     columns: frozenset[str]  # that have a meaning here; what else a row holds is kept in meta and reported
     accepts: Callable[[dict], bool]
     read: Callable[[Row, dict[str, Any]], Iterator[Record]]  # the row, and the reader's options
-    write: Callable[[Record], tuple[dict, list[str]]] | None = None  # a row, and what of the record it cannot carry
+    # a row (none where the format has no place for the record), and what of the record it cannot carry
+    write: Callable[[Record], tuple[dict | None, list[str]]] | None = None
+
+
+ONE_SIDED = "the whole record: it has no rejected side"
 
 
 @dataclass(slots=True)

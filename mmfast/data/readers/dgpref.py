@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow
-from mmfast.data.readers.base import Format, Losses, answer, need
+from mmfast.data.readers.base import ONE_SIDED, Format, Losses, answer, need
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
@@ -133,10 +133,11 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         )
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> tuple[dict | None, list[str]]:
     """One pair under its image's name; the file writer joins the pairs of a name."""
+    if record.rejected is None:
+        return None, [ONE_SIDED]
     lost = Losses()
-    lost.unless(record.rejected is not None, "the whole record: it has no rejected side")
     lost.unless({"prefer_idx", "reject_idx", "name"} <= set(record.meta), "prompt numbers (prefer_idx, reject_idx)")
     lost.unless(record.weight == 1.0, "weight")
     lost.unless(not record.segments, "segments")
@@ -144,7 +145,7 @@ def write(record: Record) -> tuple[dict, list[str]]:
     name = record.meta.get("name") or (Path(str(record.images[0])).stem if record.images else record.id)
     pair = {
         "prefer": record.chosen[-1]["content"],
-        "reject": (record.rejected or record.chosen)[-1]["content"],
+        "reject": record.rejected[-1]["content"],
         "prefer_idx": record.meta.get("prefer_idx", 0),
         "reject_idx": record.meta.get("reject_idx", 0),
     }

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.problems import BadRow
-from mmfast.data.readers.base import Format, Losses, common_prefix, from_value, image_list, need, record_id, to_value
+from mmfast.data.readers.base import (
+    ONE_SIDED,
+    Format,
+    Losses,
+    common_prefix,
+    from_value,
+    image_list,
+    need,
+    record_id,
+    to_value,
+)
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
 
@@ -60,9 +70,10 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     )
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> tuple[dict | None, list[str]]:
+    if record.rejected is None:
+        return None, [ONE_SIDED]
     lost = Losses()
-    lost.unless(record.rejected is not None, "the whole record: it has no rejected side")
     lost.unless(record.chosen_prompt is None and record.rejected_prompt is None, "chosen_prompt and rejected_prompt")
     lost.unless(record.weight == 1.0, "weight")
     lost.unless(not record.segments, "segments")

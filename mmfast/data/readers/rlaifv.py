@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmfast.data.problems import BadRow
-from mmfast.data.readers.base import Format, image_list, need
+from mmfast.data.readers.base import ONE_SIDED, Format, image_list, need
 from mmfast.data.readers.rlhfv import PLAIN, origin, pair, write_side
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
@@ -40,7 +40,9 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     yield record
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> tuple[dict | None, list[str]]:
+    if record.rejected is None:
+        return None, [ONE_SIDED]
     row, lost = write_side(record)
     row["idx"] = str(record.id)
     if record.meta.get("logps") is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmfast.data.problems import BadRow
 from mmfast.data.readers.base import (
+    ONE_SIDED,
     Format,
     Losses,
     answer,
@@ -86,7 +87,6 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
 def write_side(record: Record) -> tuple[dict[str, Any], Losses]:
     """What RLHF-V's and RLAIF-V's rows have in common: one image, one question, two answers."""
     lost = Losses()
-    lost.unless(record.rejected is not None, "the whole record: it has no rejected side")
     lost.unless(record.chosen_prompt is None and record.rejected_prompt is None, "chosen_prompt and rejected_prompt")
     lost.unless(len(record.prompt) == 1, "turns before the last question")
     lost.unless(len(record.images) <= 1, "images after the first")
@@ -105,13 +105,15 @@ def write_side(record: Record) -> tuple[dict[str, Any], Losses]:
         "image": image,
         "question": to_markers(record.prompt[-1]).replace("<image>\n", "") if record.prompt else "",
         "chosen": side_text(record.chosen),
-        "rejected": side_text(record.rejected or record.chosen),
+        "rejected": side_text(record.rejected),
         "origin_split": split if isinstance(split, str | None) else json.dumps(split),
         "idx": int(record.id) if record.id.isdecimal() else record.id,
     }, lost
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> tuple[dict | None, list[str]]:
+    if record.rejected is None:
+        return None, [ONE_SIDED]
     row, lost = write_side(record)
     content = {name: row.pop(name) for name in ("question", "chosen", "rejected")}
     if record.meta.get("logps") is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmfast.data.problems import BadRow
 from mmfast.data.readers.base import (
+    ONE_SIDED,
     Format,
     Losses,
     answer,
@@ -107,7 +108,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     )
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> tuple[dict | None, list[str]]:
     """A record goes back to the kind it came from; others become pairs."""
     lost = Losses()
     lost.unless(record.weight == 1.0, "weight")
@@ -125,11 +126,12 @@ def write(record: Record) -> tuple[dict, list[str]]:
     if kind in ("prompts", "responses"):
         name = "image" if kind == "prompts" or "question" in rest else "image_path"
         return {name: image, **rest, "ground_truth": record.chosen[-1]["content"]}, lost.names
-    lost.unless(record.rejected is not None, "the whole record: it has no rejected side")
+    if record.rejected is None:
+        return None, [ONE_SIDED]
     lost.unless(not rest, f"meta ({', '.join(rest)})")
     row: dict[str, Any] = {"id": record.id, "image": image}
     row["conversations"] = to_value([*record.prompt, *record.chosen])
-    row["rejected_conversations"] = to_value([*record.prompt, *(record.rejected or ())])
+    row["rejected_conversations"] = to_value([*record.prompt, *record.rejected])
     return {k: v for k, v in row.items() if v is not None}, lost.names
 
 
