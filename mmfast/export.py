@@ -32,7 +32,7 @@ def export_run(
 ) -> None:
     """Write every format of `export.formats` under folder/export. All ranks take part; rank 0 writes."""
     formats = list(config.export.formats)
-    if config.model.lora and not config.export.merge:  # unmerged, what from_pretrained loads is the adapter
+    if config.model.adapts and not config.export.merge:  # unmerged, what from_pretrained loads is the adapter
         formats = ["peft" if name == "hf" else name for name in formats]
     for name in dict.fromkeys(formats):
         out = folder / "export" / ("llava-lora" if name == "llava" else name)

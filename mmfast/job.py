@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from mmfast.data.tokens import model_directory
 from mmfast.models.estimate import training_cost
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
-from mmfast.models.lora import ALL_LINEAR, Lora
+from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
 from mmfast.models.sharded import draw_lora, load_sharded
 from mmfast.models.vision_cache import VisionCache, cache_vision
+from mmfast.objectives import objective_of
 from mmfast.packing import Layout, PackLoader, Plan, PlanSettings
 from mmfast.packing.cost import Cost
+from mmfast.preflight import check_model
 from mmfast.runtime import Runtime
 
 LoadImages = Callable[[list[str]], dict[str, Tensor]]
@@ -45,17 +48,19 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
     store, problem = None, ""
     if runtime.main:
         try:
-            store = build(settings, config.model.path, config.cache_dir(), progress=config.log.progress)
+            check_model(config)
+            told = partial(print, file=sys.stderr)  # stdout is the command's own: `mmfast plan --json`
+            store = build(settings, config.model.path, config.cache_dir(), progress=config.log.progress, report_to=told)
         except ValueError as error:
+            problem = str(error).replace("data.path", "data.eval_path") if path else str(error)
             if runtime.world == 1:
-                raise
-            problem = str(error)
+                raise ValueError(problem) from None
     runtime.agree(problem)
     if store is None:
         store = build(settings, config.model.path, config.cache_dir(), progress=False, report_to=lambda _: None)
-    pairs = store.preference
-    if config.objective.kind == "dpo" and not pairs:
-        raise ValueError('data.path holds examples without a rejected side: objective.kind = "dpo" needs pairs')
+    if config.objective.kind == "dpo" and not store.preference:
+        key = "data.eval_path" if path else "data.path"
+        raise ValueError(f'{key} holds examples without a rejected side: objective.kind = "dpo" needs pairs')
     return store
 
 
@@ -91,11 +96,7 @@ def open_model(
     m = config.model
     path = path or m.path
     freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
-    lora = (
-        Lora(r=m.lora.r, alpha=m.lora.alpha, dropout=m.lora.dropout, targets=_targets(m.lora.targets))
-        if m.lora
-        else None
-    )
+    lora = Lora.of(config)
     load_images = image_loader(config, stores)
     if m.cache_vision:
         load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
@@ -122,10 +123,6 @@ def open_model(
         if why and runtime.main:
             print(f"{scorer.adapter.config.model_type}: prefixes are not shared: {why}", file=sys.stderr)
     return parallelize(scorer, arrangement, mesh, getattr(torch, m.dtype)), load_images
-
-
-def _targets(text: str) -> str | tuple[str, ...]:
-    return text if text == ALL_LINEAR else tuple(name.strip() for name in text.split(","))
 
 
 def _cached_features(
@@ -206,6 +203,7 @@ def make_plan(
             "seed": config.seed,
             "shuffle": t.shuffle,
             "drop_last": t.drop_last,
+            "whole_step": objective_of(config).whole_step,
             **changes,
         }
     )
@@ -262,7 +260,7 @@ def make_loader(
         gamma=config.objective.gamma,
         reference=reference,
         load_images=load_images,
-        workers=config.data.workers if len(examples) > 256 else 0,
+        workers=config.data.workers,
         device=runtime.device,
     )
 
