@@ -17,7 +17,7 @@ from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Plan, build_pack
 from mmfast.packing.cost import UNIT, Cost, node_costs
-from mmfast.preflight import check_length, check_whole_steps
+from mmfast.preflight import check_length, check_segments, check_whole_steps
 from mmfast.runtime import Runtime
 
 GPUS_PER_NODE = 8
@@ -52,6 +52,7 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     store = open_examples(config, runtime)
     examples = examples_of(config, store)
     check_length(config, examples, store.images)
+    check_segments(config, examples)
     scorer = sketch(config)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(scorer)
@@ -118,6 +119,7 @@ def setting_of(
         master_bytes=2 if half else 4,
         offload=p.offload,
         cached_vision=config.model.cache_vision,
+        quantized=config.model.quantize != "",
     )
 
 

@@ -43,14 +43,30 @@ def check_length(config: Config, examples: Sequence[Example], images: Mapping[st
                 f"example {example.id} ({example.source}) needs {tokens} tokens, but train.tokens_per_pack = {budget}: "
                 "raise it, or lower data.max_length so that such rows are dropped or cut"
             )
-    if t.steps is None:
-        whole, rest = divmod(len(examples), t.pairs_per_step)
-        total = max(1, round((t.epochs or 3.0) * (whole + (rest > 0 and not t.drop_last))))
-        if o.warmup >= 1 and o.warmup > total:
-            raise ValueError(
-                f"optim.warmup = {o.warmup:g} steps is more than the run's {total} ({len(examples)} examples, "
-                f"train.epochs = {t.epochs:g}): lower it, or give a share below 1"
-            )
+    whole, rest = divmod(len(examples), t.pairs_per_step)
+    total = t.steps or max(1, round((t.epochs or 3.0) * (whole + (rest > 0 and not t.drop_last))))
+    if o.warmup >= 1 and o.warmup > total:
+        raise ValueError(
+            f"optim.warmup = {o.warmup:g} steps is more than the run's {total} ({len(examples)} examples, "
+            f"train.pairs_per_step = {t.pairs_per_step}): lower it, or give a share below 1"
+        )
+
+
+def check_segments(config: Config, examples: Sequence[Example]) -> None:
+    """objective.gamma and segments act on what the examples hold; where none holds any, the run would be plain."""
+    o = config.objective
+    if o.gamma == 1.0 and o.segments != "record":
+        return
+    for example in examples:
+        for branch in (example.chosen, example.rejected):
+            if branch is None:
+                continue
+            changed = o.gamma != 1.0 and branch.changed is not None and branch.changed.any()
+            if changed or branch.weights is not None:
+                return
+    key = f"objective.gamma = {o.gamma:g}" if o.gamma != 1.0 else 'objective.segments = "record"'
+    fix = "rows need `segments` or `weights` (docs/formats.md)" if o.segments == "record" else "set it to 1"
+    raise ValueError(f"{key} has no effect: no example holds a changed or weighted segment: {fix}")
 
 
 def least_tokens(example: Example, images: Mapping[str, ImageInfo], budget: int) -> int:

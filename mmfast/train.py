@@ -35,7 +35,7 @@ from mmfast.models.scorer import projector_parameters
 from mmfast.objectives import objective_of
 from mmfast.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.packing import Pack, StepPlan
-from mmfast.preflight import check_length, check_whole_steps
+from mmfast.preflight import check_length, check_segments, check_whole_steps
 from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
 from mmfast.reference_model import LiveReference
 from mmfast.report import report
@@ -91,6 +91,7 @@ class Run:
         self.examples = examples_of(config, self.store)
         stores = [self.store, *([held_out] if held_out else [])]
         check_length(config, self.examples, self.store.images)
+        check_segments(config, self.examples)
         self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan)

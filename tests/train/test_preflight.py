@@ -57,13 +57,27 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_loads(tiny
     tree = make_config(tmp_path, *tiny, **{"optim.warmup": 50}, **{"train.steps": 60}).model_dump(exclude_none=True)
     del tree["train"]["steps"]
     config = build(tree | {"train": tree["train"] | {"epochs": 2.0}})
-    with pytest.raises(ValueError, match=r"optim.warmup = 50 steps is more than the run's 12 \(24 examples, train.epo"):
+    with pytest.raises(ValueError, match=r"optim.warmup = 50 steps is more than the run's 12 \(24 examples"):
         train(config)
 
 
 def test_an_example_above_the_pack_is_refused_before_the_model_loads(tiny, tmp_path, no_model):
     with pytest.raises(ValueError, match=r"example train\d+ \(.*pairs.jsonl:\d+\) needs \d+ tokens, but train.tokens"):
         train(make_config(tmp_path, *tiny, **{"train.tokens_per_pack": 60}))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_spans_given_in_the_data_must_be_there(gamma, tiny, tmp_path, no_model):
+    """DDPO on rows without a span would be plain DPO under another name."""
+    changes = {"objective.segments": "record", "objective.gamma": gamma}
+    told = "objective.gamma = 5" if gamma == 5 else 'objective.segments = "record"'
+    with pytest.raises(ValueError, match=f"{told} has no effect: no example holds .*rows need `segments`"):
+        train(make_config(tmp_path, *tiny, **changes))
+    rows = [json.loads(line) for line in write_pairs(tmp_path, 4).read_text().splitlines()]
+    rows[-1]["segments"] = {"rejected": [[0, 5] if gamma == 5 else [0, 5, 2.0]]}
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        train(make_config(tmp_path, tiny[0], tmp_path / "given.jsonl", **changes))
 
 
 def test_the_tokens_told_before_loading_are_the_plans_own(tiny, tmp_path):
@@ -232,6 +246,20 @@ def test_hybrid_shards_over_a_node_in_the_plan_too(tiny, tmp_path):
         shards(12, 8)
     wide, node = plan(config, ranks=64), plan(config, ranks=8)
     assert wide.memory.optimiser == node.memory.optimiser  # it does not shrink with more nodes
+
+
+def test_a_base_in_4_bits_is_planned_in_4_bits(tiny, tmp_path):
+    changes = {"model.lora.r": 4, "model.dtype": "bfloat16"}
+    whole = make_config(tmp_path, *tiny, **changes)
+    packed = make_config(tmp_path, *tiny, **changes, **{"model.quantize": "nf4"})
+    scorer = sketch(whole)
+    linear = sum(
+        p.numel() for x in scorer.adapter.layers(scorer.model) for n, p in x.named_parameters() if "base_layer" in n
+    )
+    a, b = (plan(config, device="cuda").memory for config in (whole, packed))
+    layers = len(scorer.adapter.layers(scorer.model))
+    expected = linear * (2 - 0.5625) + 2 * (linear // layers) * 2  # its blocks are not gathered either
+    assert a.weights - b.weights == pytest.approx(expected, abs=8) and a.optimiser == b.optimiser
 
 
 # the command line
