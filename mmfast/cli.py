@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 
+TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")]
 
@@ -35,7 +36,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
     raise typer.Exit(1 if findings.problems else 0)
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train in this one process. On several GPUs: torchrun --nproc-per-node N -m mmfast.train CONFIG."""
     from mmfast.config import load
@@ -46,7 +47,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     run(settings)
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def reference(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -74,11 +75,14 @@ def reference(
         print(cache.reference(settings))
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(help="Of how many ranks the run will be.")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help='Ranks of a node, which parallel.shard = "hybrid" shards over; default: 8.')
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda: whose memory is estimated.")] = "cuda",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -90,9 +94,14 @@ def plan(
     if ranks < 1:
         raise ValueError(f"--ranks {ranks}: at least one")
     settings = load(config, overrides or [])
+    if gpus_per_node is not None and (settings.parallel.shard != "hybrid" or settings.parallel.shard_size):
+        raise ValueError('--gpus-per-node has no effect: it is for parallel.shard = "hybrid" without shard_size')
+    if gpus_per_node is not None and gpus_per_node < 1:
+        raise ValueError(f"--gpus-per-node {gpus_per_node}: at least one")
     from mmfast import planning
 
-    report = planning.plan(settings, ranks=ranks, device=device)
+    nodes = {} if gpus_per_node is None else {"gpus_per_node": gpus_per_node}
+    report = planning.plan(settings, ranks=ranks, device=device, **nodes)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))
     else:

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from mmfast.config_effects import idle
+from mmfast.config_overrides import ALIASES, apply, tomllib
 from mmfast.config_rules import combinations
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_assignment=True, allow_inf_nan=False
+    )
+
+
+def _names(value: Any) -> Any:
+    """One name, or several joined by commas, where a list is asked for."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+Names = BeforeValidator(_names)
 
 
 class Lora(Section):
@@ -33,7 +39,7 @@ class Lora(Section):
     """Scale: alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input. The reference is always computed without it."""
-    targets: str = "language-linear"
+    targets: str = Field("language-linear", min_length=1)
     """"language-linear": every linear layer of the language model but the head; or module names joined by commas."""
 
 
@@ -44,11 +50,11 @@ class Model(Section):
     """An initial LoRA adapter (peft layout); the reference includes it."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward pass; masters are fp32 with either. "float32" trains in fp32 throughout."""
-    attention: str = "auto"
+    attention: Literal["auto", "flash2", "flash3", "flash4", "varlen", "xformers", "flex", "loop"] = "auto"
     """Backend of the tree attention: "auto", flash2, flash3, flash4, varlen, xformers, flex, loop."""
     quantize: Literal["", "nf4"] = ""
     """"nf4": the frozen base in 4 bits (QLoRA); needs lora."""
-    freeze: list[Literal["vision", "projector", "language"]] = ["vision"]
+    freeze: Annotated[list[Literal["vision", "projector", "language"]], Names] = ["vision"]
     """Parts that do not train. "projector" stands for mergers and newline embeddings too."""
     cache_vision: bool = False
     """Read the frozen tower's features from disk, made once."""
@@ -58,6 +64,11 @@ class Model(Section):
     """Largest image area; 0: the processor's own."""
     lora: Lora | None = None
     """Train a LoRA adapter: language base, embeddings and head are frozen; the projector trains unless in freeze."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether LoRA is trained: a fresh adapter's or an initial one's."""
+        return self.lora is not None or bool(self.adapter)
 
 
 class Source(Section):
@@ -70,13 +81,13 @@ class Source(Section):
 class Data(Section):
     path: str | list[Source] = ""
     """A file, a directory of one split, a pattern ("train-*.parquet"), or a list of { path, weight }."""
-    format: str = "auto"
+    format: Literal["auto", "trl", "llava", "mllm_dpo", "sima", "rlhfv", "rlaifv", "dgpref", "swift"] = "auto"
     """"auto" or trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift."""
     images: str = ""
     """Root of relative image paths; default: beside the file."""
-    aspect: str = "auto"
-    """"auto" (the processor's own), "pad", "square", "crop", "anyres"."""
-    template: str = "auto"
+    aspect: Literal["auto", "pad", "square", "crop", "anyres", "native"] = "auto"
+    """"auto" (the processor's own), "pad", "square", "crop", "anyres", "native" (any size)."""
+    template: Literal["auto", "vicuna_v1", "rlaifv", "llava_v0", "dgpref_llava", "dgpref_qwen", "chatml"] = "auto"
     """"auto": the model's chat template; or a named one of a published system."""
     turns: Literal["last", "all"] = "last"
     """Which answers of a conversation are scored."""
@@ -116,7 +127,7 @@ class Reference(Section):
 class Term(Section):
     loss: str
     """Name of a pair loss."""
-    weight: float
+    weight: float = Field(gt=0)
     """Its factor in the sum; the main loss has 1."""
 
 
@@ -164,7 +175,7 @@ class Optim(Section):
     """Peak learning rate of the projector; absent: lr."""
     vision_lr: float | None = Field(None, gt=0)
     """Peak learning rate of the vision tower; absent: lr."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the moments."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -233,7 +244,7 @@ class Parallel(Section):
 class Log(Section):
     every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl; between them the host never waits for the device."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], Names] = []
     """More places for the metrics."""
     project: str = "mmfast"
     """Project name for the trackers."""
@@ -244,7 +255,7 @@ class Log(Section):
 
 
 class Export(Section):
-    formats: list[Literal["hf", "peft", "llava"]] = ["hf"]
+    formats: Annotated[list[Literal["hf", "peft", "llava"]], Names] = ["hf"]
     """"hf": what from_pretrained and vLLM load; "peft": the adapter; "llava": LLaVA's native layout."""
     merge: bool = False
     """Merge the adapter into the "hf" export."""
@@ -285,11 +296,7 @@ def load(path: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> 
             tree = tomllib.loads(file.read_text())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: not valid TOML: {error}") from None
-    for text in overrides:
-        name, mark, value = text.partition("=")
-        if not mark:
-            raise ValueError(f"override {text!r}: write section.key=value")
-        _assign(tree, name.strip().split("."), _value(value.strip()), text)
+    apply(tree, overrides, _optional(Config, ""))
     return build(tree)
 
 
@@ -306,8 +313,8 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def check(config: Config) -> None:
-    """Combinations that could not take effect. All are named at once."""
-    wrong = [message for bad, message in combinations(config) if bad]
+    """Combinations that contradict each other or could not take effect. All are named at once."""
+    wrong = [message for bad, message in combinations(config) if bad] + list(idle(config))
     if wrong:
         raise ValueError("\n".join(wrong))
 
@@ -344,25 +351,23 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def _assign(tree: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"override {text!r}: {key} is a value, not a section")
-    tree[keys[-1]] = value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare string: data.path=pairs.jsonl
+def _optional(section: Any, path: str) -> set[str]:
+    """Keys whose default is absence: an override can take them out."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            found |= _optional(field.annotation, f"{path}{name}.")
+        elif field.default is None:
+            found.add(path + name)
+    return found
 
 
 def _explain(item: Any) -> str:
     path = [part for part in item["loc"] if isinstance(part, str) and part not in ("str", "list[Source]")]
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
+        if path[-1] in ALIASES and path[-1] not in _known(path[:-1]):
+            return f"unknown key {name}: did you mean {ALIASES[path[-1]]}?"
         near = difflib.get_close_matches(path[-1], _known(path[:-1]), n=1, cutoff=0.5)
         everywhere = difflib.get_close_matches(path[-1], _all_keys(), n=1, cutoff=0.6)
         hint = ".".join([*path[:-1], near[0]]) if near else ", ".join(_all_keys()[k] for k in everywhere)

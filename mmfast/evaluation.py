@@ -41,10 +41,16 @@ class Evaluation:
         self.config, self.runtime, self.store, self.scorer, self.live = config, runtime, store, scorer, live
         self.objective = objective
         self.examples = examples_of(config, store)
-        size = min(config.train.pairs_per_step, len(self.examples))
+        whole, budget = objective.whole_step, config.train.tokens_per_pack
+        size = len(self.examples) if whole else min(config.train.pairs_per_step, len(self.examples))
         self.plan = make_plan(
             config, self.examples, store.images, scorer, shuffle="groups", drop_last=False, seed=0, pairs_per_step=size
         )
+        if whole and (tokens := int(self.plan.forest(self.plan.order(0))[1].sum())) > budget:
+            raise ValueError(
+                f"data.eval_path: aot sorts over the whole set, whose {tokens} tokens are more than "
+                f"train.tokens_per_pack = {budget}: raise it, or take fewer rows"
+            )
         self.loader = make_loader(config, runtime, self.plan, self.examples, store, scorer, load_images, reference)
 
     def run(self) -> dict[str, float]:

@@ -37,7 +37,7 @@ Replace = Callable[[str, Tensor | None], Tensor | None]
 
 def formats_of(config: Config) -> list[str]:
     """What `export.formats` comes to: unmerged, what from_pretrained loads of an adapter run is the adapter."""
-    adapts = bool(config.model.lora or config.model.adapter)
+    adapts = config.model.adapts
     return list(
         dict.fromkeys("peft" if n == "hf" and adapts and not config.export.merge else n for n in config.export.formats)
     )
@@ -311,7 +311,7 @@ def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge:
 
     run = Path(run)
     config = load(run / "config.toml")
-    adapts = bool(config.model.lora or config.model.adapter)
+    adapts = config.model.adapts
     if merge and not adapts:
         raise ValueError(f"--merge merges an adapter, and {run} trained the whole model")
     if "hf" in formats and adapts and not (merge or config.export.merge):

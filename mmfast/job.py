@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from mmfast.directory import directory
 from mmfast.models.estimate import training_cost
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
-from mmfast.models.lora import ALL_LINEAR, Lora
+from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
 from mmfast.models.sharded import draw_lora, load_sharded
 from mmfast.models.vision_cache import VisionCache, cache_vision
+from mmfast.objectives import objective_of
 from mmfast.packing import Layout, PackLoader, Plan, PlanSettings
 from mmfast.packing.cost import Cost
+from mmfast.preflight import check_model
 from mmfast.runtime import Runtime
 
 LoadImages = Callable[[list[str]], dict[str, Tensor]]
@@ -44,19 +47,18 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory or hub id")
     fetch_models(config, runtime, weights=False)
-    settings = _data_settings(config, path)
-    store = _built(config, runtime, settings, here=runtime.main)
+    settings, key = _data_settings(config, path), "data.eval_path" if path else "data.path"
+    store = _built(config, runtime, settings, key, here=runtime.main)
     found = runtime.gather((store.path, store.roots, store.digest, _stamp(store.path)) if store else None)[0]
     if runtime.world > 1:
         own_disk = runtime.local_rank == 0 and _stamp(found[0]) != found[3]  # a node's first rank then does as rank 0
-        mine = _built(config, runtime, settings, here=own_disk)
+        mine = _built(config, runtime, settings, key, here=own_disk)
         other = mine is not None and mine.digest != found[2]
-        runtime.agree("data.path: the data or images of a node are not those of rank 0" if other else "")
+        runtime.agree(f"{key}: the data or images of a node are not those of rank 0" if other else "")
         store = store or mine or reopen(found[0], found[1], settings)
     assert store is not None
-    pairs = store.preference
-    if config.objective.kind == "dpo" and not pairs:
-        raise ValueError('data.path holds examples without a rejected side: objective.kind = "dpo" needs pairs')
+    if config.objective.kind == "dpo" and not store.preference:
+        raise ValueError(f'{key} holds examples without a rejected side: objective.kind = "dpo" needs pairs')
     return store
 
 
@@ -85,15 +87,17 @@ def _stamp(folder: Path) -> Stamp:
     return stamp_of(str(folder / "manifest.json"))
 
 
-def _built(config: Config, runtime: Runtime, settings: DataSettings, *, here: bool) -> ExampleStore | None:
-    """The store, on the ranks that build or find it; a problem of one is raised on all."""
+def _built(config: Config, runtime: Runtime, settings: DataSettings, key: str, *, here: bool) -> ExampleStore | None:
+    """The store, on the ranks that build or find it; a problem of one is raised on all, under the name of its key."""
     store, problem = None, ""
     if here:
         try:
+            check_model(config)
             progress = config.log.progress and runtime.main
-            store = build(settings, config.model.path, config.cache_dir(), progress=progress)
+            told = partial(print, file=sys.stderr)  # stdout is the command's own: `mmfast plan --json`
+            store = build(settings, config.model.path, config.cache_dir(), progress=progress, report_to=told)
         except (ValueError, OSError) as error:
-            problem = str(error) or type(error).__name__
+            problem = (str(error) or type(error).__name__).replace("data.path", key)
     runtime.agree(problem)
     return store
 
@@ -131,11 +135,7 @@ def open_model(
     fetch_models(config, runtime, weights=True)
     path = path or m.path
     freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
-    lora = (
-        Lora(r=m.lora.r, alpha=m.lora.alpha, dropout=m.lora.dropout, targets=_targets(m.lora.targets))
-        if m.lora
-        else None
-    )
+    lora = Lora.of(config)
     load_images = image_loader(config, stores)
     if m.cache_vision:
         load_images = _cached_features(config, runtime, stores, path, freeze, load_images)
@@ -162,10 +162,6 @@ def open_model(
         if why and runtime.main:
             print(f"{scorer.adapter.config.model_type}: prefixes are not shared: {why}", file=sys.stderr)
     return parallelize(scorer, arrangement, mesh, getattr(torch, m.dtype)), load_images
-
-
-def _targets(text: str) -> str | tuple[str, ...]:
-    return text if text == ALL_LINEAR else tuple(name.strip() for name in text.split(","))
 
 
 def _cached_features(
@@ -252,6 +248,7 @@ def make_plan(
             "seed": config.seed,
             "shuffle": t.shuffle,
             "drop_last": t.drop_last,
+            "whole_step": objective_of(config).whole_step,
             **changes,
         }
     )
@@ -295,7 +292,7 @@ def make_loader(
         gamma=config.objective.gamma,
         reference=reference,
         load_images=load_images,
-        workers=config.data.workers if len(examples) > 256 else 0,
+        workers=config.data.workers,
         device=runtime.device,
     )
 

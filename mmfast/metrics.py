@@ -22,6 +22,21 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if importlib.util.find_spec(EXTRAS[name]) is None:
             raise ValueError(f"log.trackers: {name!r} is not installed: pip install 'mmfast[{name}]'")
+        if name == "wandb" and os.environ.get("RANK", "0") == "0" and (problem := _wandb_problem()):
+            raise ValueError(f"log.trackers: wandb: {problem}: run `wandb login`, or set WANDB_MODE=offline")
+
+
+def _wandb_problem() -> str:
+    """Why W&B would not take this run, asked without a prompt: its own question comes after the reference pass."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return ""
+    wandb = importlib.import_module("wandb")
+    try:
+        return "" if wandb.login(prompt=False) else "no login here"
+    except TypeError:  # versions before `prompt`
+        return "" if wandb.api.api_key else "no login here"
+    except Exception as error:  # a wrong key, no network
+        return str(error).split("\n")[0]
 
 
 class Metrics:

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from mmfast.config import Config
-from mmfast.directory import directory
-from mmfast.job import examples_of, layout_of, make_plan, open_examples, step_cost
+from mmfast.job import examples_of, layout_of, make_plan, open_examples, step_cost, total_steps
 from mmfast.models.estimate import Memory, Setting, estimate
 from mmfast.models.loading import load
-from mmfast.models.lora import Lora
+from mmfast.models.lora import Lora, settings_of
 from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Plan, build_pack
 from mmfast.packing.cost import UNIT, Cost, node_costs
+from mmfast.preflight import check_length, check_segments, check_whole_steps
 from mmfast.runtime import Runtime
 
+GPUS_PER_NODE = 8
 MOST_STEPS = 256  # planned for the report: an epoch, or so many steps spread over it
 
 
@@ -44,16 +45,20 @@ class Report:
         return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
 
 
-def plan(config: Config, *, ranks: int = 1, device: str = "cpu") -> Report:
-    """Plans the first epoch of `config` for `ranks` ranks of `device` ("cpu" or "cuda")."""
+def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: int = GPUS_PER_NODE) -> Report:
+    """Plans the first epoch of `config` for `ranks` ranks of `device` ("cpu" or "cuda"), `gpus_per_node` of them on a
+    node (or all, where there are fewer)."""
     runtime = Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
     store = open_examples(config, runtime)
     examples = examples_of(config, store)
+    check_length(config, examples, store.images)
+    check_segments(config, examples)
     scorer = sketch(config)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(scorer)
     cost = step_cost(config, scorer)
     made = make_plan(config, examples, store.images, scorer)
+    check_whole_steps(made, total_steps(config, made), ranks)
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
@@ -77,28 +82,30 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu") -> Report:
         largest_pack=int(tokens.max()),
         balance=mean / slowest,
         time_share=shares(made, steps, cost),
-        memory=estimate(scorer, pack, setting_of(config, scorer, ranks, device, largest.micro_batches)),
+        memory=estimate(scorer, pack, setting_of(config, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
     )
 
 
 def sketch(config: Config) -> Scorer:
     """The policy on the meta device: shapes without weights."""
     m = config.model
-    lora = Lora(**m.lora.model_dump()) if m.lora else None
-    if m.adapter:
-        from peft import PeftConfig
-
-        saved: Any = PeftConfig.from_pretrained(directory(m.adapter))
-        lora = Lora(r=saved.r, alpha=saved.lora_alpha)
+    lora = settings_of(m.adapter) if m.adapter else Lora.of(config)
     return load(
         m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,
         cached_vision=m.cache_vision, device="meta", random_weights=True,
     )  # fmt: skip
 
 
-def setting_of(config: Config, scorer: Scorer, ranks: int, device: str, micro_batches: int) -> Setting:
+def setting_of(
+    config: Config, scorer: Scorer, ranks: int, gpus_per_node: int, device: str, micro_batches: int
+) -> Setting:
     p = config.parallel
-    local = p.shard_size or ranks
+    local = min(ranks, gpus_per_node)
+    if p.shard == "hybrid" and not p.shard_size and ranks % local:
+        raise ValueError(
+            f'parallel.shard = "hybrid" shards over the ranks of a node, and {ranks} ranks are no whole nodes of '
+            f"{local}: give --gpus-per-node or parallel.shard_size"
+        )
     _, shards = mesh_shape(Parallel(shard=p.shard, shard_size=p.shard_size), ranks, local)
     half = config.optim.master == "bf16-stochastic"
     state = 2 * (2 if half else 4) if config.optim.name == "adamw" else 2 * 1.02  # 8 bits and a scale a block
@@ -112,6 +119,7 @@ def setting_of(config: Config, scorer: Scorer, ranks: int, device: str, micro_ba
         master_bytes=2 if half else 4,
         offload=p.offload,
         cached_vision=config.model.cache_vision,
+        quantized=config.model.quantize != "",
     )
 
 

@@ -29,6 +29,7 @@ from mmfast.reference_model import LiveReference
 from mmfast.runtime import Runtime, start
 
 Model = tuple[Scorer, LoadImages]
+AS_IT_COMES: dict[str, Any] = {"shuffle": "groups", "drop_last": False, "whole_step": False}  # scoring needs no order
 
 
 def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
@@ -167,7 +168,7 @@ def _score(
     """Score the examples `missing`, every rank its packs."""
     scorer, load_images = model
     subset = [store[i] for i in missing]
-    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=1024, shuffle="groups", drop_last=False)
+    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=1024, **AS_IT_COMES)
     loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None)
     writer, known = ShardWriter(cache), set(cache.values)
     if runtime.main:
@@ -243,7 +244,7 @@ def _compare(
     """The largest distance of the responses of some examples from the cache."""
     scorer, load_images = model
     subset = [store[i] for i in rows]
-    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=len(rows), shuffle="none", drop_last=False)
+    plan = make_plan(config, subset, store.images, scorer, pairs_per_step=len(rows), **AS_IT_COMES)
     loader = make_loader(config, runtime, plan, subset, store, scorer, load_images, None, together=True)
     worst, problem = 0.0, ""
     for loaded in loader.run(0, 1):

@@ -35,6 +35,7 @@ from mmfast.models.scorer import projector_parameters
 from mmfast.objectives import objective_of
 from mmfast.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.packing import Pack, StepPlan
+from mmfast.preflight import check_length, check_segments, check_whole_steps
 from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
 from mmfast.reference_model import LiveReference
 from mmfast.report import report
@@ -70,10 +71,15 @@ def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str
     """What the plan expected of a rank, by part, and the settings that would help."""
     from mmfast.planning import plan
 
-    memory = asdict(plan(config, ranks=runtime.world, device=runtime.device.type).memory)
-    parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items() if size)
+    try:
+        found = plan(config, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
+        memory = asdict(found.memory).items()
+        expected = "\nThe plan expects of a rank, in GiB: "
+        expected += ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory if size)
+    except Exception:  # advice must never take the place of what happened
+        expected = ""
     return (
-        f"out of memory: {error}\nThe plan expects of a rank, in GiB: {parts}\nWhat would help, in this order: "
+        f"out of memory: {error}{expected}\nWhat would help, in this order: "
         f"train.tokens_per_pack = {config.train.tokens_per_pack // 2} (it changes no result); "
         'parallel.activation_checkpointing = true; parallel.shard = "full" over more GPUs, [model.lora] or '
         "parallel.offload = true"
@@ -107,12 +113,14 @@ class Run:
             return
         self._open_examples()
         stores = [self.store, *([self.held_out] if self.held_out else [])]
+        check_length(config, self.examples, self.store.images)
+        check_segments(config, self.examples)
         self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan.steps_per_epoch)
         pairs = config.objective.kind == "dpo"
         self.objective = objective_of(config)
-        self._check_whole_steps()
+        check_whole_steps(self.plan, self.total, runtime.world)
         values, self.live = None, None
         if pairs and config.reference.kind == "cached":
             values = self._read_reference(stores, load_images)
@@ -372,16 +380,6 @@ class Run:
         else:
             self._say(rescore(config, self.runtime, stores, model, cache, scored))
         return cache.values
-
-    def _check_whole_steps(self) -> None:
-        if (
-            self.objective.whole_step
-            and self.plan.step(0, 0, self.runtime.world).micro_batches * self.runtime.world > 1
-        ):
-            raise ValueError(
-                "aot sorts over the whole step, which must be one pack on one rank: raise train.tokens_per_pack, lower "
-                "train.pairs_per_step, run one process"
-            )
 
     def _open_metrics(self) -> Metrics:
         log = self.config.log

@@ -26,6 +26,7 @@ from mmfast.packing.pack import Pack
 # On a CPU resident memory stays above what is alive: the C library keeps part of what a step allocates and frees, and
 # loading brings in libraries and buffers. Fitted to steps of a 64M LLaVA (bench/memory.py), whose runs lie around it.
 UNRETURNED_SHARE, UNRETURNED_ALWAYS = 0.4, 150 << 20
+NF4_BYTES = 0.5 + 4 / 64  # a weight in 4 bits, and an fp32 scale for each block of 64
 
 
 def count(parameters: Any) -> int:
@@ -85,6 +86,7 @@ class Setting:
     master_bytes: int = 4
     offload: bool = False
     cached_vision: bool = False
+    quantized: bool = False  # the decoder's frozen linear layers in 4 bits
 
 
 class Live(TorchDispatchMode):
@@ -126,12 +128,16 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     """
     every = list(scorer.parameters())
     trained = [p for p in every if p.requires_grad]
-    frozen = count(every) - count(trained)
+    layers = scorer.adapter.layers(scorer.model)
+    packed = count(p for x in layers for p in x.parameters() if p.dim() == 2 and not p.requires_grad)
+    packed = packed if setting.quantized else 0
+    frozen = count(every) - count(trained) - packed
     each = setting.dtype.itemsize
     weights = count(trained) * setting.master_bytes + frozen * each
     gradients = count(trained) * setting.master_bytes
     optimiser = int(count(trained) * setting.optimiser_bytes)
     root, block = gathered(scorer)
+    block -= packed // len(layers)
     if setting.wrapped:
         replicated = 0 if vision_trains(scorer) else count(tower_of(scorer))  # in fully_shard's ignored_params
         weights = (weights - replicated * each) // setting.shards
@@ -139,6 +145,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
         if setting.offload:
             weights = gradients = optimiser = 0
         weights += (replicated + count(root) + 2 * block) * each
+    weights += int(packed * NF4_BYTES)  # replicated, on the device: fully_shard leaves it alone
     vision, rows = vision_bytes(scorer, pack, setting)
     kept, forward, backward = head_bytes(scorer, pack, setting)
     end_of_forward, in_backward, new_gradients = trace_decoder(scorer, pack, setting)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,7 +33,7 @@ def load(
     *,
     dtype: str | torch.dtype = "bfloat16",
     freeze: Sequence[str] = ("vision",),
-    lora: Lora | None = None,
+    lora: Lora | PeftConfig | None = None,
     adapter: str = "",
     attention: str = "auto",
     quantize: str = "",

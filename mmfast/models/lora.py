@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from mmfast.config import Config
 from mmfast.directory import directory
 from mmfast.models.scorer import Scorer, projector_parameters
 
@@ -17,13 +18,23 @@ ALL_LINEAR = "language-linear"
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    r: int = 128
-    alpha: float = 256
+    r: int = 64
+    alpha: float = 128
     dropout: float = 0.0
     targets: str | tuple[str, ...] = ALL_LINEAR  # or names of linear layers: ("q_proj", "v_proj")
     vision: bool = (
         False  # also the tower's layers of these names (with "language-linear": every linear layer of its blocks)
     )
+
+    @classmethod
+    def of(cls, config: Config) -> Lora | None:
+        """The [model.lora] of a config: the one place where it is translated."""
+        given = config.model.lora
+        if given is None:
+            return None
+        names = tuple(name.strip() for name in given.targets.split(","))
+        targets = given.targets if given.targets == ALL_LINEAR else names
+        return cls(r=given.r, alpha=given.alpha, dropout=given.dropout, targets=targets)
 
 
 def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
@@ -47,11 +58,22 @@ def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
     return found
 
 
-def add_lora(scorer: Scorer, spec: Lora | None, adapter_path: str = "") -> PeftModel:
+def settings_of(adapter_path: str) -> PeftConfig:
+    """An initial adapter's own settings, for a fresh one of its shape: ranks, patterns and layers as it has them."""
+    found = PeftConfig.from_pretrained(str(directory(adapter_path)))
+    if not isinstance(found, LoraConfig):
+        raise ValueError(f"model.adapter: {adapter_path} is {found.peft_type}; only plain LoRA is supported")
+    found.inference_mode = False
+    return found
+
+
+def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str = "") -> PeftModel:
     """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad."""
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
     if adapter_path:
         peft = PeftModel.from_pretrained(scorer.model, str(directory(adapter_path, weights=True)), is_trainable=True)
+    elif isinstance(spec, PeftConfig):
+        peft = get_peft_model(scorer.model, spec)
     else:
         assert spec is not None
         config = LoraConfig(

@@ -122,8 +122,8 @@ class Plan:
             needed, budget = int(tokens.sum()), self.settings.tokens_per_pack
             if needed > budget:
                 raise ValueError(
-                    f"this loss needs a whole step in one pack, and step {step} has {needed} tokens, above "
-                    f"train.tokens_per_pack = {budget}: raise it, or lower train.pairs_per_step"
+                    f"this loss needs a whole step in one pack, and step {step} of epoch {epoch} has {needed} tokens, "
+                    f"above train.tokens_per_pack = {budget}: raise it, or lower train.pairs_per_step"
                 )
             pack_of, micro_batches, sizes = np.zeros_like(pack_of), 1, np.zeros((2, world, 1), np.int64)
             sizes[:, 0, 0] = tokens.sum(), cost.sum()

@@ -8,6 +8,7 @@ import pytest
 from mmfast.reference import distance, reference, tolerance
 from mmfast.reference_cache import ReferenceCache
 from mmfast.train import train
+from tests.train.ranks import run_ranks
 from tests.train.tiny import make_config, make_model, write_pairs
 
 
@@ -75,6 +76,43 @@ def test_step_0_looks_at_single_pairs_not_at_their_mean(tiny, tmp_path, compat):
     spoil(tmp_path / "ref", lambda values: values + np.float32(0.002 if next(turn) % 2 else -0.002))
     with pytest.raises(ValueError, match=r"largest margin of a pair is .* nat: the pair train\d+ is .* from zero"):
         train(make_config(tmp_path, *tiny, **changes))
+
+
+def _two_ranks(folder, model, data):
+    changes = {"train.steps": 1, "reference.path": str(folder / "ref"), "parallel.shard": "none"}
+    config = make_config(folder, model, data, **changes)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train(config)
+
+
+def test_two_ranks_refuse_together(tiny, tmp_path):
+    reference(make_config(tmp_path, *tiny, **{"reference.path": str(tmp_path / "ref")}))
+    spoil(tmp_path / "ref", noise(0.05))
+    run_ranks(2, tmp_path, _two_ranks, tmp_path, *tiny, timeout=500)
+
+
+def _broken_on_one_rank(folder, model, data):
+    import os
+
+    import mmfast.reference as module
+
+    honest = module.responses
+
+    def broken(scorer, pack):
+        found = honest(scorer, pack)
+        if os.environ["RANK"] == "1" and found:
+            found[0] = (found[0][0], found[0][1] * np.nan, found[0][2])
+        return found
+
+    module.responses = broken
+    with pytest.raises(ValueError, match=r"log-probs of example train\d+ are not finite"):
+        reference(make_config(folder, model, data, **{"reference.path": str(folder / "ref")}))
+
+
+def test_a_row_that_is_not_finite_on_one_rank_ends_both(tiny, tmp_path):
+    run_ranks(2, tmp_path, _broken_on_one_rank, tmp_path, *tiny, timeout=500)
+    kept = ReferenceCache(tmp_path / "ref")
+    assert 24 < len(kept) < 48 and not kept.dropped
 
 
 def test_tolerances_grow_with_the_response(tiny, tmp_path):
