@@ -59,7 +59,8 @@ def fused_logprob_kernel(
         hit += tl.sum(tl.where(v[None, :] == target[:, None], z, 0.0), 1)
         z = tl.where(inside[None, :], z, -float("inf"))
         new_top = tl.maximum(top, tl.max(z, 1))
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top[:, None]), 1)
+        base = tl.where(new_top > -float("inf"), new_top, 0.0)  # while all logits are -inf (a masked range)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(z - base[:, None]), 1)
         top = new_top
     out = split.to(tl.int64) * U + u
     tl.store(part_max + out, top, mask=live)
@@ -78,7 +79,8 @@ def fused_merge_kernel(part_max, part_sum, part_target, logp, lse, U, splits, BL
         at = u.to(tl.int64) + split * U
         part = tl.load(part_max + at, mask=live, other=0.0)
         new_top = tl.maximum(top, part)
-        total = total * tl.exp(top - new_top) + tl.load(part_sum + at, mask=live, other=1.0) * tl.exp(part - new_top)
+        base = tl.where(new_top > -float("inf"), new_top, 0.0)
+        total = total * tl.exp(top - base) + tl.load(part_sum + at, mask=live, other=1.0) * tl.exp(part - base)
         hit += tl.load(part_target + at, mask=live, other=0.0)
         top = new_top
     # The maximum leaves first: lse itself would round away what a small log-prob needs after a large shift.

@@ -25,7 +25,9 @@ def preference_cuda(
     count = logps.shape[0] if index is None else index.shape[0]
     sizes = (logps.shape[0], count, responses.shape[0] - 1, pairs.shape[0])
     loss, metrics = logps.new_empty(()), logps.new_empty((6, pairs.shape[0]))
-    grad = torch.empty_like(logps) if want_grad else logps.new_empty(0)
+    # An index of no tokens has no address, which the kernel takes for no index: it would leave the gradient unwritten.
+    new = torch.empty_like if count else torch.zeros_like
+    grad = new(logps) if want_grad else logps.new_empty(0)
     scratch = logps.new_empty(module.cuda_preference_scratch(*sizes), dtype=torch.uint8)
     tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
     module.cuda_preference(

@@ -183,14 +183,14 @@ def distance(a: Tensor, b: Tensor) -> float:
     return error(a, b) if large else float((a.detach().double() - b.detach()).abs().max())
 
 
-def walk(subject: Subject, backend: str | None, briefly: bool = False) -> list[str]:
-    """Every argument in every layout, the others plain; all at once; then empty ones and upstream gradients, which
-    `briefly` leaves out."""
+def walk(subject: Subject, backend: str | None, briefly: bool = False, only: tuple[str, ...] = ()) -> list[str]:
+    """Every argument (or `only` these) in every layout, the others plain; all at once; then empty ones and upstream
+    gradients, which `briefly` leaves out."""
     base = subject.arguments
     truth = outcomes(subject, exact(base), subject.oracle, "plain")
     problems = [("plain", wrong(subject, base, backend, truth=truth))]
     for name, t in base.items():
-        for layout, view in layouts(name, t, subject.offsets):
+        for layout, view in layouts(name, t, subject.offsets) if not only or name in only else ():
             if not layout.startswith("expanded"):
                 problems.append((f"{name} {layout}", wrong(subject, base | {name: view}, backend, truth=truth)))
             elif not briefly and subject.leaves:  # gradients do not overwrite logits that share memory: refused
