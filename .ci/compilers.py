@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,7 @@ def copy_into_trixie(commands: list[tuple[str, str]]) -> None:
     for _, line in commands:
         words = shlex.split(line)
         folders |= {Path(word[2:]) for word in words if word.startswith("-I")}
-        folders |= {Path(after) for word, after in zip(words, words[1:], strict=False) if word == "-isystem"}
+        folders |= {Path(after) for word, after in pairwise(words) if word == "-isystem"}
     for folder in folders:
         inside = TRIXIE / folder.relative_to("/")
         shutil.rmtree(inside, ignore_errors=True)

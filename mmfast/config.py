@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmfast.config_rules import combinations
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Section(BaseModel):
