@@ -6,7 +6,6 @@ from the mirror that apt uses. Takes root for what is not yet installed. Ends no
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def copy_into_trixie(commands: list[tuple[str, str]]) -> None:
     for _, line in commands:
         words = shlex.split(line)
         folders |= {Path(word[2:]) for word in words if word.startswith("-I")}
-        folders |= {Path(after) for word, after in itertools.pairwise(words) if word == "-isystem"}
+        folders |= {Path(after) for word, after in pairwise(words) if word == "-isystem"}
     for folder in folders:
         inside = TRIXIE / folder.relative_to("/")
         shutil.rmtree(inside, ignore_errors=True)

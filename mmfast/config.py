@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mmfast.config_effects import idle
-from mmfast.config_overrides import ALIASES, apply, tomllib
+from mmfast.config_overrides import ALIASES, apply
 from mmfast.config_rules import combinations
 
 

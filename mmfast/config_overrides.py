@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Collection, Sequence
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 EXCLUSIVE = ("train.steps", "train.epochs")  # an override of one clears the other of the file
 
