@@ -130,7 +130,8 @@ def test_all_runs_of_the_demo_and_the_bench_are_valid_and_differ_as_they_say():
     objective = {name: (c.objective.kind, c.objective.gamma, c.objective.sft_weight) for name, c in made.items()}
     assert objective == {
         "ddpo": ("dpo", 2.0, 0.5), "dpo": ("dpo", 1.0, 0.0), "blind": ("dpo", 2.0, 0.0),
-        "ddpo_alone": ("dpo", 2.0, 0.0), "dpo_sft": ("dpo", 1.0, 0.5), "sft": ("sft", 1.0, 0.0), "blind_dpo": ("dpo", 1.0, 0.0),
+        "ddpo_alone": ("dpo", 2.0, 0.0), "dpo_sft": ("dpo", 1.0, 0.5), "sft": ("sft", 1.0, 0.0),
+        "blind_dpo": ("dpo", 1.0, 0.0),
     }  # fmt: skip
     assert {name for name, c in made.items() if c.data.path.endswith("blind.jsonl")} == set(demo.CONTROLS)
     twins = {"blind": "ddpo_alone", "blind_dpo": "dpo"}  # each control has a run that differs in the pictures alone
