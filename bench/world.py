@@ -10,11 +10,13 @@ from pathlib import Path
 
 from bench.timing import machine, write_rows
 from mmfast.demo import PARTS, RUNS, demo, layout
+from mmfast.metrics import read
 from mmfast.world.evaluate import change
 
 
 def rows(seed: int, out: str, processes: int) -> list[dict]:
-    """One row a model, and one for the judge that sees no picture."""
+    """One row a model, and one for the judge that sees no picture. Reward accuracies stand in them to show how little
+    they say: see the blind runs'."""
     runs = RUNS | PARTS
     found = demo(out, seed=seed, processes=processes, runs=runs)
     count, threads = layout(processes)
@@ -26,8 +28,16 @@ def rows(seed: int, out: str, processes: int) -> list[dict]:
         if name != "base":
             base = found["scores"]["base"]
             row["change"] = {share: list(change(base, one, share)) for share in ("chair_s", "recall")}
+            row |= reward_accuracy(Path(out) / f"seed-{seed}" / name)
         made.append(row)
     return [*made, common | {"peer": "judge_without_pictures"} | found["judge_without_pictures"]]
+
+
+def reward_accuracy(run: Path) -> dict[str, float]:
+    """On held-out pairs, at the end of the run; SFT has none."""
+    key = "eval/rewards/accuracies"
+    found = [row[key] for row in read(run / "metrics.jsonl") if key in row]
+    return {"held_out_reward_accuracy": found[-1]} if found else {}
 
 
 def main() -> None:
