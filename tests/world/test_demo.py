@@ -3,6 +3,8 @@
 import io
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -56,6 +58,12 @@ def test_a_run_is_launched_followed_and_judged(small):
     scenes = read_scenes(path / "world")
     texts = greedy_captions(*load(model), scenes, max_new_tokens=4)
     assert len(texts) == 12 and score(texts, scenes).captions == 12
+
+
+def test_making_a_model_says_nothing_of_gpu_files_that_others_cannot_load():
+    code = "from mmfast.world.models import build; build('llava', layers=1)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stderr == "" and made.stdout == ""
 
 
 def test_the_reason_of_a_failed_run_is_its_own_error():
