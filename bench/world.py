@@ -1,6 +1,6 @@
-"""The demo over several seeds: hallucination before and after alignment, as rows in results/world.jsonl.
+"""The demo over several seeds, with the headline taken apart and both blind controls: rows in results/world.jsonl.
 
-python -m bench.world --seeds 0 1 2 --write
+python -m bench.world --seeds 11 12 13 --write
 """
 
 from __future__ import annotations
@@ -9,28 +9,40 @@ import argparse
 from pathlib import Path
 
 from bench.timing import machine, write_rows
-from mmfast.demo import NAMES, demo, layout
+from mmfast.demo import PARTS, RUNS, demo, layout
+from mmfast.metrics import read
+from mmfast.world.evaluate import change
 
 
 def rows(seed: int, out: str, processes: int) -> list[dict]:
-    """One row a model: the base model, and what DPO and DDPO made of it."""
-    scores = demo(out, seed=seed, processes=processes)
+    """One row a model, and one for the judge that sees no picture. Reward accuracies stand in them to show how little
+    they say: see the blind runs'."""
+    runs = RUNS | PARTS
+    found = demo(out, seed=seed, processes=processes, runs=runs)
     count, threads = layout(processes)
-    base = scores["base"]
-    found = []
-    for name in NAMES:
-        one = scores[name]
-        row = {"op": "demo", "peer": name, "shape": f"seed {seed}", "processes": count, "threads_each": threads}
-        row |= one.as_dict()
+    common = {"op": "demo", "shape": f"seed {seed}", "processes": count, "threads_each": threads}
+    made = []
+    for name, one in found["scores"].items():
+        row = common | {"peer": name, "settings": dict(runs[name].settings) if name in runs else {}} | one.as_dict()
+        row |= {"blind": name in runs and runs[name].blind}
         if name != "base":
-            row |= {"chair_s_fell_by": 1 - one.chair_s / base.chair_s, "recall_lost": base.recall - one.recall}
-        found.append(row)
-    return found
+            base = found["scores"]["base"]
+            row["change"] = {share: list(change(base, one, share)) for share in ("chair_s", "recall")}
+            row |= reward_accuracy(Path(out) / f"seed-{seed}" / name)
+        made.append(row)
+    return [*made, common | {"peer": "judge_without_pictures"} | found["judge_without_pictures"]]
+
+
+def reward_accuracy(run: Path) -> dict[str, float]:
+    """On held-out pairs, at the end of the run; SFT has none."""
+    key = "eval/rewards/accuracies"
+    found = [row[key] for row in read(run / "metrics.jsonl") if key in row]
+    return {"held_out_reward_accuracy": found[-1]} if found else {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--out", default="runs/demo")
     parser.add_argument("--processes", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="append to bench/results/world.jsonl")

@@ -2,11 +2,13 @@
 
     world      pictures with exact annotation, flawed captions, preference pairs
     base       a small LLaVA learns to see, then learns flawed captions by mmfast.train's SFT objective
-    align      mmfast.train: reference pass and DDPO; plain DPO beside it
+    align      mmfast.train: reference pass and DDPO; plain DPO beside it; and the same pairs with their pictures
+               shuffled, from which nothing can be learnt
     report     greedy captions of held-out pictures before and after, scored exactly
 
 Everything lies under `out`, the configs too: `torchrun -m mmfast.train OUT/ddpo.toml` runs that part again. The world
-and the base model are kept, so a second run only aligns and judges.
+and the base model are kept, so a second run only aligns and judges. Reward accuracy on held-out pairs is not shown: the
+run that saw the wrong pictures has a high one too (docs/world.md).
 """
 
 from __future__ import annotations
@@ -14,31 +16,54 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from mmfast.config import build as checked
 from mmfast.config import dump
+from mmfast.progress import Follow, Parts
+from mmfast.world import probe
 from mmfast.world.base import WarmUp, align_settings, base_settings, seeing_model
-from mmfast.world.dataset import WorldSpec, read_scenes, write_world
-from mmfast.world.evaluate import Score, greedy_captions, load, score
-from mmfast.world.report import write_report
+from mmfast.world.dataset import WorldSpec, read_lines, read_scenes, write_world
+from mmfast.world.evaluate import greedy_captions, load, score
+from mmfast.world.report import print_tables, write_report
 
-Follow = Callable[[int, int], None]  # (done, of)
+
+@dataclass(frozen=True)
+class Alignment:
+    """One run on the base model. `blind`: on the pairs with their pictures shuffled."""
+
+    label: str
+    settings: Mapping[str, Any]  # of align_settings
+    blind: bool = False
+
+
+# At the rate of the runs with an SFT term, those without it lose the language; theirs is the best of those tried.
 DDPO = {"gamma": 2.0, "sft_weight": 0.5, "lr": 5e-4}
-DPO = {"lr": 1e-4}  # without the SFT term DDPO's rate ruins the language; this is the better of the two tried
-NAMES = {"base": "before", "dpo": "after DPO", "ddpo": "after DDPO"}
+DPO = {"lr": 1e-4}
+RUNS = {
+    "ddpo": Alignment("DDPO", DDPO),
+    "dpo": Alignment("DPO", DPO),
+    "blind": Alignment("DDPO, no SFT term, blind", {"gamma": 2.0, **DPO}, blind=True),
+}
+# The headline taken apart; `python -m bench.world` runs these too.
+PARTS = {
+    "ddpo_alone": Alignment("DDPO, no SFT term", {"gamma": 2.0, **DPO}),
+    "dpo_sft": Alignment("DPO, with DDPO's SFT term and rate", {**DDPO, "gamma": 1.0}),
+    "sft": Alignment("SFT on the chosen texts alone", {"kind": "sft", "lr": DDPO["lr"]}),
+    "blind_dpo": Alignment("DPO, blind", DPO, blind=True),
+}
+CONTROLS = ("blind", "blind_dpo")
 
 
 def layout(processes: int = 0) -> tuple[int, int]:
@@ -115,68 +140,84 @@ def demo(
     out: str | Path = "runs/demo",
     *,
     seed: int = 0,
-    base_steps: int = 800,
-    align_steps: int = 50,
+    base_steps: int = 1000,
+    align_steps: int = 100,
     processes: int = 0,
+    runs: Mapping[str, Alignment] = RUNS,
     console: Console | None = None,
-) -> dict[str, Score]:
-    """The whole job; returns the scores by name ("base", "dpo", "ddpo")."""
-    console, began = console or Console(), time.monotonic()
+) -> dict[str, Any]:
+    """The whole job; returns results.json with the scores as Score under "scores", by name ("base" and `runs`)."""
+    console, began, worked = console or Console(), time.monotonic(), processor_seconds()
     out = Path(out).resolve() / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     processes, threads = layout(processes)
     run = {"processes": processes, "threads": threads}
     torch.set_num_threads(threads)  # this process computes while none of those do, but may share its cores with others
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console.print(f"[bold]mmfast demo[/bold]  {out}  {device}, {processes} processes of {threads} threads")
-    bar = Progress(
-        TextColumn("{task.description:<36}"), BarColumn(30), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=console,
-    )  # fmt: skip
-    with bar:
-
-        def follow(description: str) -> Follow:
-            task = bar.add_task(description, total=None)
-            return lambda done, of: bar.update(task, completed=done, total=of)
-
-        world = write_world(out / "world", WorldSpec(seed=seed), follow("world: pictures and captions"))
-        base, kept = make_base(out, world, seed, base_steps, follow, run)
+    with Parts(console) as parts:
+        parts.say(f"mmfast demo  {out}  {device}, {processes} processes of {threads} threads")
+        world = write_world(out / "world", WorldSpec(seed=seed), parts.part("world: pictures and captions"))
+        base, kept = make_base(out, world, seed, base_steps, parts.part, run)
         if kept:
-            bar.console.print("the base model is there already")
+            parts.say("the base model is there already")
         models = {"base": base}
-        common = {"reference": out / "reference", "seed": seed, "steps": align_steps}
-        ddpo = align_settings(world, base, out / "ddpo", **DDPO, **common)
-        models["ddpo"] = launch(ddpo, out / "ddpo.toml", follow("align: reference pass, then DDPO"), **run)
-        dpo = align_settings(world, base, out / "dpo", **DPO, **common)
-        models["dpo"] = launch(dpo, out / "dpo.toml", follow("align: plain DPO, for comparison"), **run)
-
+        for name, one in runs.items():
+            models[name] = _align(one, out, name, world, base, seed, align_steps, parts.part, run)
         scenes = read_scenes(world)
         captions: dict[str, list[str]] = {}
-        for name in NAMES:
-            model, processor = load(models[name], device)
-            progress = follow(f"held-out captions: {NAMES[name]}")
-            captions[name] = greedy_captions(model, processor, scenes, progress=progress)
+        for name, path in models.items():
+            model, processor = load(path, device)
+            captions[name] = greedy_captions(
+                model, processor, scenes, progress=parts.part(f"held-out captions: {name}")
+            )
+    labels = {"base": "before"} | {name: one.label for name, one in runs.items()}
+    truths = [record["chosen"][0]["content"][0]["text"] for record in read_lines(world / "test.jsonl")]
+    write_captions(out / "captions.jsonl", scenes, captions, truths)
     scores = {name: score(texts, scenes) for name, texts in captions.items()}
-    seconds = time.monotonic() - began
-    (out / "results.json").write_text(
-        json.dumps({"seconds": seconds, "base_reused": kept, **{n: s.as_dict() for n, s in scores.items()}}, indent=1)
-    )
-    page = write_report(out, scenes, captions, scores, NAMES)
-    console.print(table(scores))
-    console.print(f"{seconds:.0f} s; pictures and captions: {page} (and {page.with_suffix('.png').name} beside it)")
-    return scores
+    judge = probe.of_world(world)
+    results = {
+        "seconds": time.monotonic() - began,
+        "processor_seconds": processor_seconds() - worked,
+        "base_reused": kept,
+        "judge_without_pictures": {"accuracy": judge[0], "pairs": judge[1]},
+    }
+    plain = results | {"scores": {name: one.as_dict() for name, one in scores.items()}}
+    (out / "results.json").write_text(json.dumps(plain, indent=1))
+    controls = [name for name in CONTROLS if name in runs]
+    page = write_report(out, scenes, captions, scores, labels, truths, judge, controls)
+    print_tables(console, scores, labels, judge, controls)
+    console.print(f"{results['seconds']:.0f} s; pictures, captions and what changed in the words: {page}")
+    console.print(f"every caption of every model: {out / 'captions.jsonl'}")
+    return results | {"scores": scores}
 
 
-def table(scores: dict[str, Score]) -> Table:
-    shown = Table(title="greedy captions of held-out pictures")
-    shown.add_column("")
-    for heading in ("CHAIR_i", "CHAIR_s", "object recall", "words", "wrong counts", "wrong relations"):
-        shown.add_column(heading, justify="right")
-    for name, label in NAMES.items():
-        s = scores[name]
-        shares = (f"{100 * value:.1f}%" for value in (s.chair_i, s.chair_s, s.recall))
-        shown.add_row(label, *shares, f"{s.words:.1f}", f"{s.wrong_counts:.2f}", f"{s.wrong_relations:.2f}")
-    return shown
+def _align(
+    one: Alignment, out: Path, name: str, world: Path, base: Path, seed: int, steps: int,
+    part: Callable[[str], Follow], run: dict[str, int],
+) -> Path:  # fmt: skip
+    reference = out / ("reference-blind" if one.blind else "reference")
+    settings = align_settings(
+        world, base, out / name, reference=reference, seed=seed, steps=steps,
+        pairs="blind.jsonl" if one.blind else "pairs.jsonl", **one.settings,
+    )  # fmt: skip
+    return launch(settings, out / f"{name}.toml", part(f"align: {one.label}"), **run)
+
+
+def write_captions(
+    path: Path, scenes: Sequence[Any], captions: Mapping[str, Sequence[str]], truths: Sequence[str]
+) -> None:
+    """One held-out picture a line: its name, what is true of it, and what each model said."""
+    rows = [
+        {"name": scene.name, "truth": truth} | {name: texts[n] for name, texts in captions.items()}
+        for n, (scene, truth) in enumerate(zip(scenes, truths, strict=True))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def processor_seconds() -> float:
+    """Of this process and the ended ones that it started: what the work costs, however loaded the machine is."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main(arguments: list[str] | None = None) -> None:

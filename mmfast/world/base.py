@@ -140,23 +140,22 @@ def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, see
 
 def align_settings(
     world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 100,
-    gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4,
+    gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4, kind: str = "dpo", pairs: str = "pairs.jsonl",
 ) -> dict:  # fmt: skip
-    """The config of an alignment run on the world's pairs: DPO, or DDPO with gamma above 1."""
+    """The config of an alignment run on the world's pairs: DPO, DDPO with gamma above 1, or SFT on the chosen texts."""
+    objective: dict[str, Any] = {"kind": "sft"}
+    if kind == "dpo":
+        objective = {"kind": "dpo", "loss": "sigmoid", "beta": 0.1, "gamma": gamma}
+        objective |= {"segments": "clean", "sft_weight": sft_weight}
     return {
         "output_dir": str(out),
         "seed": seed,
         "model": {"path": str(base), "dtype": "float32", "freeze": ["vision"]},
-        "data": {
-            "path": str(Path(world) / "pairs.jsonl"), "eval_path": str(Path(world) / "eval.jsonl"), "workers": 0,
-        },
-        "reference": {"kind": "cached", "path": str(reference)},
-        "objective": {
-            "kind": "dpo", "loss": "sigmoid", "beta": 0.1, "gamma": gamma,
-            "segments": "clean", "sft_weight": sft_weight,
-        },
+        "data": {"path": str(Path(world) / pairs), "eval_path": str(Path(world) / "eval.jsonl"), "workers": 0},
+        "objective": objective,
+        "reference": {"kind": "cached", "path": str(reference)} if kind == "dpo" else {"kind": "none"},
         "optim": {"lr": lr, "schedule": "cosine", "warmup": 0.1},
         "train": {"steps": steps, "pairs_per_step": 32, "tokens_per_pack": 4096, "checkpoint_every": 0},
         "parallel": {"shard": "none", "activation_checkpointing": False},
         "log": {"every": 5},
-    }  # fmt: skip
+    }

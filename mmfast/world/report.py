@@ -1,4 +1,5 @@
-"""The demo's report: scores, and pictures with what was said of them before and after. report.html and report.png."""
+"""The demo's report: scores, controls, what changed in the words, and pictures with what was said of them before and
+after. Printed tables, report.html and report.png."""
 
 from __future__ import annotations
 
@@ -10,15 +11,77 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .evaluate import Score
-from .grammar import claims, errors
+from rich.console import Console
+from rich.table import Table
+
+from mmfast import phrases
+
+from .evaluate import Score, change
+from .grammar import CLAIMS, claims, errors
 from .scenes import KINDS, Scene, render
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.2rem .9rem;text-align:right;border-bottom:1px solid #ddd}
+PLURALS = {name: f"{name}s" for name in CLAIMS}
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}figure{display:flex;gap:1.2rem;margin:1.4rem 0}
 figure img{width:168px;height:168px;image-rendering:pixelated}
 mark{background:#ffc9c9}dt{font-weight:600}dd{margin:0 0 .4rem}"""
+Judge = tuple[float, int]  # (accuracy, pairs) of probe.of_world
+
+
+def shares(score: Score) -> list[str]:
+    """CHAIR_s with its interval, CHAIR_i, recall, and words a caption."""
+    low, high = score.intervals["chair_s"]
+    return [
+        f"{100 * score.chair_s:.1f}% ({100 * low:.0f}-{100 * high:.0f})",
+        f"{100 * score.chair_i:.1f}%", f"{100 * score.recall:.1f}%", f"{score.words:.1f}",
+    ]  # fmt: skip
+
+
+def wrong(score: Score) -> list[str]:
+    """Wrong / claimed, for each kind of claim."""
+    return [f"{n}/{of}" for n, of in score.claims.values()]
+
+
+SHARES = ("CHAIR_s (95%)", "CHAIR_i", "recall", "words")
+
+
+def controls_said(
+    scores: Mapping[str, Score], labels: Mapping[str, str], judge: Judge, controls: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """(control, what it gave, what that means). A control that succeeds speaks against all the rest."""
+    accuracy, pairs = judge
+    said = f"{100 * accuracy:.0f}% of {pairs} held-out pairs"
+    rows = [("linear judge of the words alone", said, "a coin" if accuracy <= 0.6 else "THE PAIRS HAVE A TELL")]
+    for name in controls:
+        by, low, high = change(scores["base"], scores[name])
+        said = f"CHAIR_s {100 * by:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        rows.append((f"pictures shuffled: {labels[name]}", said, "IMPROVED UNSEEN" if high < 0 else "no improvement"))
+    return rows
+
+
+def print_tables(
+    console: Console, scores: Mapping[str, Score], labels: Mapping[str, str], judge: Judge, controls: Sequence[str]
+) -> None:
+    """Narrow enough for 80 columns."""
+    tables = [
+        ("greedy captions of held-out pictures", SHARES, {n: shares(s) for n, s in scores.items()}),
+        ("wrong / claimed", tuple(PLURALS.values()), {n: wrong(s) for n, s in scores.items()}),
+    ]
+    for title, headings, rows in tables:
+        shown = Table(title=title)
+        shown.add_column("", overflow="fold")
+        for heading in headings:
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for name, cells in rows.items():
+            shown.add_row(labels[name], *cells)
+        console.print(shown)
+    shown = Table(title="controls: nothing here may succeed")
+    for heading in ("", "gave", ""):
+        shown.add_column(heading)
+    for row in controls_said(scores, labels, judge, controls):
+        shown.add_row(*row)
+    console.print(shown)
 
 
 def choose(scenes: Sequence[Scene], before: Sequence[str], number: int) -> list[int]:
@@ -41,36 +104,51 @@ def _picture(scene: Scene) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def _rows(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    heads = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{heads}</tr>{body}</table>"
+
+
 def write_report(
     out: Path,
     scenes: Sequence[Scene],
     captions: Mapping[str, Sequence[str]],
     scores: Mapping[str, Score],
     labels: Mapping[str, str],
+    truths: Sequence[str],
+    judge: Judge,
+    controls: Sequence[str] = (),
     number: int = 8,
 ) -> Path:
     """`captions` and `scores` by model name; the first name is the model before. Returns the path of the page."""
-    chosen = choose(scenes, captions[next(iter(captions))], number)
-    rows = [
-        f"<tr><td>{labels[n]}</td>"
-        + "".join(f"<td>{100 * v:.1f}%</td>" for v in (s.chair_i, s.chair_s, s.recall))
-        + f"<td>{s.words:.1f}</td><td>{s.wrong_counts:.2f}</td><td>{s.wrong_relations:.2f}</td></tr>"
-        for n, s in scores.items()
+    first = next(iter(captions))
+    chosen = choose(scenes, captions[first], number)
+    scored = [[labels[name], *shares(s), *wrong(s)] for name, s in scores.items()]
+    changes = [
+        phrases.as_html(phrases.changed(captions[first], texts, truths), labels[name], labels[first])
+        for name, texts in captions.items()
+        if name != first
     ]
     figures = []
     for n in chosen:
         said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
         figures.append(f'<figure><img alt="{scenes[n].name}" src="{_picture(scenes[n])}"><dl>{said}</dl></figure>')
-    heads = "<th></th><th>CHAIR_i</th><th>CHAIR_s</th><th>object recall</th><th>words</th><th>wrong counts</th>"
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
     page = out / "report.html"
     page.write_text(
         f"<!doctype html><meta charset=utf-8><title>mmfast demo</title><style>{_STYLE}</style>"
         "<h1>Greedy captions of held-out pictures</h1>"
         f"<p>{len(scenes)} pictures of {len(KINDS)} kinds of object. CHAIR_i: share of the mentioned objects "
-        "that are not there. CHAIR_s: share of captions with such an object. Wrong counts and relations: a caption.</p>"
-        f"<table><tr>{heads}<th>wrong relations</th></tr>{''.join(rows)}</table>"
-        f"<p>Training curves: {', '.join(runs)}</p>{''.join(figures)}\n",
+        "that are not there. CHAIR_s: share of captions with such an object (95% interval over pictures). "
+        "Then, of each kind of claim, wrong / claimed.</p>"
+        + _rows(scored, ("", *SHARES, *PLURALS.values()))
+        + "<h2>Controls</h2><p>Nothing here may succeed.</p>"
+        + _rows(controls_said(scores, labels, judge, controls), ("", "gave", ""))
+        + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove nothing: a run with "
+        "the wrong pictures reaches a high one too, by forgetting.</p>"
+        "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
+        f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}\n",
         encoding="utf-8",
     )
     shown = {m: [texts[n] for n in chosen] for m, texts in captions.items()}

@@ -1,4 +1,4 @@
-"""Options that a run accepts take effect: two steps with each, and what must differ or agree."""
+"""Options that a run accepts take effect: a few steps with each, and what must differ or agree."""
 
 import pytest
 
@@ -9,11 +9,13 @@ from mmfast.train import Run, train
 from tests.train.test_train import curve
 from tests.train.tiny import make_config, make_model, write_pairs
 
+STEPS = 3  # the first update of an 8-bit AdamW is the plain one, and may be so to the bit
+
 
 @pytest.fixture(scope="module")
 def plain(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    train(make_config(folder, *tiny, **{"train.steps": 2}))
+    train(make_config(folder, *tiny, **{"train.steps": STEPS}))
     return curve(folder / "run", "loss", "grad_norm", "rewards/margins")
 
 
@@ -28,7 +30,7 @@ def plain(tiny, tmp_path_factory):
     ids=lambda c: next(iter(c)),
 )
 def test_same_numbers(tiny, tmp_path, plain, changes):
-    train(make_config(tmp_path, *tiny, **{"train.steps": 2} | changes))
+    train(make_config(tmp_path, *tiny, **{"train.steps": STEPS} | changes))
     for a, b in zip(curve(tmp_path / "run", "loss", "grad_norm", "rewards/margins"), plain, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
@@ -43,16 +45,16 @@ def test_same_numbers(tiny, tmp_path, plain, changes):
     ids=lambda c: "-".join(str(v) for v in c.values()),
 )
 def test_nearly_the_same_numbers(tiny, tmp_path, plain, changes, eager):
-    train(make_config(tmp_path, *tiny, **{"train.steps": 2} | changes))
+    train(make_config(tmp_path, *tiny, **{"train.steps": STEPS} | changes))
     found = curve(tmp_path / "run", "loss", "grad_norm")
     assert found[0][0] == pytest.approx(plain[0][0], abs=0.02) and found[0][1] == pytest.approx(plain[0][1], rel=0.1)
     assert found[1][0] == pytest.approx(plain[1][0], abs=0.1) and found != [row[:2] for row in plain]
     state = checkpoint.complete(tmp_path / "run" / "checkpoints")[-1]
-    config = make_config(tmp_path, *tiny, **{"train.steps": 2, "train.resume": str(state)} | changes)
+    config = make_config(tmp_path, *tiny, **{"train.steps": STEPS, "train.resume": str(state)} | changes)
     runtime = start(config)
     resumed = Run(config, runtime)  # reads it back: nothing is left to do
     runtime.close()
-    assert resumed.step == 2
+    assert resumed.step == STEPS
 
 
 def test_learning_rates_of_parts(tiny, tmp_path):

@@ -44,7 +44,10 @@ def test_another_seed_gives_another_world_and_the_same_spec_is_not_written_twice
     other = write_world(tmp_path, WorldSpec(seed=6, base=60, pairs=40, groups=4, test=12))
     assert digest(world)["base.jsonl"] != digest(other)["base.jsonl"]
     before = {file: file.stat().st_mtime_ns for file in other.rglob("*.png")}
-    write_world(other, WorldSpec(seed=6, base=60, pairs=40, groups=4, test=12))
+    told = []
+    spec = WorldSpec(seed=6, base=60, pairs=40, groups=4, test=12)
+    write_world(other, spec, lambda done, of: told.append((done, of)))
+    assert told == [(116, 116)], "what is there already is complete"
     assert before == {file: file.stat().st_mtime_ns for file in other.rglob("*.png")}
 
 
