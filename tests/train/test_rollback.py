@@ -180,7 +180,8 @@ def dying_after(patch, count):
         real = getattr(owner, name)
 
         def operation(*a, **k):
-            if len(done) + 1 >= count:
+            ours = str(a[0]).endswith(runfolder.LOCK)  # a dead process gives that back, whatever it wanted
+            if len(done) + 1 >= count and not ours:
                 raise Killed
             done.append(name)
             return real(*a, **k)
