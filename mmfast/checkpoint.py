@@ -207,13 +207,11 @@ class Checkpointer:
         """Fill `state` in place from a checkpoint of any world size; returns its state.json."""
         if not checked and (problem := self.problem(path)):
             raise ValueError(f"{problem}; delete that folder to go on from an older one")
-        dcp.load(
-            state,
-            storage_reader=Reader(path),
-            planner=Planner(),
-            process_group=self.group,
-            no_dist=self.group is None,
-        )
+        reader, alone = Reader(path), self.group is None
+        try:
+            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=self.group, no_dist=alone)
+        except (Exception, dcp.api.CheckpointException) as error:  # told alike on every rank, by DCP
+            raise ValueError(f"checkpoint {path} does not load: {_first_cause(error)}".split("\n")[0]) from error
         return read_info(path)
 
 

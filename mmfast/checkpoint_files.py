@@ -53,7 +53,13 @@ def complete(folder: Path) -> list[Path]:
 def pending(folder: Path) -> dict[str, Any] | None:
     """The rollback that was decided and perhaps not finished: {keep: step, to: folder, adopt: name or ""}."""
     path = folder / JOURNAL
-    return json.loads(path.read_text()) if path.exists() else None  # it appears whole: written aside and renamed
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())  # it appears whole: written aside and renamed
+        return {"keep": int(found["keep"]), "to": Path(found["to"]).name, "adopt": Path(found["adopt"]).name}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: delete it to keep every checkpoint beside it") from None
 
 
 def find(folder: Path, resume: str) -> Path | None:

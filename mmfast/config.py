@@ -210,7 +210,7 @@ class Train(Section):
     drop_last: bool = False
     """Drop the last, smaller step of an epoch instead of taking it."""
     resume: str = "auto"
-    """"auto": the newest checkpoint of output_dir if there is one; "never"; or a checkpoint's directory."""
+    """"auto": the newest whole checkpoint; "never" or a checkpoint's directory: what lies beyond is set aside."""
     checkpoint_every: int = Field(200, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep_last: int = Field(3, ge=1)

@@ -131,7 +131,7 @@ def begin(
     """A run begins, after `step`: what lies beyond is set aside (a named checkpoint or "never" has gone back), metrics
     are cut to it, config.toml is written. `source`: the checkpoint it goes on from. Returns the folder of what was set
     aside, if something was."""
-    checkpoints = folder / "checkpoints"
+    checkpoints, resume = folder / "checkpoints", meant(folder, resume)
     finish_rollback(folder)
     foreign = source is not None and source.resolve().parent != checkpoints.resolve() and source.is_dir()
     later = [path for path in present(checkpoints) if foreign or number(path) > step]
