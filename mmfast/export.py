@@ -331,8 +331,9 @@ def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge:
         check_export(config, runtime)
         scorer, _ = open_model(build(tree), runtime, [open_examples(config, runtime)])
         state = {"weights": training_state(scorer, torch.optim.SGD(scorer.parameters()))["weights"]}
-        info = Checkpointer(run / "checkpoints").load(path, state)
         out = run / "export" / path.name
+        # not over run/checkpoints, which it would sweep of what a run that is still going is writing there
+        info = Checkpointer(out).load(path, state)
         export_run(config, runtime, scorer, run, info["step"], info["identity"]["data"], out=out)
     finally:
         runtime.close()

@@ -44,8 +44,6 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
     `path`: other data in the same form (eval)."""
     if not (path or config.data.path):
         raise ValueError("data.path is empty: name a file of examples")
-    if not config.model.path:
-        raise ValueError("model.path is empty: name a model directory or hub id")
     fetch_models(config, runtime, weights=False)
     settings, key = _data_settings(config, path), "data.eval_path" if path else "data.path"
     store = _built(config, runtime, settings, key, here=runtime.main)
@@ -65,6 +63,8 @@ def open_examples(config: Config, runtime: Runtime, path: Any = None) -> Example
 def fetch_models(config: Config, runtime: Runtime, *, weights: bool) -> None:
     """Every model that the run reads, fetched before any rank reads it: by rank 0, whose commit is everyone's, then by
     the first rank of every other node; the other ranks find it there."""
+    if not config.model.path:
+        raise ValueError("model.path is empty: name a model directory or hub id")
     turns = (runtime.main, runtime.local_rank == 0 and not runtime.main, runtime.local_rank > 0)
     for key, model in (
         ("model.path", config.model.path),

@@ -93,8 +93,11 @@ def test_lora_merged_peft_and_native_agree(tiny, tmp_path):
 
 def test_export_of_a_checkpoint(tiny, tmp_path):
     made = run(tmp_path, tiny)
+    writing = tmp_path / "run" / "checkpoints" / ".tmp-step-4" / "shard"  # of a run that is still going
+    writing.parent.mkdir()
+    writing.write_text("half")
     folder = export(tmp_path / "run", ("hf",))
-    assert folder == tmp_path / "run" / "export" / "step-3"
+    assert folder == tmp_path / "run" / "export" / "step-3" and writing.exists()
     model = AutoModelForImageTextToText.from_pretrained(folder / "hf")
     ours = dict(made.scorer.model.named_parameters())
     assert all(torch.equal(p, ours[name]) for name, p in model.named_parameters())
@@ -264,6 +267,11 @@ def test_llava_next_with_lora_and_the_default_export_is_refused_before_anything_
     with pytest.raises(ValueError, match=r"no place for the trained model.image_newline.*export\.merge = true"):
         train(make_config(tmp_path, path, data, **LORA, **{"export.formats": ["hf"]}))
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_an_empty_model_path_is_said_first(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"^model\.path is empty"):
+        train(make_config(tmp_path, *tiny, **{"model.path": ""}))
 
 
 def test_cached_vision_exports_the_whole_model(tiny, tmp_path):
