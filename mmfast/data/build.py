@@ -22,7 +22,7 @@ from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, read_row, unused
+from mmfast.data.readers import Format, format_of, known_options, read_row, unused
 from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, ExampleStore, Part, merge_parts
 from mmfast.data.templates import Template
@@ -219,6 +219,7 @@ def _build(
         base = Path(given)
         roots.append(Path(data.images) if data.images else base if base.is_dir() else base.parent)
         sources.append(given)
+    known_options(formats, data.options)
     template = Template(data.template, Tokenizer.load(folder))
     reads_images = template.tokenizer.image_token_id is not None
     processor = partial(ImageProcessor.from_model_dir, folder, data.aspect, data.min_pixels, data.max_pixels)

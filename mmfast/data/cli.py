@@ -217,6 +217,7 @@ def pairs(
     from mmfast.data.candidates import read_candidates
     from mmfast.data.convert import convert as run
     from mmfast.data.experts import ASPECTS, expert_candidates
+    from mmfast.data.readers import FORMATS, known_options
     from mmfast.data.select import RULES, choose_pairs
 
     if rule == "sima":
@@ -240,6 +241,7 @@ def pairs(
     if captions is not None:
         if answer:
             raise ValueError("--answer names a column of scored answers; --captions gives the answers")
+        known_options([FORMATS["dgpref"]], _options(option))
         root = Path(images) if images else scores.parent
         candidates: Iterator[Any] = expert_candidates(
             scores,
