@@ -184,8 +184,7 @@ def build(
             report_to(ExampleStore(path).report.summary())
     store = ExampleStore(path)
     if not len(store.arrays["chosen"]):
-        first = "".join(f". The first: {p}" for p in store.report.dropped[:1])
-        raise ValueError(f"data.path: no example is left: {store.report.summary()}{first}")
+        raise ValueError(f"data.path: no example is left: {store.report.summary()}")
     return ExampleStore(path, _mixed(store, data))
 
 
