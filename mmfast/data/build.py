@@ -24,7 +24,7 @@ from mmfast.data.flat import save_arrays
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex, is_path, unwrapped
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, read_row, unused
+from mmfast.data.readers import Format, format_of, known_options, read_row, unused
 from mmfast.data.readers.dgpref import BESIDE
 from mmfast.data.records import Example, ImageInfo, Record
 from mmfast.data.rows import Row, data_files, iterate
@@ -287,6 +287,7 @@ def _build(
     reads_images = template.tokenizer.image_token_id is not None
     processor = partial(ImageProcessor.from_model_dir, folder, data.aspect, data.min_pixels, data.max_pixels)
     formats = [format_of(path, data.format) for path, _ in data.files()]
+    known_options(formats, data.options)
     manifest |= {
         "formats": [f.name for f in formats],
         "image_token_id": template.tokenizer.image_token_id,

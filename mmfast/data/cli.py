@@ -74,18 +74,18 @@ def show(
                         options=_options(option))  # fmt: skip
     tokenizer, items = preview(data, model, count, first)
     if html is not None:
-        shown = list(items)
-        html.write_text(page(file.name, tokenizer, shown), encoding="utf-8")
+        items = list(items)
+        html.write_text(page(file.name, tokenizer, items), encoding="utf-8")
         typer.echo(f"wrote {html}")
-        raise typer.Exit(int(all(isinstance(item, Problem) for item in shown)))
-    console, bad = Console(), True
+        raise typer.Exit(1 if items and all(isinstance(item, Problem) for item in items) else 0)
+    console, kinds = Console(), set()
     for item in items:
-        bad &= isinstance(item, Problem)
+        kinds.add(type(item))
         if isinstance(item, Problem):
             console.print(f"[red]{item.source}[/red]: {item.message} ({item.kind})", highlight=False)
         else:
             print_shown(console, tokenizer, item)
-    raise typer.Exit(int(bad))  # 1 where nothing could be shown
+    raise typer.Exit(1 if kinds == {Problem} else 0)
 
 
 @app.command()
@@ -222,6 +222,7 @@ def pairs(
     from mmfast.data.candidates import read_candidates
     from mmfast.data.convert import convert as run
     from mmfast.data.experts import ASPECTS, expert_candidates
+    from mmfast.data.readers import FORMATS, known_options
     from mmfast.data.select import RULES, choose_pairs
 
     if rule == "sima":
@@ -245,6 +246,7 @@ def pairs(
     if captions is not None:
         if answer:
             raise ValueError("--answer names a column of scored answers; --captions gives the answers")
+        known_options([FORMATS["dgpref"]], _options(option))
         root = Path(images) if images else scores.parent
         candidates: Iterator[Any] = expert_candidates(
             scores,

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmfast.data.imagefiles import image_bytes
 from mmfast.data.problems import BadRow, Problem, unused_line
-from mmfast.data.readers import FORMATS, format_of, read_row, unused
+from mmfast.data.readers import FORMATS, format_of, known_options, read_row, unused
 from mmfast.data.records import Record
 from mmfast.data.rows import TSV_COLUMNS, data_files, iterate
 
@@ -75,6 +75,7 @@ def convert(
     _writable(target, to)
     root = Path(images) if images else source if source.is_dir() else source.parent
     fmt, result = format_of(source, format), Conversion()
+    known_options([fmt], options or {})
     given = {"root": root, **(options or {})}
 
     def records() -> Iterator[Record]:

@@ -20,7 +20,7 @@ from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.image_processors import ImageProcessor
 from mmfast.data.imagefiles import ImageIndex, image_bytes
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers import format_of, read_row
+from mmfast.data.readers import format_of, known_options, read_row
 from mmfast.data.records import Branch, Example, Record
 from mmfast.data.rows import iterate
 from mmfast.data.templates import Template
@@ -77,6 +77,7 @@ def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -
     if more:
         raise ValueError("show takes one file")
     fmt = format_of(path, data.format)
+    known_options([fmt], data.options)
     template = Template(data.template, Tokenizer.load(folder))
     settings = ExampleSettings(
         turns=data.turns,

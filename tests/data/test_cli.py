@@ -40,21 +40,9 @@ def test_show_as_a_page(file, llava_dir, tmp_path):
     assert '<span class="c x"> red</span>' in page and '<span class="r x"> blue</span>' in page
 
 
-def test_show_names_a_bad_row(rows, llava_dir, tmp_path):
+def test_show_names_a_bad_row(rows, llava_dir):
     result = run(app, ["show", str(rows("p.jsonl", [samples.TRL[1], "{"])), "-m", str(llava_dir)])
-    assert "p.jsonl:1: not valid JSON" in result.output and result.exit_code == 0
-    for more in ((), ("--html", str(tmp_path / "p.html"))):
-        assert (
-            run(app, ["show", str(rows("b.jsonl", ["{"])), "-m", str(llava_dir), "--format", "trl", *more]).exit_code
-            == 1
-        )
-
-
-def test_check_says_why_no_row_is_left(rows, llava_dir, tmp_path):
-    bad = rows("b.jsonl", [samples.TRL[0] | {"images": ["gone.png"]}])
-    result = run(app, ["check", str(bad), "-m", str(llava_dir), "--cache", str(tmp_path / "c"), "--workers", "1"])
-    assert "no example is left: 0 examples from 1 rows" in str(result.exception)
-    assert "The first: b.jsonl:0: image" in str(result.exception) and "gone.png" in str(result.exception)
+    assert "p.jsonl:1: not valid JSON" in result.output
 
 
 def test_check(file, rows, llava_dir, tmp_path):

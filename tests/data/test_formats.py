@@ -56,7 +56,8 @@ def test_there_and_back(name, files, tmp_path, llava_dir):
 
     # to the canonical form and back again: the same rows
     canonical = tmp_path / "canonical.jsonl"
-    assert not convert(path, canonical, options={"prompts": str(tmp_path / "prompts.txt")}).lost
+    options = {"prompts": str(tmp_path / "prompts.txt")} if fmt.name == "dgpref" else {}
+    assert not convert(path, canonical, options=options).lost
     assert detect(canonical).name == "trl"
     if name == "trl":
         assert plain(canonical) == [r | {"images": r["images"]} for r in samples.TRL]
@@ -189,3 +190,50 @@ def test_a_forced_format_that_does_not_fit(rows):
         list(read_records(path, "rlhfv"))
     with pytest.raises(ValueError, match="unknown format 'lava'; choose auto, trl, llava"):
         list(read_records(path, "lava"))
+
+
+TALK = [samples.user("What is this?"), samples.assistant("A mug."), samples.user("Red?")]
+BINARIZED = {"prompt": "What is this?", "prompt_id": "f0", "messages": TALK[:2], "score_chosen": 9.0,
+             "chosen": [*TALK, samples.assistant("Yes.")], "rejected": [*TALK, samples.assistant("No.")]}  # fmt: skip
+
+
+def test_a_prompt_told_again_by_the_sides_is_read_once(rows):
+    """UltraFeedback's binarized rows: the prompt as text beside whole conversations."""
+    system = {"role": "system", "content": "Be brief."}
+    opened = {k: [system, *BINARIZED[k]] for k in ("chosen", "rejected")}
+    listed = BINARIZED | {"prompt": TALK}
+    single = {"prompt": "What is this?", "chosen": [TALK[0], TALK[1]]}
+    found = list(read_records(rows("u.jsonl", [BINARIZED, BINARIZED | opened, listed, single])))
+    assert [r.prompt for r in found] == [tuple(TALK), (system, *TALK), tuple(TALK), tuple(TALK[:1])]
+    assert found[0].chosen == (samples.assistant("Yes."),) and found[0].rejected == (samples.assistant("No."),)
+    assert found[0].meta == {"prompt_id": "f0", "score_chosen": 9.0} and found[3].rejected is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": "Where?"}, "begins with another question than the prompt"),
+        ({"prompt": [samples.user("Where?")]}, "begins with another question than the prompt"),
+        ({"rejected": [samples.assistant("No.")]}, "one of chosen and rejected begins with the prompt"),
+    ],
+)
+def test_a_prompt_that_the_sides_contradict_is_a_bad_row(change, said, rows):
+    with pytest.raises(ValueError, match=f"u.jsonl:0: .*{said}"):
+        list(read_records(rows("u.jsonl", [BINARIZED | change])))
+
+
+def test_an_unknown_option_is_named(rows, llava_dir, tmp_path):
+    from mmfast.data.build import DataSettings, build
+    from mmfast.data.convert import convert
+    from mmfast.data.preview import preview
+
+    path = rows("p.jsonl", samples.TRL[1:])
+    data = DataSettings(path=str(path), workers=1, options={"prompt": "a"})
+    for call in (
+        lambda: list(read_records(path, options={"prompt": "a"})),
+        lambda: convert(path, tmp_path / "o.jsonl", options={"prompt": "a"}),
+        lambda: preview(data, llava_dir, 1),
+        lambda: build(data, llava_dir, tmp_path / "c", progress=False, report_to=lambda text: None),
+    ):
+        with pytest.raises(ValueError, match=r"data.options: trl has no option 'prompt'; known is claims"):
+            call()

@@ -83,3 +83,16 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path):
         data_files(tmp_path / "train-*.parquet")
     write(tmp_path, "train[1].jsonl")  # a file's own name is no pattern
     assert data_files(tmp_path / "train[1].jsonl") == [tmp_path / "train[1].jsonl"]
+
+
+def test_examples_are_built_from_a_pattern(tmp_path, llava_dir, picture):
+    from mmfast.data.build import DataSettings, build
+
+    picture("rows/a.png")
+    for split, answers in {"train-0": ("A mug.", "A pen."), "train-1": ("A cup.",), "test-0": ("A cat.",)}.items():
+        rows = [json.loads(ROW) | {"chosen": text, "rejected": "No.", "images": ["a.png"]} for text in answers]
+        (tmp_path / "rows" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = DataSettings(path=str(tmp_path / "rows" / "train-*.jsonl"), workers=1)
+    for _ in range(2):  # built, and found again
+        store = build(data, llava_dir, tmp_path / "cache", progress=False, report_to=lambda text: None)
+        assert [e.source for e in store] == ["train-0.jsonl:0", "train-0.jsonl:1", "train-1.jsonl:0"]

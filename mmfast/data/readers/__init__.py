@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -49,6 +49,17 @@ def format_of(path: str | Path, name: str = "auto") -> Format:
     if name not in FORMATS:
         raise ValueError(f"data.format: unknown format {name!r}; choose auto, {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def known_options(formats: Iterable[Format], options: dict[str, Any]) -> None:
+    """Raises at the first option that none of the formats has."""
+    formats = list(formats)
+    known = {"claims", *(name for f in formats for name in f.options)}
+    for name in options:
+        if name not in known:
+            read = " and ".join(sorted({f.name for f in formats}))
+            listed = ", ".join(sorted(known))
+            raise ValueError(f"data.options: {read} has no option {name!r}; known is {listed} (docs/formats.md)")
 
 
 def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]:
@@ -124,6 +135,7 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of a file. A broken row raises, or, where `problems` is given, is listed there and passed over."""
     fmt = format_of(path, name)
+    known_options([fmt], options or {})
     given = {"root": Path(path) if Path(path).is_dir() else Path(path).parent, **(options or {})}
     for row in iterate(path):
         try:

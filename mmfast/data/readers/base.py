@@ -19,6 +19,7 @@ class Format:
     columns: frozenset[str]  # that have a meaning here; what else a row holds is kept in meta and reported
     accepts: Callable[[dict], bool]
     read: Callable[[Row, dict[str, Any]], Iterator[Record]]  # the row, and the reader's options
+    options: tuple[str, ...] = ()  # of the reader, beside those that every format has
     # a row (none where the format has no place for the record), and what of the record it cannot carry
     write: Callable[[Record], tuple[dict | None, list[str]]] | None = None
 

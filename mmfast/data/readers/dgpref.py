@@ -156,6 +156,7 @@ def write(record: Record) -> tuple[dict | None, list[str]]:
 FORMAT = Format(
     name="dgpref",
     columns=frozenset(("key", "value")),
+    options=("prompts", "names", "image", "compat_newlines"),
     looks_for="a pickled dict: image name -> sample_pair, or idx_k -> caption",
     accepts=lambda row: set(row) == {"key", "value"} and bool(kind_of(row["value"])),
     read=read,

@@ -19,6 +19,7 @@ from mmfast.data.readers.base import (
 )
 from mmfast.data.records import Record
 from mmfast.data.rows import Row
+from mmfast.data.templates import text_of
 
 KNOWN = ("id", "images", "image", "messages", "prompt", "chosen", "completion", "rejected", "chosen_prompt",
          "rejected_prompt", "weight", "segments", "weights", "scores", "meta")  # fmt: skip
@@ -69,26 +70,37 @@ def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict],
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
-    if row.get("messages") is not None:
+    if row.get("messages") is not None and chosen is None:
         first, last = split_answer(place_images(_messages(row["messages"], "messages", found), images))
         return list(first), list(last), None
-    if isinstance(prompt, str):
-        before = [question(prompt, images)]
-        return before, [answer(chosen)], None if rejected is None else [answer(rejected)]
-    if prompt is None:
-        if isinstance(chosen, str) or rejected is None:
-            raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
-        left, right = _messages(chosen, "chosen", found), _messages(rejected, "rejected", found)
-        n = common_prefix(left, right)
-        return place_images(left[:n], images), left[n:], right[n:]
-    before = place_images(_messages(prompt, "prompt", found), images)
+    if chosen is None:
+        raise BadRow("format", "the row has a prompt but no chosen (or completion)")
+    if prompt is None and (isinstance(chosen, str) or rejected is None):
+        raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
     sides = [
-        None if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n, found)
+        [] if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n, found)
         for s, n in ((chosen, "chosen"), (rejected, "rejected"))
     ]
-    if sides[0] is None:
-        raise BadRow("format", "the row has a prompt but no chosen (or completion)")
-    return before, sides[0], sides[1]
+    before = (
+        []
+        if prompt is None
+        else [question(prompt, 0)]
+        if isinstance(prompt, str)
+        else _messages(prompt, "prompt", found)
+    )
+    whole = [bool(side) and side[0]["role"] != "assistant" for side in sides]
+    if before and any(whole):  # the sides tell the prompt again
+        if not all(w for w, side in zip(whole, sides, strict=True) if side):
+            raise BadRow("format", "one of chosen and rejected begins with the prompt, the other does not")
+        asked = text_of(before[-1]).strip()
+        if not all(asked in (text_of(m).strip() for m in side[:-1]) for side in sides if side):
+            raise BadRow("format", "chosen or rejected begins with another question than the prompt")
+    if any(whole):
+        n = common_prefix(sides[0], sides[1]) if sides[1] else len(sides[0]) - 1
+        before, sides = sides[0][:n], [side[n:] for side in sides]
+    elif isinstance(prompt, str):
+        before = [question(prompt, images)]
+    return place_images(before, images), sides[0], None if rejected is None else sides[1]
 
 
 def _segments(value: Any) -> dict[str, list] | None:
@@ -164,7 +176,9 @@ def _accepts(row: dict) -> bool:
     def texts(value: Any) -> bool:
         return isinstance(value, str) or _is_messages(value)
 
-    if _is_messages(row.get("messages")):
+    if _is_messages(row.get("messages")) and not (
+        _is_messages(row.get("chosen")) and _is_messages(row.get("rejected"))
+    ):
         return not any(k.startswith("rejected") for k in row)
     if "question" in row:
         return False
