@@ -12,12 +12,19 @@ from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.directory import directory
 from mmfast.models.families import adapter_for
+from mmfast.models.loading import load
+from mmfast.models.lora import ALL_LINEAR, Lora, settings_of
 from mmfast.packing import Plan
 
 
 def check_model(config: Config) -> None:
-    """Keys that need images, for a model that reads none."""
+    """Keys that need images, for a model that reads none; an initial adapter that cannot be trained; LoRA targets that
+    the model does not have (on its shapes alone)."""
     m, o = config.model, config.optim
+    if m.adapter:
+        settings_of(m.adapter)
+    if m.lora and m.lora.targets != ALL_LINEAR:
+        load(m.path, freeze=m.freeze, lora=Lora.of(config), device="meta", random_weights=True)
     if adapter_for(AutoConfig.from_pretrained(directory(m.path))).image_token_id is not None:
         return
     for key, given in (

@@ -59,10 +59,20 @@ def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
 
 
 def settings_of(adapter_path: str) -> PeftConfig:
-    """An initial adapter's own settings, for a fresh one of its shape: ranks, patterns and layers as it has them."""
-    found = PeftConfig.from_pretrained(str(directory(adapter_path)))
-    if not isinstance(found, LoraConfig):
-        raise ValueError(f"model.adapter: {adapter_path} is {found.peft_type}; only plain LoRA is supported")
+    """An initial adapter's own settings, for a fresh one of its shape: ranks, patterns and layers as it has them.
+    Raises where they are not plain LoRA's."""
+    try:
+        found = PeftConfig.from_pretrained(str(directory(adapter_path)))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"model.adapter: {adapter_path} is no adapter of peft's layout: {error}") from None
+    if not isinstance(found, LoraConfig) or found.use_dora:
+        kind = "DoRA" if isinstance(found, LoraConfig) else found.peft_type
+        raise ValueError(f"model.adapter: {adapter_path} is {kind}; only plain LoRA is supported")
+    if found.modules_to_save:
+        raise ValueError(
+            f"model.adapter: {adapter_path} replaces {found.modules_to_save[0]} as a whole (modules_to_save); only "
+            "plain LoRA is supported"
+        )
     found.inference_mode = False
     return found
 

@@ -161,6 +161,23 @@ def test_a_missing_eval_file_is_named_as_such(tiny, tmp_path):
 # LoRA's settings
 
 
+def test_an_adapter_and_targets_that_cannot_be_are_refused_before_the_model_loads(tiny, tmp_path, no_model):
+    def refused(told, **changes):
+        with pytest.raises(ValueError, match=told):
+            train(make_config(tmp_path, *tiny, **changes))
+
+    refused("model.lora.targets: no linear layer 'qq_proj'; this model has", **{"model.lora.targets": "q_proj,qq_proj"})
+    refused("model.adapter: .*nowhere is no adapter", **{"model.adapter": str(tmp_path / "nowhere")})
+    file = tmp_path / "adapter_config.json"
+    for more, told in (
+        ({"peft_type": "IA3"}, "is .*IA3; only plain LoRA"),
+        ({"peft_type": "LORA", "use_dora": True}, "is DoRA"),
+        ({"peft_type": "LORA", "modules_to_save": ["mm"]}, "replaces mm as a whole"),
+    ):
+        file.write_text(json.dumps({"target_modules": ["q_proj"], **more}))
+        refused(f"model.adapter: .*{told}", **{"model.adapter": str(tmp_path)})
+
+
 def test_one_translation_of_lora_settings_with_the_same_defaults():
     assert models.Lora.of(load("", [])) is None
     given = load("", ["model.lora.targets=q_proj, v_proj", "model.lora.r=8"])
