@@ -4,6 +4,7 @@ The pair's loss and derivatives are those of csrc/preference.h, with kind and di
 fp64, where exp(x) - 1 and log(1 + x) need no special functions for a result in fp32.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+
+
+@triton.jit
+def double(x):
+    """A setting in fp64, in the interpreter too, which hands over Python floats and takes them for fp32."""
+    return tl.full([], x, tl.float64)
 
 
 @triton.jit
@@ -162,18 +169,15 @@ def side_sums(
 
 @triton.jit
 def preference_pair_kernel(
-    logps, index, weights, ref, responses, pairs, pair_weights, delta, numbers, metrics, values, by_s, by_whole, P,
+    logps, index, weights, ref, responses, pairs, pair_weights, delta, metrics, values, by_s, by_whole, P,
+    beta: tl.float64, smoothing: tl.float64, sft_weight: tl.float64, f_alpha: tl.float64, tau: tl.float64,
+    simpo_margin: tl.float64, ld_alpha: tl.float64, scale: tl.float64, log_eps: tl.float64, log_rest: tl.float64,
     KIND: tl.constexpr, DIVERGENCE: tl.constexpr, AVERAGE: tl.constexpr, SFT_AVERAGE: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_REF: tl.constexpr, HAS_PAIR_WEIGHTS: tl.constexpr,
     HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64)
-    # fp64 settings, as a tensor: a float argument of a kernel is fp32
-    b = tl.load(numbers + 0)
-    eps = tl.load(numbers + 1)
-    sft = tl.load(numbers + 2)
-    ld_alpha = tl.load(numbers + 6)
-    scale = tl.load(numbers + 7)
+    b, sft, ld_alpha, scale = double(beta), double(sft_weight), double(ld_alpha), double(scale)
     chosen = tl.load(pairs + 2 * p)
     rejected = tl.load(pairs + 2 * p + 1)
     begin_c = tl.load(responses + chosen)
@@ -207,8 +211,8 @@ def preference_pair_kernel(
     if HAS_PAIR_WEIGHTS:
         weight = tl.load(pair_weights + p).to(tl.float64)
     value, d_c, d_r = pair_terms(
-        a_c, a_r, n_c, n_r, shift, b, eps, tl.load(numbers + 8), tl.load(numbers + 9), tl.load(numbers + 3),
-        tl.load(numbers + 4), tl.load(numbers + 5), KIND, DIVERGENCE, AVERAGE,
+        a_c, a_r, n_c, n_r, shift, b, double(smoothing), double(log_eps), double(log_rest), double(f_alpha),
+        double(tau), double(simpo_margin), KIND, DIVERGENCE, AVERAGE,
     )  # fmt: skip
     value = weight * (value - sft * whole_c * unit_c)
     out = metrics.dtype.element_ty
@@ -227,12 +231,12 @@ def preference_pair_kernel(
 
 @triton.jit
 def preference_gradient_kernel(
-    weights, responses, pairs, numbers, by_s, by_whole, by_token, P,
+    weights, responses, pairs, by_s, by_whole, by_token, P, ld_alpha: tl.float64,
     HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program e adds, for each of its tokens, the slopes of the sides that are entry e, in order of the pairs."""
     e = tl.program_id(0).to(tl.int64)
-    ld_alpha = tl.load(numbers + 6)
+    ld_alpha = double(ld_alpha)
     begin = tl.load(responses + e)
     end = tl.load(responses + e + 1)
     for start in range(begin, end, BLOCK):
@@ -262,16 +266,17 @@ def preference(
     settings: dict[str, Any],
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, metrics [6, P] and, in fp64, the gradient of every token [N] (empty if not wanted)."""
+    """Loss, metrics [6, P] and, in fp64, the gradient of every token [N] (empty if not wanted).
+
+    The settings are arguments of the launch: no copy from the host, which a CUDA graph could not replay.
+    """
     count, entries, P = (logps if index is None else index).shape[0], responses.shape[0] - 1, pairs.shape[0]
     eps = settings["smoothing"]
     names = ("beta", "smoothing", "sft_weight", "f_alpha", "tau", "simpo_margin", "ld_alpha", "scale")
     alpha = settings["divergence"] == "alpha_divergence" and abs(settings["f_alpha"] - 1) < 1e-6
     divergence = "reverse_kl" if alpha else settings["divergence"]  # its limit at 1
-    logs = torch.tensor([eps, 1 - eps], dtype=torch.float64).log().tolist()
-    numbers = torch.tensor([*(settings[name] for name in names), *logs], dtype=torch.float64)
-    if logps.is_cuda:
-        numbers = numbers.pin_memory().to(logps.device, non_blocking=True)
+    logs = (math.log(x) if x > 0 else -math.inf for x in (eps, 1 - eps))
+    numbers = [*(float(settings[name]) for name in names), *logs]
     metrics = logps.new_empty(6, P)
     values, by_s, by_whole = (logps.new_empty(n, dtype=torch.float64) for n in (P, 2 * P, 2 * P))
     by_token = logps.new_zeros(count if want_grad else 0, dtype=torch.float64)
@@ -279,14 +284,14 @@ def preference(
     if P:
         preference_pair_kernel[(P,)](
             logps, given(index), given(weights), given(ref), responses, pairs, given(pair_weights), given(delta),
-            numbers, metrics, values, by_s, by_whole, P, KIND=settings["kind"], DIVERGENCE=divergence,
+            metrics, values, by_s, by_whole, P, *numbers, KIND=settings["kind"], DIVERGENCE=divergence,
             AVERAGE=settings["average"], SFT_AVERAGE=settings["sft_average"], HAS_INDEX=index is not None,
             HAS_WEIGHTS=weights is not None, HAS_REF=ref is not None, HAS_PAIR_WEIGHTS=pair_weights is not None,
             HAS_DELTA=delta is not None, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     if P and count and want_grad:
         preference_gradient_kernel[(entries,)](
-            given(weights), responses, pairs, numbers, by_s, by_whole, by_token, P, HAS_WEIGHTS=weights is not None,
-            BLOCK=BLOCK, num_warps=4,
+            given(weights), responses, pairs, by_s, by_whole, by_token, P, float(settings["ld_alpha"]),
+            HAS_WEIGHTS=weights is not None, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return values.sum().to(logps.dtype), metrics, by_token

@@ -59,3 +59,14 @@ def check_offsets(op: str, name: str, value: Tensor, end: int) -> None:
         return
     if int(value[0]) != 0 or int(value[-1]) != end or bool((value[1:] < value[:-1]).any()):
         raise ValueError(f"{op}: {name} must start at 0, never fall and end at {end}; it is {value.tolist()[:16]}")
+
+
+def refuse_double_backward(op: str) -> None:
+    """Called by backward passes whose result, made outside autograd, would count as a constant: a gradient penalty
+    would be silently dropped. Grad mode is on in an eager backward pass with create_graph=True only; a backward pass
+    that AOTAutograd traces is left alone, it refuses double backward itself."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{op}: its gradient cannot be differentiated again (create_graph=True). Take a penalty on gradients from "
+            "plain torch operations"
+        )

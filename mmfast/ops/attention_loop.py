@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import refuse_double_backward
 from .launch import custom_op
 from .rows import accumulator, segment_backend, segment_sum
 
@@ -159,6 +160,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    refuse_double_backward("tree_attention")
     q, k, v, out, lse, q_offsets, k_index, k_offsets, copies, copy_offsets = ctx.saved_tensors
     d_q, d_k, d_v = attention_loop_backward(
         grad, q, k, v, out, lse, q_offsets, k_index, k_offsets, ctx.scale, ctx.window

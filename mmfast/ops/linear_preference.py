@@ -19,7 +19,7 @@ from torch import Tensor
 from mmfast.ops import head as algorithm
 from mmfast.ops import logprob
 from mmfast.ops._checks import check_tensor
-from mmfast.ops.arguments import check_offsets, check_range
+from mmfast.ops.arguments import check_offsets, check_range, refuse_double_backward
 from mmfast.ops.folds import Folds, FoldSpec
 from mmfast.ops.head import Head
 from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
@@ -218,6 +218,7 @@ def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
 
 
 def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_double_backward(OP)
     result: list[Tensor | None] = [None] * 27
     for i, grad, want in zip((0, 4, 1, 5, 3), ctx.saved_tensors, ctx.wants, strict=True):
         if want:

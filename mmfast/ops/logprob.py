@@ -10,7 +10,7 @@ from torch import Tensor
 from mmfast.ops import fused
 from mmfast.ops import head as algorithm
 from mmfast.ops._checks import autocast_dtype, check_same, check_tensor
-from mmfast.ops.arguments import check_range
+from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.dispatch import choose
 from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
 from mmfast.ops.head import Head
@@ -393,6 +393,7 @@ def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    refuse_double_backward(OP)
     g_x, g_u, twin_x, twin_u, *others = ctx.saved_tensors
     c, h = grads[0], grads[1] if ctx.entropy_grad else None
     result: list[Tensor | None] = [None] * 17

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import OFFSETS, check, check_offsets, check_range
+from .arguments import OFFSETS, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose, native
 from .launch import custom_op, on_its_device
 from .preference_device import preference_cuda, preference_triton
@@ -157,6 +157,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ignore[no-untyped-def]
+    refuse_double_backward(OP)
     return (d_loss * ctx.saved_tensors[0], *[None] * 14)
 
 
@@ -172,8 +173,8 @@ class _WithGradient(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, d_loss: Tensor):  # type: ignore[no-untyped-def]
+        refuse_double_backward(OP)
         return d_loss * ctx.saved_tensors[0], None, None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops._checks import check_same, check_tensor
-from mmfast.ops.arguments import check_range
+from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.folds import STATS, Folds, FoldSpec, M
 from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
 from mmfast.ops.launch import custom_op
@@ -177,6 +177,7 @@ def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    refuse_double_backward(OP)
     c, h = grads[0], grads[1] if ctx.entropy_grad else None
     if c is None and h is None:
         return (None,) * 10
