@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mmfast.ops.dispatch import BACKENDS, available, native
+from mmfast.ops.dispatch import BACKENDS, available, cuda_half_fault, dotted, native
 
 PACKAGES = (
     "mmfast", "torch", "transformers", "triton", "peft", "safetensors", "numpy", "pyarrow", "pillow", "torchao",
@@ -60,7 +60,7 @@ def examine() -> Findings:
     found = Findings(python=f"{platform.python_version()} ({sys.executable})")
     found.versions = {name: _version(name) for name in PACKAGES}
     found.devices = _devices()
-    found.native = _native(found.problems)
+    found.native = _native(device, found.problems)
     found.backends = {name: available(name, device) or "usable" for name in BACKENDS}
     found.attention = _attention(device)
     found.tests = _self_tests(device, found.problems)
@@ -108,7 +108,7 @@ def _cpu_flags() -> set[str]:
     return set(found.group(1).split()) if found else set()
 
 
-def _native(problems: list[str]) -> dict[str, str]:
+def _native(device: torch.device, problems: list[str]) -> dict[str, str]:
     module = native()
     if module is None:
         problems.append(
@@ -117,13 +117,12 @@ def _native(problems: list[str]) -> dict[str, str]:
         return {"built": "no"}
     facts = {"built": "yes", "cpu instruction set": module.cpu_isa(), "cuda half": "yes" if module.have_cuda else "no"}
     if module.have_cuda:
-        facts["cuda runtime"] = _dotted(module.cuda_runtime_version())
+        facts["cuda runtime"] = dotted(module.cuda_runtime_version())
+        facts["device code"] = module.cuda_architectures
         driver = module.cuda_driver_version()
-        facts["cuda driver"] = (
-            _dotted(driver) if driver else f"none (needs one for CUDA {facts['cuda runtime']} or newer)"
-        )
-        if driver and driver // 1000 < module.cuda_runtime_version() // 1000:
-            problems.append(f"the driver knows CUDA {_dotted(driver)}, the CUDA half needs {facts['cuda runtime']}")
+        facts["cuda driver"] = dotted(driver) if driver else "none"
+        if device.type == "cuda" and (fault := cuda_half_fault(device)):
+            problems.append(f"backend 'cuda' is not used: {fault}")
     elif torch.cuda.is_available():
         problems.append("a GPU is here but mmfast._C has no CUDA half: build where nvcc is (MMFAST_CUDA=1 to insist)")
     if nvcc := shutil.which("nvcc"):
@@ -131,10 +130,6 @@ def _native(problems: list[str]) -> dict[str, str]:
         release = re.search(r"release ([\d.]+)", out)
         facts["nvcc"] = release.group(1) if release else nvcc
     return facts
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _attention(device: torch.device) -> dict[str, str]:
@@ -154,12 +149,13 @@ def _self_tests(device: torch.device, problems: list[str]) -> list[SelfTest]:
         for backend in backends:
             if backend in BACKENDS and (available(backend, device) or (backend == "triton" and device.type == "cpu")):
                 continue  # said once, under the backends; Triton's interpreter is for tests
-            start = time.perf_counter()
             try:
                 error, bound = test(device, backend)
             except ValueError as refusal:
                 results.append(SelfTest(op, backend, reason=str(refusal).split("cannot be used: ")[-1]))
                 continue
+            start = time.perf_counter()
+            test(device, backend)  # again: a first call loads, compiles and wakes threads
             result = SelfTest(op, backend, error, bound, 1e3 * (time.perf_counter() - start), used=not taken)
             taken = True
             results.append(result)
@@ -305,7 +301,12 @@ def show(found: Findings, as_json: bool = False) -> None:
     table("Backends in order of preference (MMFAST_BACKEND overrides)", list(found.backends.items()))
     table("Attention backends", list(found.attention.items()))
     table("OpenMP runtimes in this process", [("", path) for path in found.openmp])
-    grid = Table(title="Ops against their oracles (* is used)", title_justify="left", box=None, padding=(0, 2))
+    grid = Table(
+        title="Ops against their oracles (* is used; ms: a second call and its oracle)",
+        title_justify="left",
+        box=None,
+        padding=(0, 2),
+    )
     for column in ("op", "backend", "", "error", "ms"):
         grid.add_column(column)
     for t in found.tests:

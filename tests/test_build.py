@@ -20,10 +20,29 @@ needs_native = pytest.mark.skipif(native() is None, reason="mmfast._C was not bu
 
 
 @needs_native
-def test_the_module_asks_for_no_libgcc_newer_than_gcc_11s() -> None:
+def test_the_module_asks_for_no_libgcc_newer_than_gcc_11s_and_no_libgomp_newer_than_torchs() -> None:
     module = Path(native().__file__).read_bytes()  # type: ignore[union-attr, arg-type]
     versions = {int(v) for v in re.findall(rb"GCC_(\d+)\.", module)}
     assert versions and max(versions) <= 11
+    assert not re.findall(rb"\0G?OMP_5[.\d]*\0", module)  # torch's wheels carry that of GCC 8
+
+
+@needs_native
+@pytest.mark.parametrize("imports", ["import mmfast._C\nimport torch", "import torch\nimport mmfast._C"])
+def test_the_module_can_be_imported_before_and_after_torch_with_one_openmp_runtime(imports: str) -> None:
+    run = (
+        "from mmfast.doctor import openmp_runtimes\n"
+        "from mmfast.ops.rows import segment_sum\n"
+        "x = torch.ones(4000, 1000)\n"  # large enough for both to wake their threads
+        "sums = segment_sum(x, torch.arange(4000), torch.arange(0, 4001, 2), 'cpu')\n"
+        "assert (sums == 2).all() and (x @ x.T == 1000).all()\n"
+        "assert len(openmp_runtimes()) == 1, openmp_runtimes()\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}\n{run}"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def setup_script() -> ModuleType:

@@ -18,6 +18,7 @@ void bind_cuda(py::module_& m) {
 #ifndef MMFAST_EMULATE
   m.def("cuda_runtime_version", &cuda_runtime_version);
   m.def("cuda_driver_version", &cuda_driver_version);
+  m.attr("cuda_architectures") = MMFAST_CUDA_ARCHITECTURES;  // of the device code, as CMake names them
 #endif
   m.def("cuda_splice", [](Address tokens, Address features, Address table, Address images, Address out, int64_t rows,
                           int64_t row_bytes, Address stream) {

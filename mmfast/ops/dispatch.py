@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import lru_cache
+import re
+from functools import cache, lru_cache
 from types import ModuleType
 
 import torch
@@ -27,6 +28,58 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def cuda_half_fault(device: torch.device) -> str:
+    """Empty if the CUDA half of mmfast._C can run on `device`; else why not.
+
+    Its runtime is linked in, so it may ask for a newer driver than torch does, and holds code for some GPUs only. Asked
+    once: a launch that cannot work would raise, where another backend does the same.
+    """
+    module = native()
+    if module is None or not module.have_cuda:
+        return "mmfast._C has no CUDA half (build where nvcc is)"
+    driver, runtime = module.cuda_driver_version(), module.cuda_runtime_version()
+    if not driver:
+        return ""  # no driver, so no tensor that is more than a fake one
+    versions = f"the driver is for CUDA {dotted(driver)}, the CUDA half was built with {dotted(runtime)}"
+    if driver // 1000 < runtime // 1000:  # within one major version a newer runtime runs on an older driver
+        return f"{versions}: update the driver, or build with an older toolkit (CUDA_HOME)"
+    capability = torch.cuda.get_device_capability(device)
+    code = _device_code(module.cuda_architectures, capability)
+    if not code:
+        name = f"{capability[0]}.{capability[1]}"
+        return (
+            f"the CUDA half was built for {module.cuda_architectures}, this GPU is {name}: build again with "
+            f"TORCH_CUDA_ARCH_LIST={name}"
+        )
+    if code == "virtual" and driver < runtime:
+        return (
+            f"{versions}, and it cannot compile the newer one's PTX: update the driver, or name this GPU in the build"
+        )
+    return ""
+
+
+def dotted(version: int) -> str:
+    """CUDA's 12040 as 12.4."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _device_code(architectures: str, capability: tuple[int, int]) -> str:
+    """What CMake's list ("80-real,90a-real,80-virtual") holds for a GPU: "real", "virtual" (PTX), or nothing."""
+    found = ""
+    for item in architectures.split(","):
+        entry = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual|)", item)
+        if entry is None:
+            return "real"  # a word such as "native": the builder's own choice
+        major, minor, letter, kind = int(entry[1]), int(entry[2]), entry[3], entry[4]
+        exact = (major, minor) == capability
+        if kind != "-virtual" and major == capability[0] and minor <= capability[1] and (exact or letter != "a"):
+            return "real"
+        if kind != "-real" and (major, minor) <= capability and (exact or not letter):
+            found = "virtual"
+    return found
+
+
 def available(backend: str, device: torch.device) -> str:
     """Empty if `backend` can run on `device` at all; else the reason why not."""
     if backend == "torch":
@@ -38,8 +91,7 @@ def available(backend: str, device: torch.device) -> str:
     if backend == "cuda":
         if device.type != "cuda":
             return f"backend 'cuda' needs CUDA tensors, these are on {device}"
-        module = native()
-        return "" if module and module.have_cuda else "mmfast._C has no CUDA half (build where nvcc is)"
+        return cuda_half_fault(device)
     if backend == "triton":
         if not has_triton():
             return "triton is not installed"
