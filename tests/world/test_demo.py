@@ -6,6 +6,8 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +167,35 @@ def test_no_more_threads_than_cores(monkeypatch):
         assert 1 <= processes * threads <= cores
     monkeypatch.setattr(demo.os, "sched_getaffinity", lambda _: {0, 1})
     assert demo.layout() == (2, 1) and demo.layout(1) == (1, 2)
+
+
+def test_the_demo_without_its_training_leaves_and_prints_all_it_promises(small, tmp_path, monkeypatch):
+    """The slow test's quick twin: the world, the captions, the judges and the report are real, the runs are not."""
+    path, _ = small
+    launched = []
+
+    def launch(settings, config, follow, **_):
+        launched.append((settings["output_dir"], settings["data"]["path"]))
+        follow(1, 1)
+        return path / "seeing"
+
+    monkeypatch.setattr(demo, "WorldSpec", lambda seed: replace(SMALL, seed=seed, base=10, pairs=60))
+    monkeypatch.setattr(demo, "make_base", lambda *_: (path / "seeing", True))
+    monkeypatch.setattr(demo, "launch", launch)
+    monkeypatch.setattr(demo, "layout", lambda _: (1, 1))
+    monkeypatch.setattr(demo, "greedy_captions", partial(greedy_captions, max_new_tokens=4))
+    out = io.StringIO()
+    found = demo.demo(tmp_path, seed=3, processes=1, console=Console(file=out, width=80))
+    said, folder = out.getvalue(), tmp_path / "seed-3"
+    assert [Path(run).name for run, _ in launched] == list(demo.RUNS)
+    assert [Path(data).name for _, data in launched] == ["pairs.jsonl", "pairs.jsonl", "blind.jsonl"]
+    for line in ("world: pictures and captions: ", "the base model is there already", "held-out captions: ddpo: 12/12"):
+        assert line in said
+    assert "linear judge" in said and "no improvement" in said and "accuracies" not in said
+    assert set(found["scores"]) == {"base", *demo.RUNS}
+    kept = json.loads((folder / "results.json").read_text())
+    assert kept["scores"]["ddpo"] == found["scores"]["ddpo"].as_dict() and kept["processor_seconds"] > 0
+    assert len(read_lines(folder / "captions.jsonl")) == 12 and (folder / "report.html").exists()
 
 
 @pytest.mark.slow
