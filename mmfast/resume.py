@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mmfast.checkpoint import Checkpointer
-from mmfast.checkpoint_files import damage, find, number, present, read_info
+from mmfast.checkpoint_files import damage, evaluation, find, number, present, read_info
 from mmfast.config import Config, Section
 from mmfast.directory import directory
 from mmfast.job import total_steps
@@ -123,12 +123,8 @@ class Start:
     path: Path
     info: dict[str, Any]
     changed: list[str]
+    evaluated: bool  # the evaluation of its step, where there is to be one, was noted
     finished: bool = False
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether the evaluation of its step, where there is to be one, was noted."""
-        return (self.path / "evaluation.json").is_file()
 
 
 def choose(
@@ -154,10 +150,10 @@ def choose(
         found = runtime.gather(found)[0]
         if found is None:
             return None
-        path, info, damaged = found
+        path, info, damaged, evaluated = found
         for text in damaged:
             say(f"{text}: going back to an older checkpoint")
-        start = Start(path, info, check_settings(path, info["config"], config))
+        start = Start(path, info, check_settings(path, info["config"], config), evaluated)
         check_identity(path, info["identity"], identity(), start.changed)
         total, step = total_steps(config, info["steps_per_epoch"]), info["step"]
         if total < step:
@@ -180,8 +176,9 @@ def choose(
         say(f"{problem}: going back to an older checkpoint")
 
 
-def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """(checkpoint, its state, what was found damaged on the way) on rank 0: as far as small files show."""
+def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[str, Any], list[str], bool] | None:
+    """(checkpoint, its state, what was found damaged on the way, whether its evaluation was noted), on rank 0: as far
+    as small files show."""
     checkpoints = folder / "checkpoints"
     if resume == "never":
         return None
@@ -190,7 +187,7 @@ def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[s
         assert path is not None
         if problem := damage(path):
             raise ValueError(f"{problem}; name an older one in train.resume")
-        return path, read_info(path), []
+        return path, read_info(path), [], evaluation(path) is not None
     last, told = last_whole_step(folder)
     damaged = [] if not told or given_up else [told]
     there = present(checkpoints)
@@ -198,7 +195,7 @@ def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[s
         if path in given_up or (told and number(path) >= last):
             continue
         if not (problem := damage(path)):
-            return path, read_info(path), damaged
+            return path, read_info(path), damaged, evaluation(path) is not None
         damaged.append(problem)
         given_up.append(path)
     if there:

@@ -84,15 +84,17 @@ class Runtime:
                 problem = str(error)
         self.agree(problem)
 
-    def first_to_say(self, text: str) -> bool:
-        """Whether no other rank has said this yet, so that what every rank finds is printed once. Waits for nobody."""
-        if self.world == 1 or not dist.is_initialized():
-            return True
-        try:
-            store = dist.distributed_c10d._get_default_store()
-            return store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
-        except RuntimeError:  # the rank that kept the store has left
-            return True
+    def marked(self, error: Exception) -> Exception:
+        """`error.told`: another rank says the same, so that what every rank finds is printed once. Waits for nobody."""
+        said = 1
+        if self.world > 1 and dist.is_initialized():
+            try:
+                store = dist.distributed_c10d._get_default_store()
+                said = store.add(f"said/{hashlib.sha256(str(error).encode()).hexdigest()}", 1)
+            except RuntimeError:  # the rank that kept the store has left
+                pass
+        error.told = said > 1  # type: ignore[attr-defined]
+        return error
 
     def watch_signals(self) -> None:
         """SIGTERM, SIGUSR1 and a first SIGINT (Ctrl-C) ask for a checkpoint and an end after the current step; a second

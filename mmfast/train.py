@@ -59,10 +59,9 @@ def train(config: Config) -> dict[str, float]:
             raise Stopped
         return run.last
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(out_of_memory(config, runtime, error)) from error
+        raise runtime.marked(RuntimeError(out_of_memory(config, runtime, error))) from error
     except (ValueError, RuntimeError) as error:
-        error.told = not runtime.first_to_say(str(error))  # type: ignore[union-attr]
-        raise
+        raise runtime.marked(error)  # noqa: B904 (it is the same one)
     finally:
         runtime.close()
 

@@ -98,6 +98,17 @@ def test_a_failed_write_is_told_and_leaves_the_older(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_checkpoint_is_never_written_over(tmp_path):
+    """Its folder was removed before the new one was renamed: a kill between lost both."""
+    model, optimizer = _made(0)
+    materialise(optimizer)
+    saver = Checkpointer(tmp_path)
+    saver.save(1, training_state(model, optimizer), {"note": "first"}, wait=True)
+    with pytest.raises(RuntimeError, match="step-1 is there already"):
+        saver.save(1, training_state(model, optimizer), {"note": "second"}, wait=True)
+    assert saver.load(tmp_path / "step-1", training_state(model, optimizer))["note"] == "first"
+
+
 def test_read_only_folder_and_bad_names(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

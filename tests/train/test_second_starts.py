@@ -14,6 +14,7 @@ from mmfast.checkpoint_files import complete, damage, read_sealed, seal
 from mmfast.config import load
 from mmfast.metrics import read
 from mmfast.train import Run, train
+from tests.train.ranks import run_ranks
 from tests.train.test_ranks import weights
 from tests.train.test_resume import snapshot
 from tests.train.test_rollback import Killed, dying_after, flip
@@ -312,3 +313,27 @@ def test_the_trials_reach_every_rule():
     assert min(ends.count(end) for end in ("refused", "finished", "runs")) >= 4, ends
     assert {trial.damage for trial in trials} == set(DAMAGE)
     assert {json.dumps(trial.changes) for trial in trials} == {json.dumps(c) for c in [*FREE, *(c for c, _ in REFUSED)]}
+
+
+def test_two_ranks_decide_alike(ground, tmp_path):
+    """Finished, refused, damaged and set aside: each told by rank 0, and no rank waits for another."""
+    folder, model, rows, *_ = ground
+    run = tmp_path / "run"
+    given = {"data.cache": str(folder / "cache")}
+    config = config_of(folder, model, rows, run, given, 4, "auto")
+    run_ranks(2, tmp_path, train, config)
+    before = snapshot(run)
+    run_ranks(2, tmp_path, train, config)
+    assert snapshot(run) == before
+    with pytest.raises(AssertionError, match=r"objective\.beta was 0\.1 and is 0\.5"):
+        run_ranks(2, tmp_path, train, config_of(folder, model, rows, run, {"objective.beta": 0.5}, 4, "auto"))
+    assert len(list(tmp_path.glob("errors.*"))) == 2 and snapshot(run) == before  # both ranks ended by it
+    (run / "finished.json").unlink()
+    flip(sorted((run / "checkpoints" / "step-4").glob("__1_*.distcp"))[0])
+    run_ranks(2, tmp_path, train, config)
+    assert len(list(run.glob("set-aside-*/step-4"))) == 1
+    expected = weights(tmp_path)
+    run_ranks(2, tmp_path, train, config_of(folder, model, rows, run, {}, 4, "never"))
+    assert len(list(run.glob("set-aside-*/step-2"))) == 1 and len(list(run.glob("set-aside-*/step-4"))) == 2
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, expected[name])
