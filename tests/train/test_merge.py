@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmfast import merging
 from mmfast.merging import merge
+from mmfast.models.loading import load
 from tests.train.test_export import pixels_logits
 from tests.train.tiny import make_model
 
@@ -134,3 +135,20 @@ def test_an_adapter_that_does_not_fit_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match=r"has rank 2, and its adapter_config\.json says 4"):
         merge(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"modules_to_save": ["multi_modal_projector"]}, "modules_to_save"),
+        ({"use_dora": True}, "is DoRA"),
+        ({"lora_bias": True}, "is no plain LoRA of a linear layer"),
+        ({"target_modules": ["embed_tokens"]}, "is no plain LoRA of a linear layer"),
+        ({"bias": "all"}, 'bias = "all"'),
+    ],
+)
+def test_an_initial_adapter_that_would_be_exported_in_part_is_refused(tmp_path, settings, told):
+    base = make_model(tmp_path)
+    adapter = make_adapter(base, tmp_path / "adapter", **settings)
+    with pytest.raises(ValueError, match=f"^model.adapter: .*{told}"):
+        load(str(base), dtype="float32", adapter=str(adapter))
