@@ -124,8 +124,8 @@ class Place:
     """The stores of one data set with one set of settings, seen from one set of roots."""
 
     def __init__(self, cache: Path, name: str, roots: Sequence[str | Path]):
-        given = [os.path.abspath(root) for root in roots]
-        self.roots = [*given, os.path.abspath(cache / "images")]
+        given = [str(Path(root).absolute()) for root in roots]  # as written: ".." after a link is elsewhere
+        self.roots = [*given, str((cache / "images").absolute())]
         self.folder = cache / "examples" / name
         mark = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
         self.note = self.folder / "bindings" / f"{mark}.safetensors"

@@ -322,6 +322,10 @@ def _build(
             parts = _run(jobs, data.workers, progress)
         finally:
             _maker = None
+        now = _data_digests(data, place.folder.parent.parent / "digests")
+        if any(manifest[name] != value for name, value in now.items()):
+            shutil.rmtree(place.building)
+            raise ValueError("data.path: the data changed while examples were built from it; start again")
         try:
             contents = contents_of(parts)
             if place.unchanged(contents):

@@ -132,7 +132,7 @@ class ImageIndex:
             if before and before[0] in self.infos:
                 self.contents[place] = before
                 return before[0]
-            stamp = stamp_of(os.path.join(os.path.abspath(root), image))
+            stamp = stamp_of(str(root / image))
             try:
                 data, source = image_bytes(image, root)
             except BadRow as error:
@@ -147,7 +147,7 @@ class ImageIndex:
         place = (KEPT, f"{name[:2]}/{name}")
         self.used.add(place)
         if place not in self.contents:
-            self.contents[place] = name, stamp_of(os.path.abspath(keep_bytes(self.keep, name, data)))
+            self.contents[place] = name, stamp_of(str(keep_bytes(self.keep, name, data)))
 
     def _measure(self, name: str, data: bytes, source: str) -> None:
         if name in self.infos or name in self.bad:

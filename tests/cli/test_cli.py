@@ -2,9 +2,12 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
+import pytest
 from typer.testing import CliRunner
 
+from mmfast import cli
 from mmfast.cli import app
 
 
@@ -26,6 +29,14 @@ def test_a_users_mistake_is_one_line(tmp_path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr.startswith("mmfast: ") and "none.toml" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch) -> None:
+    for error in (PermissionError(13, "Permission denied", "x"), NotADirectoryError(20, "Not a directory", "x")):
+        monkeypatch.setattr(cli, "app", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as told:
+            cli.main()
+        assert str(told.value).startswith("mmfast: ") and error.strerror in str(told.value)
 
 
 def test_doctor_tests_every_op_and_says_which_backend_is_used() -> None:

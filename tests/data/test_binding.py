@@ -1,5 +1,6 @@
 """A store and the pictures it was built from: bound by content once a root, never one's pixels for another's."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -226,6 +227,34 @@ def test_a_picture_that_changes_during_the_build(data, picture, start, monkeypat
     picture("a/0.png", seed=6)
     with pytest.raises(ValueError, match="change while examples are built from them"):
         start(data)
+
+
+def test_data_that_changes_during_the_build(data, start, monkeypatch):
+    real = build_module.Maker.part
+    monkeypatch.setattr(build_module, "CHUNK", 8)
+
+    def changing(self, target, file, chunk):
+        with open(data / "p.jsonl", "a") as f:
+            f.write(json.dumps(pair(100, "0.png")) + "\n")
+        return real(self, target, file, chunk)
+
+    monkeypatch.setattr(build_module.Maker, "part", changing)
+    with pytest.raises(ValueError, match="the data changed while examples were built from it; start again"):
+        start(data)
+    monkeypatch.setattr(build_module.Maker, "part", real)
+    assert len(start(data)) == 14
+
+
+def test_a_root_behind_a_link_is_where_the_system_finds_it(data, picture, start, tmp_path):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    for i in range(3):
+        picture(f"far/x/{i}.png", seed=40 + i)
+        picture(f"x/{i}.png", seed=50 + i)
+    store = start(data, images=str(tmp_path / "link/../x"))
+    assert pixels(store) == files(tmp_path / "far/x")
+    picture("far/x/1.png", seed=60)
+    assert pixels(start(data, images=str(tmp_path / "link/../x"))) == files(tmp_path / "far/x")
 
 
 def test_parts_of_a_killed_build_are_not_mixed_with_other_pictures(data, picture, start, monkeypatch):

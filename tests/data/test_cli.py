@@ -77,6 +77,12 @@ def test_with_no_good_row_the_reasons_are_printed(rows, llava_dir, tmp_path):
         assert run(app, ["show", *base, *more]).exit_code == 1
 
 
+def test_with_no_readable_row_the_first_reason_is_told(rows, llava_dir, tmp_path):
+    path = rows("bad.jsonl", ["{", "["])
+    result = run(app, ["check", str(path), "-m", str(llava_dir), "--cache", str(tmp_path / "c")])
+    assert result.exit_code == 1 and "the first, bad.jsonl:0: not valid JSON" in str(result.exception)
+
+
 def test_sharing_of_a_group(rows, picture, llava_dir, tmp_path):
     """Four pairs of one question: distinct tokens counted by hand."""
     picture("a.png")
