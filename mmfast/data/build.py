@@ -88,7 +88,6 @@ class Maker:
         part, report = Part(), Report()
         for row in rows:
             report.rows += 1
-            report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             try:
                 for record in read_row(self.formats[file], row, {"root": self.roots[file], **self.options}):
                     images = [self.index.look_up(i, self.roots[file]) for i in record.images]
@@ -96,6 +95,7 @@ class Maker:
                     part.add(example, file)
                     report.examples += 1
                     report.notes += notes
+                report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             except BadRow as error:
                 problem = Problem(row.source, error.kind, str(error))
                 if not self.drop:
