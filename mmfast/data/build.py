@@ -110,7 +110,6 @@ class Maker:
         self.index.start()
         for row in rows:
             report.rows += 1
-            report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             try:
                 records = read_row(self.formats[file], row, {"root": self.roots[file], **self.options})
                 for k, record in enumerate(records):
@@ -119,6 +118,7 @@ class Maker:
                     part.add(example, file)
                     report.examples += 1
                     report.notes += notes
+                report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
             except BadRow as error:
                 problem = Problem(row.source, error.kind, str(error))
                 if not self.drop:

@@ -80,9 +80,9 @@ def convert(
 
     def records() -> Iterator[Record]:
         for row in iterate(source):
-            result.unused.update(unused(fmt, row.value))
             try:
                 yield from read_row(fmt, row, given)
+                result.unused.update(unused(fmt, row.value))
             except BadRow as error:
                 if on_error == "raise":
                     raise ValueError(f"{row.source}: {error}") from None

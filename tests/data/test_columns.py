@@ -84,6 +84,15 @@ def test_known_columns_are_not_reported(rows, llava_dir):
         assert store_of(rows("p.jsonl", [row]), llava_dir).report.unused == {}
 
 
+def test_columns_of_rows_that_are_left_out_are_not_counted(rows, llava_dir):
+    path = rows("p.jsonl", [PAIR | EXTRA, PAIR | EXTRA | {"videos": ["a.mp4"]}, UNPAIRED["trl"]])
+    store = store_of(path, llava_dir, on_error="drop")
+    said = "1 examples from 3 rows; dropped: 1 media, 1 unpaired; columns kept in meta and not used: "
+    assert store.report.summary() == said + "score_chosen (1 row), source (1 row)"
+    result = run(app, ["convert", str(path), str(path.parent / "out.jsonl"), "--on-error", "drop"])
+    assert "columns kept in meta and not used: score_chosen (1 row), source (1 row)" in result.output
+
+
 def test_columns_are_counted_over_all_workers(rows, llava_dir):
     path = rows("p.jsonl", [PAIR | {"id": str(i), "source": "web"} for i in range(600)])
     data = DataSettings(path=str(path), workers=2)
