@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.tokens import model_directory
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
 from mmfast.models.lora import ALL_LINEAR, Lora, settings_of
@@ -20,11 +21,16 @@ def check_model(config: Config) -> None:
     """Keys that need images, for a model that reads none; an initial adapter that cannot be trained; LoRA targets that
     the model does not have (on its shapes alone)."""
     m, o = config.model, config.optim
+    folder = model_directory(m.path)
+    try:
+        adapter = adapter_for(AutoConfig.from_pretrained(folder))
+    except OSError as error:
+        raise ValueError(f"model.path: {error}") from None
     if m.adapter:
         settings_of(m.adapter)
     if m.lora and m.lora.targets != ALL_LINEAR:
-        load(m.path, freeze=m.freeze, lora=Lora.of(config), device="meta", random_weights=True)
-    if adapter_for(AutoConfig.from_pretrained(m.path)).image_token_id is not None:
+        load(str(folder), freeze=m.freeze, lora=Lora.of(config), device="meta", random_weights=True)
+    if adapter.image_token_id is not None:
         return
     for key, given in (
         ("model.cache_vision", m.cache_vision),

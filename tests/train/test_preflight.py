@@ -66,6 +66,13 @@ def test_an_example_above_the_pack_is_refused_before_the_model_loads(tiny, tmp_p
         train(make_config(tmp_path, *tiny, **{"train.tokens_per_pack": 60}))
 
 
+def test_a_model_that_is_not_there_is_one_line_with_its_key(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "no" / "where"):
+        with pytest.raises(ValueError, match=path.name):
+            train(make_config(tmp_path, path, tiny[1]))
+
+
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_spans_given_in_the_data_must_be_there(gamma, tiny, tmp_path, no_model):
     """DDPO on rows without a span would be plain DPO under another name."""
