@@ -90,14 +90,14 @@ class Run:
         held_out = open_examples(config, runtime, config.data.eval_path) if config.data.eval_path else None
         self.examples = examples_of(config, self.store)
         stores = [self.store, *([held_out] if held_out else [])]
-        check_length(config, self.examples, self.store.images)
+        check_length(config, self.examples, self.store.images, runtime.world)
         check_segments(config, self.examples)
         self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan)
         pairs = config.objective.kind == "dpo"
         self.objective = objective_of(config)
-        check_whole_steps(self.plan, self.total, runtime.world)
+        check_whole_steps(self.plan, self.total)
         resume = checkpoint.find(self.folder / "checkpoints", config.train.resume)
         values, self.digest, self.live = None, "", None
         if pairs and config.reference.kind == "cached":

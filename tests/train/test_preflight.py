@@ -14,7 +14,7 @@ from mmfast.config import build, dump, load
 from mmfast.job import examples_of, make_plan, open_examples, open_model
 from mmfast.models import lora as models
 from mmfast.planning import plan, setting_of, sketch
-from mmfast.preflight import check_whole_steps, least_tokens
+from mmfast.preflight import check_length, least_tokens
 from mmfast.recipes import FOLDER
 from mmfast.runtime import Runtime
 from mmfast.train import Run, train
@@ -132,9 +132,8 @@ def test_aot_takes_its_steps_and_its_evaluation_whole(tiny, tmp_path):
 def test_aot_on_two_ranks_is_refused(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"objective.loss": "aot", "train.tokens_per_pack": 4000})
     store = open_examples(config, ALONE)
-    made = make_plan(config, examples_of(config, store), store.images, sketch(config))
     with pytest.raises(ValueError, match="one rank must hold, and there are 2"):
-        check_whole_steps(made, 1, world=2)
+        check_length(config, examples_of(config, store), store.images, world=2)
     with pytest.raises(ValueError, match="there are 4"):
         plan(config, ranks=4)
 
