@@ -367,7 +367,7 @@ def _explain(item: Any) -> str:
     path = [part for part in item["loc"] if isinstance(part, str) and part not in ("str", "list[Source]")]
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
-        if path[-1] in ALIASES and path[-1] not in _known(path[:-1]):
+        if path[-1] in ALIASES:
             return f"unknown key {name}: did you mean {ALIASES[path[-1]]}?"
         near = difflib.get_close_matches(path[-1], _known(path[:-1]), n=1, cutoff=0.5)
         everywhere = difflib.get_close_matches(path[-1], _all_keys(), n=1, cutoff=0.6)

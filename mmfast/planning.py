@@ -51,14 +51,14 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     runtime = Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
     store = open_examples(config, runtime)
     examples = examples_of(config, store)
-    check_length(config, examples, store.images)
+    check_length(config, examples, store.images, ranks)
     check_segments(config, examples)
     scorer = sketch(config)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(scorer)
     cost = step_cost(config, scorer)
     made = make_plan(config, examples, store.images, scorer)
-    check_whole_steps(made, total_steps(config, made), ranks)
+    check_whole_steps(made, total_steps(config, made.steps_per_epoch))
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])

@@ -14,6 +14,7 @@ from mmfast.directory import directory
 from mmfast.models.families import adapter_for
 from mmfast.models.loading import load
 from mmfast.models.lora import ALL_LINEAR, Lora, settings_of
+from mmfast.objectives import objective_of
 from mmfast.packing import Plan
 
 
@@ -21,11 +22,16 @@ def check_model(config: Config) -> None:
     """Keys that need images, for a model that reads none; an initial adapter that cannot be trained; LoRA targets that
     the model does not have (on its shapes alone)."""
     m, o = config.model, config.optim
+    folder = directory(m.path)
+    try:
+        adapter = adapter_for(AutoConfig.from_pretrained(folder))
+    except OSError as error:
+        raise ValueError(f"model.path: {error}") from None
     if m.adapter:
         settings_of(m.adapter)
     if m.lora and m.lora.targets != ALL_LINEAR:
-        load(m.path, freeze=m.freeze, lora=Lora.of(config), device="meta", random_weights=True)
-    if adapter_for(AutoConfig.from_pretrained(directory(m.path))).image_token_id is not None:
+        load(str(folder), freeze=m.freeze, lora=Lora.of(config), device="meta", random_weights=True)
+    if adapter.image_token_id is not None:
         return
     for key, given in (
         ("model.cache_vision", m.cache_vision),
@@ -40,8 +46,13 @@ def check_model(config: Config) -> None:
             raise ValueError(f"{key} has no effect: {m.path} reads text alone; leave it out")
 
 
-def check_length(config: Config, examples: Sequence[Example], images: Mapping[str, ImageInfo]) -> None:
-    """The steps must hold the warm-up, and a pack each example."""
+def check_length(config: Config, examples: Sequence[Example], images: Mapping[str, ImageInfo], world: int = 1) -> None:
+    """The steps must hold the warm-up, a pack each example, and one rank a step that is sorted over."""
+    if world > 1 and objective_of(config).whole_step:
+        raise ValueError(
+            f"objective.loss: aot and aot_unpaired sort over the whole step, which one rank must hold, and there are "
+            f"{world}: run one process"
+        )
     t, o = config.train, config.optim
     budget = t.tokens_per_pack
     for example in examples:
@@ -96,15 +107,8 @@ def least_tokens(example: Example, images: Mapping[str, ImageInfo], budget: int)
     return apart - common - sum(images[i].tokens - 1 for i in chosen.images)
 
 
-def check_whole_steps(plan: Plan, total: int, world: int) -> None:
-    """A loss that sorts over the step needs it in one pack on one rank: every step of the run is planned, since each
-    epoch has an order of its own. The plan names the step that does not fit."""
-    if not plan.settings.whole_step:
-        return
-    if world > 1:
-        raise ValueError(
-            f"objective.loss: aot and aot_unpaired sort over the whole step, which one rank must hold, and there are "
-            f"{world}: run one process"
-        )
-    for number in range(total):
+def check_whole_steps(plan: Plan, total: int) -> None:
+    """A loss that sorts over the step needs it in one pack: every step of the run is planned, since each epoch has an
+    order of its own. The plan names the step that does not fit."""
+    for number in range(total if plan.settings.whole_step else 0):
         plan.step(number // plan.steps_per_epoch, number % plan.steps_per_epoch)

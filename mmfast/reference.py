@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,9 @@ def rescore(
     cache and did not score itself; raises where the cache is off. All ranks score the same ones. Says what it found."""
     worst, count = 0.0, 0
     for number, store in enumerate(stores):
-        found = [i for i, pair in enumerate(keys_of(store)) if any(key not in scored for key in pair)]
-        rows = np.random.default_rng([config.seed, number]).permutation(found)[: config.reference.check].tolist()
-        if rows:
+        order = np.random.default_rng([config.seed, number]).permutation(len(store)).tolist()
+        found = (i for i in order if any(response_key(b) not in scored for b in branches(store[i])))
+        if rows := list(islice(found, config.reference.check)):
             worst = max(worst, _compare(config, runtime, store, rows, model, cache))
             count += len(rows)
     return f"reference: {count} cached rows scored again, off by {worst:.2g} nat at most" if count else ""

@@ -112,14 +112,14 @@ class Run:
             return
         self._open_examples()
         stores = [self.store, *([self.held_out] if self.held_out else [])]
-        check_length(config, self.examples, self.store.images)
+        check_length(config, self.examples, self.store.images, runtime.world)
         check_segments(config, self.examples)
         self.scorer, load_images = open_model(config, runtime, stores)
         self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
         self.total = total_steps(config, self.plan.steps_per_epoch)
         pairs = config.objective.kind == "dpo"
         self.objective = objective_of(config)
-        check_whole_steps(self.plan, self.total, runtime.world)
+        check_whole_steps(self.plan, self.total)
         values, self.live = None, None
         if pairs and config.reference.kind == "cached":
             values = self._read_reference(stores, load_images)

@@ -14,7 +14,7 @@ from mmfast.config import build, dump, load
 from mmfast.job import examples_of, make_plan, open_examples, open_model
 from mmfast.models import lora as models
 from mmfast.planning import plan, setting_of, sketch
-from mmfast.preflight import check_whole_steps, least_tokens
+from mmfast.preflight import check_length, least_tokens
 from mmfast.recipes import FOLDER
 from mmfast.runtime import Runtime
 from mmfast.train import Run, train
@@ -64,6 +64,13 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_loads(tiny
 def test_an_example_above_the_pack_is_refused_before_the_model_loads(tiny, tmp_path, no_model):
     with pytest.raises(ValueError, match=r"example train\d+ \(.*pairs.jsonl:\d+\) needs \d+ tokens, but train.tokens"):
         train(make_config(tmp_path, *tiny, **{"train.tokens_per_pack": 60}))
+
+
+def test_a_model_that_is_not_there_is_one_line_with_its_key(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "no" / "where"):
+        with pytest.raises(ValueError, match=path.name):
+            train(make_config(tmp_path, path, tiny[1]))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
@@ -125,9 +132,8 @@ def test_aot_takes_its_steps_and_its_evaluation_whole(tiny, tmp_path):
 def test_aot_on_two_ranks_is_refused(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"objective.loss": "aot", "train.tokens_per_pack": 4000})
     store = open_examples(config, ALONE)
-    made = make_plan(config, examples_of(config, store), store.images, sketch(config))
     with pytest.raises(ValueError, match="one rank must hold, and there are 2"):
-        check_whole_steps(made, 1, world=2)
+        check_length(config, examples_of(config, store), store.images, world=2)
     with pytest.raises(ValueError, match="there are 4"):
         plan(config, ranks=4)
 

@@ -245,7 +245,7 @@ def test_the_frozen_curve(tiny, tmp_path):
         ({"data.path": ""}, "data.path is empty"),
         ({"model.path": ""}, "model.path is empty"),
         ({"train.tokens_per_pack": 60}, "needs .* tokens, but train.tokens_per_pack = 60"),
-        ({"objective.loss": "exo_pair"}, "exo_pair needs label_smoothing"),
+        ({"objective.loss": "exo_pair"}, "exo_pair.*objective.label_smoothing"),
         ({"objective.loss": "aot", "train.tokens_per_pack": 300}, "one pack"),
         ({"output_dir": "/dev/null/run"}, "output_dir: cannot write"),
         ({"model.quantize": "nf4", "model.lora": {"r": 4}}, "needs a GPU"),
