@@ -91,18 +91,24 @@ def guarded_step(optimizer: torch.optim.Optimizer, norm: Tensor, loss: Tensor) -
     """One optimiser step, undone on the device if the gradient or the loss is not finite. Returns 1.0 where it was.
 
     AdamW's found_inf leaves weights and moments untouched. torchao's optimisers have no such input: there the gradient
-    is zeroed and the rate too, so that weights stay and the moments only decay.
+    is zeroed, and the rate for this one step, so that weights stay and the moments only decay. torchao keeps its rate
+    on the CPU: the step gets a copy of it on the gradients' device, where `bad` is, and nothing waits.
     """
-    bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+    bad = torch.logical_not(torch.isfinite(norm) & torch.isfinite(loss)).float()
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.step()
         return bad
-    for group in optimizer.param_groups:
-        group["lr"].mul_(1 - bad)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = (1 - bad) * rate
         for p in group["params"]:
             if p.grad is not None:
                 p.grad = torch.where(bad.bool(), torch.zeros_like(p.grad), p.grad)
-    optimizer.step()
+    try:
+        optimizer.step()
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
     return bad

@@ -23,7 +23,7 @@ from mmfast.ops.arguments import check_offsets, check_range, refuse_double_backw
 from mmfast.ops.folds import Folds, FoldSpec
 from mmfast.ops.head import Head
 from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
-from mmfast.ops.launch import custom_op
+from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
 from mmfast.ops.preference_math import SORTING, PreferenceSpec
 
@@ -67,6 +67,7 @@ def linear_preference_loss(
         return preference_loss(
             logps, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
         )
+    refuse_capture(OP, call.x, "its rows go through in chunks planned on the host (let keep_budget hold all rows)")
     like = call.x.new_empty(targets.shape[0], dtype=algorithm.accumulator(call.x.dtype))
     tensors, spec, loss_backend = prepare(
         like, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective

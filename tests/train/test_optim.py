@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmfast.config import Optim
 from mmfast.optim import build_optimizer, clip_gradients, guarded_step, rate_at, set_rate
@@ -61,6 +62,63 @@ def test_a_non_finite_step_moves_nothing(name, eager):
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     assert guarded_step(made, clip_gradients(model.parameters(), 1.0), torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize("rate", ["as built", "cpu", "device"])
+@pytest.mark.parametrize("name,master", [("adamw", "fp32"), ("adamw8bit", "fp32"), ("adamw", "bf16-stochastic")])
+def test_a_step_on_a_gpu_mixes_no_devices_and_waits_for_nothing(name, master, rate):
+    """FakeTensors on "cuda": an operation across devices raises, and so does reading a value back to the host.
+
+    torchao's own step is a compiled kernel, which no FakeTensor gets through without CUDA; it is given its arguments.
+    """
+    torchao = name != "adamw" or master != "fp32"
+    if torchao:
+        pytest.importorskip("torchao")
+    elif rate != "as built":
+        pytest.skip("ours is a number there")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        p, bias = (nn.Parameter(torch.zeros(*shape, device="cuda")) for shape in ((64, 128), (64,)))
+        made = build_optimizer(Optim(name=name, master=master, lr=0.1), {"a.weight": p, "a.bias": bias}, set(), set())
+        for group in made.param_groups if rate != "as built" else ():
+            group["lr"] = torch.tensor(0.1, device={"cpu": "cpu", "device": "cuda"}[rate])
+        rates = [group["lr"] for group in made.param_groups]
+        stepped = []
+
+        def step():
+            for group in made.param_groups:
+                for q in group["params"]:
+                    assert isinstance(group["lr"], torch.Tensor) and group["lr"].device == q.device
+                    stepped.append(q.detach() - group["lr"] * q.grad)
+
+        if torchao:
+            made.step = step
+        for _ in range(2):
+            set_rate(made, 0.5)
+            for q in (p, bias):
+                q.grad = torch.ones_like(q)
+            norm = clip_gradients((p, bias), 1.0)
+            bad = guarded_step(made, norm, torch.zeros((), device="cuda"))
+            assert bad.device.type == norm.device.type == p.grad.device.type == "cuda"
+        assert len(stepped) == (4 if torchao else 0)
+        after = [group["lr"] for group in made.param_groups]
+        assert all(a is b for a, b in zip(after, rates, strict=True) if isinstance(b, torch.Tensor))
+
+
+@pytest.mark.parametrize("rate", ["cpu tensor", "float"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_a_skipped_step_leaves_the_rate(name, rate, eager):
+    if name == "adamw8bit":
+        pytest.importorskip("torchao")
+        if rate == "float":
+            pytest.skip("torchao refuses a rate that is no tensor")
+    model = _model()
+    made = build_optimizer(Optim(name=name, lr=0.1), dict(model.named_parameters()), set(), set())
+    for group in made.param_groups:
+        group["lr"] = torch.tensor(0.1) if rate == "cpu tensor" else 0.1
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    assert guarded_step(made, clip_gradients(model.parameters(), 1.0), torch.tensor(0.0))
+    assert all(float(group["lr"]) == pytest.approx(0.1) for group in made.param_groups)
 
 
 def test_clipping_is_torchs():
