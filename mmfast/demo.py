@@ -11,6 +11,11 @@ and the base model are kept, so a second run only aligns and judges.
 
 from __future__ import annotations
 
+from mmfast.extras import check_training_packages
+
+if __name__ == "__main__":
+    check_training_packages()  # before the imports below need them
+
 import argparse
 import json
 import os
