@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test lint sanitize compilers clean
+.PHONY: setup demo test lint types sanitize compilers install-check pythons clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -31,6 +31,8 @@ test: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: setup
 	$(PY) -m mypy
 
 # The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the tests of the native ops.
@@ -48,6 +50,15 @@ sanitize: setup
 # Every host source through GCC 11 to 14 (as root on Debian; minutes). Not in CI.
 compilers: setup
 	$(PY) .ci/compilers.py
+
+# The README's install line in a bare venv of this Python; then of others, one at a time: their torch may be the CUDA
+# build, 5 GB each, which no cache keeps. PYTHONS="python3.12 python3.13" names others.
+install-check:
+	TORCH="$(TORCH)" .ci/install-check $(PYTHON)
+
+PYTHONS ?= python3.12 python3.13
+pythons:
+	for python in $(PYTHONS); do TORCH="$(TORCH)" PIP_NO_CACHE_DIR=1 .ci/install-check $$python || exit 1; done
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

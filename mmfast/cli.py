@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from mmfast.extras import how_to_install
+
 try:
     import typer
 except ImportError:  # the ops alone need only torch and numpy
-    sys.exit("the mmfast command needs its training packages: pip install 'mmfast[train]'")
+    sys.exit(f"the mmfast command needs its training packages: {how_to_install('train')}")
 
 from mmfast.data.cli import app as data
 
@@ -182,6 +184,10 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         sys.exit(f"mmfast: {error}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "mmfast").startswith("mmfast"):
+            raise  # a fault of ours
+        sys.exit(f"mmfast: the package {missing.name} is not installed: {how_to_install('train')}")
 
 
 if __name__ == "__main__":

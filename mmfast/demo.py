@@ -13,6 +13,11 @@ run that saw the wrong pictures has a high one too (docs/world.md).
 
 from __future__ import annotations
 
+from mmfast.extras import check_training_packages
+
+if __name__ == "__main__":
+    check_training_packages()  # before the imports below need them
+
 import argparse
 import json
 import os

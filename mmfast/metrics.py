@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mmfast.extras import how_to_install
+
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -21,7 +23,7 @@ def check_trackers(names: list[str]) -> None:
     """Raise before anything expensive if a tracker that was asked for is not installed."""
     for name in names:
         if importlib.util.find_spec(EXTRAS[name]) is None:
-            raise ValueError(f"log.trackers: {name!r} is not installed: pip install 'mmfast[{name}]'")
+            raise ValueError(f"log.trackers: {name!r} is not installed: {how_to_install(name)}")
         if name == "wandb" and os.environ.get("RANK", "0") == "0" and (problem := _wandb_problem()):
             raise ValueError(f"log.trackers: wandb: {problem}: run `wandb login`, or set WANDB_MODE=offline")
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmfast.config import Optim
+from mmfast.extras import how_to_install
 
 
 def check_optimizer(spec: Optim) -> None:
     """Raise before the model loads if what was asked for is not installed."""
     if (spec.name != "adamw" or spec.master != "fp32") and importlib.util.find_spec("torchao") is None:
-        raise ValueError("optim.name/master: this optimiser is torchao's: pip install 'mmfast[eightbit]'")
+        raise ValueError(f"optim.name/master: this optimiser is torchao's: {how_to_install('eightbit')}")
 
 
 def build_optimizer(

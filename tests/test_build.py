@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -149,3 +150,14 @@ def test_device_code_that_nvcc_does_not_know_is_refused_by_name(
     pytest.importorskip("cmake")
     said = architectures(tmp_path, CUDA_12_4, **asked)
     assert complaint in said and "architectures:" not in said
+
+
+def test_a_source_distribution_holds_all_that_the_build_reads(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("mmfast-*.tar.gz")
+    with tarfile.open(archive) as content:
+        held = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
+    needed = [*(ROOT / "csrc").rglob("*"), *(ROOT / "recipes").glob("*.toml"), *(ROOT / "kernels").glob("*.py")]
+    wanted = {str(file.relative_to(ROOT)) for file in needed if file.is_file()} | {"CMakeLists.txt", "LICENSE"}
+    assert wanted <= held, wanted - held
