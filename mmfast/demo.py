@@ -53,8 +53,8 @@ DDPO = {"gamma": 2.0, "sft_weight": 0.5, "lr": 5e-4}
 ALONE = {"lr": 1e-4}
 RUNS = {  # the headline, and what it is made of
     "ddpo": Alignment("DDPO + SFT term", DDPO),
-    "dpo_sft": Alignment("DPO + SFT term", {**DDPO, "gamma": 1.0}),
     "sft": Alignment("SFT alone", {"kind": "sft", "lr": DDPO["lr"]}),
+    "dpo_sft": Alignment("DPO + SFT term", {**DDPO, "gamma": 1.0}),
     "ddpo_alone": Alignment("DDPO alone", {**ALONE, "gamma": 2.0}),
     "dpo": Alignment("DPO alone", ALONE),
     "blind": Alignment("DDPO alone, blind", {**ALONE, "gamma": 2.0}, blind=True),

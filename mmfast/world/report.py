@@ -26,7 +26,7 @@ table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border
 td:first-child,th:first-child{text-align:left}figure{display:flex;gap:1.2rem;margin:1.4rem 0}
 figure img{width:168px;height:168px;image-rendering:pixelated}
 mark{background:#ffc9c9}dt{font-weight:600}dd{margin:0 0 .4rem}"""
-PICTURED = 4  # models whose captions stand beside the pictures of report.png
+PICTURED = 3  # models whose captions stand beside the pictures of report.png
 Judge = tuple[float, int]  # (accuracy, pairs) of probe.of_world
 
 
