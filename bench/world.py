@@ -1,4 +1,4 @@
-"""The demo over several seeds, with the headline taken apart and both blind controls: rows in results/world.jsonl.
+"""The demo over several seeds: rows in results/world.jsonl.
 
 python -m bench.world --seeds 11 12 13 --write
 """
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from bench.timing import machine, write_rows
-from mmfast.demo import PARTS, RUNS, demo, layout
+from mmfast.demo import RUNS, demo, layout
 from mmfast.metrics import read
 from mmfast.world.evaluate import change
 
@@ -17,14 +17,13 @@ from mmfast.world.evaluate import change
 def rows(seed: int, out: str, processes: int) -> list[dict]:
     """One row a model, and one for the judge that sees no picture. Reward accuracies stand in them to show how little
     they say: see the blind runs'."""
-    runs = RUNS | PARTS
-    found = demo(out, seed=seed, processes=processes, runs=runs)
+    found = demo(out, seed=seed, processes=processes)
     count, threads = layout(processes)
     common = {"op": "demo", "shape": f"seed {seed}", "processes": count, "threads_each": threads}
     made = []
     for name, one in found["scores"].items():
-        row = common | {"peer": name, "settings": dict(runs[name].settings) if name in runs else {}} | one.as_dict()
-        row |= {"blind": name in runs and runs[name].blind}
+        row = common | {"peer": name, "settings": dict(RUNS[name].settings) if name in RUNS else {}} | one.as_dict()
+        row |= {"blind": name in RUNS and RUNS[name].blind}
         if name != "base":
             base = found["scores"]["base"]
             row["change"] = {share: list(change(base, one, share)) for share in ("chair_s", "recall")}

@@ -2,8 +2,8 @@
 
     world      pictures with exact annotation, flawed captions, preference pairs
     base       a small LLaVA learns to see, then learns flawed captions by mmfast.train's SFT objective
-    align      mmfast.train: reference pass and DDPO; plain DPO beside it; and the same pairs with their pictures
-               shuffled, from which nothing can be learnt
+    align      mmfast.train: reference pass and DDPO with an SFT term; beside it DPO, SFT alone, each without the other,
+               and two runs on the same pairs with their pictures shuffled, from which nothing can be learnt
     report     greedy captions of held-out pictures before and after, scored exactly
 
 Everything lies under `out`, the configs too: `torchrun -m mmfast.train OUT/ddpo.toml` runs that part again. The world
@@ -55,20 +55,16 @@ class Alignment:
 
 # At the rate of the runs with an SFT term, those without it lose the language; theirs is the best of those tried.
 DDPO = {"gamma": 2.0, "sft_weight": 0.5, "lr": 5e-4}
-DPO = {"lr": 1e-4}
-RUNS = {
-    "ddpo": Alignment("DDPO", DDPO),
-    "dpo": Alignment("DPO", DPO),
-    "blind": Alignment("DDPO, no SFT term, blind", {"gamma": 2.0, **DPO}, blind=True),
+ALONE = {"lr": 1e-4}
+RUNS = {  # the headline, and what it is made of
+    "ddpo": Alignment("DDPO + SFT term", DDPO),
+    "sft": Alignment("SFT alone", {"kind": "sft", "lr": DDPO["lr"]}),
+    "dpo_sft": Alignment("DPO + SFT term", {**DDPO, "gamma": 1.0}),
+    "ddpo_alone": Alignment("DDPO alone", {**ALONE, "gamma": 2.0}),
+    "dpo": Alignment("DPO alone", ALONE),
+    "blind": Alignment("DDPO alone, blind", {**ALONE, "gamma": 2.0}, blind=True),
+    "blind_dpo": Alignment("DPO alone, blind", ALONE, blind=True),
 }
-# The headline taken apart; `python -m bench.world` runs these too.
-PARTS = {
-    "ddpo_alone": Alignment("DDPO, no SFT term", {"gamma": 2.0, **DPO}),
-    "dpo_sft": Alignment("DPO, with DDPO's SFT term and rate", {**DDPO, "gamma": 1.0}),
-    "sft": Alignment("SFT on the chosen texts alone", {"kind": "sft", "lr": DDPO["lr"]}),
-    "blind_dpo": Alignment("DPO, blind", DPO, blind=True),
-}
-CONTROLS = ("blind", "blind_dpo")
 
 
 def layout(processes: int = 0) -> tuple[int, int]:
@@ -148,10 +144,9 @@ def demo(
     base_steps: int = 1000,
     align_steps: int = 100,
     processes: int = 0,
-    runs: Mapping[str, Alignment] = RUNS,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The whole job; returns results.json with the scores as Score under "scores", by name ("base" and `runs`)."""
+    """The whole job; returns results.json, under "scores" each Score by name ("base" and those of RUNS)."""
     console, began, worked = console or Console(), time.monotonic(), processor_seconds()
     out = Path(out).resolve() / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +161,7 @@ def demo(
         if kept:
             parts.say("the base model is there already")
         models = {"base": base}
-        for name, one in runs.items():
+        for name, one in RUNS.items():
             models[name] = _align(one, out, name, world, base, seed, align_steps, parts.part, run)
         scenes = read_scenes(world)
         captions: dict[str, list[str]] = {}
@@ -175,7 +170,7 @@ def demo(
             captions[name] = greedy_captions(
                 model, processor, scenes, progress=parts.part(f"held-out captions: {name}")
             )
-    labels = {"base": "before"} | {name: one.label for name, one in runs.items()}
+    labels = {"base": "before"} | {name: one.label for name, one in RUNS.items()}
     truths = [record["chosen"][0]["content"][0]["text"] for record in read_lines(world / "test.jsonl")]
     write_captions(out / "captions.jsonl", scenes, captions, truths)
     scores = {name: score(texts, scenes) for name, texts in captions.items()}
@@ -188,7 +183,7 @@ def demo(
     }
     plain = results | {"scores": {name: one.as_dict() for name, one in scores.items()}}
     (out / "results.json").write_text(json.dumps(plain, indent=1))
-    controls = [name for name in CONTROLS if name in runs]
+    controls = [name for name, one in RUNS.items() if one.blind]
     page = write_report(out, scenes, captions, scores, labels, truths, judge, controls)
     print_tables(console, scores, labels, judge, controls)
     console.print(f"{results['seconds']:.0f} s; pictures, captions and what changed in the words: {page}")

