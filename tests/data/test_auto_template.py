@@ -44,7 +44,7 @@ def tokenizer_of(kind):
     """Trained here on the text of our own world, with bytes for what it does not know."""
     backend = Backend(models.BPE())
     text = [w for line in list(corpus())[:400] for w in (line, " ".join(line.split()[:3]))]
-    text += ["They are", "ASSISTANT:"] + ["ASSISTANT: They are red."] * 3  # whatever the world says
+    text += ["They are", "ASSISTANT:"] + ["ASSISTANT: They are"] * 3  # whatever the world says
     if kind == "byte-level":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
