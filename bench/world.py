@@ -11,12 +11,14 @@ from pathlib import Path
 from bench.timing import machine, write_rows
 from mmfast.demo import RUNS, demo, layout
 from mmfast.metrics import read
-from mmfast.world.evaluate import change
+from mmfast.world.evaluate import Score, change
+
+BESIDE = {"ddpo": "sft", "dpo_sft": "sft", "ddpo_alone": "blind", "dpo": "blind_dpo"}  # what a run must go beyond
 
 
 def rows(seed: int, out: str, processes: int) -> list[dict]:
-    """One row a model, and one for the judge that sees no picture. Reward accuracies stand in them to show how little
-    they say: see the blind runs'."""
+    """One row a model, one for the judge that sees no picture, one for the cost. Reward accuracies stand in them to
+    show how little they say."""
     found = demo(out, seed=seed, processes=processes)
     count, threads = layout(processes)
     common = {"op": "demo", "shape": f"seed {seed}", "processes": count, "threads_each": threads}
@@ -25,11 +27,19 @@ def rows(seed: int, out: str, processes: int) -> list[dict]:
         row = common | {"peer": name, "settings": dict(RUNS[name].settings) if name in RUNS else {}} | one.as_dict()
         row |= {"blind": name in RUNS and RUNS[name].blind}
         if name != "base":
-            base = found["scores"]["base"]
-            row["change"] = {share: list(change(base, one, share)) for share in ("chair_s", "recall")}
+            row["change"] = changes(found["scores"]["base"], one)
+            if name in BESIDE:
+                row["beyond"] = {"run": BESIDE[name]} | changes(found["scores"][BESIDE[name]], one)
             row |= reward_accuracy(Path(out) / f"seed-{seed}" / name)
         made.append(row)
-    return [*made, common | {"peer": "judge_without_pictures"} | found["judge_without_pictures"]]
+    made.append(common | {"peer": "judge_without_pictures"} | found["judge_without_pictures"])
+    cost = {key: found[key] for key in ("seconds", "processor_seconds", "base_reused")}
+    return [*made, common | {"peer": "cost"} | cost]
+
+
+def changes(before: Score, after: Score) -> dict[str, list[float]]:
+    """[after - before, and its 95% interval] of CHAIR_s and recall."""
+    return {share: list(change(before, after, share)) for share in ("chair_s", "recall")}
 
 
 def reward_accuracy(run: Path) -> dict[str, float]:

@@ -7,8 +7,8 @@
     report     greedy captions of held-out pictures before and after, scored exactly
 
 Everything lies under `out`, the configs too: `torchrun -m mmfast.train OUT/ddpo.toml` runs that part again. The world
-and the base model are kept, so a second run only aligns and judges. Reward accuracy on held-out pairs is not shown: the
-run that saw the wrong pictures has a high one too (docs/world.md).
+and the base model are kept, so a second run only aligns and judges. Reward accuracy on held-out pairs is not shown: it
+says little of hallucination (docs/world.md).
 """
 
 from __future__ import annotations

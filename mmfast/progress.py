@@ -19,7 +19,7 @@ class Parts:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
         columns = (
-            TextColumn("{task.description:<34}"), BarColumn(16), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description:<34}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         self.bars = Progress(*columns, console=console) if console.is_terminal else None

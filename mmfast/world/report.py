@@ -149,8 +149,8 @@ def write_report(
         "moves, and another run's gain counts beyond it. Intervals cover the choice of pictures, not the chances of "
         "training.</p>"
         + _rows(controls_said(scores, labels, judge, controls), ("", "gave", ""))
-        + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove nothing: a run with "
-        "the wrong pictures reaches a high one too, by forgetting.</p>"
+        + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove little: they can "
+        "be near 100% while as many objects are invented as before.</p>"
         "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
         f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}\n",
         encoding="utf-8",
