@@ -218,7 +218,9 @@ def digests_of_weights(config: Config, runtime: Runtime) -> dict[str, str]:
         m, remembered = config.model, config.cache_dir() / "digests"
         try:
             found["weights"] = _digest_of(weight_digests(directory(m.path, weights=True), remembered))
-            found["adapter"] = _digest_of(weight_digests(Path(m.adapter), remembered)) if m.adapter else ""
+            found["adapter"] = (
+                _digest_of(weight_digests(directory(m.adapter, weights=True), remembered)) if m.adapter else ""
+            )
         except ValueError as error:
             problem = str(error)
     runtime.agree(problem)

