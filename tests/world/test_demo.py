@@ -116,9 +116,12 @@ def test_the_printed_tables_hold_every_kind_of_error_and_the_controls_in_80_colu
 
 
 def test_a_control_that_succeeds_is_called_out(judged):
-    _, _, scores, labels, _ = judged
+    scenes, texts, scores, labels, truths = judged
     rows = controls_said(scores | {"blind": scores["ddpo"]}, labels, (0.62, 250), ["blind"])
     assert [row[2] for row in rows] == ["the pairs have a tell", "improved unseen"]
+    few = score([*truths[:15], *texts["base"][15:]], scenes)  # beyond its interval, and little beside the best run
+    rows = controls_said(scores | {"blind": few}, labels, (0.5, 250), ["blind"])
+    assert [row[2] for row in rows] == ["a coin", "training moves it"]
 
 
 def test_every_caption_of_every_model_is_kept(judged, tmp_path):
