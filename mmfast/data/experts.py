@@ -12,6 +12,7 @@ from mmfast.data.problems import BadRow, Problem
 from mmfast.data.readers.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.readers.dgpref import image_name, image_path, kind_of, prompt_line
 from mmfast.data.rows import Row, iterate
+from mmfast.extras import how_to_install
 
 Singular = Callable[[str], str]
 ASPECTS = ("object", "count", "attribute", "spatial", "scale", "text")  # relation is off in the published recipe
@@ -57,7 +58,7 @@ def singulars() -> Singular:
     try:
         import inflect
     except ImportError:
-        raise ValueError("DGPref's scores need the package inflect: pip install 'mmfast[dgpref]'") from None
+        raise ValueError(f"DGPref's scores need the package inflect: {how_to_install('dgpref')}") from None
     engine = inflect.engine()
 
     @cache
