@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,8 @@ import torch.distributed as dist
 
 from mmfast.config import Config
 from mmfast.runfolder import Lock
+
+PATIENCE = timedelta(hours=24)  # ranks wait for rank 0's long work: a download, the build of a million examples
 
 
 @dataclass
@@ -197,7 +200,7 @@ def start(config: Config) -> Runtime:
         dist.init_process_group(backend, store=store, rank=rank if alone else -1, world_size=world if alone else -1)
         runtime.owns_group = True
     if world > 1:
-        runtime.host = dist.new_group(backend="gloo")
+        runtime.host = dist.new_group(backend="gloo", timeout=PATIENCE)
     return runtime
 
 

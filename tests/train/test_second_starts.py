@@ -30,6 +30,7 @@ FREE = [
     {"parallel.activation_checkpointing": True},
     {"about": "again"},
     {"data.path": "another name"},
+    {"data.path": "another folder"},
     {"model.path": "another place"},
 ]
 REFUSED = [
@@ -70,14 +71,19 @@ def draw(seed: int) -> Trial:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """Two models, two files of rows, the first of each once more elsewhere; and a finished run of 4 steps."""
+    """Two models, two files of rows, the first of each once more elsewhere, the rows also with their pictures; and a
+    finished run of 4 steps."""
     folder = tmp_path_factory.mktemp("ground")
     model, rows = make_model(folder), write_pairs(folder, 24)
     other = make_model(folder / "b", seed=1)
     shutil.copytree(model, folder / "moved" / "llava")
     shutil.copy(rows, folder / "again.jsonl")
+    for file in (rows, *folder.glob("*.png")):
+        (folder / "disk").mkdir(exist_ok=True)
+        shutil.copy(file, folder / "disk")
     places = {
         "another name": folder / "again.jsonl",
+        "another folder": folder / "disk" / rows.name,
         "other rows": write_pairs(folder, 20, name="other.jsonl"),
         "another place": folder / "moved" / "llava",
         "other weights": other,
