@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "commands": "cli data.cli demo",
     "train": "train",
-    "training": "objectives preflight optim checkpoint resume window metrics evaluation export merging planning recipes report",
+    "training": "objectives preflight optim checkpoint resume window metrics evaluation export merging planning "
+    "recipes report",
     "feedback and evals": "data.candidates data.select data.experts phrases world.evaluate world.report",
     "reference": "reference reference_cache reference_files reference_model",
     "job": "job runtime runfolder checkpoint_files",
