@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.flat import map_arrays, save_arrays
+from mmfast.files import map_arrays, save_arrays
 
 Stamp = tuple[int, int, int]  # inode, time in ns, size
 NO_FILE: Stamp = (-1, -1, -1)  # there is none, or none that can be read

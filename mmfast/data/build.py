@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 
 from mmfast.data.binding import Place, Variant, sha256_of
+from mmfast.data.containers.read import Row, data_files, iterate
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
-from mmfast.data.flat import save_arrays
-from mmfast.data.image_processors import ImageProcessor
-from mmfast.data.imagefiles import ImageIndex, is_path, unwrapped
+from mmfast.data.formats.dgpref import BESIDE
+from mmfast.data.formats.known import Format, format_of, known_options, read_row, unused
+from mmfast.data.images.index import ImageIndex, is_path, unwrapped
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, known_options, read_row, unused
-from mmfast.data.readers.dgpref import BESIDE
 from mmfast.data.records import Example, ImageInfo, Record
-from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
+from mmfast.files import save_arrays
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
 

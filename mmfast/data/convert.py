@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.imagefiles import image_bytes
+from mmfast.data.containers.read import TSV_COLUMNS, data_files, iterate
+from mmfast.data.formats.known import FORMATS, format_of, known_options, read_row, unused
+from mmfast.data.images.index import image_bytes
 from mmfast.data.problems import BadRow, Problem, unused_line
-from mmfast.data.readers import FORMATS, format_of, known_options, read_row, unused
 from mmfast.data.records import Record
-from mmfast.data.rows import TSV_COLUMNS, data_files, iterate
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".pkl")
 JSON_COLUMNS = ("segments", "scores", "meta")  # ragged: Parquet holds them as JSON text

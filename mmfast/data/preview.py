@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from mmfast.data.build import DataSettings
+from mmfast.data.containers.read import iterate
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
-from mmfast.data.image_processors import ImageProcessor
-from mmfast.data.imagefiles import ImageIndex, image_bytes
+from mmfast.data.formats.known import format_of, known_options, read_row
+from mmfast.data.images.index import ImageIndex, image_bytes
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers import format_of, known_options, read_row
 from mmfast.data.records import Branch, Example, Record
-from mmfast.data.rows import iterate
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmfast.models.adapter import Adapter
 from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
+from mmfast.models.families.base import Adapter
 from mmfast.models.lora_head import lora_of
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob

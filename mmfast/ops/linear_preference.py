@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops import head as algorithm
 from mmfast.ops import logprob
 from mmfast.ops._checks import check_tensor
 from mmfast.ops.arguments import check_offsets, check_range, refuse_double_backward
-from mmfast.ops.folds import Folds, FoldSpec
-from mmfast.ops.head import Head
-from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head import tiles as algorithm
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head.folds import Folds, FoldSpec
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
 from mmfast.ops.preference_math import SORTING, PreferenceSpec

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops import fused
-from mmfast.ops import head as algorithm
 from mmfast.ops._checks import autocast_dtype, check_same, check_tensor
 from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.dispatch import choose
-from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
-from mmfast.ops.head import Head
-from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head import fused
+from mmfast.ops.head import tiles as algorithm
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head.folds import FOLDS, Folds, FoldSpec, folds_of
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op
 from mmfast.ops.rows import gather_rows
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bench.gpu_checks import PATHS, head_inputs, head_problems
-from mmfast.ops import folds, linear_logprob
-from mmfast.ops.folds_device import CudaFolds
-from mmfast.ops.reference import linear_logprob as oracle
+from mmfast.ops import linear_logprob
+from mmfast.ops.head import folds
+from mmfast.ops.head.folds_device import CudaFolds
+from mmfast.ops.oracles.head import linear_logprob as oracle
 from mmfast.ops.selective import selective_logprob
 from tests.kernels.emulation import emulated
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmfast.ops import folds, launch, linear_preference
+from mmfast.ops import launch, linear_preference
+from mmfast.ops.head import folds
 from tests.kernels.emulation import emulate_cuda, emulated
 from tests.ops import subjects
 from tests.ops.layouts import outcomes

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from mmfast.metrics import Metrics, check_trackers, cut_back, read
-from mmfast.report import report
+from mmfast.training.metrics import Metrics, check_trackers, cut_back, read
+from mmfast.training.report import report
 
 
 def _run(folder, name, scale):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint import metadata as kinds
 
-from mmfast.checkpoint import Checkpointer, materialise, training_state
-from mmfast.checkpoint_files import Reader, damage, file_digest, read_sealed, seal
-from mmfast.export import export
+from mmfast.job.checkpoint_files import Reader, damage, file_digest, read_sealed, seal
 from mmfast.train import train
+from mmfast.training.checkpoint import Checkpointer, materialise, training_state
+from mmfast.training.export import export
 from tests.train.test_checkpoint import _made
 from tests.train.test_resume import config_of
 

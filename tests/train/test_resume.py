@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmfast.checkpoint import complete
 from mmfast.config import load
-from mmfast.metrics import read
-from mmfast.resume import RULES, changes, keys
 from mmfast.train import train
+from mmfast.training.checkpoint import complete
+from mmfast.training.metrics import read
+from mmfast.training.resume import RULES, changes, keys
 from tests.train.test_ranks import weights
 from tests.train.test_train import untimed
 from tests.train.tiny import make_config, make_model
@@ -254,7 +254,7 @@ def test_a_first_start_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 
 def test_the_weights_digest_is_remembered_by_size_and_times(tiny, tmp_path, monkeypatch):
-    from mmfast import reference_cache
+    from mmfast.reference import cache as reference_cache
 
     model = make_model(tmp_path)
     first = reference_cache.weight_digests(model, tmp_path / "notes")

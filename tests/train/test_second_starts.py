@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmfast.checkpoint_files import complete, damage, read_sealed, seal
 from mmfast.config import load
-from mmfast.metrics import read
+from mmfast.job.checkpoint_files import complete, damage, read_sealed, seal
 from mmfast.train import Run, train
+from mmfast.training.metrics import read
 from tests.train.ranks import run_ranks
 from tests.train.test_ranks import weights
 from tests.train.test_resume import snapshot
