@@ -42,7 +42,7 @@ UPWARD = {
 CIRCLES: dict[tuple[str, ...], str] = {
     ("ops.head.folds", "ops.head.folds_cpu", "ops.head.folds_device"): "3: the table of backends",
 }
-LONG = {"mmfast/ops/logprob.py": "8: signatures"}
+LONG: dict[str, str] = {}
 
 
 @cache

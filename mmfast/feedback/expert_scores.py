@@ -11,6 +11,7 @@ from mmfast.data.containers.read import Row, iterate
 from mmfast.data.formats.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.formats.dgpref import image_name, image_path, kind_of, prompt_line
 from mmfast.data.problems import BadRow, Problem
+from mmfast.extras import how_to_install
 from mmfast.feedback.candidates import Candidate
 
 Singular = Callable[[str], str]
@@ -57,7 +58,7 @@ def singulars() -> Singular:
     try:
         import inflect
     except ImportError:
-        raise ValueError("DGPref's scores need the package inflect: pip install 'mmfast[dgpref]'") from None
+        raise ValueError(f"DGPref's scores need the package inflect: {how_to_install('dgpref')}") from None
     engine = inflect.engine()
 
     @cache

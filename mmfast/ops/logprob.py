@@ -255,8 +255,7 @@ def _pieces(g: bool, u: bool, twin: bool) -> tuple[bool, bool, bool, bool]:
 def head_of(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, targets: Tensor
 ) -> Head:
-    """The kernels take addresses: every tensor is made contiguous here (which costs nothing where it is)."""
-    bias, u, b = (None if t is None else t.contiguous() for t in (bias, u, b))
+    bias, u, b = (None if t is None else t.contiguous() for t in (bias, u, b))  # kernels take addresses
     return Head(x.contiguous(), weight.contiguous(), bias, u, b, targets.contiguous())
 
 
@@ -342,8 +341,7 @@ def _linear_logprob_backward(
             )
         else:
             from_kept(head, kept, -c * row_factor, into, tile_budget, folds)
-    dx = inputs[0] if inputs else None
-    du = inputs[1] if len(inputs) > 1 else None
+    dx, du = (*inputs, None, None)[:2]
     dbias = into.bias.to(bias.dtype) if into.bias is not None and bias is not None else None
     ordered = (dx, du, into.weight, into.b, dbias)
     return tuple(  # type: ignore[return-value]
