@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmfast.ops import linear_logprob
 from mmfast.ops.dispatch import BACKENDS, available
-from mmfast.ops.head.folds import FOLDS
+from mmfast.ops.head.backends import FOLDS
 from mmfast.ops.linear_preference import linear_preference_loss, pair_components
 from mmfast.ops.oracles.head import linear_logprob as oracle
 from mmfast.ops.preference import preference_loss

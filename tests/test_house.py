@@ -39,9 +39,7 @@ UPWARD = {
     ("reference.scoring", "training.metrics"): "3: progress.py",
     ("reference.scoring", "training.objective"): "3: check_first_loss",
 }
-CIRCLES: dict[tuple[str, ...], str] = {
-    ("ops.head.folds", "ops.head.folds_cpu", "ops.head.folds_device"): "3: the table of backends",
-}
+CIRCLES: dict[tuple[str, ...], str] = {}
 LONG: dict[str, str] = {}
 
 

@@ -228,7 +228,7 @@ def test_passes_and_memory(
     monkeypatch: pytest.MonkeyPatch, trained: bool, entropy_grad: bool, keep: int | None, passes: int
 ) -> None:
     """The table of docs/ops/linear_logprob.md: GEMM passes of 2 U D V flops, and nothing [U,V] but what is kept."""
-    from mmfast.ops.head.folds import TorchFolds
+    from mmfast.ops.head.backends import TorchFolds
 
     flops, sizes = [], []
     product, empty = TorchFolds.product, Tensor.new_empty
