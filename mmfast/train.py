@@ -36,11 +36,12 @@ from mmfast.job.runtime import Memory, Runtime, Stopped, reseed, start, task_num
 from mmfast.models.scorer import projector_parameters
 from mmfast.packing import Pack, StepPlan
 from mmfast.reference.live import LiveReference
-from mmfast.reference.scoring import check_first_loss, filled_cache, keys_of, rescore
+from mmfast.reference.scoring import filled_cache, keys_of, rescore
 from mmfast.training import checkpoint
 from mmfast.training.checkpoint import Checkpointer
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
+from mmfast.training.first_step import check_first_loss
 from mmfast.training.metrics import Metrics, Progress, check_trackers
 from mmfast.training.objective import objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate

@@ -37,7 +37,6 @@ UPWARD = {
     ("job.opening", "training.preflight"): "6",
     ("job.runfolder", "training.metrics"): "3: files.py",
     ("reference.scoring", "training.metrics"): "3: progress.py",
-    ("reference.scoring", "training.objective"): "3: check_first_loss",
 }
 CIRCLES: dict[tuple[str, ...], str] = {}
 LONG: dict[str, str] = {}
