@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.timing import machine, write_rows
 from mmfast.demo import RUNS, demo, layout
 from mmfast.evals.world import Score, change
-from mmfast.training.metrics import read
+from mmfast.job.rows import read
 
 BESIDE = {"ddpo": "sft", "dpo_sft": "sft", "ddpo_alone": "blind", "dpo": "blind_dpo"}  # what a run must go beyond
 

@@ -27,7 +27,7 @@ from mmfast.job.checkpoint_files import (
     write_json,
     write_text,
 )
-from mmfast.training.metrics import FILES, cut_back
+from mmfast.job.rows import FILES, cut_back
 
 LOCK = ".lock"
 STOPPED, FINISHED, STARTED = "stopped", "finished.json", "started.json"

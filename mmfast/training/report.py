@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.evals import words as phrases
-from mmfast.training.metrics import read
+from mmfast.job.rows import read
 
 PANELS = (
     ("loss", ("loss", "eval/loss")),

@@ -14,11 +14,11 @@ from mmfast.config import Config, Section
 from mmfast.directory import directory
 from mmfast.job.checkpoint_files import damage, evaluation, find, number, present, read_info
 from mmfast.job.opening import total_steps
+from mmfast.job.rows import last_whole_step
 from mmfast.job.runfolder import FINISHED, finished, meant
 from mmfast.job.runtime import Runtime
 from mmfast.reference.cache import weight_digests
 from mmfast.training.checkpoint import Checkpointer
-from mmfast.training.metrics import last_whole_step
 
 Rule = Literal["same", "free", "digest", "length"]
 # same:   it changes what is learned: another value is refused

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from mmfast.training.metrics import Metrics, check_trackers, cut_back, read
+from mmfast.job.rows import cut_back, read
+from mmfast.training.metrics import Metrics, check_trackers
 from mmfast.training.report import report
 
 

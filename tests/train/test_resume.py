@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmfast.config import load
+from mmfast.job.rows import read
 from mmfast.train import train
 from mmfast.training.checkpoint import complete
-from mmfast.training.metrics import read
 from mmfast.training.resume import RULES, changes, keys
 from tests.train.test_ranks import weights
 from tests.train.test_train import untimed

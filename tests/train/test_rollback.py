@@ -11,8 +11,8 @@ import torch
 from mmfast.config import load
 from mmfast.job import runfolder
 from mmfast.job.checkpoint_files import complete, damage, pending, present, read_info
+from mmfast.job.rows import last_whole_step, read
 from mmfast.train import Run, train
-from mmfast.training.metrics import last_whole_step, read
 from tests.train.test_ranks import weights
 from tests.train.test_resume import config_of, snapshot, start_again
 from tests.train.test_train import untimed

@@ -12,8 +12,8 @@ import torch
 
 from mmfast.config import load
 from mmfast.job.checkpoint_files import complete, damage, read_sealed, seal
+from mmfast.job.rows import read
 from mmfast.train import Run, train
-from mmfast.training.metrics import read
 from tests.train.ranks import run_ranks
 from tests.train.test_ranks import weights
 from tests.train.test_resume import snapshot

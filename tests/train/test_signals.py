@@ -11,9 +11,9 @@ import pytest
 
 from mmfast.config import dump
 from mmfast.job.checkpoint_files import complete
+from mmfast.job.rows import read
 from mmfast.job.runtime import Stopped, start
 from mmfast.train import Run
-from mmfast.training.metrics import read
 from tests.train.test_resume import config_of, snapshot, start_again
 from tests.train.test_train import untimed
 from tests.train.tiny import make_config, write_pairs

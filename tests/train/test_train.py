@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.reference.cache import ReferenceCache
 from mmfast.reference.scoring import export_file, import_file, reference
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
-from mmfast.training.metrics import read
 from tests.train.tiny import make_config, make_model, write_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s", "memory_gib", "data_wait", "mfu")

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmfast.job.rows import read
 from mmfast.train import train
-from mmfast.training.metrics import read
 from tests.train.tiny import make_config, write_pairs
 
 trl = pytest.importorskip("trl")
