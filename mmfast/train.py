@@ -35,14 +35,14 @@ from mmfast.job.runfolder import begin, write_finished, write_stopped
 from mmfast.job.runtime import Memory, Runtime, Stopped, reseed, start, task_number
 from mmfast.models.scorer import projector_parameters
 from mmfast.packing import Pack, StepPlan
+from mmfast.progress import Steps
 from mmfast.reference.live import LiveReference
 from mmfast.reference.scoring import filled_cache, keys_of, rescore
 from mmfast.training import checkpoint
-from mmfast.training.checkpoint import Checkpointer
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
-from mmfast.training.metrics import Metrics, Progress, check_trackers
+from mmfast.training.metrics import Metrics, check_trackers
 from mmfast.training.objective import objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.training.preflight import check_length, check_segments, check_whole_steps
@@ -103,7 +103,7 @@ class Run:
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
         every = config.train
-        self.saver = Checkpointer(
+        self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints",
             keep_last=every.keep_last,
             best_metric=every.best_metric,
@@ -223,7 +223,7 @@ class Run:
         if aside:
             self._say(f"what lay beyond step {self.step} is set aside in {aside}")
         self.metrics = self._open_metrics() if runtime.main else None
-        self.progress = Progress(self.total, self.step, show=runtime.main and config.log.progress)
+        self.progress = Steps(self.total, self.step, show=runtime.main and config.log.progress)
 
     def _end(self) -> None:
         config, runtime = self.config, self.runtime

@@ -35,7 +35,6 @@ LONGEST = 420  # lines of a file
 UPWARD = {
     ("job.opening", "training.objective"): "6: the job no longer reads the objective",
     ("job.opening", "training.preflight"): "6",
-    ("reference.scoring", "training.metrics"): "3: progress.py",
 }
 CIRCLES: dict[tuple[str, ...], str] = {}
 LONG: dict[str, str] = {}

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from mmfast.files import map_arrays, save_arrays
+from mmfast.progress import bars
 
 Stamp = tuple[int, int, int]  # inode, time in ns, size
 NO_FILE: Stamp = (-1, -1, -1)  # there is none, or none that can be read
@@ -103,12 +104,9 @@ def content(path: str) -> str:
 
 def over(paths: Sequence[str], what: Callable[[str], Any], title: str = "") -> list[Any]:
     """`what` of each path, in several threads; with a bar where there is a title."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: list[Any] = []
-    with ThreadPoolExecutor(THREADS) as pool, Progress(*columns, disable=not title) as bar:
-        task = bar.add_task("", total=len(paths))
+    with ThreadPoolExecutor(THREADS) as pool, bars(show=bool(title)) as bar:
+        task = bar.add_task(title, total=len(paths))
         parts = [paths[k : k + 64] for k in range(0, len(paths), 64)]
         for part in pool.map(lambda some: [what(p) for p in some], parts):
             found += part

@@ -22,9 +22,9 @@ from mmfast.models.families.listed import adapter_for
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, response_key
+from mmfast.progress import Steps
 from mmfast.reference.cache import FORMAT, ReferenceCache, ShardWriter, manifest_id, weight_digests
 from mmfast.reference.exchange import export_reference, import_reference
-from mmfast.training.metrics import Progress
 
 Model = tuple[Scorer, LoadImages]
 AS_IT_COMES: dict[str, Any] = {"shuffle": "groups", "drop_last": False, "whole_step": False}  # scoring needs no order
@@ -171,7 +171,7 @@ def _score(
     writer, known = ShardWriter(cache), set(cache.values)
     if runtime.main:
         print(f"reference: {len(subset)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
-    bar = Progress(len(subset), 0, show=runtime.main and config.log.progress and len(subset) > 64, title="reference")
+    bar = Steps(len(subset), 0, show=runtime.main and config.log.progress and len(subset) > 64, title="reference")
     done, problem = 0, ""
     for step, micro_batch, pack in loader.run(0, plan.steps_per_epoch):
         for key, values, name in responses(scorer, pack):

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,46 +70,6 @@ class Metrics:
 def _number(value: float) -> float | str:
     """JSON has no NaN: non-finite numbers are written as strings."""
     return value if math.isfinite(value) else str(value)
-
-
-class Progress:
-    """A rich progress bar with ETA on a terminal; one line a log step elsewhere."""
-
-    def __init__(self, total: int, done: int, *, show: bool, title: str = "train") -> None:
-        self.show, self.total, self.bar = show, total, None
-        if show and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[text]}"),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(title, total=total, completed=done, text="")
-
-    def update(self, step: int, values: dict[str, float]) -> None:
-        shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "tokens_per_s": "tok/s"}
-        text = "  ".join(f"{short} {values[key]:.4g}" for key, short in shown.items() if key in values)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, text=text)
-        elif self.show:
-            print(f"step {step}/{self.total}  {text}", file=sys.stderr, flush=True)
-
-    def say(self, message: str) -> None:
-        if self.bar is not None:
-            self.bar.console.print(message)
-        elif self.show:
-            print(message, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 def _tracker(kind: str, folder: Path, project: str, name: str, settings: dict[str, Any]) -> Any:
