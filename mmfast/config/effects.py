@@ -9,12 +9,10 @@ against this table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mmfast.config.rules import DIVERGING, PER_TOKEN, SMOOTHED, losses_of
-
-if TYPE_CHECKING:
-    from mmfast.config import Config
+from mmfast.config.schema import Config
 
 
 class Effect(NamedTuple):

@@ -3,10 +3,7 @@ effects.py has the keys that would merely do nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mmfast.config import Config
+from mmfast.config.schema import Config
 
 PAIR_LOSSES = (
     *("sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard"),

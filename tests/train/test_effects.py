@@ -3,11 +3,12 @@
 A key that this table does not know fails: a new key says here when it acts.
 """
 
+import tomllib
 from typing import get_args
 
 import pytest
 
-from mmfast.config import Config, Lora, Section, Source, Term, load
+from mmfast.config import Config, Lora, Section, Source, Term, build, dump, load
 from mmfast.config import effects as config_effects
 from mmfast.config import rules as config_rules
 from mmfast.config import schema as config
@@ -236,7 +237,7 @@ def test_a_key_that_cannot_act_raises_by_name_with_the_fix_and_one_that_can_is_t
 
 
 def load_again(given):
-    return config.build(config.tomllib.loads(config.dump(given)))
+    return build(tomllib.loads(dump(given)))
 
 
 def test_names_that_stand_in_two_files_are_the_same():
