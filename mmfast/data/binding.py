@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.files import map_arrays, save_arrays
+from mmfast.files import map_arrays, save_arrays, sha256_of
 from mmfast.progress import bars
 
 Stamp = tuple[int, int, int]  # inode, time in ns, size
@@ -82,14 +82,6 @@ def stamp_of(path: str) -> Stamp:
 
 def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino & (2**63 - 1), status.st_mtime_ns, status.st_size
-
-
-def sha256_of(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def content(path: str) -> str:

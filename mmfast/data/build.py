@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.binding import Place, Variant, sha256_of
+from mmfast.data.binding import Place, Variant
 from mmfast.data.containers.read import Row, data_files, iterate
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.formats.dgpref import BESIDE
@@ -31,7 +31,7 @@ from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
-from mmfast.files import save_arrays
+from mmfast.files import save_arrays, sha256_of
 from mmfast.progress import bars
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker

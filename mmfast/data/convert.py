@@ -18,6 +18,7 @@ from mmfast.data.formats.known import FORMATS, format_of, known_options, read_ro
 from mmfast.data.images.index import image_bytes
 from mmfast.data.problems import BadRow, Problem, unused_line
 from mmfast.data.records import Record
+from mmfast.files import whole
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".pkl")
 JSON_COLUMNS = ("segments", "scores", "meta")  # ragged: Parquet holds them as JSON text
@@ -98,15 +99,13 @@ def _as_rows(source: Path, target: Path) -> Conversion:
         raise ValueError(f"{target.name}: rows are written as .jsonl")
     result = Conversion()
 
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
+    with whole(target) as temporary, open(temporary, "w", encoding="utf-8") as f:
         for row in iterate(source):
             if isinstance(row.value, BadRow):
                 result.problems.append(Problem(row.source, row.value.kind, str(row.value)))
                 continue
             f.write(_json_text(row.value) + "\n")
             result.records += 1
-    os.replace(temporary, target)
     return result
 
 
@@ -141,16 +140,12 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
                 yield out
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
+    with whole(target) as temporary:
         WRITERS[suffix](temporary, rows())
         if not result.records:
             why = [f"not carried: {name} (of {n} records)" for name, n in result.lost.most_common(1)]
             why += [f"{len(result.problems)} rows are bad, the first: {p}" for p in result.problems[:1]]
             raise ValueError("; ".join([f"nothing is left to write, so {target.name} is not made", *why]))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata as kinds
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+from mmfast.files import sha256_of
 
 FORMAT = 2
 JOURNAL = "rolling-back.json"
@@ -125,7 +126,7 @@ def damage(path: Path) -> str:
             file = path / name
             if not file.is_file():
                 raise ValueError(f"checkpoint {path}: {name} is missing")
-            if file.stat().st_size != size or (not name.endswith(".distcp") and file_digest(file) != digest):
+            if file.stat().st_size != size or (not name.endswith(".distcp") and sha256_of(file) != digest):
                 raise ValueError(
                     f"checkpoint {path}: {name} is damaged (its sha256 differs from the one written with it)"
                 )
@@ -219,40 +220,6 @@ def check_metadata(path: Path, files: set[str]) -> None:
     for entry in Reader(path).read_metadata().storage_data.values():
         if entry.relative_path not in files:
             raise ValueError(f"checkpoint {path}: .metadata names {entry.relative_path}, which is not a file of it")
-
-
-# writing
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole of it or nothing, and on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1))
-
-
-def sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _seal_of(info: dict[str, Any]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from mmfast.files import write_bytes
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 
@@ -27,9 +28,7 @@ def cut_back(folder: Path, step: int, *, evaluated: bool = True, aside: Path | N
         if aside is not None:
             aside.mkdir(exist_ok=True)
             (aside / name).write_bytes(b"".join(lines[end:]))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(lines[i] for i in keep))
-        os.replace(temporary, path)
+        write_bytes(path, b"".join(lines[i] for i in keep))
 
 
 def last_whole_step(folder: Path) -> tuple[int, str]:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from mmfast.files import sync_folder, write_json, write_text
 from mmfast.job.checkpoint_files import (
     JOURNAL,
     number,
@@ -23,9 +24,6 @@ from mmfast.job.checkpoint_files import (
     present,
     read_info,
     steps,
-    sync_folder,
-    write_json,
-    write_text,
 )
 from mmfast.job.rows import FILES, cut_back
 

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
-import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
+
+from mmfast.files import write_bytes, write_json
 
 FORMAT = 1
 COMPARED = ("format", "weights", "adapter", "dtype", "quantize", "tokenizer", "template", "images")
@@ -51,7 +48,7 @@ class ReferenceCache:
             self.manifest = manifest
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _replace(path, json.dumps(manifest, indent=1).encode())
+                write_json(path, manifest)
             except OSError as error:
                 raise ValueError(f"cannot write the reference cache {self.folder}: {error.strerror}") from None
         self.reload()
@@ -97,7 +94,7 @@ class ReferenceCache:
             }
         )
         name = _shard_name(data) + ".safetensors"
-        _replace(self.folder / name, data)
+        write_bytes(self.folder / name, data, durable=True)
         self.shards.add(name)
         self.values.update(zip(rows, arrays, strict=True))
 
@@ -166,75 +163,8 @@ def manifest_id(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, str]:
-    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files. `remembered`: a
-    folder where they are kept under a file's path, size and times, so that a next start need not read it."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
-    found: dict[str, str] = {}
-    for file in files:
-        note = remembered / f"weights-{_stamp(file)}.json" if remembered else None
-        if note is None:
-            found |= _tensor_digests(file)
-            continue
-        try:
-            found |= json.loads(note.read_text())
-        except (OSError, ValueError):
-            digests = _tensor_digests(file)
-            found |= digests
-            if note.name == f"weights-{_stamp(file)}.json":  # it was not written meanwhile
-                with suppress(OSError):  # a cache that cannot be written costs time only
-                    note.parent.mkdir(parents=True, exist_ok=True)
-                    _replace(note, json.dumps(digests).encode())
-    return found
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    text = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _tensor_digests(file: Path) -> dict[str, str]:
-    with file.open("rb") as handle:
-        (size,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(size))
-        data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    header.pop("__metadata__", None)
-
-    def one(item: tuple[str, Any]) -> tuple[str, str]:
-        name, tensor = item
-        begin, end = tensor["data_offsets"]
-        digest = hashlib.sha256(f"{tensor['dtype']}{tensor['shape']}".encode())
-        digest.update(memoryview(data)[8 + size + begin : 8 + size + end])
-        return name, digest.hexdigest()[:24]
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(pool.map(one, header.items()))
-
-
-def file_digest(folder: Path, names: tuple[str, ...]) -> str:
-    """One digest of those of `names` that lie in a folder."""
-    digest = hashlib.sha256()
-    for name in names:
-        path = Path(folder) / name
-        if path.is_file():
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:24]
-
-
 def _shard_name(data: bytes) -> str:
     return "shard-" + hashlib.sha256(data).hexdigest()[:24]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,6 @@ every image expanded to its tokens, some with one placeholder an image: the leng
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.files import whole, write_bytes
 from mmfast.packing import response_key
 from mmfast.reference.cache import ReferenceCache
 
@@ -81,7 +81,7 @@ def export_reference(path: Path, source: Path, examples: Iterable[Example], cach
     if path.suffix == ".json":
         records = json.loads(source.read_text())
         kept = [{**records[row], **dict(zip(FIELDS, tuples[row], strict=True))} for row in order]
-        _write(path, json.dumps(kept).encode())
+        write_bytes(path, json.dumps(kept).encode())
     elif path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -89,10 +89,9 @@ def export_reference(path: Path, source: Path, examples: Iterable[Example], cach
         table = pq.read_table(source).take(pa.array(order))
         if "logps" in table.column_names:
             table = table.drop_columns(["logps"])
-        temporary = path.with_name(f".{path.name}.tmp")
         column = pa.array([json.dumps({"logps": tuples[row]}) for row in order])
-        pq.write_table(table.append_column("logps", column), temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            pq.write_table(table.append_column("logps", column), temporary)
     else:
         raise ValueError(f"{path}: write .json (mllm-dpo's fields) or .parquet (RLAIF-V's column)")
     return len(tuples)
@@ -171,9 +170,3 @@ def _positions(
         f"{len(branch.ids)} tokens ({len(branch.ids) + sum(sizes)} with images expanded): "
         "the template or the tokenizer differs"
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

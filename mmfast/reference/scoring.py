@@ -16,6 +16,7 @@ from mmfast.config import Config
 from mmfast.data.records import Branch, Example
 from mmfast.data.store import ExampleStore
 from mmfast.directory import directory
+from mmfast.files import weight_digests
 from mmfast.job.opening import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.job.runtime import Runtime, start
 from mmfast.models.families.listed import adapter_for
@@ -23,7 +24,7 @@ from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, response_key
 from mmfast.progress import Steps
-from mmfast.reference.cache import FORMAT, ReferenceCache, ShardWriter, manifest_id, weight_digests
+from mmfast.reference.cache import FORMAT, ReferenceCache, ShardWriter, manifest_id
 from mmfast.reference.exchange import export_reference, import_reference
 
 Model = tuple[Scorer, LoadImages]

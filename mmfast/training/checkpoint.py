@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
+from mmfast.files import sha256_of, sync_folder, write_json, write_text
 from mmfast.job.checkpoint_files import (
     FORMAT,
     Planner,
@@ -27,13 +28,9 @@ from mmfast.job.checkpoint_files import (
     best_checkpoint,
     complete,
     damage,
-    file_digest,
     find,
     read_info,
     seal,
-    sync_folder,
-    write_json,
-    write_text,
 )
 
 __all__ = ["Checkpointer", "best_checkpoint", "complete", "find", "read_info", "trainable", "training_state"]
@@ -144,7 +141,7 @@ class Checkpointer:
             writer = dcp.FileSystemWriter(temporary)
             dcp.save(state, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
             for path in sorted(temporary.glob(f"__{self.rank}_*.distcp")):
-                mine[path.name] = [path.stat().st_size, file_digest(path)]
+                mine[path.name] = [path.stat().st_size, sha256_of(path)]
         except (Exception, dcp.api.CheckpointException) as error:  # told to every rank, raised by finish()
             problem = _first_cause(error)
         found = self._gather((problem, mine))
@@ -154,7 +151,7 @@ class Checkpointer:
                 write_text(temporary / "config.toml", self.settings)
                 files = {name: entry for _, theirs in found for name, entry in theirs.items()}
                 for name in (".metadata", "config.toml"):
-                    files[name] = [(temporary / name).stat().st_size, file_digest(temporary / name)]
+                    files[name] = [(temporary / name).stat().st_size, sha256_of(temporary / name)]
                 write_json(temporary / "state.json", seal({"format": FORMAT, "files": files, **info}))
                 os.rename(temporary, final)
                 sync_folder(self.folder)
@@ -199,7 +196,7 @@ class Checkpointer:
                 (name, d) for name, (_, d) in sorted(read_info(path)["files"].items()) if name.endswith(".distcp")
             ]
             for name, digest in shards[self.rank :: self.world]:
-                if file_digest(path / name) != digest:
+                if sha256_of(path / name) != digest:
                     told = f"checkpoint {path}: {name} is damaged (its sha256 differs from the one written with it)"
         return next((text for text in self._gather(told) if text), "")
 

@@ -5,7 +5,6 @@ The base's files are rewritten one shard at a time, tensor by tensor: no rank ev
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from transformers import AutoConfig
 
 from mmfast.config import Config, build, dump, load
 from mmfast.directory import directory, weight_files
+from mmfast.files import sha256_of
 from mmfast.job.opening import fetch_models
 from mmfast.job.rows import read
 from mmfast.job.runtime import Runtime
@@ -260,7 +260,7 @@ def model_card(config: Config, folder: Path, step: int, metrics: dict[str, tuple
     """README.md of an export: what it was made from, with which settings, and what was measured of it."""
     o = config.objective
     method = {"sft": "SFT"}.get(o.kind, f"{'DDPO' if o.gamma != 1 else 'preference optimisation'} ({o.loss})")
-    weights = "\n".join(f"| {p.name} | `{sha256(p)}` |" for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS)
+    weights = "\n".join(f"| {p.name} | `{sha256_of(p)}` |" for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS)
     rows = "\n".join(
         f"| {name} | {value if isinstance(value, str) else f'{value:.5g}'} | {when} |"
         for name, (value, when) in sorted(metrics.items())
@@ -292,14 +292,6 @@ Data: `{data}` (digest of the examples: file contents, template, tokenizer, imag
 
 </details>
 """
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge: bool = False) -> Path:

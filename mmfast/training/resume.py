@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 from mmfast.config import Config, Section
 from mmfast.directory import directory
+from mmfast.files import weight_digests
 from mmfast.job.checkpoint_files import damage, evaluation, find, number, present, read_info
 from mmfast.job.opening import total_steps
 from mmfast.job.rows import last_whole_step
 from mmfast.job.runfolder import FINISHED, finished, meant
 from mmfast.job.runtime import Runtime
-from mmfast.reference.cache import weight_digests
 from mmfast.training.checkpoint import Checkpointer
 
 Rule = Literal["same", "free", "digest", "length"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from mmfast.data.images.decode import image_id, image_size
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo
+from mmfast.files import write_bytes
 
 
 def unwrapped(image: Any) -> Any:
@@ -74,10 +73,7 @@ def keep_bytes(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name[:2] / name
     if not (path.exists() and path.read_bytes() == data):  # a damaged copy is written again
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-        os.replace(temporary, path)
+        write_bytes(path, data)
     return path
 
 
