@@ -13,7 +13,7 @@ says little of hallucination (docs/world.md).
 
 from __future__ import annotations
 
-from mmfast.extras import check_training_packages
+from mmfast.packages import check_training_packages
 
 if __name__ == "__main__":
     check_training_packages()  # before the imports below need them

@@ -5,7 +5,7 @@ Read it from `train` down. Between two log steps nothing waits for the device.
 
 from __future__ import annotations
 
-from mmfast.extras import check_training_packages
+from mmfast.packages import check_training_packages
 
 if __name__ == "__main__":
     check_training_packages()  # before the imports below need them

@@ -26,7 +26,7 @@ FLOORS = {
     "packing and world": "packing world",
     "data and config": "data config doctor",
     "ops": "ops",
-    "tools": "files directory extras progress quiet",
+    "tools": "files directory packages progress pages",
     "native": "_C kernels recipe_files",
 }
 LONGEST = 420  # lines of a file

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from mmfast.extras import how_to_install
+from mmfast.packages import how_to_install
 
 try:
     import typer

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmfast import pages
+
 LONGEST = 5  # words of a phrase
 SURE = 3.0  # standard errors that a share must have moved
 
@@ -82,11 +84,9 @@ def as_html(phrases: Sequence[Phrase], heading: str, before: str = "before", aft
     """A table for a report."""
     if not phrases:
         return f"<h3>{html.escape(heading)}</h3><p>No phrase's share moved by more than chance.</p>"
-    rows = "".join(
-        f"<tr><td>{f'<mark>{html.escape(p.text)}</mark>' if p.foreign else html.escape(p.text)}</td>"
-        + "".join(f"<td>{100 * share:.1f}%</td>" for share in (p.before, p.after, p.truths))
-        + f"<td>{'no truth says it' if p.foreign else ''}</td></tr>"
-        for p in phrases
-    )
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in ("phrase", before, after, "truths", ""))
-    return f"<h3>{html.escape(heading)}</h3><table><tr>{heads}</tr>{rows}</table>"
+    rows = []
+    for p in phrases:
+        text = f"<mark>{html.escape(p.text)}</mark>" if p.foreign else html.escape(p.text)
+        shares = [f"{100 * share:.1f}%" for share in (p.before, p.after, p.truths)]
+        rows.append([text, *shares, "no truth says it" if p.foreign else ""])
+    return f"<h3>{html.escape(heading)}</h3>{pages.table(('phrase', before, after, 'truths', ''), rows)}"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmfast.quiet import no_bars
+from mmfast.packages import no_bars
 from mmfast.world.grammar import CAPTION_PROMPTS, CLAIMS, claims, judged
 from mmfast.world.scenes import Scene, render
 

@@ -3,7 +3,6 @@ after. Printed tables, report.html and report.png."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import re
@@ -14,17 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mmfast import pages
 from mmfast.evals import words as phrases
 from mmfast.evals.world import Score, change
 from mmfast.world.grammar import CLAIMS, claims, errors
 from mmfast.world.scenes import KINDS, Scene, render
 
 PLURALS = {name: f"{name}s" for name in CLAIMS}
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}figure{display:flex;gap:1.2rem;margin:1.4rem 0}
-figure img{width:168px;height:168px;image-rendering:pixelated}
-mark{background:#ffc9c9}dt{font-weight:600}dd{margin:0 0 .4rem}"""
+STYLE = """figure{display:flex;gap:1.2rem;margin:1.4rem 0}figure img{width:168px;height:168px;image-rendering:pixelated}
+dt{font-weight:600}dd{margin:0 0 .4rem}"""
 PICTURED = 3  # models whose captions stand beside the pictures of report.png
 Judge = tuple[float, int]  # (accuracy, pairs) of probe.of_world
 
@@ -102,13 +99,7 @@ def marked(text: str, scene: Scene) -> str:
 def _picture(scene: Scene) -> str:
     file = io.BytesIO()
     render(scene).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _rows(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    heads = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{heads}</tr>{body}</table>"
+    return pages.picture(file.getvalue(), scene.name)
 
 
 def write_report(
@@ -134,26 +125,25 @@ def write_report(
     figures = []
     for n in chosen:
         said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
-        figures.append(f'<figure><img alt="{scenes[n].name}" src="{_picture(scenes[n])}"><dl>{said}</dl></figure>')
+        figures.append(f"<figure>{_picture(scenes[n])}<dl>{said}</dl></figure>")
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
     page = out / "report.html"
-    page.write_text(
-        f"<!doctype html><meta charset=utf-8><title>mmfast demo</title><style>{_STYLE}</style>"
-        "<h1>Greedy captions of held-out pictures</h1>"
+    text = (
         f"<p>{len(scenes)} pictures of {len(KINDS)} kinds of object. CHAIR_i: share of the mentioned objects "
         "that are not there. CHAIR_s: share of captions with such an object (95% interval over pictures). "
         "Then, of each kind of claim, wrong / claimed.</p>"
-        + _rows(scored, ("", *SHARES, *PLURALS.values()))
+        + pages.table(("", *SHARES, *PLURALS.values()), map(pages.texts, scored))
         + "<h2>Controls</h2><p>Blind runs had other pictures with their pairs. What they gain is what training alone "
         "moves, and another run's gain counts beyond it. Intervals cover the choice of pictures, not the chances of "
         "training.</p>"
-        + _rows(controls_said(scores, labels, judge, controls), ("", "gave", ""))
+        + pages.table(("", "gave", ""), map(pages.texts, controls_said(scores, labels, judge, controls)))
         + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove little: they can "
         "be near 100% while as many objects are invented as before.</p>"
         "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
-        f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}\n",
-        encoding="utf-8",
+        f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}"
     )
+    title = "Greedy captions of held-out pictures"
+    page.write_text(pages.page("mmfast demo", [text], heading=title, style=STYLE), encoding="utf-8")
     shown = {m: [texts[n] for n in chosen] for m, texts in list(captions.items())[:PICTURED]}
     _draw(page.with_suffix(".png"), [scenes[n] for n in chosen], shown, scores, labels)
     return page

@@ -11,8 +11,8 @@ from mmfast.data.containers.read import Row, iterate
 from mmfast.data.formats.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.formats.dgpref import image_name, image_path, kind_of, prompt_line
 from mmfast.data.problems import BadRow, Problem
-from mmfast.extras import how_to_install
 from mmfast.feedback.candidates import Candidate
+from mmfast.packages import how_to_install
 
 Singular = Callable[[str], str]
 ASPECTS = ("object", "count", "attribute", "spatial", "scale", "text")  # relation is off in the published recipe

@@ -1,6 +1,6 @@
 """Models: loading, one adapter a family, the Scorer, LoRA and parallelism."""
 
-import mmfast.quiet  # noqa: F401, before anything that imports peft or transformers
+import mmfast.packages  # noqa: F401, before anything that imports peft or transformers
 from mmfast.models.families.base import Adapter
 from mmfast.models.families.listed import adapter_for
 from mmfast.models.loading import load

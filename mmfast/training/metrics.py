@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmfast.extras import how_to_install
+from mmfast.packages import how_to_install
 
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmfast.config import Optim
-from mmfast.extras import how_to_install
+from mmfast.packages import how_to_install
 
 
 def check_optimizer(spec: Optim) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from pathlib import Path
 from typing import Any
 
+from mmfast import pages
 from mmfast.evals import words as phrases
 from mmfast.job.rows import read
 
@@ -22,12 +22,8 @@ PANELS = (
     ("memory, GiB", ("memory_gib",)),
     ("data wait, share", ("data_wait",)),
 )
-STYLE = (
-    "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1100px;color:#222}table{border-collapse:collapse}"
-    "td,th{border:1px solid #ccc;padding:.3em .7em;text-align:right}td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%}.s{display:flex;gap:1em;margin:1em 0;border-top:1px solid #ddd;padding-top:1em}"
-    ".s img{width:160px;image-rendering:pixelated}pre{white-space:pre-wrap;background:#f6f6f6;padding:1em}"
-)
+STYLE = """.s{display:flex;gap:1em;margin:1em 0;border-top:1px solid #ddd;padding-top:1em}
+.s img{width:160px;image-rendering:pixelated}"""
 
 
 def report(runs: list[Path], out: Path | None = None) -> Path:
@@ -45,12 +41,9 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     rows = {_label(run, runs): read(run / "metrics.jsonl") for run in runs}
     picture = out.with_suffix(".png")
     _plot(rows, picture)
-    data = base64.b64encode(picture.read_bytes()).decode()
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>mmfast report</title><style>{STYLE}</style>",
-        f"<h1>{html.escape(', '.join(rows))}</h1>",
         _table({label: _last(values) for label, values in rows.items()}),
-        f'<p><img alt="curves" src="data:image/png;base64,{data}"></p>',
+        f"<p>{pages.picture(picture.read_bytes(), 'curves')}</p>",
     ]
     for run in runs:
         samples = run / "samples.jsonl"
@@ -63,7 +56,7 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         if settings.is_file():
             text = html.escape(settings.read_text())
             parts.append(f"<details><summary>config: {html.escape(str(run))}</summary><pre>{text}</pre></details>")
-    out.write_text("\n".join(parts), encoding="utf-8")
+    out.write_text(pages.page("mmfast report", parts, heading=", ".join(rows), style=STYLE), encoding="utf-8")
     return out
 
 
@@ -111,16 +104,8 @@ def _last(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _table(runs: dict[str, dict[str, Any]]) -> str:
     keys = sorted({key for row in runs.values() for key in row})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in runs)
-    body = "".join(
-        f"<tr><td>{html.escape(key)}</td>{''.join(f'<td>{_cell(row.get(key))}</td>' for row in runs.values())}</tr>"
-        for key in keys
-    )
-    return f"<table><tr><th>last value</th>{head}</tr>{body}</table>"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else html.escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+    rows = ([key, *(row.get(key, "") for row in runs.values())] for key in keys)
+    return pages.table(["last value", *runs], map(pages.texts, rows))
 
 
 def _words(samples: list[dict[str, Any]]) -> str:
@@ -137,7 +122,7 @@ def _words(samples: list[dict[str, Any]]) -> str:
 
 
 def _sample(row: dict[str, Any]) -> str:
-    pictures = "".join(f'<img src="data:image/png;base64,{image}">' for image in row.get("images", ()))
+    pictures = "".join(map(pages.picture, row.get("images", ())))
     texts = "".join(
         f"<p><b>{name}</b> {html.escape(str(row[name]))}</p>" for name in ("prompt", "answer", "chosen") if name in row
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmfast.config import Optim
-from mmfast.extras import how_to_install, packages
+from mmfast.packages import how_to_install, packages
 from mmfast.training import metrics, optim
 
 ROOT = Path(__file__).parents[2]

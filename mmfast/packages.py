@@ -1,11 +1,20 @@
-"""The packages beyond torch and numpy that a part of mmfast needs, as pyproject.toml lists them."""
+"""Other people's packages: those that a part of mmfast needs, as pyproject.toml lists them; and their noise that tells
+a user nothing, silenced. Imported before transformers or peft."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
+
+# transformers and peft import torchao where it is installed. torchao warns of the GPU files that it cannot load on
+# every other machine, and registers constants in a way that torch warns of.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def packages(extra: str) -> list[str]:
@@ -41,3 +50,17 @@ def _installed(requirement: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """transformers draws a progress bar for each file that it reads or writes."""
+    from transformers.utils import logging as bars
+
+    enabled = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            bars.enable_progress_bar()
