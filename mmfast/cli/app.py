@@ -67,14 +67,14 @@ def reference(
     if take and give:
         raise ValueError("--import and --export: choose one")
     settings = load(config, overrides or [])
-    from mmfast.reference import scoring as cache
+    from mmfast.reference import exchange, scoring
 
     if take:
-        print(f"{cache.import_file(settings, take)} responses taken from {take}")
+        print(f"{exchange.import_file(settings, take)} responses taken from {take}")
     elif give:
-        print(f"{cache.export_file(settings, give)} pairs written to {give}")
+        print(f"{exchange.export_file(settings, give)} pairs written to {give}")
     else:
-        print(cache.reference(settings))
+        print(scoring.reference(settings))
 
 
 @app.command(context_settings=TAKES_OVERRIDES)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example
@@ -19,13 +18,11 @@ from mmfast.directory import directory
 from mmfast.files import weight_digests
 from mmfast.job.opening import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.job.runtime import Runtime, start
-from mmfast.models.families.listed import adapter_for
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, response_key
 from mmfast.progress import Steps
 from mmfast.reference.cache import FORMAT, ReferenceCache, ShardWriter, manifest_id
-from mmfast.reference.exchange import export_reference, import_reference
 
 Model = tuple[Scorer, LoadImages]
 AS_IT_COMES: dict[str, Any] = {"shuffle": "groups", "drop_last": False, "whole_step": False}  # scoring needs no order
@@ -52,35 +49,6 @@ def reference(config: Config, *, runtime: Runtime | None = None) -> Path:
     finally:
         if own:
             runtime.close()
-
-
-def import_file(config: Config, path: Path) -> int:
-    """Fill a run's cache from the reference log-probs in another system's file (six-tuples, with_logp), which must be
-    the file that data.path names. Returns the number of responses. `train` scores a few again before it trusts them."""
-    runtime = start(config)
-    try:
-        store = open_examples(config, runtime)
-        token = adapter_for(AutoConfig.from_pretrained(directory(config.model.path))).image_token_id
-        cache = open_cache(config, runtime, store)
-        return import_reference(path, store, store.images, cache, image_token=token)
-    finally:
-        runtime.close()
-
-
-def export_file(config: Config, out: Path) -> int:
-    """Write data.path again with the cache's log-probs in it: .json in mllm-dpo's fields, .parquet in RLAIF-V's."""
-    if not isinstance(config.data.path, str):
-        raise ValueError("data.path names several sources: export them one at a time")
-    runtime = start(config)
-    try:
-        store = open_examples(config, runtime)
-        cache = open_cache(config, runtime, store)
-        missing = sum(key not in cache for pair in keys_of(store) for key in pair)
-        if missing:
-            raise ValueError(f"{missing} responses are not in {cache.folder}: run `mmfast reference CONFIG` first")
-        return export_reference(out, Path(config.data.path), store, cache)
-    finally:
-        runtime.close()
 
 
 def branches(example: Example) -> tuple[Branch, ...]:

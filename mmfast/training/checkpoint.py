@@ -32,15 +32,11 @@ from mmfast.job.checkpoint_files import (
     read_info,
     seal,
 )
+from mmfast.models.names import plain_name
 
 __all__ = ["Checkpointer", "best_checkpoint", "complete", "find", "read_info", "trainable", "training_state"]
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as meant
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what checkpointing and compilation wrap around blocks."""
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -27,8 +27,8 @@ from mmfast.job.rows import read
 from mmfast.job.runtime import Runtime
 from mmfast.models.families.base import Adapter
 from mmfast.models.families.listed import adapter_for
+from mmfast.models.names import disk_names, empty_model, plain_name
 from mmfast.models.scorer import Scorer
-from mmfast.models.sharded import disk_names, empty_model, plain_name
 
 WEIGHTS = (".safetensors", ".bin")
 Replace = Callable[[str, Tensor | None], Tensor | None]

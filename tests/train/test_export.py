@@ -15,7 +15,7 @@ from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
-from mmfast.models.sharded import disk_names
+from mmfast.models.names import disk_names
 from mmfast.train import Run, train
 from mmfast.training.checkpoint import trainable
 from mmfast.training.export import check_export, export, export_run, live_weights, rewrite_weights

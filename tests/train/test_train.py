@@ -10,7 +10,8 @@ import torch
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.reference.cache import ReferenceCache
-from mmfast.reference.scoring import export_file, import_file, reference
+from mmfast.reference.exchange import export_file, import_file
+from mmfast.reference.scoring import reference
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
 from tests.train.tiny import make_config, make_model, write_pairs
