@@ -21,7 +21,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bench.timing import interleave, machine, summary, write_rows
-from mmfast.data.image_processors import from_config
+from mmfast.data.images.processor import from_config
 
 EDGE = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]

@@ -27,12 +27,12 @@ RUNS = {
 
 
 def one(folder: Path, name: str) -> dict:
-    import mmfast.planning
     import mmfast.train
+    import mmfast.training.forecast
     from tests.train.tiny import make_config, write_pairs
 
     config = make_config(folder, folder / "model", write_pairs(folder, 8), **BASE | RUNS[name])
-    planned = mmfast.planning.plan(config)
+    planned = mmfast.training.forecast.plan(config)
     measured = mmfast.train.train(config)["memory_gib"]
     memory = planned.as_dict()["memory"]
     parts = {part: round(size / 2**30, 4) for part, size in memory.items()}

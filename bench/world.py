@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.timing import machine, write_rows
 from mmfast.demo import RUNS, demo, layout
-from mmfast.metrics import read
-from mmfast.world.evaluate import Score, change
+from mmfast.evals.world import Score, change
+from mmfast.job.rows import read
 
 BESIDE = {"ddpo": "sft", "dpo_sft": "sft", "ddpo_alone": "blind", "dpo": "blind_dpo"}  # what a run must go beyond
 

@@ -11,7 +11,7 @@ enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
 const char* cpu_isa();
 
-// One tile of raw logits [rows, width] and where its results go (docs/ops/linear_logprob.md; mmfast/ops/folds.py has
+// One tile of raw logits [rows, width] and where its results go (docs/ops/linear_logprob.md; mmfast/ops/head/folds.py has
 // the same in torch). The tile is fp32 or fp64 and is overwritten; out may be the tile itself.
 struct LogitTile {
   void* logits;
@@ -27,7 +27,7 @@ struct LogitTile {
   int out_dtype;
   int threads;
 };
-// stats: [8, rows] running statistics in the order of mmfast/ops/folds.py; out_z (like out, its own stride) or null.
+// stats: [8, rows] running statistics in the order of mmfast/ops/head/folds.py; out_z (like out, its own stride) or null.
 void cpu_fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
                       int64_t out_z_stride);
 // out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the tile's dtype.

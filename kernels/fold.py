@@ -1,4 +1,4 @@
-"""The folds over one tile of logits, as mmfast/ops/folds.py describes them. Twins of csrc/cuda/fold.cu.
+"""The folds over one tile of logits, as mmfast/ops/head/folds.py describes them. Twins of csrc/cuda/fold.cu.
 
 One program a row. It walks the tile in blocks of columns, twice: for the maximum, then for the sums and exponentials.
 """

@@ -13,7 +13,7 @@ says little of hallucination (docs/world.md).
 
 from __future__ import annotations
 
-from mmfast.extras import check_training_packages
+from mmfast.packages import check_training_packages
 
 if __name__ == "__main__":
     check_training_packages()  # before the imports below need them
@@ -36,12 +36,12 @@ from rich.console import Console
 
 from mmfast.config import build as checked
 from mmfast.config import dump
+from mmfast.evals.world import greedy_captions, load, score
+from mmfast.evals.world_report import print_tables, write_report
 from mmfast.progress import Follow, Parts
 from mmfast.world import probe
 from mmfast.world.base import WarmUp, align_settings, base_settings, seeing_model
 from mmfast.world.dataset import WorldSpec, read_lines, read_scenes, write_world
-from mmfast.world.evaluate import greedy_captions, load, score
-from mmfast.world.report import print_tables, write_report
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Read it from `train` down. Between two log steps nothing waits for the device.
 
 from __future__ import annotations
 
-from mmfast.extras import check_training_packages
+from mmfast.packages import check_training_packages
 
 if __name__ == "__main__":
     check_training_packages()  # before the imports below need them
@@ -19,13 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmfast import checkpoint
-from mmfast.checkpoint import Checkpointer
-from mmfast.checkpoint_files import best_value, better
 from mmfast.config import Config, dump, load
-from mmfast.evaluation import Evaluation
-from mmfast.export import check_export, export_run
-from mmfast.job import (
+from mmfast.job.checkpoint_files import best_value, better
+from mmfast.job.opening import (
     LoadImages,
     examples_of,
     flops_per_token,
@@ -35,19 +31,24 @@ from mmfast.job import (
     open_model,
     total_steps,
 )
-from mmfast.metrics import Metrics, Progress, check_trackers
+from mmfast.job.runfolder import begin, write_finished, write_stopped
+from mmfast.job.runtime import Memory, Runtime, Stopped, reseed, start, task_number
 from mmfast.models.scorer import projector_parameters
-from mmfast.objectives import objective_of
-from mmfast.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.packing import Pack, StepPlan
-from mmfast.preflight import check_length, check_segments, check_whole_steps
-from mmfast.reference import check_first_loss, filled_cache, keys_of, rescore
-from mmfast.reference_model import LiveReference
-from mmfast.report import report
-from mmfast.resume import Start, check_identity, choose, digests_of_weights
-from mmfast.runfolder import begin, write_finished, write_stopped
-from mmfast.runtime import Memory, Runtime, Stopped, reseed, start, task_number
-from mmfast.window import Window
+from mmfast.progress import Steps
+from mmfast.reference.live import LiveReference
+from mmfast.reference.scoring import filled_cache, keys_of, rescore
+from mmfast.training import checkpoint
+from mmfast.training.evaluation import Evaluation
+from mmfast.training.export import check_export, export_run
+from mmfast.training.first_step import check_first_loss
+from mmfast.training.metrics import Metrics, check_trackers
+from mmfast.training.objective import objective_of
+from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
+from mmfast.training.preflight import check_length, check_segments, check_whole_steps
+from mmfast.training.report import report
+from mmfast.training.resume import Start, check_identity, choose, digests_of_weights
+from mmfast.training.window import Window
 
 
 def train(config: Config) -> dict[str, float]:
@@ -73,7 +74,7 @@ def train(config: Config) -> dict[str, float]:
 
 def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str:
     """What the plan expected of a rank, by part, and the settings that would help."""
-    from mmfast.planning import plan
+    from mmfast.training.forecast import plan
 
     try:
         found = plan(config, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
@@ -102,7 +103,7 @@ class Run:
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
         every = config.train
-        self.saver = Checkpointer(
+        self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints",
             keep_last=every.keep_last,
             best_metric=every.best_metric,
@@ -222,7 +223,7 @@ class Run:
         if aside:
             self._say(f"what lay beyond step {self.step} is set aside in {aside}")
         self.metrics = self._open_metrics() if runtime.main else None
-        self.progress = Progress(self.total, self.step, show=runtime.main and config.log.progress)
+        self.progress = Steps(self.total, self.step, show=runtime.main and config.log.progress)
 
     def _end(self) -> None:
         config, runtime = self.config, self.runtime

@@ -2,7 +2,7 @@
 
 import random
 
-from mmfast.phrases import as_html, changed
+from mmfast.evals.words import as_html, changed
 
 TRUTHS = [f"The image shows one {c} circle, two {d} stars and one cross." for c in "abc" for d in "xyz"] * 30
 

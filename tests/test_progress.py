@@ -2,10 +2,12 @@
 
 import io
 import re
+import sys
 
+import pytest
 from rich.console import Console
 
-from mmfast.progress import EVERY, Parts
+from mmfast.progress import EVERY, Parts, Steps, bars
 
 
 def lines(clock, tell):
@@ -41,3 +43,24 @@ def test_a_terminal_of_80_columns_shows_the_whole_line_to_the_time_left():
         parts.part("base model: learns flawed captions")(1000, 1000)
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).split("\r")[-1].strip()
     assert re.fullmatch(r"base model: learns flawed captions \S+ 1000/1000 +0:00:00 left 0:00:00", last)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_steps_numbers_are_shown_with_or_without_a_terminal(terminal, monkeypatch):
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    steps = Steps(10, 2, show=True)
+    steps.update(3, {"loss": 0.69314, "rewards/accuracies": 0.5, "lr": 1.0})
+    steps.close()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").strip().split("\n")[-1].strip()
+    assert re.search(r"3/10 .*loss 0.6931  acc 0.5$", last) and last.startswith("train" if terminal else "step 3/10")
+
+
+def test_a_bar_that_is_not_asked_for_is_not_drawn():
+    out = io.StringIO()
+    with bars(Console(file=out, force_terminal=True), show=False) as bar:
+        bar.update(bar.add_task("examples", total=3), advance=3, note="1 dropped")
+    assert out.getvalue() == ""

@@ -1,5 +1,5 @@
 // The head's folds on CPU: one thread a row, each row of a tile read from memory once (its later passes hit the cache).
-// mmfast/ops/folds.py says what every quantity means and does the same in torch.
+// mmfast/ops/head/folds.py says what every quantity means and does the same in torch.
 #include "math.h"
 #include "ops.h"
 

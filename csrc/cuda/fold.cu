@@ -1,4 +1,4 @@
-// The folds over one tile of logits, as mmfast/ops/folds.py describes them (the letters and the statistics are there).
+// The folds over one tile of logits, as mmfast/ops/head/folds.py describes them (letters and statistics are there).
 // One block a row, which reads the row twice: the second time out of L1, or of L2 where the tile's rows are long.
 #include "cuda/common.cuh"
 

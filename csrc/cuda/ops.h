@@ -17,7 +17,7 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
 void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
                       int64_t width, int dtype, uintptr_t stream);
 
-// One tile of raw logits [rows, width], as the folds of mmfast/ops/folds.py take it. fp32, bf16 or fp16; sums are fp32.
+// One tile of raw logits [rows, width], as the folds of mmfast/ops/head/folds.py take it. fp32, bf16 or fp16; sums are fp32.
 struct FoldTile {
   const void* tile;
   int64_t stride;  // between rows, in elements

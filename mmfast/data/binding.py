@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.flat import map_arrays, save_arrays
+from mmfast.files import map_arrays, save_arrays, sha256_of
+from mmfast.progress import bars
 
 Stamp = tuple[int, int, int]  # inode, time in ns, size
 NO_FILE: Stamp = (-1, -1, -1)  # there is none, or none that can be read
@@ -83,14 +84,6 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino & (2**63 - 1), status.st_mtime_ns, status.st_size
 
 
-def sha256_of(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def content(path: str) -> str:
     """sha256 of a file's bytes; "" where there is no file that can be read."""
     try:
@@ -103,12 +96,9 @@ def content(path: str) -> str:
 
 def over(paths: Sequence[str], what: Callable[[str], Any], title: str = "") -> list[Any]:
     """`what` of each path, in several threads; with a bar where there is a title."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: list[Any] = []
-    with ThreadPoolExecutor(THREADS) as pool, Progress(*columns, disable=not title) as bar:
-        task = bar.add_task("", total=len(paths))
+    with ThreadPoolExecutor(THREADS) as pool, bars(show=bool(title)) as bar:
+        task = bar.add_task(title, total=len(paths))
         parts = [paths[k : k + 64] for k in range(0, len(paths), 64)]
         for part in pool.map(lambda some: [what(p) for p in some], parts):
             found += part

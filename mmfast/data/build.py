@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.binding import Place, Variant, sha256_of
+from mmfast.data.binding import Place, Variant
+from mmfast.data.containers.read import Row, data_files, iterate
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
-from mmfast.data.flat import save_arrays
-from mmfast.data.image_processors import ImageProcessor
-from mmfast.data.imagefiles import ImageIndex, is_path, unwrapped
+from mmfast.data.formats.dgpref import BESIDE
+from mmfast.data.formats.known import Format, format_of, known_options, read_row, unused
+from mmfast.data.images.index import ImageIndex, is_path, unwrapped
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem, Report
-from mmfast.data.readers import Format, format_of, known_options, read_row, unused
-from mmfast.data.readers.dgpref import BESIDE
 from mmfast.data.records import Example, ImageInfo, Record
-from mmfast.data.rows import Row, data_files, iterate
 from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
+from mmfast.files import save_arrays, sha256_of
+from mmfast.progress import bars
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
 
@@ -349,18 +350,15 @@ def _chunks(data: DataSettings) -> Iterator[tuple[int, list[Row]]]:
 
 def _run(jobs: Iterator[tuple[Path, int, list[Row]]], workers: int, progress: bool) -> list[Path]:
     """Every part that is not there yet; at most two chunks a worker are in flight, so a file is never in memory."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     parts: list[Path] = []
-    columns = (TextColumn("examples"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[bad]}"))
-    with Progress(*columns, TimeElapsedColumn(), disable=not progress) as bar:
-        task = bar.add_task("rows", total=None, bad="")
+    with bars(show=progress) as bar:
+        task = bar.add_task("examples", total=None)
         bad = 0
 
         def done(report: Report) -> None:
             nonlocal bad
             bad += len(report.dropped)
-            bar.update(task, advance=report.rows, bad=f"{bad} dropped" if bad else "")
+            bar.update(task, advance=report.rows, note=f"{bad} dropped" if bad else "")
 
         def todo() -> Iterator[tuple[Path, int, list[Row]]]:
             for target, file, rows in jobs:

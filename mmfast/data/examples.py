@@ -10,9 +10,9 @@ import numpy as np
 
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Branch, Example, ImageInfo, Record
-from mmfast.data.segments import changed_flags, span_weights
-from mmfast.data.templates import Chunk, Template, image_count, parts, text_of
-from mmfast.data.tokens import Encoded
+from mmfast.data.text.segments import changed_flags, span_weights
+from mmfast.data.text.templates import Chunk, Template, image_count, parts, text_of
+from mmfast.data.text.tokens import Encoded
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # weights are float32 in a pack
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import tempfile
@@ -15,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from mmfast import pages
 from mmfast.data.build import DataSettings
+from mmfast.data.containers.read import iterate
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
-from mmfast.data.image_processors import ImageProcessor
-from mmfast.data.imagefiles import ImageIndex, image_bytes
+from mmfast.data.formats.known import format_of, known_options, read_row
+from mmfast.data.images.index import ImageIndex, image_bytes
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.readers import format_of, known_options, read_row
 from mmfast.data.records import Branch, Example, Record
-from mmfast.data.rows import iterate
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
 
 
@@ -164,13 +164,9 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
 
 # as a page
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}
-section{{border-top:1px solid #ccc;padding:1rem 0}} img{{max-height:14rem;margin-right:.5rem}}
-pre{{white-space:pre-wrap;background:#f7f7f7;padding:.6rem;border-radius:.3rem;color:#777}}
-.c{{color:#176b2c;background:#e4f5e8}} .r{{color:#a01b1b;background:#fbe7e7}}
-.x{{font-weight:700;text-decoration:underline}} sub{{color:#555}} .note{{color:#8a6100}}</style>
-<h1>{title}</h1>{body}"""
+STYLE = """section{border-top:1px solid #ccc;padding:1rem 0}img{max-height:14rem;margin-right:.5rem}pre{color:#777}
+.c{color:#176b2c;background:#e4f5e8}.r{color:#a01b1b;background:#fbe7e7}
+.x{font-weight:700;text-decoration:underline}sub{color:#555}.note{color:#8a6100}"""
 
 
 def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
@@ -181,7 +177,7 @@ def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
             continue
         example = item.example
         head = f"{example.source} &middot; {example.id} &middot; weight {example.weight:g}"
-        images = "".join(f'<img src="data:;base64,{base64.b64encode(d).decode()}">' for d in item.images)
+        images = "".join(pages.picture(data, kind="") for data in item.images)
         sides = []
         for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
             if branch is None:
@@ -197,4 +193,4 @@ def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
             sides.append(f"<h3>{name}</h3><pre>{''.join(spans)}</pre>")
         notes = "".join(f'<p class="note">{html.escape(n.message)}</p>' for n in item.notes)
         body.append(f"<section><h2>{head}</h2>{images}{''.join(sides)}{notes}</section>")
-    return PAGE.format(title=html.escape(title), body="".join(body))
+    return pages.page(title, body, style=STYLE)

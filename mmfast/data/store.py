@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.binding import Contents, Variant, damaged, digest_of, sha256_of
-from mmfast.data.flat import map_arrays, offsets_of, save_arrays
+from mmfast.data.binding import Contents, Variant, damaged, digest_of
 from mmfast.data.problems import Report
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.files import map_arrays, offsets_of, save_arrays, sha256_of
 
 FORMAT_VERSION = 2  # counted up when the same rows become other examples
 

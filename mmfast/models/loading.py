@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from mmfast.directory import directory
-from mmfast.models.adapter import Adapter
-from mmfast.models.families import adapter_for
-from mmfast.models.generic import TextOnly
+from mmfast.models.families.base import Adapter
+from mmfast.models.families.generic import TextOnly
+from mmfast.models.families.listed import adapter_for
 from mmfast.models.lora import Lora, add_lora
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 

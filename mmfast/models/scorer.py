@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmfast.models.adapter import Adapter
 from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
-from mmfast.models.lora_head import lora_of
+from mmfast.models.families.base import Adapter
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
@@ -77,7 +77,7 @@ class Scorer(nn.Module):
 
     def forward(self, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.shared:
-            return score_unshared(self, pack, return_entropy)
+            return score_unshared(self.model, self.adapter, self.embed(pack)[0], pack, return_entropy)
         hidden = self.hidden_states(pack)
         head = self.model.get_output_embeddings()
         return linear_logprob(
@@ -163,6 +163,17 @@ class Scorer(nn.Module):
         """The HF model with its own attention (or another of transformers'), for `model.generate(...)`."""
         with attention(self.decoder.config, name or self.own_attention):
             yield self.model
+
+
+def lora_of(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+    """LoRA on the head goes to the fused op as two thin matrices: (u [T,r], B [V,r]) with u = scale * dropout(hidden)
+    A^T. None where the head has no active adapter."""
+    if not isinstance(head, LoraLinear) or head.disable_adapters:
+        return None
+    assert len(head.active_adapters) == 1 and not head.merged, head.active_adapters
+    name = head.active_adapters[0]
+    down = head.lora_A[name](head.lora_dropout[name](hidden.to(head.lora_A[name].weight.dtype)))
+    return (head.scaling[name] * down).to(hidden.dtype), head.lora_B[name].weight.to(hidden.dtype)
 
 
 def scatter(rows: Tensor, pack: Pack) -> Tensor:

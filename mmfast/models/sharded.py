@@ -13,17 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers import PreTrainedModel
 
-from mmfast.directory import weight_files
 from mmfast.models.loading import load, tower_attention
+from mmfast.models.names import disk_names, plain_name
 from mmfast.models.parallelize import Parallel, parallelize
 from mmfast.models.scorer import Scorer
 
@@ -78,36 +75,3 @@ def put(p: Tensor, value: Tensor) -> None:
         p.copy_(distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None))
     else:
         p.copy_(value)
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what checkpointing and compilation wrap around blocks."""
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
-
-
-def disk_names(base: Path) -> dict[str, str]:
-    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping."""
-    model = empty_model(base)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    inside = model.state_dict()
-    found = {}
-    for file in weight_files(base):
-        with safe_open(file, "pt") as source:
-            for key in source.keys():  # noqa: SIM118 (not a dict)
-                name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
-                if converted is None and name in inside:
-                    found[key] = name
-    missing = [n for n, _ in model.named_parameters() if n not in set(found.values())]
-    if missing:
-        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
-    return found
-
-
-def empty_model(base: Path) -> PreTrainedModel:
-    """The model of a directory without its weights."""
-    config = AutoConfig.from_pretrained(base)
-    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
-    with torch.device("meta"):
-        return kinds.from_config(config)

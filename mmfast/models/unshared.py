@@ -6,22 +6,20 @@ Slow, and right for any model that reads its images through embeddings: the way 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from mmfast.models.families.base import Adapter
 from mmfast.packing.pack import Pack
 
-if TYPE_CHECKING:
-    from mmfast.models.scorer import Scorer
 
-
-def score_unshared(scorer: Scorer, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """Each run's keys are the tokens of its whole path; the run's own rows are read off its end."""
-    model, adapter = scorer.model, scorer.adapter
+def score_unshared(
+    model: PreTrainedModel, adapter: Adapter, inputs: Tensor, pack: Pack, return_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Each run's keys are the tokens of its whole path, embedded in `inputs`; its own rows are read off its end."""
     accepted = inspect.signature(type(model.base_model).forward).parameters
-    inputs, _ = scorer.embed(pack)
     q_offsets, k_offsets = pack.q_offsets.tolist(), pack.k_offsets.tolist()
     order, logits = [], [inputs.new_zeros(0, adapter.text_config.vocab_size) + 0 * inputs.sum()]
     for m in range(len(q_offsets) - 1):

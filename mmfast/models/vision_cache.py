@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmfast.models.adapter import FEATURES, TOWER, Adapter
+from mmfast.files import whole
+from mmfast.models.families.base import FEATURES, TOWER, Adapter
 from mmfast.models.loading import load
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 
@@ -72,9 +72,8 @@ def write_vision_cache(
         for first in range(0, len(names), batch):
             tensors.update(_encode(scorer, names[first : first + batch], load_images, kind, dtype))
         name = hashlib.sha256("".join(names).encode()).hexdigest()[:24]
-        temporary = folder / f"{name}.{os.getpid()}.partial"
-        save_file(tensors, temporary, metadata={"kind": kind})
-        os.replace(temporary, folder / f"{name}.safetensors")
+        with whole(folder / f"{name}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"kind": kind})
     return len(missing)
 
 

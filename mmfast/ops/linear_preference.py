@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops import head as algorithm
 from mmfast.ops import logprob
 from mmfast.ops._checks import check_tensor
 from mmfast.ops.arguments import check_offsets, check_range, refuse_double_backward
-from mmfast.ops.folds import Folds, FoldSpec
-from mmfast.ops.head import Head
-from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head import tiles
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head.folds import Folds, FoldSpec
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
 from mmfast.ops.preference_math import SORTING, PreferenceSpec
@@ -68,7 +68,7 @@ def linear_preference_loss(
             logps, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
         )
     refuse_capture(OP, call.x, "its rows go through in chunks planned on the host (let keep_budget hold all rows)")
-    like = call.x.new_empty(targets.shape[0], dtype=algorithm.accumulator(call.x.dtype))
+    like = call.x.new_empty(targets.shape[0], dtype=tiles.accumulator(call.x.dtype))
     tensors, spec, loss_backend = prepare(
         like, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
     )  # fmt: skip
@@ -82,7 +82,7 @@ def linear_preference_loss(
     check_tensor(OP, "components", components, (users,), (torch.int64,))
     if components.device.type != "cpu":
         raise ValueError(f"{OP}: components must be on the host, it is on {components.device}")
-    limit = call.keep_budget // (weight.shape[0] * algorithm.compute_dtype(call.x.dtype, call.x.device).itemsize)
+    limit = call.keep_budget // (weight.shape[0] * tiles.compute_dtype(call.x.dtype, call.x.device).itemsize)
     order, bounds = chunks(components, limit)
     total, metrics, *_ = _linear_preference(
         call.x, call.weight, targets, bias, call.u, call.b, *tensors,
@@ -147,7 +147,7 @@ def _linear_preference(
     objective = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
     folds = logprob.folds_for(OP, x, backend)
     head = logprob.head_of(x, weight, bias, u, b, targets)
-    acc = algorithm.accumulator(x.dtype)
+    acc = tiles.accumulator(x.dtype)
     logps = x.new_zeros(x.shape[0], dtype=acc)
 
     def objective_at(values: Tensor, want_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,8 +183,8 @@ def _chunk(
 ) -> list[Tensor]:  # fmt: skip
     """One chunk, forward and backward: its log-probs go into `logps`, its head gradients into `into`; returns the
     gradients of its inputs."""
-    path = algorithm.choose_path(part.x, part.weight.shape[0], input_grad, True, False, keep_budget)
-    out = algorithm.forward(part, spec, folds, path, input_grad, False, tile_budget)
+    path = tiles.choose_path(part.x, part.weight.shape[0], input_grad, True, False, keep_budget)
+    out = tiles.forward(part, spec, folds, path, input_grad, False, tile_budget)
     logps[chosen] = out.logp
     c = objective_at(logps)[2][chosen]
     if path == "kept":
@@ -204,7 +204,7 @@ def _(
     divergence: int, average: bool, sft_average: bool, numbers: list[float], order: Tensor, bounds: list[int],
     wants: list[bool], tile_budget: int, keep_budget: int, backend: str, loss_backend: str,
 ) -> Outputs:  # fmt: skip
-    acc = algorithm.accumulator(x.dtype)
+    acc = tiles.accumulator(x.dtype)
     grads = [
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
         for t, want in zip((x, u, weight, b, bias), wants, strict=True)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops import fused
-from mmfast.ops import head as algorithm
 from mmfast.ops._checks import autocast_dtype, check_same, check_tensor
 from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.dispatch import choose
-from mmfast.ops.folds import FOLDS, Folds, FoldSpec, folds_of
-from mmfast.ops.head import Head
-from mmfast.ops.head_backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head import fused, tiles
+from mmfast.ops.head.backends import FOLDS, folds_of
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
+from mmfast.ops.head.folds import Folds, FoldSpec
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op
 from mmfast.ops.rows import gather_rows
 
@@ -95,7 +95,7 @@ class Call(NamedTuple):
 
     @property
     def path(self) -> str:
-        return algorithm.choose_path(
+        return tiles.choose_path(
             self.x, self.weight.shape[0], self.input_grad, self.head_grad, self.entropy_grad, self.keep_budget
         )
 
@@ -150,9 +150,9 @@ def prepare(
         hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
         u = None if u is None else gather_rows(u, rows)
     if tile_budget is None:
-        tile_budget = algorithm.TILE_BUDGET.get(hidden.device.type, algorithm.TILE_BUDGET["cuda"])
+        tile_budget = tiles.TILE_BUDGET.get(hidden.device.type, tiles.TILE_BUDGET["cuda"])
     if keep_budget is None:
-        keep_budget = algorithm.KEEP_BUDGET.get(hidden.device.type, algorithm.KEEP_BUDGET["cuda"])
+        keep_budget = tiles.KEEP_BUDGET.get(hidden.device.type, tiles.KEEP_BUDGET["cuda"])
     grad = torch.is_grad_enabled()
     wants = [grad and t is not None and t.requires_grad for t in (hidden, u, weight, b, bias)]
     return Call(
@@ -233,10 +233,10 @@ def _linear_logprob(
 ) -> Outputs:
     check_range(OP, "targets", targets, 0, weight.shape[0])
     spec = FoldSpec(softcap, temperature, entropy, squares, total)
-    path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
+    path = tiles.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
     head = head_of(x, weight, bias, u, b, targets)
     with torch.autocast(x.device.type, enabled=False):
-        out = algorithm.forward(head, spec, folds_for(OP, x, backend), path, input_grad, entropy_grad, tile_budget)
+        out = tiles.forward(head, spec, folds_for(OP, x, backend), path, input_grad, entropy_grad, tile_budget)
     made = iter(out.gradients)
     with_u = u is not None and bool(out.gradients)
     with_twin = bool(out.gradients) and entropy_grad
@@ -280,9 +280,9 @@ def _(
     backend: str,
 ) -> Outputs:
     n, vocab = x.shape[0], weight.shape[0]
-    path = algorithm.choose_path(x, vocab, input_grad, head_grad, entropy_grad, keep_budget)
-    acc = algorithm.accumulator(x.dtype)
-    store = algorithm.compute_dtype(x.dtype, x.device)
+    path = tiles.choose_path(x, vocab, input_grad, head_grad, entropy_grad, keep_budget)
+    acc = tiles.accumulator(x.dtype)
+    store = tiles.compute_dtype(x.dtype, x.device)
 
     def wide(want: bool) -> Tensor:
         return x.new_empty(n if want else 0, dtype=acc)
@@ -376,7 +376,7 @@ def _(
 def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
     x, weight, targets, bias, u, b, softcap, temperature, _, entropy_grad = inputs[:10]
     input_grad, head_grad, tile_budget, keep_budget, backend = inputs[12:]
-    ctx.path = algorithm.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
+    ctx.path = tiles.choose_path(x, weight.shape[0], input_grad, head_grad, entropy_grad, keep_budget)
     ctx.entropy_grad, ctx.backend, ctx.tile_budget = entropy_grad, backend, tile_budget
     ctx.softcap, ctx.temperature = softcap, temperature
     logp, h, _, _, _, lse, rest, slope, row_factor, kept, *gradients = output

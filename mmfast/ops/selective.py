@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmfast.ops._checks import check_same, check_tensor
 from mmfast.ops.arguments import check_range, refuse_double_backward
-from mmfast.ops.folds import STATS, Folds, FoldSpec, M
-from mmfast.ops.head import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M
+from mmfast.ops.head.tiles import TILE_BUDGET, accumulator, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
 

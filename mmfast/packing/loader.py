@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,9 +109,17 @@ class PackLoader:
             generator=torch.Generator(),  # else it draws from the global generator, and dropout would change
             worker_init_fn=_leave_signals,
         )
-        for pack in _ahead(iter(loader), self.device):
-            step, m = planned.popleft()
-            yield Loaded(step, m, pack)
+        packs: Any = iter(loader)
+        if self.workers:  # they do not hear Python's SIGTERM when it exits, and it would wait for them for ever
+            atexit.register(packs._shutdown_workers)
+        try:
+            for pack in _ahead(packs, self.device):
+                step, m = planned.popleft()
+                yield Loaded(step, m, pack)
+        finally:
+            if self.workers:
+                atexit.unregister(packs._shutdown_workers)
+                packs._shutdown_workers()
 
 
 def _leave_signals(_: int) -> None:

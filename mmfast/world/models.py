@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmfast.quiet import no_bars
+from mmfast.packages import no_bars
 
 from .grammar import corpus
 

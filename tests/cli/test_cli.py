@@ -7,8 +7,8 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner
 
-from mmfast import cli
-from mmfast.cli import app
+from mmfast.cli import app as cli
+from mmfast.cli.app import app
 
 
 def test_help_needs_neither_torch_nor_transformers() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mmfast import metrics, optim
 from mmfast.config import Optim
-from mmfast.extras import how_to_install, packages
+from mmfast.packages import how_to_install, packages
+from mmfast.training import metrics, optim
 
 ROOT = Path(__file__).parents[2]
 # A Python in which pydantic and transformers are neither found nor listed as installed.

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.problems import Report
 from mmfast.data.records import ImageInfo, Record
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.world.grammar import corpus
 from tests.data.llama import HF_LLAVA
 

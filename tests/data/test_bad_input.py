@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmfast.data.build import DataSettings, build
-from mmfast.data.rows import iterate
+from mmfast.data.containers.read import iterate
 
 GOOD = {
     "images": ["a.png"],

@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-from mmfast.data import binding, imagefiles
+from mmfast.data import binding
 from mmfast.data import build as build_module
 from mmfast.data.build import DataSettings, build
 from mmfast.data.examples import ExampleBuilder
+from mmfast.data.images import index as imagefiles
 from tests.data.test_store import pair
 
 FORK = multiprocessing.get_context("fork")

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from mmfast.data.cli import app
-from mmfast.data.readers import read_records
+from mmfast.cli.data import app
+from mmfast.data.formats.known import read_records
 from tests.data import samples
 
 ASKED = {"prompt": "What is this?", "image": None}

@@ -7,9 +7,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from mmfast.cli.data import app
 from mmfast.data.build import DataSettings, build
-from mmfast.data.cli import app
-from mmfast.data.readers import read_records
+from mmfast.data.formats.known import read_records
 from tests.data.samples import assistant, gpt, human, user
 
 run = CliRunner().invoke

@@ -13,7 +13,7 @@ from mmfast.data.build import DataSettings, build
 from mmfast.data.store import ExampleStore
 from mmfast.models import adapter_for
 from mmfast.models.vision_cache import VisionCache
-from mmfast.reference_cache import ReferenceCache, _shard_name
+from mmfast.reference.cache import ReferenceCache, _shard_name
 from mmfast.world.models import tiny_model
 from tests.data.test_bad_input import Evil
 from tests.data.test_store import pair

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmfast.data.build import DataSettings, build
+from mmfast.data.containers.read import iterate
 from mmfast.data.convert import convert
-from mmfast.data.readers import detect, read_records
-from mmfast.data.rows import iterate
-from mmfast.data.templates import parts
+from mmfast.data.formats.known import detect, read_records
+from mmfast.data.text.templates import parts
 from tests.data import samples
 
 NAMES = ("trl", "llava", "mllm_dpo", "sima-prompts", "sima-responses", "sima-critic", "sima-pairs", "swift",

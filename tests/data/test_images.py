@@ -15,8 +15,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmfast.data import image_ops, images
-from mmfast.data.image_processors import ImageProcessor, from_config
+from mmfast.data.images import decode as images
+from mmfast.data.images import native as image_ops
+from mmfast.data.images.processor import ImageProcessor, from_config
 from mmfast.data.problems import BadRow
 
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]

@@ -5,9 +5,9 @@ import pytest
 
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.records import ImageInfo, Record
-from mmfast.data.segments import RECIPES, changed_flags, claim_segments, span_weights
-from mmfast.data.templates import Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.segments import RECIPES, changed_flags, claim_segments, span_weights
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
 from mmfast.ops.segments import changed_segments
 from tests.data.llama import llama_tokenizer
 

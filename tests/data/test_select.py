@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from mmfast.data import experts
-from mmfast.data.candidates import Candidate, read_candidates, score_of
-from mmfast.data.cli import app
-from mmfast.data.experts import caption_score, expert_candidates, parse_decomposition
-from mmfast.data.readers import read_records
-from mmfast.data.select import (
+from mmfast.cli.data import app
+from mmfast.data.formats.known import read_records
+from mmfast.feedback import expert_scores as experts
+from mmfast.feedback.candidates import Candidate, read_candidates, score_of
+from mmfast.feedback.expert_scores import caption_score, expert_candidates, parse_decomposition
+from mmfast.feedback.rules import (
     RULES,
     balanced,
     choose_pairs,

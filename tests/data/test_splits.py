@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from mmfast.data.readers import read_records
-from mmfast.data.rows import data_files
+from mmfast.data.containers.read import data_files
+from mmfast.data.formats.known import read_records
 
 ROW = json.dumps({"prompt": "What?", "chosen": "A mug.", "rejected": "A cat."}) + "\n"
 

@@ -136,7 +136,7 @@ def test_embedded_images_are_kept_by_content(llava_dir, picture, rows, tmp_path,
 def test_images_in_every_guise_are_one(picture, tmp_path):
     from PIL import Image
 
-    from mmfast.data.imagefiles import image_bytes
+    from mmfast.data.images.index import image_bytes
 
     path = picture("a.png")
     data = path.read_bytes()

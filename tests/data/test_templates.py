@@ -9,8 +9,8 @@ from PIL import Image
 from mmfast.data.examples import ExampleBuilder, ExampleSettings
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo, Record
-from mmfast.data.templates import SEEDS, Template
-from mmfast.data.tokens import Tokenizer
+from mmfast.data.text.templates import SEEDS, Template
+from mmfast.data.text.tokens import Tokenizer
 from tests.data.llama import llama_tokenizer
 
 INFO = ImageInfo(id="i", source="", width=1, height=1, tokens=576)

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from mmfast.ops import dispatch, folds_device, preference_device, rows, splice
+from mmfast.ops import dispatch, preference_device, rows, splice
+from mmfast.ops.head import folds_device
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]

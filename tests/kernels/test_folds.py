@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, TorchFolds
-from mmfast.ops.folds_device import CudaFolds, TritonFolds
+from mmfast.ops.head.backends import TorchFolds
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S
+from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
 from tests.kernels.emulation import emulated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmfast.ops import folds, launch, linear_preference
+from mmfast.ops import launch, linear_preference
+from mmfast.ops.head import backends
 from tests.kernels.emulation import emulate_cuda, emulated
 from tests.ops import subjects
 from tests.ops.layouts import outcomes
@@ -145,4 +146,4 @@ def test_a_launch_outside_a_guard_is_seen(inside: list[int], monkeypatch: pytest
     emulate_cuda(monkeypatch, Watched(emulated(), inside, []))
     acc = torch.ones(2, 8)
     with pytest.raises(AssertionError, match="cuda_fold_rescale is launched outside"):
-        folds.folds_of("cuda").rescale(acc, torch.ones(2))
+        backends.folds_of("cuda").rescale(acc, torch.ones(2))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.folds import STATS, FoldSpec, M
-from mmfast.ops.folds_device import CudaFolds
+from mmfast.ops.head.folds import STATS, FoldSpec, M
+from mmfast.ops.head.folds_device import CudaFolds
 from mmfast.ops.preference_device import preference_cuda
 from mmfast.ops.rows import DTYPE_CODES
 from tests.kernels.emulation import emulated

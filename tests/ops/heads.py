@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmfast.ops import linear_logprob, reference
+from mmfast.ops import linear_logprob
 from mmfast.ops.dispatch import available
-from mmfast.ops.folds import FOLDS
+from mmfast.ops.head.backends import FOLDS
+from mmfast.ops.oracles import head as reference
 
 CPU_BACKENDS = [b for b in ("torch", "cpu") if b in FOLDS and not available(b, torch.device("cpu"))]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mmfast import ops
 from mmfast.ops.linear_preference import pair_components
+from mmfast.ops.oracles.head import linear_logprob as head_oracle
+from mmfast.ops.oracles.head import selective_logprob as selective_oracle
+from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS
 from mmfast.ops.preference_math import make_spec
-from mmfast.ops.reference import linear_logprob as head_oracle
-from mmfast.ops.reference import selective_logprob as selective_oracle
-from mmfast.ops.reference_preference import preference_reference
 from mmfast.ops.splice import splice_torch
 from tests.ops.layouts import Arguments, Subject, generator, normal
 from tests.ops.trees import DEEP

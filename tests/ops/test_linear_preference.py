@@ -148,7 +148,7 @@ def test_components_and_chunks() -> None:
 
 def test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three GEMM passes where a component fits, four where it does not; nothing [U,V] beyond the budget."""
-    from mmfast.ops.folds import TorchFolds
+    from mmfast.ops.head.backends import TorchFolds
 
     flops, largest = [], []
     product = TorchFolds.product

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops import head as algorithm
 from mmfast.ops import linear_logprob
+from mmfast.ops.head import tiles as algorithm
 from tests.ops.heads import CPU_BACKENDS, Case, error, make, run, run_reference
 
 both = pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -228,7 +228,7 @@ def test_passes_and_memory(
     monkeypatch: pytest.MonkeyPatch, trained: bool, entropy_grad: bool, keep: int | None, passes: int
 ) -> None:
     """The table of docs/ops/linear_logprob.md: GEMM passes of 2 U D V flops, and nothing [U,V] but what is kept."""
-    from mmfast.ops.folds import TorchFolds
+    from mmfast.ops.head.backends import TorchFolds
 
     flops, sizes = [], []
     product, empty = TorchFolds.product, Tensor.new_empty

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmfast.ops import reference, selective_logprob
+from mmfast.ops import selective_logprob
+from mmfast.ops.oracles import head as reference
 from tests.ops.heads import CPU_BACKENDS, error
 
 both = pytest.mark.parametrize("backend", CPU_BACKENDS)

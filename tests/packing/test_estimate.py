@@ -13,7 +13,7 @@ from mmfast.models import Lora, adapter_for, load
 from mmfast.models.estimate import Live, Setting, estimate, tower_of, training_cost
 from mmfast.models.parallelize import checkpoint_blocks
 from mmfast.packing import build_pack
-from mmfast.planning import plan, show
+from mmfast.training.forecast import plan, show
 from mmfast.world import models as world
 from tests.models.cases import everything
 from tests.train.tiny import make_config, make_model, write_pairs

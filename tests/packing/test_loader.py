@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,28 @@ def test_an_error_in_a_worker_names_the_samples(workers: int) -> None:
         list(PackLoader(plan, case.examples, case.images, case.layout, reference={}, workers=workers).run())
     with pytest.raises(ValueError, match="rank 2"):
         PackLoader(plan, case.examples, case.images, case.layout, rank=2, world=2)
+
+
+SCRIPT = """
+import sys
+from tests.packing.test_loader import PackLoader, broken, case_and_plan, pixels
+
+case, plan = case_and_plan()
+load_images = broken if sys.argv[1] == "worker" else pixels
+packs = PackLoader(plan, case.examples, case.images, case.layout, load_images=load_images, workers=2).run()
+try:
+    next(packs)
+    raise ValueError("of the training process")
+except ValueError as error:
+    raise SystemExit(7) from error
+"""
+
+
+@pytest.mark.parametrize("where", ["worker", "main"])
+def test_a_process_ends_after_an_error_though_its_workers_hear_no_signal(where: str) -> None:
+    """They ignore SIGTERM, and Python joins its children when it exits: it used to wait for ever."""
+    command = [sys.executable, "-c", SCRIPT, where]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], timeout=100).returncode == 7
 
 
 def test_every_tensor_moves() -> None:

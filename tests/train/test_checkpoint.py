@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmfast.checkpoint import Checkpointer, best_checkpoint, complete, find, materialise, training_state
+from mmfast.training.checkpoint import Checkpointer, best_checkpoint, complete, find, materialise, training_state
 
 
 def _made(seed):

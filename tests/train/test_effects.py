@@ -3,12 +3,15 @@
 A key that this table does not know fails: a new key says here when it acts.
 """
 
+import tomllib
 from typing import get_args
 
 import pytest
 
-from mmfast import config, config_effects, config_rules
-from mmfast.config import Config, Lora, Section, Source, Term, load
+from mmfast.config import Config, Lora, Section, Source, Term, build, dump, load
+from mmfast.config import effects as config_effects
+from mmfast.config import rules as config_rules
+from mmfast.config import schema as config
 
 ALWAYS = {
     "output_dir": "the run's files lie there",
@@ -18,7 +21,7 @@ ALWAYS = {
     "model.adapter": "trained further",
     "model.dtype": "of the forward pass",
     "model.attention": "a backend that cannot be used here raises at its first call",
-    "model.min_pixels": "a model of fixed size, or of text, refuses it (test_a_text_model, data/image_processors.py)",
+    "model.min_pixels": "a model of fixed size, or of text, refuses it (test_a_text_model, data/images/processor.py)",
     "model.max_pixels": "as min_pixels",
     "model.lora.r": "wherever [model.lora] is allowed at all",
     "model.lora.alpha": "as r",
@@ -234,16 +237,16 @@ def test_a_key_that_cannot_act_raises_by_name_with_the_fix_and_one_that_can_is_t
 
 
 def load_again(given):
-    return config.build(config.tomllib.loads(config.dump(given)))
+    return build(tomllib.loads(dump(given)))
 
 
 def test_names_that_stand_in_two_files_are_the_same():
-    from mmfast.data.image_processors import ASPECTS
-    from mmfast.data.readers import FORMATS
-    from mmfast.data.templates import NAMES
-    from mmfast.objectives import PAIR_SUMS, SFT_SUMS
+    from mmfast.data.formats.known import FORMATS
+    from mmfast.data.images.processor import ASPECTS
+    from mmfast.data.text.templates import NAMES
     from mmfast.ops.attention import BACKENDS
     from mmfast.ops.preference_math import DIVERGING, PER_TOKEN
+    from mmfast.training.objective import PAIR_SUMS, SFT_SUMS
 
     assert set(get_args(config.Data.model_fields["format"].annotation)) == {"auto", *FORMATS}
     assert set(get_args(config.Data.model_fields["template"].annotation)) == set(NAMES)
@@ -317,7 +320,7 @@ def test_one_name_is_a_list_of_one_and_dashes_are_forgiven():
 
 
 def test_other_trainers_names_are_guessed():
-    from mmfast.config_overrides import ALIASES
+    from mmfast.config.overrides import ALIASES
 
     keys = keys_of_schema()
     for alias, meant in ALIASES.items():

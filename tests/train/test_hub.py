@@ -8,7 +8,7 @@ import pytest
 
 from mmfast.config import dump
 from mmfast.directory import directory
-from mmfast.metrics import read
+from mmfast.job.rows import read
 from tests.train.hub import COMMIT, NAME, hub
 from tests.train.ranks import free_port
 from tests.train.tiny import make_config, make_model, write_pairs

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from mmfast.checkpoint import complete
 from mmfast.train import train
+from mmfast.training.checkpoint import complete
 from tests.train.ranks import finish, launch, run_ranks
 from tests.train.test_ranks import weights
 from tests.train.test_train import untimed

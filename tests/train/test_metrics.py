@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from mmfast.metrics import Metrics, check_trackers, cut_back, read
-from mmfast.report import report
+from mmfast.job.rows import cut_back, read
+from mmfast.training.metrics import Metrics, check_trackers
+from mmfast.training.report import report
 
 
 def _run(folder, name, scale):
@@ -51,7 +52,7 @@ def test_missing_tracker_is_named():
 
     for name in ("tensorboard", "wandb", "trackio"):
         if importlib.util.find_spec(name) is None:
-            with pytest.raises(ValueError, match=rf"log.trackers: '{name}' is not installed: .*{name}"):
+            with pytest.raises(ValueError, match=f"pip install .{name}>="):
                 check_trackers([name])
             return
     pytest.skip("every tracker is installed here")

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from mmfast import job
 from mmfast.data import binding
-from mmfast.job import open_examples
-from mmfast.runtime import start
+from mmfast.job import opening as job
+from mmfast.job.opening import open_examples
+from mmfast.job.runtime import start
 from mmfast.train import train
 from tests.train.ranks import run_ranks
 from tests.train.test_train import curve

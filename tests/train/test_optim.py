@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmfast.config import Optim
-from mmfast.optim import build_optimizer, clip_gradients, guarded_step, rate_at, set_rate
+from mmfast.training.optim import build_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 
 
 def test_schedules():

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mmfast import checkpoint
-from mmfast.metrics import read
-from mmfast.runtime import start
+from mmfast.job.rows import read
+from mmfast.job.runtime import start
 from mmfast.train import Run, train
+from mmfast.training import checkpoint
 from tests.train.test_train import curve
 from tests.train.tiny import make_config, make_model, write_pairs
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mmfast.cli import app
-from mmfast.merging import merge
+from mmfast.cli.app import app
 from mmfast.train import train
+from mmfast.training.merging import merge
 from tests.train.tiny import make_config, make_model, write_pairs
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint import metadata as kinds
 
-from mmfast.checkpoint import Checkpointer, materialise, training_state
-from mmfast.checkpoint_files import Reader, damage, file_digest, read_sealed, seal
-from mmfast.export import export
+from mmfast.files import sha256_of
+from mmfast.job.checkpoint_files import Reader, damage, read_sealed, seal
 from mmfast.train import train
+from mmfast.training.checkpoint import Checkpointer, materialise, training_state
+from mmfast.training.export import export
 from tests.train.test_checkpoint import _made
 from tests.train.test_resume import config_of
 
@@ -45,7 +46,7 @@ def half(tiny, tmp_path_factory):
 def forge(path):
     """As one who knows the format: sizes and digests fit what lies there now."""
     info = read_sealed(path / "state.json")
-    info["files"] = {name: [(path / name).stat().st_size, file_digest(path / name)] for name in info["files"]}
+    info["files"] = {name: [(path / name).stat().st_size, sha256_of(path / name)] for name in info["files"]}
     (path / "state.json").write_text(json.dumps(seal(info)))
 
 

@@ -9,16 +9,17 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mmfast import config as schema
-from mmfast import metrics, planning
-from mmfast.cli import app
+from mmfast.cli.app import app
 from mmfast.config import build, dump, load
-from mmfast.job import examples_of, make_plan, open_examples, open_model
+from mmfast.job.opening import examples_of, make_plan, open_examples, open_model
+from mmfast.job.runtime import Runtime
 from mmfast.models import lora as models
-from mmfast.planning import plan, setting_of, sketch
-from mmfast.preflight import check_length, least_tokens
-from mmfast.recipes import FOLDER
-from mmfast.runtime import Runtime
 from mmfast.train import Run, train
+from mmfast.training import forecast as planning
+from mmfast.training import metrics
+from mmfast.training.forecast import plan, setting_of, sketch
+from mmfast.training.preflight import check_length, least_tokens
+from mmfast.training.recipes import FOLDER
 from tests.train.tiny import make_config, make_model, write_pairs
 
 ALONE = Runtime(0, 1, 0, 1, torch.device("cpu"))

@@ -7,9 +7,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from mmfast.checkpoint import complete
-from mmfast.metrics import read
+from mmfast.job.rows import read
 from mmfast.train import train
+from mmfast.training.checkpoint import complete
 from tests.train.ranks import run_ranks
 from tests.train.test_train import curve, untimed
 from tests.train.tiny import make_config, write_pairs

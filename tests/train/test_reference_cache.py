@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmfast.reference_cache import ReferenceCache, ShardWriter, compare, manifest_id, weight_digests
+from mmfast.files import weight_digests
+from mmfast.reference.cache import ReferenceCache, ShardWriter, compare, manifest_id
 
 MANIFEST = {
     "format": 1,

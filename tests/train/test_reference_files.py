@@ -7,8 +7,8 @@ import pytest
 
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.packing import response_key
-from mmfast.reference_cache import ReferenceCache
-from mmfast.reference_files import export_reference, import_reference
+from mmfast.reference.cache import ReferenceCache
+from mmfast.reference.exchange import export_reference, import_reference
 
 IMAGE = 99
 IMAGES = {"p": ImageInfo(id="p", source="p.png", width=4, height=4, tokens=5)}
@@ -64,7 +64,7 @@ def test_there_and_back(tmp_path, kind):
 
 def test_a_folder_of_shards_goes_by_file_and_row(tmp_path):
     cache = _cache(tmp_path / "a")
-    from mmfast.reference_files import six_tuple
+    from mmfast.reference.exchange import six_tuple
 
     shards = tmp_path / "shards"
     shards.mkdir()

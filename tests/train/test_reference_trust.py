@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mmfast.reference import distance, reference, tolerance
-from mmfast.reference_cache import ReferenceCache
+from mmfast.reference.cache import ReferenceCache
+from mmfast.reference.scoring import distance, reference, tolerance
 from mmfast.train import train
 from tests.train.ranks import run_ranks
 from tests.train.tiny import make_config, make_model, write_pairs
@@ -94,7 +94,7 @@ def test_two_ranks_refuse_together(tiny, tmp_path):
 def _broken_on_one_rank(folder, model, data):
     import os
 
-    import mmfast.reference as module
+    import mmfast.reference.scoring as module
 
     honest = module.responses
 
@@ -150,7 +150,7 @@ def _plant_nan(folder, keys):
     """As an older version could have left it."""
     from safetensors.numpy import save
 
-    from mmfast.reference_cache import _shard_name
+    from mmfast.reference.cache import _shard_name
 
     cache = ReferenceCache(folder)
     for shard in folder.glob("shard-*"):
@@ -167,7 +167,7 @@ def _plant_nan(folder, keys):
 
 
 def test_a_row_that_turns_out_non_finite_is_never_written(tiny, tmp_path, monkeypatch):
-    import mmfast.reference as module
+    import mmfast.reference.scoring as module
 
     config = make_config(tmp_path, *tiny, **{"reference.path": str(tmp_path / "ref")})
     honest, calls = module.responses, []

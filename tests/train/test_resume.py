@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmfast.checkpoint import complete
 from mmfast.config import load
-from mmfast.metrics import read
-from mmfast.resume import RULES, changes, keys
+from mmfast.job.rows import read
 from mmfast.train import train
+from mmfast.training.checkpoint import complete
+from mmfast.training.resume import RULES, changes, keys
 from tests.train.test_ranks import weights
 from tests.train.test_train import untimed
 from tests.train.tiny import make_config, make_model
@@ -254,16 +254,16 @@ def test_a_first_start_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 
 def test_the_weights_digest_is_remembered_by_size_and_times(tiny, tmp_path, monkeypatch):
-    from mmfast import reference_cache
+    from mmfast import files
 
     model = make_model(tmp_path)
-    first = reference_cache.weight_digests(model, tmp_path / "notes")
+    first = files.weight_digests(model, tmp_path / "notes")
     read_again = []
-    real = reference_cache._tensor_digests
-    monkeypatch.setattr(reference_cache, "_tensor_digests", lambda file: read_again.append(file) or real(file))
-    assert reference_cache.weight_digests(model, tmp_path / "notes") == first and not read_again
+    real = files._tensor_digests
+    monkeypatch.setattr(files, "_tensor_digests", lambda file: read_again.append(file) or real(file))
+    assert files.weight_digests(model, tmp_path / "notes") == first and not read_again
     file = model / "model.safetensors"
     tensors = load_file(file)
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
-    assert reference_cache.weight_digests(model, tmp_path / "notes") != first and read_again
+    assert files.weight_digests(model, tmp_path / "notes") != first and read_again

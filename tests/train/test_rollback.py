@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmfast import runfolder
-from mmfast.checkpoint_files import complete, damage, pending, present, read_info
 from mmfast.config import load
-from mmfast.metrics import last_whole_step, read
+from mmfast.job import runfolder
+from mmfast.job.checkpoint_files import complete, damage, pending, present, read_info
+from mmfast.job.rows import last_whole_step, read
 from mmfast.train import Run, train
 from tests.train.test_ranks import weights
 from tests.train.test_resume import config_of, snapshot, start_again
@@ -308,7 +308,7 @@ def test_an_older_format_is_named(copy, tiny):
     for path in complete(copy / "run" / "checkpoints"):
         (path / "state.json").write_text(json.dumps({"step": 8, "identity": {}}))
     assert "state.json is damaged" in damage(path)
-    from mmfast.checkpoint_files import seal
+    from mmfast.job.checkpoint_files import seal
 
     (path / "state.json").write_text(json.dumps(seal({"format": 1, "step": 8})))
     with pytest.raises(ValueError, match=r"has format 1, another version's; this one reads 2"):

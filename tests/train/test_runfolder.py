@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from mmfast.runfolder import LOCK, Lock
-from mmfast.runtime import start
+from mmfast.job.runfolder import LOCK, Lock
+from mmfast.job.runtime import start
 from mmfast.train import main, train
 from tests.train.tiny import make_config
 
@@ -34,7 +34,7 @@ def test_a_lock_ends_with_its_process_not_with_the_workers_it_forked(tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
-from mmfast.runfolder import Lock
+from mmfast.job.runfolder import Lock
 lock = Lock(Path({str(tmp_path)!r}))
 child = os.fork()
 if not child:
@@ -118,7 +118,7 @@ def test_tasks_without_a_rank_are_refused_with_the_line_to_use(tiny, tmp_path, m
 
 
 def test_one_task_and_ranks_that_know_of_each_other_go_on(monkeypatch):
-    from mmfast.runtime import check_launch
+    from mmfast.job.runtime import check_launch
 
     for environment in (
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},

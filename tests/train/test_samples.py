@@ -5,11 +5,11 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from mmfast.evaluation import Evaluation
-from mmfast.job import open_examples, open_model
-from mmfast.models.families import adapter_for
-from mmfast.objectives import objective_of
-from mmfast.runtime import start
+from mmfast.job.opening import open_examples, open_model
+from mmfast.job.runtime import start
+from mmfast.models.families.listed import adapter_for
+from mmfast.training.evaluation import Evaluation
+from mmfast.training.objective import objective_of
 from mmfast.world.models import FAMILIES
 from tests.train.tiny import make_config, make_model, write_pairs
 

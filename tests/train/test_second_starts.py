@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmfast.checkpoint_files import complete, damage, read_sealed, seal
 from mmfast.config import load
-from mmfast.metrics import read
+from mmfast.job.checkpoint_files import complete, damage, read_sealed, seal
+from mmfast.job.rows import read
 from mmfast.train import Run, train
 from tests.train.ranks import run_ranks
 from tests.train.test_ranks import weights

@@ -7,8 +7,9 @@ from torch.distributed.tensor import DTensor
 
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
+from mmfast.models.names import plain_name
 from mmfast.models.parallelize import Parallel, make_mesh
-from mmfast.models.sharded import draw_lora, load_sharded, plain_name
+from mmfast.models.sharded import draw_lora, load_sharded
 from tests.train.ranks import run_ranks
 from tests.train.tiny import make_model
 

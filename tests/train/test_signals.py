@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from mmfast.checkpoint_files import complete
 from mmfast.config import dump
-from mmfast.metrics import read
-from mmfast.runtime import Stopped, start
+from mmfast.job.checkpoint_files import complete
+from mmfast.job.rows import read
+from mmfast.job.runtime import Stopped, start
 from mmfast.train import Run
 from tests.train.test_resume import config_of, snapshot, start_again
 from tests.train.test_train import untimed
@@ -121,7 +121,7 @@ def test_samples_that_fail_end_nothing(tiny, tmp_path, monkeypatch, capfd):
     def broken(_):
         raise RuntimeError("The following model_kwargs are not used\nby the model")
 
-    monkeypatch.setattr("mmfast.evaluation.Evaluation.samples", broken)
+    monkeypatch.setattr("mmfast.training.evaluation.Evaluation.samples", broken)
     last = start_again(tmp_path, tiny, **evaluated(tmp_path))
     told = capfd.readouterr().err
     assert told.count("warning: no samples at step 2: RuntimeError: The following model_kwargs are not used\n") == 1
@@ -136,7 +136,7 @@ def test_an_evaluation_that_dies_has_the_checkpoint_behind_it(tiny, tmp_path, mo
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no"):
-        patch.setattr("mmfast.evaluation.Evaluation.run", broken)
+        patch.setattr("mmfast.training.evaluation.Evaluation.run", broken)
         start_again(tmp_path, tiny, **given)
     assert [path.name for path in complete(tmp_path / "run" / "checkpoints")] == ["step-4"]
     start_again(tmp_path, tiny, **given)
@@ -154,12 +154,12 @@ def test_killed_around_an_evaluation_nothing_is_lost_or_doubled(tiny, tmp_path, 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start_again(whole, tiny, **given)
     target = {
-        "run": "mmfast.evaluation.Evaluation.run",
-        "write": "mmfast.evaluation.Evaluation.write",
-        "note": "mmfast.checkpoint.Checkpointer.note",
-        "noted": "mmfast.checkpoint.Checkpointer.note",
+        "run": "mmfast.training.evaluation.Evaluation.run",
+        "write": "mmfast.training.evaluation.Evaluation.write",
+        "note": "mmfast.training.checkpoint.Checkpointer.note",
+        "noted": "mmfast.training.checkpoint.Checkpointer.note",
     }[where]
-    from mmfast.checkpoint import Checkpointer
+    from mmfast.training.checkpoint import Checkpointer
 
     real = Checkpointer.note
 
@@ -231,7 +231,7 @@ def test_best_is_judged_on_one_held_out_set(tiny, tmp_path):
     start_again(tmp_path, tiny, **given | {"data.eval_path": str(other)}, **{"train.steps": 4})
     second = json.loads((complete(tmp_path / "run" / "checkpoints")[-1] / "evaluation.json").read_text())
     assert first["data"] != second["data"]
-    from mmfast.checkpoint_files import best_checkpoint
+    from mmfast.job.checkpoint_files import best_checkpoint
 
     folder = tmp_path / "run" / "checkpoints"
     assert best_checkpoint(folder, "eval/loss", first["data"]).name == "step-2"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmfast import checkpoint
-from mmfast.metrics import read
-from mmfast.reference import export_file, import_file, reference
-from mmfast.reference_cache import ReferenceCache
-from mmfast.runtime import start
+from mmfast.job.rows import read
+from mmfast.job.runtime import start
+from mmfast.reference.cache import ReferenceCache
+from mmfast.reference.exchange import export_file, import_file
+from mmfast.reference.scoring import reference
 from mmfast.train import Run, train
+from mmfast.training import checkpoint
 from tests.train.tiny import make_config, make_model, write_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s", "memory_gib", "data_wait", "mfu")

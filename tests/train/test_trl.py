@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmfast.metrics import read
+from mmfast.job.rows import read
 from mmfast.train import train
 from tests.train.tiny import make_config, write_pairs
 

@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 
 from mmfast import demo
+from mmfast.evals.world import change, greedy_captions, load, score
+from mmfast.evals.world_report import controls_said, marked, print_tables, write_report
 from mmfast.world.base import WarmUp, align_settings, base_settings, cell_labels, seeing_model
 from mmfast.world.dataset import WorldSpec, read_lines, read_scenes, write_world
-from mmfast.world.evaluate import change, greedy_captions, load, score
 from mmfast.world.grammar import Flaws, caption
-from mmfast.world.report import controls_said, marked, print_tables, write_report
 from mmfast.world.scenes import KINDS, WORDS, Scene, Thing
 
 SMALL = WorldSpec(seed=2, base=200, pairs=20, groups=2, test=12)
@@ -156,7 +156,7 @@ def test_all_runs_are_valid_and_differ_as_they_say():
 def test_the_recipe_is_the_demos():
     from mmfast.config import build as checked
     from mmfast.config import load as read
-    from mmfast.recipes import FOLDER
+    from mmfast.training.recipes import FOLDER
 
     here = "runs/demo/seed-0"
     settings = align_settings(f"{here}/world", f"{here}/base/export/hf", "runs/world_ddpo", reference="", **demo.DDPO)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mmfast.evals.world import change, greedy_captions, score
 from mmfast.world import models, scenes
-from mmfast.world.evaluate import change, greedy_captions, score
 from mmfast.world.scenes import Scene, Thing
 
 SCENE = Scene("a", "light", (Thing("red", "circle", "small", (0,)), Thing("blue", "star", "large", (1, 5))))

@@ -1,0 +1,5 @@
+"""The `mmfast` command."""
+
+from mmfast.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""python -m mmfast.cli"""
+
+from mmfast.cli.app import main
+
+main()

@@ -1,0 +1,194 @@
+"""The `mmfast` command. Each command imports what it needs when it runs, so that `mmfast --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from mmfast.packages import how_to_install
+
+try:
+    import typer
+except ImportError:  # the ops alone need only torch and numpy
+    sys.exit(f"the mmfast command needs its training packages: {how_to_install('train')}")
+
+from mmfast.cli.data import app as data
+
+app = typer.Typer(
+    help="mmfast: align vision-language models with preferences.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(data, name="data")
+
+TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
+ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")]
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Show versions, devices and backends, say which would be used and why, and test each op against its oracle."""
+    from mmfast.doctor import examine, show
+
+    findings = examine()
+    show(findings, as_json=as_json)
+    raise typer.Exit(1 if findings.problems else 0)
+
+
+@app.command(context_settings=TAKES_OVERRIDES)
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train in this one process. On several GPUs: torchrun --nproc-per-node N -m mmfast.train CONFIG."""
+    from mmfast.config import load
+
+    settings = load(config, overrides or [])  # a mistake in it is told before anything heavy is imported
+    from mmfast.train import train as run
+
+    run(settings)
+
+
+@app.command(context_settings=TAKES_OVERRIDES)
+def reference(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    take: Annotated[
+        Path | None,
+        typer.Option("--import", help="Fill the cache from another system's file."),
+    ] = None,
+    give: Annotated[
+        Path | None, typer.Option("--export", help="Write data.path again with the log-probs in it: .json or .parquet.")
+    ] = None,
+) -> None:
+    """Score the reference into the cache and print where it lies (train does this by itself on first use)."""
+    from mmfast.config import load
+
+    if take and give:
+        raise ValueError("--import and --export: choose one")
+    settings = load(config, overrides or [])
+    from mmfast.reference import exchange, scoring
+
+    if take:
+        print(f"{exchange.import_file(settings, take)} responses taken from {take}")
+    elif give:
+        print(f"{exchange.export_file(settings, give)} pairs written to {give}")
+    else:
+        print(scoring.reference(settings))
+
+
+@app.command(context_settings=TAKES_OVERRIDES)
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Of how many ranks the run will be.")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help='Ranks of a node, which parallel.shard = "hybrid" shards over; default: 8.')
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda: whose memory is estimated.")] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show before a run: tokens saved by sharing, packs, balance between ranks, time by part, memory by part."""
+    from mmfast.config import load
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device!r}: choose cpu or cuda")
+    if ranks < 1:
+        raise ValueError(f"--ranks {ranks}: at least one")
+    settings = load(config, overrides or [])
+    if gpus_per_node is not None and (settings.parallel.shard != "hybrid" or settings.parallel.shard_size):
+        raise ValueError('--gpus-per-node has no effect: it is for parallel.shard = "hybrid" without shard_size')
+    if gpus_per_node is not None and gpus_per_node < 1:
+        raise ValueError(f"--gpus-per-node {gpus_per_node}: at least one")
+    from mmfast.training import forecast as planning
+
+    nodes = {} if gpus_per_node is None else {"gpus_per_node": gpus_per_node}
+    report = planning.plan(settings, ranks=ranks, device=device, **nodes)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        planning.show(report)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: what each reproduces, and an estimate of its memory on a GPU."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmfast.training.recipes import FOLDER
+    from mmfast.training.recipes import recipes as found
+
+    table = Table("recipe", "GPUs", "GiB each", "reproduces", box=None, pad_edge=False)
+    for row in found():
+        table.add_row(*(str(row.get(key, "-")) for key in ("name", "gpus", "gib_per_gpu", "about")))
+    Console().print(table)
+    print(f"\nThe files: {FOLDER}/NAME.toml")
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Where everything is kept.")] = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
+    processes: Annotated[int, typer.Option(help="Training processes; 0: one a GPU, else 2.", min=0)] = 0,
+) -> None:
+    """Make a small VLM that hallucinates, align it, and judge it before and after: the whole system in minutes."""
+    from mmfast.demo import demo as run
+
+    run(out, seed=seed, processes=processes)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default: the run's own.")] = None,
+) -> None:
+    """Plot a run's metrics, or compare several runs: report.html and report.png."""
+    from mmfast.training.report import report as run
+
+    print(run(runs, out))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    formats: Annotated[list[str] | None, typer.Option("--format", help="hf, peft, llava; default: the run's.")] = None,
+    step: Annotated[int, typer.Option(help="Which checkpoint; 0: the last.")] = 0,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge a run's adapter into the hf format.")] = False,
+) -> None:
+    """Write a checkpoint as files that transformers, peft or LLaVA load, to RUN/export/step-N/FORMAT."""
+    from mmfast.training.export import export as write
+
+    out = write(run, tuple(formats or ()), step, merge)
+    for folder in sorted(out.iterdir()):
+        print(folder)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="A folder with a PEFT adapter.")],
+    out: Annotated[Path, typer.Argument(help="Where the merged model goes.")],
+    base: Annotated[str, typer.Option(help="The base model; default: the one the adapter names.")] = "",
+) -> None:
+    """Merge a LoRA adapter into its base model, shard by shard, and check a few rows' log-probs before and after."""
+    from mmfast.training.merging import merge as run
+
+    worst = run(adapter, out, base)
+    print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")
+
+
+def main() -> None:
+    """Entry point. A user's mistake (ValueError, a file that cannot be opened) is one line; anything else keeps its
+    traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        sys.exit(f"mmfast: {error}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "mmfast").startswith("mmfast"):
+            raise  # a fault of ours
+        sys.exit(f"mmfast: the package {missing.name} is not installed: {how_to_install('train')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files that hold rows, whatever the rows say: read, split, unpickled safely, written."""

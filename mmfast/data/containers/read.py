@@ -1,0 +1,213 @@
+"""Rows of a data file, one after the other, whatever the container: JSON, JSONL, Parquet, Arrow, TSV, pickle.
+
+Nothing here knows a format of records; formats/ does. A file is streamed: only pickles are held whole.
+Rows are counted from 0 everywhere: "file:row" in messages, in ids and in Example.source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfast.data.containers.pickles import load_pickle
+from mmfast.data.containers.splits import one_split, saved_split
+from mmfast.data.problems import BadRow, check_texts
+
+JSONL = (".jsonl", ".ndjson")
+PICKLE = (".pkl", ".pickle")
+CONTAINERS = (".json", *JSONL, ".parquet", ".arrow", ".tsv", *PICKLE)
+TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    file: Path
+    number: int  # from 0, within the file
+    value: Any  # a dict; or the BadRow that reading it raised
+
+    @property
+    def source(self) -> str:
+        return f"{self.file.name}:{self.number}"
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The files behind a path: itself, those of a pattern, or the shards of one split of a directory, in name order."""
+    path = Path(path)
+    if not path.exists() and any(c in path.name for c in "*?["):
+        files = [f for f in sorted(path.parent.glob(path.name)) if f.suffix.lower() in CONTAINERS]
+        if files:
+            return files
+    if not path.exists():
+        raise ValueError(f"data.path: {path} does not exist (data sets on a hub: download them first)")
+    if path.is_file():
+        if path.suffix.lower() not in CONTAINERS:
+            raise ValueError(f"data.path: {path.name}: unknown file type; known are {', '.join(CONTAINERS)}")
+        return [path]
+    if (path / "dataset_dict.json").exists():
+        return data_files(saved_split(path))
+    for suffix in (".parquet", ".arrow", *JSONL, ".json", *PICKLE, ".tsv"):
+        if suffix == ".json":
+            files = [f for f in sorted(path.glob("*.json")) if f.name not in ("dataset_info.json", "state.json")]
+        else:
+            files = sorted(path.rglob(f"*{suffix}")) if suffix == ".parquet" else sorted(path.glob(f"*{suffix}"))
+        files = [f for f in files if not f.name.startswith("cache-")]  # left by the datasets library
+        if files:
+            one_split(path, files)
+            return files
+    raise ValueError(f"data.path: the directory {path} holds no {', '.join(CONTAINERS)} file")
+
+
+def iterate(path: str | Path) -> Iterator[Row]:
+    for file in data_files(path):
+        for i, value in enumerate(_values(file)):
+            if value is not None:  # a blank line keeps its number
+                yield Row(file, i, _checked(value))
+
+
+def _checked(value: Any) -> Any:
+    try:
+        check_texts(value)
+    except BadRow as error:
+        return error
+    return value
+
+
+def _values(file: Path) -> Iterator[Any]:
+    suffix = file.suffix.lower()
+    if suffix in JSONL:
+        return _json_lines(file)
+    if suffix == ".json":
+        return _json_array(file) if _first_character(file) == "[" else _json_document(file)
+    if suffix == ".parquet":
+        return _parquet(file)
+    if suffix == ".arrow":
+        return _arrow(file)
+    if suffix == ".tsv":
+        return _tsv(file)
+    return _pickle(file)
+
+
+def _first_character(file: Path) -> str:
+    with open(file, encoding="utf-8-sig") as f:
+        while chunk := f.read(4096):
+            if chunk.strip():
+                return chunk.lstrip()[0]
+    return ""
+
+
+def _parse_line(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return BadRow("json", f"not valid JSON ({error})")
+    return value if isinstance(value, dict) else BadRow("json", f"a JSON {type(value).__name__}, not an object")
+
+
+def _json_lines(file: Path) -> Iterator[Any]:
+    with open(file, "rb") as f:
+        for i, line in enumerate(f):
+            try:
+                yield _parse_line(line.decode("utf-8-sig" if i == 0 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield BadRow("json", f"not UTF-8 ({error})")
+
+
+def _json_document(file: Path) -> Iterator[Any]:
+    """A .json file that is not an array: one object on every line, or one object in all."""
+    with open(file, encoding="utf-8-sig") as f:
+        first = f.readline()
+    if isinstance(_parse_line(first), dict):
+        yield from _json_lines(file)
+        return
+    try:
+        with open(file, encoding="utf-8-sig") as f:
+            yield json.load(f)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: neither a JSON array, nor JSON lines, nor one object ({error})") from None
+
+
+def _json_array(file: Path, chunk_size: int = 1 << 20) -> Iterator[Any]:
+    """The elements of one big array, read through a window; a syntax error ends the file, since no border is left."""
+    decoder = json.JSONDecoder()
+    with open(file, encoding="utf-8-sig") as f:
+        window = f.read(chunk_size).lstrip()
+        at, count, ended = 1, 0, False
+        while True:
+            while at < len(window) and window[at] in " \t\r\n,":
+                at += 1
+            if at < len(window) and window[at] == "]":
+                return
+            try:
+                value, end = decoder.raw_decode(window, at)
+                if end == len(window) and not ended:
+                    raise ValueError  # a number or literal may go on in the next chunk
+            except ValueError as error:
+                more = f.read(max(chunk_size, len(window) - at))
+                ended = not more
+                if ended:
+                    raise ValueError(
+                        f"{file.name}: the JSON array breaks at element {count + 1} ({error}); "
+                        "repair it, or keep one row a line (JSONL), where a broken row costs only itself"
+                    ) from None
+                window, at = window[at:] + more, 0
+                continue
+            at, count = end, count + 1
+            yield value if isinstance(value, dict) else BadRow("json", f"a JSON {type(value).__name__}, not an object")
+
+
+def _parquet(file: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        source = pq.ParquetFile(file, memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file.name} is not a Parquet file: {error}") from None
+    with source:
+        for batch in source.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+
+
+def _arrow(file: Path) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        try:
+            reader: Any = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(source)
+            reader = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        for batch in reader:
+            for start in range(0, batch.num_rows, 64):
+                yield from batch.slice(start, 64).to_pylist()
+
+
+def _tsv(file: Path) -> Iterator[Any]:
+    """The legacy files of Muffin: seven columns, image and text as base64, no header."""
+    with open(file, encoding="utf-8") as f:
+        for line in f:
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) == len(TSV_COLUMNS):
+                yield dict(zip(TSV_COLUMNS, cells, strict=True))
+            elif line.strip():
+                yield BadRow("tsv", f"{len(cells)} tab-separated columns, not {len(TSV_COLUMNS)}")
+            else:
+                yield None
+
+
+def _pickle(file: Path) -> Iterator[Any]:
+    """A pickled dict is a table from key to value (DGPref's files); a pickled list of dicts is a list of rows."""
+    content = load_pickle(file)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield {"key": str(key), "value": value}
+    elif isinstance(content, list):
+        for value in content:
+            yield value if isinstance(value, dict) else BadRow("pickle", f"a {type(value).__name__}, not a dict")
+    else:
+        raise ValueError(f"{file.name}: pickles a {type(content).__name__}; a dict or a list of dicts is read")

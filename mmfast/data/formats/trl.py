@@ -1,0 +1,200 @@
+"""TRL's formats, which are also the canonical one: prompt/chosen/rejected as messages or texts, messages for SFT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from mmfast.data.containers.read import Row
+from mmfast.data.formats.base import (
+    Format,
+    answer,
+    common_prefix,
+    image_list,
+    place_images,
+    question,
+    record_id,
+    split_answer,
+)
+from mmfast.data.problems import BadRow
+from mmfast.data.records import Record
+from mmfast.data.text.templates import text_of
+
+KNOWN = ("id", "images", "image", "messages", "prompt", "chosen", "completion", "rejected", "chosen_prompt",
+         "rejected_prompt", "weight", "segments", "weights", "scores", "meta")  # fmt: skip
+
+
+def _messages(value: Any, name: str, found: list) -> list[dict]:
+    """Messages as they come (Parquet fills absent part fields with null), reduced to role and content.
+
+    Images that stand in a content part are added to `found`, and the part gets its index there.
+    """
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
+        raise BadRow("format", f"{name} is not a list of messages with role and content")
+    out = []
+    for message in value:
+        content = message["content"]
+        if isinstance(content, list):
+            content = [_part(p, name, found) for p in content]
+            if message["role"] != "user" and all(p["type"] == "text" for p in content):
+                content = "".join(p["text"] for p in content)
+        elif not isinstance(content, str):
+            raise BadRow("format", f"{name}: a message's content is a {type(content).__name__}")
+        if message["role"] not in ("system", "user", "assistant"):
+            raise BadRow("format", f"{name}: unknown role {message['role']!r}")
+        out.append({"role": message["role"], "content": content})
+    return out
+
+
+def _part(part: Any, name: str, found: list) -> dict:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind in ("image", "image_url"):
+        given = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
+        if isinstance(given, dict) and "url" in given:
+            given = given["url"]
+        if given is not None:
+            if given not in found:
+                found.append(given)
+            return {"type": "image", "index": found.index(given)}
+        return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
+    raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
+
+
+def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict], list[dict] | None]:
+    """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
+    chosen = row.get("chosen", row.get("completion"))
+    rejected = row.get("rejected")
+    prompt = row.get("prompt")
+    if row.get("messages") is not None and chosen is None:
+        first, last = split_answer(place_images(_messages(row["messages"], "messages", found), images))
+        return list(first), list(last), None
+    if chosen is None:
+        raise BadRow("format", "the row has a prompt but no chosen (or completion)")
+    if prompt is None and (isinstance(chosen, str) or rejected is None):
+        raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
+    sides = [
+        [] if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n, found)
+        for s, n in ((chosen, "chosen"), (rejected, "rejected"))
+    ]
+    before = (
+        []
+        if prompt is None
+        else [question(prompt, 0)]
+        if isinstance(prompt, str)
+        else _messages(prompt, "prompt", found)
+    )
+    whole = [bool(side) and side[0]["role"] != "assistant" for side in sides]
+    if before and any(whole):  # the sides tell the prompt again
+        if not all(w for w, side in zip(whole, sides, strict=True) if side):
+            raise BadRow("format", "one of chosen and rejected begins with the prompt, the other does not")
+        asked = text_of(before[-1]).strip()
+        if not all(asked in (text_of(m).strip() for m in side[:-1]) for side in sides if side):
+            raise BadRow("format", "chosen or rejected begins with another question than the prompt")
+    if any(whole):
+        n = common_prefix(sides[0], sides[1]) if sides[1] else len(sides[0]) - 1
+        before, sides = sides[0][:n], [side[n:] for side in sides]
+    elif isinstance(prompt, str):
+        before = [question(prompt, images)]
+    return place_images(before, images), sides[0], None if rejected is None else sides[1]
+
+
+def _segments(value: Any) -> dict[str, list] | None:
+    """{"chosen": [[start, end(, weight)], ...], "rejected": ...}, characters of the last answer; checked."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not set(value) <= {"chosen", "rejected"}:
+        raise BadRow("format", "segments is not {chosen: [[start, end, weight], ...], rejected: ...}")
+    for spans in value.values():
+        for span in spans or ():
+            bad = len(span) not in (2, 3) or any(isinstance(x, bool | str) for x in span)
+            if bad or not 0 <= span[0] < span[1] or (len(span) == 3 and span[2] is not None and span[2] < 0):
+                raise BadRow("format", f"a segment is [start, end] or [start, end, weight >= 0], not {span}")
+    return {k: [tuple(s) for s in v] for k, v in value.items() if v}
+
+
+def _decoded(value: Any) -> Any:
+    """Columns that Parquet holds as JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
+    value = row.value
+    images = image_list(value.get("images", value.get("image")))
+    found: list[Any] = []
+    prompt, chosen, rejected = _sided(value, len(images), found)
+    own = {}
+    for name in ("chosen_prompt", "rejected_prompt"):
+        if value.get(name) is not None:
+            given = value[name]
+            messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name, found)
+            own[name] = tuple(place_images(messages, len(images)))
+    if found and images:
+        raise BadRow("format", "images stand in a column and in content parts; one of the two places is enough")
+    segments, weights = _decoded(value.get("segments")), _decoded(value.get("weights"))
+    if segments and weights:
+        raise BadRow("format", "the row has both segments and weights; they name the same thing")
+    weight = value.get("weight")
+    yield Record(
+        id=record_id(row, "id"),
+        source=row.source,
+        images=images or tuple(found),
+        prompt=tuple(prompt),
+        chosen=tuple(chosen),
+        rejected=None if rejected is None else tuple(rejected),
+        weight=1.0 if weight is None else float(weight),
+        segments=_segments(segments or weights),
+        scores=_decoded(value.get("scores")) or None,
+        meta={k: v for k, v in value.items() if k not in KNOWN} | (_decoded(value.get("meta")) or {}),
+        **own,
+    )
+
+
+def write(record: Record) -> tuple[dict, list[str]]:
+    """The canonical form: everything a record has."""
+    row: dict[str, Any] = {"id": record.id, "images": list(record.images), "prompt": list(record.prompt)}
+    row["chosen"] = list(record.chosen)
+    if record.rejected is not None:
+        row["rejected"] = list(record.rejected)
+    for name in ("chosen_prompt", "rejected_prompt"):
+        side = getattr(record, name)
+        if side is not None:
+            row[name] = list(side)
+    if record.weight != 1.0:
+        row["weight"] = record.weight
+    for name in ("segments", "scores", "meta"):
+        if getattr(record, name):
+            row[name] = getattr(record, name)
+    return row, []
+
+
+def _accepts(row: dict) -> bool:
+    def texts(value: Any) -> bool:
+        return isinstance(value, str) or _is_messages(value)
+
+    if _is_messages(row.get("messages")) and not (
+        _is_messages(row.get("chosen")) and _is_messages(row.get("rejected"))
+    ):
+        return not any(k.startswith("rejected") for k in row)
+    if "question" in row:
+        return False
+    chosen = row.get("chosen", row.get("completion"))
+    return texts(chosen) and ("prompt" in row or "chosen_prompt" in row or _is_messages(chosen))
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+FORMAT = Format(
+    name="trl",
+    columns=frozenset(KNOWN),
+    looks_for="prompt + chosen (+ rejected) as texts or role/content messages, or messages",
+    accepts=_accepts,
+    read=read,
+    write=write,
+)

@@ -1,0 +1,1 @@
+"""Pictures: found, decoded and made into what a model's tower takes."""

@@ -1,0 +1,1 @@
+"""Words into token ids: templates, tokenizers, changed segments."""

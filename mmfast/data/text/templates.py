@@ -1,0 +1,225 @@
+"""Messages to text: the model's own chat template by default, named ones for the formats of published systems.
+
+A template returns chunks in order; those that are scored hold an answer as it is rendered, end marks included. All
+are tokenised as one text. With a `joint` template a token is scored if it ends past the start of the answer, as in its
+system; otherwise a response begins where the prompt's own tokens end, so a prompt is a true prefix of its responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmfast.data.problems import BadRow
+from mmfast.data.text.tokens import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    text: str
+    scored: bool
+    lead: int = 0  # of a joint template: characters of a scored chunk that stand before the answer itself
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A named format with fixed separators. {image} in `image` is the model's image placeholder."""
+
+    system: str
+    user: str  # around {text}; the first turn's text has the images in front
+    answer: str  # what opens the answer: the generation prompt
+    end: str  # what closes it, scored; {eos} is the model's
+    between: str = ""  # after a closed answer, unscored
+    image: str = "{image}\n"
+    system_end: str = " "
+    images_first: bool = False  # before the whole user turn instead of inside it
+    lead: str = " "  # between the generation prompt and the answer
+    joint: bool = True
+    mode: str = "legacy"  # the tokenizer's
+
+
+VICUNA = (
+    "A chat between a curious {who} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
+)
+
+SEEDS = {
+    # LLaVA-1.5, mllm-dpo and SIMA
+    "vicuna_v1": Seed(system=VICUNA.format(who="user"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}"),
+    # RLAIF-V on LLaVA-1.5: the same with another word in the system line
+    "rlaifv": Seed(system=VICUNA.format(who="human"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}"),
+    # Muffin (RLHF-V): the stop mark is scored, the two role marks that its masking let through are not
+    "llava_v0": Seed(
+        system=VICUNA.format(who="human"),
+        system_end="\n\n### ",
+        user="Human: {text}\n",
+        answer="### Assistant:",
+        end="\n### ",
+    ),
+    "dgpref_llava": Seed(
+        system="", system_end="", user="USER: {text}\n", answer="ASSISTANT:", end="", between="\n", images_first=True
+    ),
+    "dgpref_qwen": Seed(
+        system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+        system_end="",
+        user="<|im_start|>user\n{text}<|im_end|>\n",
+        answer="<|im_start|>assistant\n",
+        end="<|im_end|>\n",
+        image="Picture {number}: <|vision_start|>{image}<|vision_end|>\n",
+        lead="",
+        mode="",
+    ),
+    "chatml": Seed(
+        system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+        system_end="",
+        user="<|im_start|>user\n{text}<|im_end|>\n",
+        answer="<|im_start|>assistant\n",
+        end="<|im_end|>\n",
+        image="<|vision_start|>{image}<|vision_end|>",
+        lead="",
+        joint=False,
+        mode="",
+    ),
+}
+NAMES = ("auto", *SEEDS)
+
+
+def parts(message: dict) -> list[dict]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def text_of(message: dict) -> str:
+    return "".join(p["text"] for p in parts(message) if p["type"] == "text")
+
+
+def image_count(messages: Sequence[dict]) -> int:
+    return sum(p["type"] == "image" for m in messages for p in parts(m))
+
+
+class Template:
+    """One named template with one tokenizer: messages to chunks of (masked) text."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer):
+        if name not in NAMES:
+            raise ValueError(f"data.template: unknown template {name!r}; choose one of {', '.join(NAMES)}")
+        self.name, self.seed = name, SEEDS.get(name)
+        self._rendered: tuple[list[dict], str] = ([], "")
+        self.tokenizer = tokenizer.in_mode(self.seed.mode) if self.seed and self.seed.mode else tokenizer
+        if self.seed:
+            marks = [m for m in ("<|im_start|>", "<|im_end|>") if m in self.seed.user + self.seed.end]
+            missing = [m for m in marks if m not in tokenizer.specials]
+            if missing:
+                raise ValueError(f"data.template: {name} needs the special token {missing[0]}, which the model lacks")
+        elif not tokenizer.chat_template:
+            raise ValueError(f"data.template: the model has no chat template; choose one of {', '.join(SEEDS)}")
+
+    @property
+    def joint(self) -> bool:
+        return self.seed is not None and self.seed.joint
+
+    @property
+    def key(self) -> str:
+        """What the cache key holds of a template."""
+        return f"{self.name}:{self.seed!r}" if self.seed else f"auto:{self.tokenizer.chat_template}"
+
+    def chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
+        """`scored` are the indices of the assistant messages that carry loss, ascending."""
+        return self._seed_chunks(messages, scored) if self.seed else self._chat_chunks(messages, scored)
+
+    # the model's own
+
+    def _prompt(self, messages: Sequence[dict]) -> str:
+        if messages != self._rendered[0]:  # both sides of a pair have the same
+            self._rendered = (list(messages), self._render(messages, generation_prompt=True))
+        return self._rendered[1]
+
+    def _render(self, messages: Sequence[dict], generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.hf.apply_chat_template(
+                [{"role": m["role"], "content": parts(m)} for m in messages],
+                chat_template=self.tokenizer.chat_template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise BadRow("template", f"the model's chat template refuses these messages: {error}") from None
+        return text.replace(*self.tokenizer.expanded) if self.tokenizer.expanded else text
+
+    def _chat_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        done = ""
+        for k in scored:
+            prompt = self._prompt(messages[:k])
+            full = self._render(messages[: k + 1], generation_prompt=False)
+            for longer, shorter, what in ((prompt, done, "an earlier answer"), (full, prompt, "the prompt")):
+                if not longer.startswith(shorter):
+                    raise BadRow(
+                        "template",
+                        f"the model's chat template changes {what} when more messages follow, so it is no prefix; "
+                        "use data.turns = 'last' or a named template",
+                    )
+            answer = full[len(prompt) :]
+            chunks.append(Chunk(prompt[len(done) :], False))
+            end = "" if answer.rstrip().endswith(self.tokenizer.eos) else self.tokenizer.eos
+            chunks.append(Chunk(answer + end, True))
+            done = full
+        return chunks
+
+    # named ones
+
+    def _seed_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
+        seed = self.seed
+        assert seed is not None
+        system = seed.system + seed.system_end
+        rest = list(messages)
+        offset = 0
+        if rest and rest[0]["role"] == "system":
+            own = text_of(rest.pop(0))
+            system = seed.system.replace("You are a helpful assistant.", own) if "<|im" in seed.system else own
+            system += seed.system_end
+            offset = 1
+        chunks, open_text, number = [], system, 0
+        for i, message in enumerate(rest):
+            if message["role"] == "user":
+                images = ""
+                for _ in range(image_count([message])):
+                    number += 1
+                    images += seed.image.format(image=self.tokenizer.image_token, number=number)
+                text = text_of(message)
+                if seed.images_first:
+                    open_text += images + seed.user.format(text=text)
+                else:
+                    open_text += seed.user.format(text=images + text)
+            elif message["role"] == "assistant":
+                open_text += seed.answer
+                answer = seed.lead + text_of(message)
+                end = seed.end.format(eos=self.tokenizer.eos)
+                if i + offset in scored:
+                    chunks += [Chunk(open_text, False), Chunk(answer + end, True, len(seed.lead))]
+                    open_text = seed.between
+                else:
+                    open_text += answer + end + seed.between
+            else:
+                role = message["role"]
+                raise BadRow("template", f"template {self.name} has no place for a message of role {role!r}")
+        return chunks
+
+    def messages_masked(self, messages: Sequence[dict]) -> tuple[list[dict], list[str]]:
+        """Messages whose texts hold no special token any more; and those that were found."""
+        found: list[str] = []
+        out: list[dict[str, Any]] = []
+        for message in messages:
+            masked = []
+            for part in parts(message):
+                if part["type"] == "text":
+                    text, literals = self.tokenizer.mask(part["text"])
+                    found += literals
+                    masked.append({"type": "text", "text": text})
+                else:
+                    masked.append(part)
+            out.append({"role": message["role"], "content": masked})
+        return out, found

@@ -1,0 +1,141 @@
+"""How much a model hallucinates: its greedy captions of held-out pictures, judged exactly by the annotation.
+
+CHAIR_i  share of mentioned objects that are not in the picture (an object is a coloured shape; once a caption)
+CHAIR_s  share of captions that mention such an object
+recall   share of the objects in the pictures that are mentioned
+claims   (wrong, claimed) of each kind of claim, as grammar.judged counts them
+A lower CHAIR is worth nothing if the model has merely learnt to say less: recall and length stand beside it, and wrong
+claims beside how many were made. Reward accuracy on held-out pairs is no such judge: it can reach 95% while as many
+objects are invented as before (docs/benchmarks.md). Intervals are 95% percentiles of a bootstrap over the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmfast.packages import no_bars
+from mmfast.world.grammar import CAPTION_PROMPTS, CLAIMS, claims, judged
+from mmfast.world.scenes import Scene, render
+
+SHARES = {  # name: (column of the numerator, of the denominator)
+    "chair_i": ("absent", "mentioned"),
+    "chair_s": ("inventive", "captions"),
+    "recall": ("recalled", "present"),
+    "words": ("length", "captions"),
+}
+_COLUMNS = (
+    *("captions", "mentioned", "absent", "inventive", "recalled", "present", "length"),
+    *(f"{name}:{part}" for name in CLAIMS for part in ("wrong", "claimed")),
+)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    chair_i: float
+    chair_s: float
+    recall: float
+    words: float  # mean length of a caption
+    claims: dict[str, tuple[int, int]]  # (wrong, claimed)
+    captions: int
+    intervals: dict[str, tuple[float, float]]  # of the four shares
+    counted: np.ndarray = field(repr=False, compare=False)  # [captions, columns]: what each caption adds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what each caption adds: plain JSON."""
+        return {
+            **{name: getattr(self, name) for name in SHARES},
+            "captions": self.captions,
+            "claims": {name: list(pair) for name, pair in self.claims.items()},
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+        }
+
+
+def _counted(text: str, scene: Scene) -> list[int]:
+    kinds = set(claims(text).kinds)
+    absent = len(kinds - scene.kinds)
+    shares = [1, len(kinds), absent, bool(absent), len(kinds & scene.kinds), len(scene.kinds), len(text.split())]
+    return [*shares, *(n for pair in judged(text, scene).values() for n in pair)]
+
+
+def _resampled(counted: np.ndarray) -> dict[str, np.ndarray]:
+    """Each share in every resample of the pictures, the same resamples for every model."""
+    n = len(counted)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    return _shares(weights @ counted)
+
+
+def _shares(sums: np.ndarray) -> dict[str, np.ndarray]:
+    at = {name: sums[..., k] for k, name in enumerate(_COLUMNS)}
+    return {name: at[above] / np.maximum(at[below], 1) for name, (above, below) in SHARES.items()}
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def score(captions: Sequence[str], scenes: Sequence[Scene]) -> Score:
+    if len(captions) != len(scenes) or not captions:
+        raise ValueError(f"{len(captions)} captions for {len(scenes)} scenes: they must match, and not be empty")
+    counted = np.array([_counted(text, scene) for text, scene in zip(captions, scenes, strict=True)])
+    sums = counted.sum(0)
+    pairs = sums[len(_COLUMNS) - 2 * len(CLAIMS) :].reshape(-1, 2).tolist()
+    return Score(
+        **{name: float(value) for name, value in _shares(sums).items()},
+        claims={name: (wrong, claimed) for name, (wrong, claimed) in zip(CLAIMS, pairs, strict=True)},
+        captions=len(captions),
+        intervals={name: _interval(values) for name, values in _resampled(counted).items()},
+        counted=counted,
+    )
+
+
+def change(before: Score, after: Score, share: str = "chair_s") -> tuple[float, float, float]:
+    """(after - before, and its 95% interval), the same pictures compared."""
+    low, high = _interval(_resampled(after.counted)[share] - _resampled(before.counted)[share])
+    return getattr(after, share) - getattr(before, share), low, high
+
+
+@torch.no_grad()
+def greedy_captions(
+    model: Any,
+    processor: Any,
+    scenes: Sequence[Scene],
+    *,
+    prompt: str = CAPTION_PROMPTS[0],
+    batch: int = 64,
+    max_new_tokens: int = 96,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Greedy captions by transformers' own generate, in batches padded on the left."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    texts: list[str] = []
+    for start in range(0, len(scenes), batch):
+        images = [render(scene) for scene in scenes[start : start + batch]]
+        inputs = processor(
+            text=[text] * len(images), images=images, return_tensors="pt", padding=True, add_special_tokens=False
+        )
+        inputs = inputs.to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        answers = made[:, inputs["input_ids"].shape[1] :]
+        texts += [t.strip() for t in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        if progress:
+            progress(len(texts), len(scenes))
+    return texts
+
+
+def load(path: str | Path, device: str = "cpu") -> tuple[Any, Any]:
+    """(model, processor) of a model directory."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    with no_bars():
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    return model, AutoProcessor.from_pretrained(path)

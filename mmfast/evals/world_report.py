@@ -1,0 +1,197 @@
+"""The demo's report: scores, controls, what changed in the words, and pictures with what was said of them before and
+after. Printed tables, report.html and report.png."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmfast import pages
+from mmfast.evals import words as phrases
+from mmfast.evals.world import Score, change
+from mmfast.world.grammar import CLAIMS, claims, errors
+from mmfast.world.scenes import KINDS, Scene, render
+
+PLURALS = {name: f"{name}s" for name in CLAIMS}
+STYLE = """figure{display:flex;gap:1.2rem;margin:1.4rem 0}figure img{width:168px;height:168px;image-rendering:pixelated}
+dt{font-weight:600}dd{margin:0 0 .4rem}"""
+PICTURED = 3  # models whose captions stand beside the pictures of report.png
+Judge = tuple[float, int]  # (accuracy, pairs) of probe.of_world
+
+
+def shares(score: Score) -> list[str]:
+    """CHAIR_s with its interval, CHAIR_i, recall, and words a caption."""
+    low, high = score.intervals["chair_s"]
+    return [
+        f"{100 * score.chair_s:.1f}% ({100 * low:.0f}-{100 * high:.0f})",
+        f"{100 * score.chair_i:.1f}%", f"{100 * score.recall:.1f}%", f"{score.words:.1f}",
+    ]  # fmt: skip
+
+
+def wrong(score: Score) -> list[str]:
+    """Wrong / claimed, for each kind of claim."""
+    return [f"{n}/{of}" for n, of in score.claims.values()]
+
+
+SHARES = ("CHAIR_s (95%)", "CHAIR_i", "recall", "words")
+
+
+def controls_said(
+    scores: Mapping[str, Score], labels: Mapping[str, str], judge: Judge, controls: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """(control, what it gave, what that means). What a control gains is what training alone moves, and another run's
+    gain counts beyond it. A control that gains a quarter of the best run's gain speaks against all of them."""
+    accuracy, pairs = judge
+    said = f"{100 * accuracy:.0f}% of {pairs} held-out pairs"
+    rows = [("linear judge of the words alone", said, "a coin" if accuracy <= 0.6 else "the pairs have a tell")]
+    most = min(change(scores["base"], one)[0] for name, one in scores.items() if name not in controls)
+    for name in controls:
+        by, low, high = change(scores["base"], scores[name])
+        said = f"CHAIR_s {100 * by:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        small = "no improvement" if high >= 0 else "training moves it"
+        rows.append((labels[name], said, small if high >= 0 or by > most / 4 else "improved unseen"))
+    return rows
+
+
+def print_tables(
+    console: Console, scores: Mapping[str, Score], labels: Mapping[str, str], judge: Judge, controls: Sequence[str]
+) -> None:
+    """Narrow enough for 80 columns."""
+    tables = [
+        ("greedy captions of held-out pictures", SHARES, {n: shares(s) for n, s in scores.items()}),
+        ("wrong / claimed", tuple(PLURALS.values()), {n: wrong(s) for n, s in scores.items()}),
+    ]
+    for title, headings, rows in tables:
+        shown = Table(title=title)
+        shown.add_column("", overflow="fold")
+        for heading in headings:
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for name, cells in rows.items():
+            shown.add_row(labels[name], *cells)
+        console.print(shown)
+    shown = Table(title="controls: nothing to see, nothing to gain")
+    for heading in ("", "gave", ""):
+        shown.add_column(heading)
+    for row in controls_said(scores, labels, judge, controls):
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def choose(scenes: Sequence[Scene], before: Sequence[str], number: int) -> list[int]:
+    """The first scenes that `before` hallucinates on, and a quarter on which it does not."""
+    wrong = [n for n, scene in enumerate(scenes) if errors(before[n], scene)["object"]]
+    right = [n for n in range(len(scenes)) if n not in set(wrong)]
+    return sorted((wrong[: number - number // 4] + right)[:number])
+
+
+def marked(text: str, scene: Scene) -> str:
+    """HTML of the caption, invented objects marked."""
+    absent = [" ".join(kind) for kind in claims(text).kinds if kind not in scene.kinds]
+    said = html.escape(text)
+    return re.sub(rf"\b({'|'.join(absent)})", r"<mark>\1</mark>", said) if absent else said
+
+
+def _picture(scene: Scene) -> str:
+    file = io.BytesIO()
+    render(scene).save(file, "PNG")
+    return pages.picture(file.getvalue(), scene.name)
+
+
+def write_report(
+    out: Path,
+    scenes: Sequence[Scene],
+    captions: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Score],
+    labels: Mapping[str, str],
+    truths: Sequence[str],
+    judge: Judge,
+    controls: Sequence[str] = (),
+    number: int = 8,
+) -> Path:
+    """`captions` and `scores` by model name; the first name is the model before. Returns the path of the page."""
+    first = next(iter(captions))
+    chosen = choose(scenes, captions[first], number)
+    scored = [[labels[name], *shares(s), *wrong(s)] for name, s in scores.items()]
+    changes = [
+        phrases.as_html(phrases.changed(captions[first], texts, truths), labels[name], labels[first])
+        for name, texts in captions.items()
+        if name != first
+    ]
+    figures = []
+    for n in chosen:
+        said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
+        figures.append(f"<figure>{_picture(scenes[n])}<dl>{said}</dl></figure>")
+    runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
+    page = out / "report.html"
+    text = (
+        f"<p>{len(scenes)} pictures of {len(KINDS)} kinds of object. CHAIR_i: share of the mentioned objects "
+        "that are not there. CHAIR_s: share of captions with such an object (95% interval over pictures). "
+        "Then, of each kind of claim, wrong / claimed.</p>"
+        + pages.table(("", *SHARES, *PLURALS.values()), map(pages.texts, scored))
+        + "<h2>Controls</h2><p>Blind runs had other pictures with their pairs. What they gain is what training alone "
+        "moves, and another run's gain counts beyond it. Intervals cover the choice of pictures, not the chances of "
+        "training.</p>"
+        + pages.table(("", "gave", ""), map(pages.texts, controls_said(scores, labels, judge, controls)))
+        + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove little: they can "
+        "be near 100% while as many objects are invented as before.</p>"
+        "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
+        f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}"
+    )
+    title = "Greedy captions of held-out pictures"
+    page.write_text(pages.page("mmfast demo", [text], heading=title, style=STYLE), encoding="utf-8")
+    shown = {m: [texts[n] for n in chosen] for m, texts in list(captions.items())[:PICTURED]}
+    _draw(page.with_suffix(".png"), [scenes[n] for n in chosen], shown, scores, labels)
+    return page
+
+
+def _draw(
+    path: Path,
+    scenes: Sequence[Scene],
+    captions: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Score],
+    labels: Mapping[str, str],
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = (len(scenes) + 1) // 2
+    figure = Figure(figsize=(14, 3.2 + 2.3 * lines))
+    grid = figure.add_gridspec(lines + 1, 4, height_ratios=[1.25, *[1] * lines], width_ratios=[1, 2.6, 1, 2.6],
+                               left=0.05, right=0.98, top=0.96, bottom=0.01, hspace=0.16, wspace=0.06)  # fmt: skip
+    bars = figure.add_subplot(grid[0, :])
+    measures = {"CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "object recall": "recall"}
+    width = 0.8 / len(scores)
+    for k, (name, one) in enumerate(scores.items()):
+        heights = [100 * one.as_dict()[m] for m in measures.values()]
+        places = [i + (k - (len(scores) - 1) / 2) * width for i in range(len(measures))]
+        drawn = bars.bar(places, heights, width * 0.92, label=labels[name], color=f"C{k}")
+        bars.bar_label(drawn, fmt="%.0f", fontsize=8)
+    bars.set_xticks(range(len(measures)), list(measures))
+    bars.set_ylim(0, 112)
+    bars.set_ylabel("%")
+    bars.legend(loc="upper left", frameon=False, ncols=2, fontsize=8)
+    bars.spines[["top", "right"]].set_visible(False)
+    for n, scene in enumerate(scenes):
+        line, side = divmod(n, 2)
+        picture = figure.add_subplot(grid[line + 1, 2 * side])
+        picture.imshow(render(scene), interpolation="nearest")
+        picture.axis("off")
+        text = figure.add_subplot(grid[line + 1, 2 * side + 1])
+        text.axis("off")
+        top = 0.98
+        for name, said in captions.items():
+            absent = [" ".join(kind) for kind in claims(said[n]).kinds if kind not in scene.kinds]
+            note = f"   (invents: {', '.join(absent)})" if absent else ""
+            text.text(0, top, labels[name] + note, fontsize=8, weight="bold", va="top",
+                      color="#b00020" if absent else "#222", transform=text.transAxes)  # fmt: skip
+            wrapped = textwrap.wrap(said[n], 70)
+            text.text(0, top - 0.075, "\n".join(wrapped), fontsize=8, va="top", transform=text.transAxes)
+            top -= 0.12 + 0.075 * len(wrapped)
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,198 @@
+"""DGPref's scores: what experts found of each caption's items -> one number a caption -> candidates for pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmfast.data.containers.read import Row, iterate
+from mmfast.data.formats.dgpref import ASPECTS as DECOMPOSED
+from mmfast.data.formats.dgpref import image_name, image_path, kind_of, prompt_line
+from mmfast.data.problems import BadRow, Problem
+from mmfast.feedback.candidates import Candidate
+from mmfast.packages import how_to_install
+
+Singular = Callable[[str], str]
+ASPECTS = ("object", "count", "attribute", "spatial", "scale", "text")  # relation is off in the published recipe
+WHOLE_IMAGE = frozenset(
+    ("scene", "image", "picture", "photo", "view", "frame", "figure", "side", "backdrop", "background")
+)
+NUMBER_WORDS = (
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
+NUMBERS = {word: n for n, word in enumerate(NUMBER_WORDS, 2)}
+CHECKS = {
+    "object": "obj_check", "count": "count_check", "attribute": "attribute_check", "relation": "relation_check",
+    "scale": "scale_check", "spatial": "spatial_check", "text": "text_check",
+}  # fmt: skip
+
+
+def parse_decomposition(value: dict[str, str]) -> dict[str, list[tuple[str, ...]]]:
+    """The decomposing model's four answers as tuples; "NONE" is none (DGPref took it for an entity)."""
+    out: dict[str, list[tuple[str, ...]]] = {}
+    for aspect in DECOMPOSED:
+        text = value.get(aspect, "").strip()
+        groups = [g.partition(")")[0] for g in text.split("(")[1:]]
+        if aspect == "entity":
+            listed = (groups[0] if groups else text).split(", ")
+            out[aspect] = [(e.strip(),) for e in listed if e.strip() and e.strip().upper() != "NONE"]
+            continue
+        size = 3 if aspect == "relation" else 2
+        found = [tuple(p.strip() for p in g.split(", ")) for g in groups]
+        found = [t for t in found if len(t) == size]
+        if aspect == "attribute":
+            found = [t for t in found if t[0] != t[1]]
+        if aspect == "count":
+            words = {str(n): w for w, n in NUMBERS.items()}
+            found = [(words.get(t[0], t[0]), t[1]) for t in found]
+            found = [t for t in found if t[0] in NUMBERS]
+        out[aspect] = found
+    return out
+
+
+def singulars() -> Singular:
+    """DGPref's rule: a word in lower case, and its singular where the package inflect knows it as a plural."""
+    try:
+        import inflect
+    except ImportError:
+        raise ValueError(f"DGPref's scores need the package inflect: {how_to_install('dgpref')}") from None
+    engine = inflect.engine()
+
+    @cache
+    def singular(word: str) -> str:
+        lower = word.lower()
+        return (engine.singular_noun(lower) or lower) if lower.strip() else lower
+
+    return singular
+
+
+def verdicts(
+    program: dict[str, Any], found: dict[str, Any], aspect: str, skip: Set[str], singular: Singular
+) -> list[tuple[Any, int]]:
+    """Each distinct item of a caption with +1 right, -1 wrong, 0 or -2 not judged.
+
+    What was detected under an object's singular counts where there is such an entry; a counted item is always looked
+    up by its own name, and words too vague to judge are compared as they are written.
+    """
+    items = list(dict.fromkeys(tuple(i) if isinstance(i, list) else i for i in program.get(CHECKS[aspect]) or ()))
+    if aspect in ("object", "count"):
+        boxes = {k: len(v.get("scores", v.get("bboxs", ()))) for k, v in (found.get("object_result") or {}).items()}
+        if aspect == "count":
+            counts = [(item, boxes.get(item[1], 0)) for item in items]
+            return [(item, -2 if not n else 1 if n == int(item[0]) else -1) for item, n in counts]
+        names = [(item, singular(item) if singular(item) in boxes else item) for item in items if item not in skip]
+        return [(item, 1 if boxes.get(name, 0) else -1) for item, name in names]
+    table = found.get(f"{aspect}_result") or {}
+    table = table.get("scores", table)
+    keys = ["###".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in items]
+    return [(item, int(table.get(k, -2))) for item, k in zip(items, keys, strict=True)]
+
+
+def judged_items(
+    program: dict[str, Any], found: dict[str, Any], aspects: Sequence[str], skip: Iterable[str], singular: Singular
+) -> list[tuple[str, bool]]:
+    """Each judged item as a claim: its words, and whether it holds."""
+    out = []
+    for aspect in dict.fromkeys(aspects):
+        for item, given in verdicts(program, found, aspect, WHOLE_IMAGE | set(skip), singular):
+            if given in (1, -1):
+                out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), given == 1))
+    return out
+
+
+def caption_score(
+    program: dict[str, Any],
+    found: dict[str, Any],
+    aspects: Sequence[str] = ASPECTS,
+    average: bool = True,
+    skip: Iterable[str] = (),
+    singular: Singular | None = None,
+) -> float:
+    """Minus the share of judged items that are wrong (average), or their number. A repeated aspect counts again."""
+    vague, singular = WHOLE_IMAGE | set(skip), singular or singulars()
+    wrong = judged = 0
+    for aspect in aspects:
+        if aspect not in CHECKS:
+            raise ValueError(f"--aspects: unknown aspect {aspect!r}; known are {', '.join(CHECKS)}")
+        given = [v for _, v in verdicts(program, found, aspect, vague, singular)]
+        wrong += given.count(-1)
+        judged += given.count(-1) + given.count(1)
+    if average:
+        return -wrong / judged if judged else 0.0
+    return -float(wrong)
+
+
+def expert_candidates(
+    scores: str | Path,
+    captions: str | Path,
+    *,
+    options: dict[str, Any],
+    aspects: Sequence[str] = ASPECTS,
+    average: bool = True,
+    skip: Iterable[str] = (),
+    singular: Singular | None = None,
+    problems: list[Problem] | None = None,
+) -> Iterator[Candidate]:
+    """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
+    that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name.
+    A bad row raises, or, where `problems` is given, is listed there and passed over."""
+    skip, singular = frozenset(skip), singular or singulars()
+    texts: dict[str, dict[int, tuple[str, Row]]] = {}
+
+    def bad(row: Row, error: BadRow) -> None:
+        if problems is None:
+            raise ValueError(f"{row.source}: {error}") from None
+        problems.append(Problem(row.source, error.kind, str(error)))
+
+    for row in iterate(captions):
+        try:
+            name, k = image_name(row, options)
+        except BadRow as error:
+            bad(row, error)
+            continue
+        texts.setdefault(name, {})[k] = (row.value["value"], row)
+    for row in iterate(scores):
+        try:
+            yield from _of_image(row, texts, options, aspects, average, skip, singular)
+        except BadRow as error:
+            bad(row, error)
+
+
+def _of_image(
+    row: Row,
+    texts: dict[str, dict[int, tuple[str, Row]]],
+    options: dict[str, Any],
+    aspects: Sequence[str],
+    average: bool,
+    skip: frozenset[str],
+    singular: Singular,
+) -> list[Candidate]:
+    name, value = row.value["key"], row.value["value"]
+    if kind_of(value) != "experts":
+        raise BadRow("format", "not a row of expert scores (all_program, expert_scores)")
+    present = sorted(texts.get(name, {}))
+    programs, experts = value["all_program"], value["expert_scores"]
+    if len(programs) not in (len(present), max(present, default=-1) + 1):
+        raise BadRow("format", f"{len(programs)} programs for the captions {present} of image {name}")
+    numbers = present if len(programs) == len(present) else range(len(programs))
+    out = []
+    for k, program in zip(numbers, programs, strict=True):
+        if k not in texts[name]:
+            continue
+        text, caption = texts[name][k]
+        out.append(
+            Candidate(
+                group=name,
+                images=(image_path(name, options),),
+                question=prompt_line(caption, options, k),
+                text=text,
+                scores={"score": caption_score(program, experts, aspects, average, skip, singular)},
+                source=row.source,
+                claims=tuple(judged_items(program, experts, aspects, skip, singular)),
+                meta={"name": name, "k": k},
+            )
+        )
+    return out

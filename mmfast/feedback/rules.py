@@ -1,0 +1,280 @@
+"""Methods that are data: pairs, rejection samples and SteerLM texts from scored answers; subsets and flipped labels.
+
+Everything here is a pure function of its arguments; randomness comes from a seed and the group it is drawn for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from mmfast.data.problems import BadRow, Problem
+from mmfast.data.records import Record
+from mmfast.feedback.candidates import Candidate, complete, grouped, pair_record, score_of, sft_record
+
+Score = Callable[[Candidate], float]
+Pair = tuple[Candidate, Candidate]  # better, worse
+ATTRIBUTES = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
+PRESETS = {"all4": (4, 4, 4, 4, 4), "complex2verbo2": (4, 4, 4, 2, 2)}
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Of one group: the draw does not depend on the order or number of the other groups."""
+    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")])
+
+
+# pairs
+
+
+def best_against_random(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+    """mllm-dpo: the best answer (the first on ties) against one drawn from those at least `margin` below it."""
+    values = [score(c) for c in group]
+    best = max(values)
+    worse = [c for c, v in zip(group, values, strict=True) if v <= best - margin]
+    if not worse:
+        return []
+    return [(group[values.index(best)], worse[int(generator(seed, group[0].group).integers(len(worse)))])]
+
+
+def best_against_worst(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+    """mllm-dpo's older rule: maximum against minimum (the first of each on ties)."""
+    values = [score(c) for c in group]
+    low, high = min(values), max(values)
+    return [(group[values.index(high)], group[values.index(low)])] if high - low >= margin and high > low else []
+
+
+def every_pair(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+    """RLAIF-V, DGPref: all combinations whose scores differ by `margin` or more, the higher one chosen.
+
+    The numbers are compared as they are, as there: -0.4 and -0.7 differ by a little less than 0.3 in binary.
+    """
+    values = [score(c) for c in group]
+    out = []
+    for i, j in combinations(range(len(group)), 2):
+        if values[i] != values[j] and abs(values[i] - values[j]) >= margin:
+            a, b = (i, j) if values[i] > values[j] else (j, i)
+            out.append((group[a], group[b]))
+    return out
+
+
+def at_most(pairs: Sequence[Pair], k: int, seed: int) -> list[Pair]:
+    """k of a group's pairs, drawn without repetition, in their order."""
+    if not k or len(pairs) <= k:
+        return list(pairs)
+    kept = generator(seed, pairs[0][0].group).choice(len(pairs), k, replace=False)
+    return [pairs[i] for i in sorted(kept)]
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A length filter: a pair whose rejected answer is longer by more than `threshold` of its length is dropped."""
+
+    threshold: float
+    chosen_words: float
+    rejected_words: float
+
+
+def balanced(pairs: Sequence[Pair]) -> tuple[list[Pair], Balance]:
+    """RLAIF-V: the threshold of 0, .02, ..., .98 for which the mean lengths of the two sides are closest."""
+    pairs = [p for p in pairs if p[0].text.strip() != p[1].text.strip()]  # blanks around an answer are no difference
+    if not pairs:
+        return [], Balance(1.0, 0.0, 0.0)
+    lengths = np.asarray([(words(a.text), words(b.text)) for a, b in pairs], np.float64)
+    excess = (lengths[:, 1] - lengths[:, 0]) / np.maximum(lengths[:, 1], 1)
+    best: tuple[float, float] | None = None
+    for step in range(50):
+        kept = lengths[excess <= step * 0.02 + 1e-12]
+        if not len(kept):
+            continue
+        chosen, rejected = kept.mean(0)
+        error = abs(chosen - rejected) / max(rejected, 1e-9)
+        if best is None or error < best[0]:
+            best = (error, step * 0.02)
+    threshold = best[1] if best else 1.0
+    keep = excess <= threshold + 1e-12
+    chosen, rejected = lengths[keep].mean(0) if keep.any() else (0.0, 0.0)
+    return [p for p, k in zip(pairs, keep, strict=True) if k], Balance(threshold, float(chosen), float(rejected))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How pairs are chosen. The published ones are RULES; every field can be overridden."""
+
+    choose: Callable[[Sequence[Candidate], Score, float, int], list[Pair]]
+    score: str
+    margin: float
+    per_prompt: int = 0  # 0: all
+    balance: bool = False
+
+
+RULES = {
+    "mllm_dpo": Rule(choose=best_against_random, score="Helpfulness + Correctness + Coherence", margin=2),
+    "mllm_dpo_minmax": Rule(choose=best_against_worst, score="Helpfulness + Correctness + Coherence", margin=2),
+    "rlaifv": Rule(choose=every_pair, score="claims", margin=1, per_prompt=2, balance=True),
+    "dgpref": Rule(choose=every_pair, score="score", margin=0.3),
+}
+
+
+def choose_pairs(
+    candidates: Iterable[Candidate], rule: Rule, seed: int, problems: list[Problem] | None = None
+) -> tuple[list[Record], dict[str, Any]]:
+    """Records of a rule's pairs, and what it did: groups, groups without a pair, and the length balance."""
+    score = score_of(rule.score)
+    groups = grouped(complete(candidates, score, problems))
+    pairs: list[Pair] = []
+    empty = 0
+    for group in groups.values():
+        found = at_most(rule.choose(group, score, rule.margin, seed), rule.per_prompt, seed)
+        found = [p for p in found if p[0].text != p[1].text]
+        empty += not found
+        pairs += found
+    told: dict[str, Any] = {"groups": len(groups), "groups without a pair": empty, "pairs": len(pairs)}
+    if rule.balance:
+        pairs, balance = balanced(pairs)
+        told |= {
+            "after length balance": len(pairs),
+            "threshold": round(balance.threshold, 2),
+            "mean words chosen / rejected": f"{balance.chosen_words:.1f} / {balance.rejected_words:.1f}",
+        }
+    return [pair_record(n, a, b, (score(a), score(b))) for n, (a, b) in enumerate(pairs)], told
+
+
+# SFT
+
+
+TIES = ("first", "random", "shortest", "longest")
+
+
+def rejection_sample(
+    candidates: Iterable[Candidate],
+    score: Score,
+    *,
+    minimum: float | None = None,
+    ties: str = "first",
+    seed: int = 0,
+    problems: list[Problem] | None = None,
+) -> list[Record]:
+    """The best answer of each group, if it reaches `minimum`."""
+    if ties not in TIES:
+        raise ValueError(f"--ties: {ties!r} is not one of {', '.join(TIES)}")
+    out = []
+    for name, group in grouped(complete(candidates, score, problems)).items():
+        values = [score(c) for c in group]
+        best = max(values)
+        if minimum is not None and best < minimum:
+            continue
+        tied = [c for c, v in zip(group, values, strict=True) if v == best]
+        if ties == "random":
+            pick = tied[int(generator(seed, name).integers(len(tied)))]
+        else:
+            orders: dict[str, Any] = {"first": lambda c: 0, "shortest": lambda c: len(c.text)}
+            pick = min(tied, key=orders.get(ties, lambda c: -len(c.text)))
+        out.append(sft_record(len(out), pick))
+    return out
+
+
+def every_answer(candidates: Iterable[Candidate]) -> list[Record]:
+    """Standard SFT: each answer once (a reference answer repeated on each of a group's rows counts once)."""
+    seen = {(c.group, c.text): c for c in candidates}
+    return [sft_record(n, c) for n, c in enumerate(seen.values())]
+
+
+# SteerLM
+
+
+def conditioning(values: Sequence[float], names: Sequence[str] = ATTRIBUTES) -> str:
+    """What stands behind a question in training, and at inference with the wanted values. Strip it at its newline."""
+    listed = ",".join(f"{n}:{v:g}" for n, v in zip(names, values, strict=True))
+    return f"\nPlease answer so that these attributes, each from 0 (lowest) to 4 (highest), hold: {listed}"
+
+
+def unconditioned(text: str) -> str:
+    return text.split("\nPlease answer", 1)[0]
+
+
+def _values(candidate: Candidate, names: Sequence[str]) -> list[float]:
+    missing = [n for n in names if n not in candidate.scores]
+    if missing:
+        raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(candidate.scores)) or 'none'})")
+    return [candidate.scores[n] for n in names]
+
+
+def steerlm(
+    candidates: Iterable[Candidate], names: Sequence[str] = ATTRIBUTES, problems: list[Problem] | None = None
+) -> list[Record]:
+    """Every answer, asked for by its own scores."""
+    return [
+        sft_record(n, replace(c, question=c.question + conditioning(_values(c, names), names)))
+        for n, c in enumerate(complete(candidates, lambda c: _values(c, names), problems))
+    ]
+
+
+def hindsight(
+    candidates: Iterable[Candidate],
+    score: Score,
+    margin: float,
+    seed: int,
+    names: Sequence[str] = ATTRIBUTES,
+    problems: list[Problem] | None = None,
+) -> list[Record]:
+    """Chain of hindsight in two turns: a worse answer, what it scored and what is wanted, the better answer.
+
+    The worse answer carries loss only with data.turns = "all".
+    """
+    out = []
+    whole = complete(candidates, lambda c: (score(c), _values(c, names)), problems)
+    for group in grouped(whole).values():
+        for better, worse in best_against_random(group, score, margin, seed):
+            scored, wanted = (
+                ",".join(f"{n}:{v:g}" for n, v in zip(names, _values(c, names), strict=True)) for c in (worse, better)
+            )
+            turn = f"On a scale from 0 to 4 that answer has {scored}. Give one that has {wanted}"
+            record = sft_record(len(out), better)
+            history = ({"role": "assistant", "content": worse.text}, {"role": "user", "content": turn})
+            out.append(replace(record, prompt=(*record.prompt, *history)))
+    return out
+
+
+# ablations
+
+
+def flip_labels(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """Chosen and rejected exchanged in exactly round(share x n) records, drawn by the seed."""
+    flipped = set(np.random.default_rng([seed, 1]).permutation(len(records))[: round(share * len(records))].tolist())
+    return [_flipped(r) if i in flipped else r for i, r in enumerate(records)]
+
+
+def _flipped(record: Record) -> Record:
+    if record.rejected is None:
+        raise ValueError(f"{record.source}: an SFT record has no label to flip")
+    swap = {"chosen": "rejected", "rejected": "chosen"}
+    segments = record.segments and {swap[k]: v for k, v in record.segments.items()}
+    scores = record.scores and {
+        re.sub("^(chosen|rejected)", lambda m: swap[m[0]], k): v for k, v in record.scores.items()
+    }
+    return replace(
+        record,
+        chosen=record.rejected,
+        rejected=record.chosen,
+        chosen_prompt=record.rejected_prompt,
+        rejected_prompt=record.chosen_prompt,
+        segments=segments,
+        scores=scores,
+        meta={**record.meta, "flipped": True},
+    )
+
+
+def subset(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """round(share x n) records in their order. A smaller share is a part of a larger one of the same seed."""
+    kept = np.random.default_rng([seed, 2]).permutation(len(records))[: round(share * len(records))]
+    return [records[i] for i in sorted(kept)]

@@ -1,0 +1,94 @@
+"""Any other model of transformers: VLMs that follow its conventions, and text-only decoders.
+
+Nothing here is known to be exact: a generic VLM proves itself at load (proof.py) before its trees are trusted.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from mmfast.models.families.base import Adapter
+
+
+class TextOnly(Adapter):
+    """A decoder without images. Its attention is causal unless its config says otherwise (see proof.py)."""
+
+    proven = False
+    has_dummy = False
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.image_token_id = None
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        return model.base_model
+
+    def vision(self, model: PreTrainedModel) -> list[nn.Module]:
+        return []
+
+    def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        return []
+
+    def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
+        return []
+
+
+class Generic(Adapter):
+    """A VLM that says where its decoder is, has `get_image_features(...)` and one image token id in its config."""
+
+    proven = False
+    has_dummy = False
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        if config.model_type == "paligemma":  # its token types tell prompt from answer, not images from text
+            raise ValueError(
+                "paligemma: its prompt is read in both directions up to where the answer begins, which mmfast does not "
+                "tell it: answers would see their own later words. Choose another model"
+            )
+        if self.image_token_id is None:
+            raise ValueError(
+                f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images"
+            )
+        text = self.text_config.to_dict()
+        if "mrope_section" in (text.get("rope_parameters") or {}):
+            self.positions = "mrope"
+            self.merge_size = config.vision_config.to_dict().get("spatial_merge_size", 1)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        return model.get_decoder()
+
+    def _children(self, model: PreTrainedModel) -> list[nn.Module]:
+        decoder = self.decoder(model)
+        return [child for child in model.model.children() if child is not decoder]
+
+    def _is_tower(self, module: nn.Module) -> bool:
+        return any(isinstance(m, nn.ModuleList) and len(m) > 1 for m in module.modules())
+
+    def vision(self, model: PreTrainedModel) -> list[nn.Module]:
+        return [child for child in self._children(model) if self._is_tower(child)]
+
+    def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        lists = [m for tower in self.vision(model) for m in tower.modules() if isinstance(m, nn.ModuleList)]
+        return list(max(lists, key=len)) if lists else []
+
+    def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
+        modules = [child for child in self._children(model) if not self._is_tower(child)]
+        return [*modules, *model.model._parameters.values()]
+
+    def encode_pixels(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+        function = model.model.get_image_features
+        accepted = inspect.signature(function).parameters
+        dtype = next(self.vision(model)[0].parameters()).dtype
+        inputs = {name: t.to(dtype) if name == "pixel_values" else t for name, t in images.items() if name in accepted}
+        output = function(**inputs)
+        rows = output if isinstance(output, torch.Tensor | list | tuple) else output.pooler_output
+        rows = rows if torch.is_tensor(rows) else torch.cat([r.flatten(0, -2) for r in rows])
+        return rows.flatten(0, -2)
+
+    def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {name: (tokens == self.image_token_id).int() for name in ("token_type_ids", "mm_token_type_ids")}

@@ -1,0 +1,68 @@
+"""LLaVA-NeXT (anyres): an image's tiles through the tower, unpadded to its shape, a newline row after each line.
+
+Which tower row (or the newline) stands in which slot is worked out on the host, by the model's own function run on row
+numbers instead of features; on the device it is one gather.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
+
+from mmfast.models.families.llava import Llava
+
+
+class LlavaNext(Llava):
+    def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
+        return [model.model.multi_modal_projector, model.model.image_newline]
+
+    def tiles(self, image_sizes: Tensor) -> list[int]:
+        side = self.config.vision_config.image_size
+        return [
+            image_size_to_num_patches(size, self.config.image_grid_pinpoints, side) for size in image_sizes.tolist()
+        ]
+
+    def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "image_sizes" not in images or "gather" in images:
+            return images
+        images = {**images, "gather": torch.cat(self.row_numbers(images["image_sizes"]))}
+        pixels = images.get("pixel_values")
+        if pixels is not None and pixels.dim() == 5:  # the processor pads every image to the largest number of tiles
+            tiles = self.tiles(images["image_sizes"])
+            images["pixel_values"] = torch.cat([p[:n] for p, n in zip(pixels, tiles, strict=True)])
+        return images
+
+    def row_numbers(self, image_sizes: Tensor) -> list[Tensor]:
+        """Of each image, the tower row in each slot; the newline is the row after the last."""
+        tiles, patches = self.tiles(image_sizes), self.patches()
+        numbers = torch.arange(sum(tiles) * patches).view(-1, patches, 1)
+        packed, _ = LlavaNextModel.pack_image_features(
+            SimpleNamespace(config=self.config),  # type: ignore[arg-type]  # all of the model that it reads
+            torch.split(numbers, tiles),
+            image_sizes.tolist(),
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            image_newline=torch.tensor([numbers.numel()]),
+        )
+        return [rows.flatten() for rows in packed]
+
+    def rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return [len(rows) for rows in self.row_numbers(images["image_sizes"])]
+
+    def tower_rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return self.tiles(images["image_sizes"])
+
+    def dummy_images(self) -> dict[str, Tensor]:
+        side = self.config.vision_config.image_size
+        images = {"image_sizes": torch.tensor([[side, side]])}
+        tiles = self.tiles(images["image_sizes"])[0]
+        images["pixel_values"] = torch.zeros(1, tiles, self.config.vision_config.num_channels, side, side)
+        return self.prepare(images)
+
+    def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
+        features = super().project(model, rows, images)
+        newline = model.model.image_newline.to(features.dtype)
+        return torch.cat([features, newline[None]]).index_select(0, images["gather"])

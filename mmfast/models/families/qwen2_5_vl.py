@@ -1,0 +1,32 @@
+"""Qwen2.5-VL: as Qwen2-VL, with window attention in most blocks of the tower, whose rows run in window order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.vision_utils import get_vision_window_index
+
+from mmfast.models.families.qwen2_vl import Qwen2VL
+
+
+class Qwen25VL(Qwen2VL):
+    keywords = ("position_ids", "cu_seqlens", "window_index", "cu_window_seqlens")
+    lengths = ("max_seqlen", "max_window_seqlen")
+
+    def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in images or "cu_seqlens" in images:
+            return images
+        vision = self.config.vision_config
+        index, cu_window_seqlens = get_vision_window_index(
+            images["image_grid_thw"], self.merge_size, vision.window_size, vision.patch_size
+        )
+        return {
+            **super().prepare(images),
+            "window_index": index,
+            "cu_window_seqlens": cu_window_seqlens,
+            "max_window_seqlen": torch.empty(int(cu_window_seqlens.diff().max()), 0),
+        }
+
+    def tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+        return super().tower(model, images)[images["window_index"].argsort()]

@@ -1,0 +1,81 @@
+"""Qwen2-VL: a tower at native resolution with rotary positions, a merger inside it, M-RoPE in the decoder.
+
+The tower works out its indices from the grid by reading the device; they are made in the worker instead and handed in
+as keywords, which the tower takes. A host integer travels as the length of an empty tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
+from mmfast.models.families.base import Adapter
+
+
+class Qwen2VL(Adapter):
+    positions = "mrope"
+    tower_depth = ("vision_config", "depth")
+    keywords: tuple[str, ...] = ("position_ids", "cu_seqlens")
+    lengths: tuple[str, ...] = ("max_seqlen",)
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.merge_size = config.vision_config.spatial_merge_size
+
+    def vision(self, model: PreTrainedModel) -> list[nn.Module]:
+        return [model.model.visual]
+
+    def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        return list(model.model.visual.blocks)
+
+    def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
+        return [model.model.visual.merger]
+
+    def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in images or "cu_seqlens" in images:
+            return images
+        grid = images["image_grid_thw"]
+        cu_seqlens = get_vision_cu_seqlens(grid)
+        return {
+            **images,
+            "position_ids": get_vision_position_ids(grid, self.merge_size),
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": torch.empty(int(cu_seqlens.diff().max()), 0),
+        }
+
+    def rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return (images["image_grid_thw"].prod(-1) // self.merge_size**2).tolist()
+
+    tower_rows_of = rows_of
+
+    def dummy_images(self) -> dict[str, Tensor]:
+        vision = self.config.vision_config
+        grid = torch.tensor([[1, self.merge_size, self.merge_size]])
+        channels = vision.to_dict().get("in_channels", 3)
+        width = channels * vision.temporal_patch_size * vision.patch_size**2
+        return self.prepare({"pixel_values": torch.zeros(self.merge_size**2, width), "image_grid_thw": grid})
+
+    def run_tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Any:
+        visual = model.model.visual
+        ready: dict[str, Any] = {name: images[name] for name in self.keywords}
+        ready.update({name: images[name].shape[0] for name in self.lengths})
+        pixels = images["pixel_values"].to(visual.patch_embed.proj.weight.dtype)
+        return visual(pixels, grid_thw=images["image_grid_thw"], **ready)
+
+    def tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+        """[F, merge*merge*V]: the rows of one slot side by side. (The merger runs too, for nothing: once an image.)"""
+        return self.run_tower(model, images).last_hidden_state.unflatten(0, (-1, self.merge_size**2)).flatten(1)
+
+    def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
+        return model.model.visual.merger(rows.unflatten(1, (self.merge_size**2, -1)).flatten(0, 1))
+
+    def encode_pixels(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+        return self.run_tower(model, images).pooler_output
+
+    def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
+        # without the types Qwen2-VL and Qwen2.5-VL silently fall back to 1-D positions
+        return {"mm_token_type_ids": (tokens == self.image_token_id).int()}

@@ -1,0 +1,47 @@
+"""What a tensor is called: in the module, and in the files of a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from mmfast.directory import weight_files
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what checkpointing and compilation wrap around blocks."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def disk_names(base: Path) -> dict[str, str]:
+    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping."""
+    model = empty_model(base)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    inside = model.state_dict()
+    found = {}
+    for file in weight_files(base):
+        with safe_open(file, "pt") as source:
+            for key in source.keys():  # noqa: SIM118 (not a dict)
+                name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
+                if converted is None and name in inside:
+                    found[key] = name
+    missing = [n for n, _ in model.named_parameters() if n not in set(found.values())]
+    if missing:
+        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
+    return found
+
+
+def empty_model(base: Path) -> PreTrainedModel:
+    """The model of a directory without its weights."""
+    config = AutoConfig.from_pretrained(base)
+    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
+    with torch.device("meta"):
+        return kinds.from_config(config)

@@ -1,0 +1,109 @@
+"""The folds in plain torch, and the table of all: which backend folds how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, target_columns
+from mmfast.ops.head.folds_cpu import CpuFolds
+from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
+from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.oracles.head import map_logits
+
+
+def _mapped(tile: Tensor, bias: Tensor | None, spec: FoldSpec) -> Tensor:
+    return map_logits(tile if bias is None else tile + bias, spec.softcap, spec.temperature)
+
+
+def _slope(z: Tensor, spec: FoldSpec) -> Tensor | float:
+    return 1.0 if spec.softcap is None else 1 - (z * (spec.temperature / spec.softcap)) ** 2
+
+
+class TorchFolds:
+    """Line by line what the native folds do, in torch."""
+
+    low_precision_tiles = False
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        torch_product(a, b, out, accumulate)
+
+    def forward(
+        self,
+        tile: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        first: int,
+        stats: Tensor,
+        spec: FoldSpec,
+        probs: Tensor | None,
+        probs_z: Tensor | None,
+    ) -> None:
+        z = _mapped(tile, bias, spec)
+        here, column = target_columns(targets, first, tile.shape[1])
+        if spec.total:
+            stats[TOTAL] += z.sum(1)
+        stats[ZY] = torch.where(here, z.gather(1, column)[:, 0], stats[ZY])
+        is_target = here[:, None] & (torch.arange(tile.shape[1], device=tile.device) == column)
+        others = z.masked_fill(is_target, -torch.inf)
+
+        before = stats[M].clone()
+        m = torch.maximum(before, others.amax(1))
+        base = torch.where(m > -torch.inf, m, 0.0)
+        drop = torch.where(before > -torch.inf, before - base, 0.0)
+        factor = drop.exp()
+        e = torch.exp(others - base[:, None])
+        offset = torch.where(e > 0, others - base[:, None], 0.0)  # 0 * inf must be 0
+        if spec.entropy:
+            stats[SZ] = factor * (stats[SZ] + stats[S] * drop) + (e * offset).sum(1)
+        if spec.squares:
+            stats[S2] = factor**2 * stats[S2] + (e * e).sum(1)
+        stats[S] = factor * stats[S] + e.sum(1)
+        stats[M] = m
+        stats[FACTOR] = factor
+        weighted = e * _slope(torch.where(e > 0, others, 0.0), spec)
+        if probs_z is not None:
+            mean = base + torch.where(stats[S] > 0, (e * offset).sum(1) / stats[S], 0.0)
+            stats[CENTER] = torch.where(before > -torch.inf, stats[CENTER], mean)
+            probs_z.copy_(weighted * (offset + (base - stats[CENTER])[:, None]))
+        if probs is not None:
+            probs.copy_(weighted)
+
+    def gradient(
+        self,
+        tile: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        first: int,
+        lse: Tensor,
+        a: Tensor,
+        b: Tensor | None,
+        d: Tensor,
+        spec: FoldSpec,
+        out: Tensor,
+    ) -> None:
+        z = _mapped(tile, bias, spec)
+        here, column = target_columns(targets, first, tile.shape[1])
+        logp = z - lse[:, None]
+        p = logp.exp()
+        coefficient = a[:, None] if b is None else a[:, None] + b[:, None] * torch.where(p > 0, logp, 0.0)
+        g = p * coefficient * _slope(torch.where(p > 0, z, 0.0), spec)
+        out.copy_(g.scatter(1, column, torch.where(here[:, None], d[:, None], g.gather(1, column))))
+
+    def rescale(self, acc: Tensor, factor: Tensor) -> None:
+        acc.mul_(factor[:, None])
+
+    def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
+        for k in range(scale.shape[1]):
+            kept[:, k * width : (k + 1) * width].mul_(scale[:, k, None])
+        kept.scatter_(1, targets[:, None], entry[:, None].to(kept.dtype))
+
+
+# What a backend cannot take is said in logprob.py (_unsupported).
+FOLDS: dict[str, Callable[[], Folds]] = {"torch": TorchFolds, "cpu": CpuFolds, "cuda": CudaFolds, "triton": TritonFolds}
+
+
+def folds_of(backend: str) -> Folds:
+    return FOLDS[backend]()

@@ -1,0 +1,87 @@
+"""The seam between the head's loop over vocabulary tiles (tiles.py, shared) and the backends
+(backends.py), which differ only here.
+
+Letters: U rows (target tokens), V vocabulary, v the columns of one tile, y a row's target, z a mapped logit
+(after bias, softcap and temperature), s_v = 1 - tanh^2 the softcap's slope (1 without softcap; the constant
+1/temperature is applied by tiles.py).
+
+The target's column stands apart: sums run over the other columns, relative to their running maximum m. Then
+    lse_others = m + log s,  logp = -log(1 + e^(lse_others - z_y)),  1 - p_y = sigmoid(lse_others - z_y)
+are exact for confident tokens too, where 1 - p_y taken from a rounded p_y would be all error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+# Rows of the running statistics, one contiguous [STATS, U] tensor (float32; float64 for float64 inputs).
+M = 0  # maximum of the other columns seen so far, -inf at first
+S = 1  # sum of e^(z - m) over the others
+ZY = 2  # the target's mapped logit, set by the tile that holds it
+SZ = 3  # sum of e^(z - m) (z - m) over the others; kept if spec.entropy
+S2 = 4  # sum of e^(2 (z - m)) over the others; kept if spec.squares
+TOTAL = 5  # sum of z over all columns, the target's too; kept if spec.total
+CENTER = 6  # a row's weighted mean logit in its first tile; set if probs_z is asked for
+FACTOR = 7  # written by every tile: e^(m_before - m_after), what sums from earlier tiles are multiplied by
+STATS = 8
+
+
+@dataclass(frozen=True)
+class FoldSpec:
+    softcap: float | None
+    temperature: float
+    entropy: bool = False
+    squares: bool = False
+    total: bool = False
+
+
+class Folds(Protocol):
+    """What a backend supplies. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
+
+    low_precision_tiles: bool  # tiles may also be bf16 or fp16; a tile is overwritten only where it is an output too
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        """out = a b or out += a b, accumulated in fp32; out is fp32 or of a's dtype. a, b may be transposed views."""
+
+    def forward(
+        self,
+        tile: Tensor,  # [U,v] raw logits, fp32 (fp64); scratch: the fold may overwrite it
+        bias: Tensor | None,  # [v] of the tile's dtype
+        targets: Tensor,  # int64 [U]
+        first: int,  # the tile's first column in the vocabulary
+        stats: Tensor,  # [STATS,U], updated
+        spec: FoldSpec,
+        probs: Tensor | None,  # [U,v], out: E = s_v e^(z - m), target entry 0. May be the tile itself
+        probs_z: Tensor | None,  # [U,v], out: E (z - center), target entry 0. Never the tile
+    ) -> None:
+        """Fold one tile into the statistics and write its exponentials relative to the maximum after this tile."""
+
+    def gradient(
+        self,
+        tile: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        first: int,
+        lse: Tensor,  # [U], over all columns
+        a: Tensor,  # [U]
+        b: Tensor | None,  # [U]; None: zero
+        d: Tensor,  # [U]
+        spec: FoldSpec,
+        out: Tensor,  # [U,v]; may be the tile itself
+    ) -> None:
+        """out = s_v e^(z - lse) (a + b (z - lse)); the target's entry is d (its slope is in d already)."""
+
+    def rescale(self, acc: Tensor, factor: Tensor) -> None:
+        """acc[t] *= factor[t]; acc is [U,D] fp32 (fp64). Most factors are 1."""
+
+    def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
+        """kept[t, v] *= scale[t, v // width] (most are 1), then kept[t, y_t] = entry[t]. kept is [U,V]."""
+
+
+def target_columns(targets: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """(whether a row's target lies in this tile [U], its column clamped into the tile [U,1])."""
+    local = targets - first
+    return (local >= 0) & (local < width), local.clamp(0, width - 1)[:, None]

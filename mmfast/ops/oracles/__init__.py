@@ -1,0 +1,1 @@
+"""What the ops mean: a few lines of plain torch each, which work in fp64."""

@@ -1,0 +1,1 @@
+"""The reference policy: scored once, cached, exchanged, or run live."""

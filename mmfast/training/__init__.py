@@ -1,0 +1,1 @@
+"""What the training loop is made of, and what is made of a finished run."""

@@ -1,0 +1,168 @@
+"""`mmfast plan CONFIG`: what a run will take, before it takes it. Nothing is trained and no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmfast.config import Config
+from mmfast.job.opening import examples_of, layout_of, make_plan, open_examples, step_cost, total_steps
+from mmfast.job.runtime import Runtime
+from mmfast.models.estimate import Memory, Setting, estimate
+from mmfast.models.loading import load
+from mmfast.models.lora import Lora, settings_of
+from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
+from mmfast.models.scorer import Scorer
+from mmfast.packing import Plan, build_pack
+from mmfast.packing.cost import UNIT, Cost, node_costs
+from mmfast.training.preflight import check_length, check_segments, check_whole_steps
+
+GPUS_PER_NODE = 8
+MOST_STEPS = 256  # planned for the report: an epoch, or so many steps spread over it
+
+
+@dataclass(frozen=True)
+class Report:
+    examples: int
+    steps_per_epoch: int
+    steps_planned: int
+    ranks: int
+    tokens_one_by_one: int  # of the steps planned
+    tokens: int
+    padding: int
+    packs: int
+    empty_packs: int
+    micro_batches: float  # mean of a step
+    largest_pack: int
+    balance: float  # mean rank over slowest rank: 1 is perfect
+    time_share: dict[str, float]
+    memory: Memory
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
+
+
+def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: int = GPUS_PER_NODE) -> Report:
+    """Plans the first epoch of `config` for `ranks` ranks of `device` ("cpu" or "cuda"), `gpus_per_node` of them on a
+    node (or all, where there are fewer)."""
+    runtime = Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
+    store = open_examples(config, runtime)
+    examples = examples_of(config, store)
+    check_length(config, examples, store.images, ranks)
+    check_segments(config, examples)
+    scorer = sketch(config)
+    if config.parallel.activation_checkpointing:
+        checkpoint_blocks(scorer)
+    cost = step_cost(config, scorer)
+    made = make_plan(config, examples, store.images, scorer)
+    check_whole_steps(made, total_steps(config, made.steps_per_epoch))
+    every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
+    steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
+    tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
+    mean = sum(float(s.costs.sum()) / ranks for s in steps)
+    slowest = sum(float(s.costs.max(axis=0).sum()) for s in steps)
+    largest = max(steps, key=lambda s: int(s.tokens.max()))
+    r, m = np.unravel_index(int(largest.tokens.argmax()), largest.tokens.shape)
+    chosen = [examples[e] for e in largest.packs[r][m]]
+    pack = build_pack(chosen, store.images, layout_of(scorer), gamma=config.objective.gamma)
+    return Report(
+        examples=len(examples),
+        steps_per_epoch=made.steps_per_epoch,
+        steps_planned=len(steps),
+        ranks=ranks,
+        tokens_one_by_one=sum(s.whole_tokens for s in steps),
+        tokens=int(tokens.sum()),
+        padding=0,
+        packs=len(tokens),
+        empty_packs=int((tokens == 0).sum()),
+        micro_batches=float(np.mean([s.micro_batches for s in steps])),
+        largest_pack=int(tokens.max()),
+        balance=mean / slowest,
+        time_share=shares(made, steps, cost),
+        memory=estimate(scorer, pack, setting_of(config, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
+    )
+
+
+def sketch(config: Config) -> Scorer:
+    """The policy on the meta device: shapes without weights."""
+    m = config.model
+    lora = settings_of(m.adapter) if m.adapter else Lora.of(config)
+    return load(
+        m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,
+        cached_vision=m.cache_vision, device="meta", random_weights=True,
+    )  # fmt: skip
+
+
+def setting_of(
+    config: Config, scorer: Scorer, ranks: int, gpus_per_node: int, device: str, micro_batches: int
+) -> Setting:
+    p = config.parallel
+    local = min(ranks, gpus_per_node)
+    if p.shard == "hybrid" and not p.shard_size and ranks % local:
+        raise ValueError(
+            f'parallel.shard = "hybrid" shards over the ranks of a node, and {ranks} ranks are no whole nodes of '
+            f"{local}: give --gpus-per-node or parallel.shard_size"
+        )
+    _, shards = mesh_shape(Parallel(shard=p.shard, shard_size=p.shard_size), ranks, local)
+    half = config.optim.master == "bf16-stochastic"
+    state = 2 * (2 if half else 4) if config.optim.name == "adamw" else 2 * 1.02  # 8 bits and a scale a block
+    return Setting(
+        device=device,
+        dtype=getattr(torch, config.model.dtype),
+        shards=shards,
+        wrapped=ranks > 1 or config.model.dtype != "float32" or p.offload,
+        micro_batches=micro_batches,
+        optimiser_bytes=state,
+        master_bytes=2 if half else 4,
+        offload=p.offload,
+        cached_vision=config.model.cache_vision,
+        quantized=config.model.quantize != "",
+    )
+
+
+def shares(made: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
+    """Expected time by part, summed over the packs of `steps`."""
+    parts = {"attention": 0.0, "head": 0.0, "vision": 0.0}
+    linear = 0.0
+    for step in steps:
+        for pack in (p for rank in step.packs for p in rank if len(p)):
+            forest = made.forest(pack)[0]
+            tokens, _ = node_costs(made.symbols, forest, Cost())
+            linear += float(tokens.sum())
+            for name in parts:
+                units = node_costs(made.symbols, forest, Cost(**{name: getattr(cost, name)}))[1]
+                parts[name] += float(units.sum()) / UNIT - float(tokens.sum())
+    total = linear + sum(parts.values())
+    return {"decoder linear": linear / total} | {name: value / total for name, value in parts.items()}
+
+
+def show(report: Report) -> None:
+    """Print the report as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    saved = 1 - report.tokens / max(report.tokens_one_by_one, 1)
+    for name, value in (
+        ("examples", f"{report.examples:,} in {report.steps_per_epoch:,} steps an epoch"),
+        ("tokens one by one", f"{report.tokens_one_by_one:,} (in the {report.steps_planned} steps planned)"),
+        ("tokens that run", f"{report.tokens:,} ({saved:.1%} shared), padding {report.padding}"),
+        ("packs", f"{report.packs:,} on {report.ranks} ranks, {report.empty_packs} empty"),
+        ("micro-batches a step", f"{report.micro_batches:.2f}"),
+        ("largest pack", f"{report.largest_pack:,} tokens"),
+        ("balance", f"{report.balance:.3f} (mean rank / slowest rank)"),
+    ):
+        facts.add_row(name, value)
+    console.print(facts)
+    table = Table("part", "share of step time", title="expected time", title_justify="left")
+    for name, value in report.time_share.items():
+        table.add_row(name, f"{value:.1%}")
+    console.print(table)
+    table = Table("part", "MiB", title="memory of one rank at its peak", title_justify="left")
+    for name, value in (asdict(report.memory) | {"total": report.memory.total}).items():
+        table.add_row(name, f"{value / 2**20:,.0f}")
+    console.print(table)

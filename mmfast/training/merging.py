@@ -1,0 +1,191 @@
+"""`mmfast merge`: a LoRA adapter from anywhere, merged into its base shard by shard, checked, then given its name.
+
+peft is the judge: the merged files must hold what peft merges in fp32, to the rounding of each tensor's own dtype, and
+score words and a picture as base + adapter does, to what that rounding alone does to the scores.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from mmfast.data.images.processor import ImageProcessor
+from mmfast.directory import directory, weight_files
+from mmfast.models.families.listed import adapter_for
+from mmfast.models.names import disk_names
+from mmfast.training.export import copy_side_files, merged, rewrite_weights
+
+HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"}
+DESCRIBES = {  # how the adapter was made, or which layers have one: its tensors tell that
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("runtime_config", "loftq_config", "eva_config"),
+}
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base itself
+
+
+def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
+    """Merge a peft adapter into its base, written to the new folder `out`. Returns the largest difference that rounding
+    makes to the log-prob of a token, in nat. Where anything is wrong, nothing is left."""
+    folder, out = directory(adapter), Path(out).resolve()
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} is not a peft adapter: it has no adapter_config.json")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    refuse_settings(adapter, settings)
+    folder = directory(adapter, weights=True)
+    source = directory(base or settings["base_model_name_or_path"], weights=True)
+    refuse_target(out, source, folder)
+    given = {k.removeprefix("base_model.model."): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
+    scales = scalings(adapter, settings, given, source)
+
+    def replace(name: str, tensor: Tensor | None) -> Tensor | None:
+        assert tensor is not None
+        stem = name.removesuffix(".weight")
+        if name in given:
+            if given[name].shape != tensor.shape:
+                raise ValueError(f"{adapter}: {name} has another shape than in {source}: is it the adapter's base?")
+            return given[name]
+        if stem not in scales:
+            return tensor
+        return merged(tensor, given[f"{stem}.lora_A.weight"], given[f"{stem}.lora_B.weight"], scales[stem])
+
+    made = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        made.mkdir(parents=True)
+        rewrite_weights(source, made, replace)
+        copy_side_files(source, made, config_too=True)
+        worst = check(source, folder, made)
+        os.rename(made, out)
+    except ValueError as error:
+        raise ValueError(f"{error}; nothing is written") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return worst
+
+
+def refuse_settings(adapter: str | Path, settings: dict[str, Any]) -> None:
+    """Anything in adapter_config.json that changes what the adapter computes, and that merge() does not honour."""
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{adapter}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters can be merged")
+    plain = LoraConfig()
+    for name, value in settings.items():
+        start = name == "init_lora_weights"
+        known = name in HONOURED | DESCRIBES or (
+            value in PLAIN_STARTS if start else value == getattr(plain, name, None)
+        )
+        if not known and value not in (None, False, {}, []):
+            raise ValueError(f"{adapter}: {name} = {value!r} in its adapter_config.json is not supported by merge")
+
+
+def refuse_target(out: Path, base: Path, adapter: Path) -> None:
+    """`out` must be a folder of its own."""
+    for name, other in (("the base", base.resolve()), ("the adapter", adapter.resolve())):
+        if out == other or other in out.parents or out in other.parents:
+            raise ValueError(f"{out} is, holds or lies in {name} {other}: name a new folder for the merged model")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name a new folder for the merged model, or remove it")
+
+
+def scalings(adapter: str | Path, settings: dict[str, Any], given: dict[str, Tensor], base: Path) -> dict[str, float]:
+    """The factor of each adapted layer. Raises where a tensor of the adapter has no place in the base."""
+    inside, found = set(disk_names(base).values()), {}
+    for name in sorted(given):
+        stem, side, _ = name.partition(".lora_A.weight")
+        place = name if not side else f"{stem}.weight"
+        if name.endswith(".lora_B.weight") and f"{name.removesuffix('.lora_B.weight')}.lora_A.weight" in given:
+            continue
+        if place not in inside:
+            raise ValueError(f"{adapter}: {name} has no place in {base}: is it the adapter's base?")
+        if not side:
+            continue
+        ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
+        rank = ranks.get(get_pattern_key(ranks.keys(), stem), settings["r"])
+        alpha = alphas.get(get_pattern_key(alphas.keys(), stem), settings["lora_alpha"])
+        if rank != len(given[name]):
+            raise ValueError(f"{adapter}: {name} has rank {len(given[name])}, and its adapter_config.json says {rank}")
+        found[stem] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    return found
+
+
+@torch.no_grad()
+def check(base: Path, adapter: Path, out: Path) -> float:
+    """Raises unless `out` holds what peft merges, tensor by tensor and in its scores. One model is in memory at a time,
+    in fp32."""
+    rows = trial_rows(base)
+    model = PeftModel.from_pretrained(read(base), str(adapter)).eval()
+    exact = scores(model, rows)
+    model = model.merge_and_unload()
+    rounded = dict(model.named_parameters(remove_duplicate=False))
+    names = disk_names(base)
+    for file in weight_files(out):
+        with safe_open(file, "pt") as source:
+            for key in set(source.keys()) & names.keys():
+                found, expected = source.get_tensor(key), rounded[names[key]]
+                allowed = torch.finfo(found.dtype).eps * expected.abs() + 1e-5 * expected.abs().max()
+                if not bool(((found.float() - expected).abs() <= allowed).all()):
+                    raise ValueError(f"the merged {key} is not what peft merges, beyond the rounding of {found.dtype}")
+                expected.copy_(expected.to(found.dtype))
+    noise = difference(scores(model, rows), exact)
+    del model, rounded
+    worst = difference(scores(read(out), rows), exact)
+    if not worst <= 1.5 * noise + 1e-3:
+        raise ValueError(
+            f"the merged model is off by {worst:.3g} nat a token from base + adapter, and rounding explains {noise:.3g}"
+        )
+    return worst
+
+
+def read(folder: Path) -> nn.Module:
+    config = AutoConfig.from_pretrained(folder)
+    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
+    return kinds.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+
+
+def trial_rows(base: Path) -> list[dict[str, Tensor]]:
+    """Inputs of a forward pass: random words, and words around a random picture where the family's images are known."""
+    config, draw = AutoConfig.from_pretrained(base), np.random.default_rng(0)
+    text = config.get_text_config()
+    marks = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
+    words = np.array([i for i in range(3, min(text.vocab_size, 30000)) if i not in marks])
+    rows = [{"input_ids": torch.from_numpy(draw.choice(words, (4, 24)))}]
+    try:
+        family = adapter_for(config)
+        if family.image_token_id is None:
+            return rows
+        processor = ImageProcessor.from_model_dir(base)
+    except ValueError:  # a family that cannot be trained here can be merged all the same
+        return rows
+    picture = draw.integers(0, 255, (84, 120, 3)).astype(np.uint8)
+    slots = processor.geometry(120, 84)[0]
+    ids = np.concatenate([draw.choice(words, 4), np.full(slots, family.image_token_id), draw.choice(words, 20)])
+    tokens = torch.from_numpy(ids)[None]
+    kinds: Any = AutoModelForImageTextToText._model_mapping[type(config)]
+    accepted = inspect.signature(kinds.forward).parameters
+    inputs = processor.collate([processor.preprocess(picture)]) | family.plain_inputs(tokens)
+    return [*rows, {"input_ids": tokens, **{k: v for k, v in inputs.items() if k in accepted}}]
+
+
+def scores(model: nn.Module, rows: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Log-prob of each next token."""
+    found = []
+    for row in rows:
+        logits = model(**row, use_cache=False).logits.float()[:, :-1]
+        found.append(logits.log_softmax(-1).gather(-1, row["input_ids"][:, 1:, None]))
+    return found
+
+
+def difference(some: list[Tensor], others: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True))

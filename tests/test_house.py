@@ -1,0 +1,196 @@
+"""The house: every module has a floor, none imports from a floor above its own, and no imports run in a circle."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the top. A name stands for a module or a folder of mmfast/; the longest name that fits a module is its place.
+FLOORS = {
+    "commands": "cli demo",
+    "train": "train",
+    "training": "training",
+    "feedback and evals": "feedback evals",
+    "reference": "reference",
+    "job": "job",
+    "models": "models",
+    "packing and world": "packing world",
+    "data and config": "data config doctor",
+    "ops": "ops",
+    "tools": "files directory packages progress pages",
+    "native": "_C kernels recipe_files",
+}
+LONGEST = 420  # lines of a file
+
+# What breaks a rule today -> the step of issue 10 that ends it. It shrinks: what is mended must leave the list.
+UPWARD = {
+    ("job.opening", "training.objective"): "6: the job no longer reads the objective",
+    ("job.opening", "training.preflight"): "6",
+}
+CIRCLES: dict[tuple[str, ...], str] = {}
+LONG: dict[str, str] = {}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """The modules of mmfast by their names without "mmfast."; a folder's __init__ has the folder's name."""
+    return {_name(path): path for path in sorted((ROOT / "mmfast").rglob("*.py"))}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT / "mmfast").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of mmfast that a module imports anywhere, except for type checkers alone."""
+    path = modules()[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return frozenset(imported_by(path.read_text(), package)) - {module, ""}
+
+
+def imported_by(source: str, package: str = "") -> Iterator[str]:
+    for node in _nodes(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                home = importlib.util.resolve_name("." * node.level + home, f"mmfast.{package}".rstrip("."))
+            inside = [f"{home}.{alias.name}" for alias in node.names]
+            names = [name if _is_module(name) else home for name in inside]
+        else:
+            continue
+        yield from (name.removeprefix("mmfast").removeprefix(".") for name in names if name.split(".")[0] == "mmfast")
+
+
+def _is_module(name: str) -> bool:
+    short = name.removeprefix("mmfast.")
+    return short in modules() or short.split(".")[0] in ("kernels", "_C")
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for other in node.orelse:
+                yield other
+                yield from _nodes(other)
+            continue
+        yield node
+        yield from _nodes(node)
+
+
+def place(module: str) -> str:
+    """The longest name in the table that the module lies in; "" where there is none."""
+    names = {name for floor in FLOORS.values() for name in floor.split()}
+    while module and module not in names:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def height(name: str) -> int:
+    """Floors below: the larger, the higher."""
+    return next(len(FLOORS) - i for i, floor in enumerate(FLOORS.values()) if name in floor.split())
+
+
+def circles(arrows: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """The groups of names of which each can reach each other."""
+    reach = {name: set(ends) for name, ends in arrows.items()}
+    for middle in arrows:
+        for name, ends in reach.items():
+            if middle in ends and name != middle:
+                ends |= reach[middle]
+    return sorted({tuple(sorted(b for b in reach[a] if a in reach[b])) for a in reach if a in reach[a]})
+
+
+def test_every_module_has_a_floor():
+    assert [name for name in modules() if name and not place(name)] == []
+    named = {name for floor in FLOORS.values() for name in floor.split()}
+    gone = {name for name in named if not any(name == m or m.startswith(name + ".") for m in modules())}
+    assert gone <= {"_C", "kernels", "recipe_files"}, "a floor names what is no longer there"
+
+
+def test_what_is_imported_is_there():
+    native = FLOORS["native"].split()
+    ends = {(a, b) for a in modules() for b in imports(a) if b.split(".")[0] not in native}
+    assert {(a, b) for a, b in ends if b not in modules()} == set()
+
+
+def test_no_module_imports_from_a_floor_above_its_own():
+    upward = {(a, b) for a in modules() if a for b in imports(a) if height(place(b)) > height(place(a))}
+    assert {(a, b) for a, b in upward if (a, b) not in UPWARD} == set()
+    assert set(UPWARD) - upward == set(), "mended: take it off the list"
+
+
+def test_no_imports_run_in_a_circle():
+    found = circles({name: set(imports(name)) & set(modules()) for name in modules()})
+    assert [circle for circle in found if circle not in CIRCLES] == []
+    assert set(CIRCLES) - set(found) == set(), "mended: take it off the list"
+
+
+def test_no_rooms_import_in_a_circle():
+    rooms: dict[str, set[str]] = {}
+    for name in filter(None, modules()):
+        ends = {b.split(".")[0] for b in imports(name) if (name, b) not in UPWARD}
+        rooms.setdefault(name.split(".")[0], set()).update(ends - {name.split(".")[0]})
+    assert circles({room: ends & rooms.keys() for room, ends in rooms.items()}) == []
+
+
+def test_few_files_stand_outside_a_room():
+    assert len(list((ROOT / "mmfast").glob("*.py"))) <= 9
+
+
+def test_a_file_is_read_in_one_sitting():
+    files = [path for folder in ("mmfast", "kernels", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+    long = {path.relative_to(ROOT).as_posix() for path in files if len(path.read_text().splitlines()) > LONGEST}
+    assert long - set(LONG) == set()
+    assert set(LONG) - long == set(), "mended: take it off the list"
+
+
+def test_the_ops_stand_alone():
+    """Another trainer imports an op and pulls in nothing else: no other module of mmfast, not even in a function."""
+    assert imports("") == frozenset()
+    outside = {(a, b) for a in modules() if place(a) == "ops" for b in imports(a) if height(place(b)) > height("_C")}
+    assert {(a, b) for a, b in outside if place(b) != "ops"} == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from mmfast.train import train", ["train"]),
+        ("def f():\n    import mmfast.train", ["train"]),
+        ("if TYPE_CHECKING:\n    from mmfast.train import train", []),
+        ("if typing.TYPE_CHECKING:\n    import mmfast.train\nelse:\n    import mmfast.doctor", ["doctor"]),
+        ("from mmfast import train, doctor", ["train", "doctor"]),
+        ("from . import train", ["train"]),
+        ("from .. import train", ["train"]),
+        ("from .dispatch import choose", ["ops.dispatch"]),
+        ("import torch, mmfaster", []),
+    ],
+)
+def test_an_import_is_seen_wherever_it_stands(source, found):
+    package = "ops" if "dispatch" in source or ".." in source else ""
+    assert list(imported_by(source, package)) == found
+
+
+def test_a_circle_is_seen_however_long_it_is():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": set()}
+    assert circles(arrows) == [("a", "b", "c")]
+
+
+@pytest.mark.slow
+def test_an_imported_op_loads_no_other_module():
+    code = "import sys, mmfast.ops; print(*[m for m in sys.modules if m.startswith('mmfast.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {name.split(".")[1] for name in done.stdout.split()}
+    assert loaded <= {"ops", "_C", "kernels"}
