@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
-from .launch import stream
+from .launch import address, stream
 from .preference_math import DIVERGENCES, KINDS, PreferenceSpec
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
@@ -31,7 +31,7 @@ def preference_cuda(
     scratch = logps.new_empty(module.cuda_preference_scratch(*sizes), dtype=torch.uint8)
     tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
     module.cuda_preference(
-        DTYPE_CODES[logps.dtype], *(0 if x is None else x.data_ptr() for x in tensors), *sizes, *spec,
+        DTYPE_CODES[logps.dtype], *(address(x) for x in tensors), *sizes, *spec,
         loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0, scratch.data_ptr(),
         stream(logps),
     )  # fmt: skip

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops._checks import check_same, check_tensor
-from mmfast.ops.arguments import check_range, refuse_double_backward
+from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_double_backward
 from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M
-from mmfast.ops.head.tiles import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.head.tiles import TILE_BUDGET, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
+from mmfast.ops.rows import accumulator
 
 OP = "selective_logprob"
 
@@ -36,11 +36,10 @@ def selective_logprob(
     inplace_backward: the gradient overwrites `logits`, which saves [U,V]; nothing else may read them afterwards, and a
     second backward pass through them raises.
     """
-    check_tensor(OP, "logits", logits, ("U", "V"))
+    check(OP, "logits", logits, FLOATS, ("U", "V"))
     if logits.shape[1] == 0:
         raise ValueError(f"{OP}: logits has no columns, shape {list(logits.shape)}")
-    check_tensor(OP, "targets", targets, (logits.shape[0],), (torch.int64,))
-    check_same(OP, "targets", targets, "logits", logits, dtype=False)
+    check(OP, "targets", targets, INDEX, (logits.shape[0],), logits.device)
     check_logit_options(OP, softcap, temperature, return_entropy, entropy_grad)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import Folds, FoldSpec
-from mmfast.ops.head.tiles import Head, accumulator, compute_dtype, tile_width
+from mmfast.ops.head.tiles import Head, compute_dtype, tile_width
+from mmfast.ops.rows import accumulator
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmfast.ops.dispatch import native
 from mmfast.ops.head.folds import FoldSpec
 from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.launch import address
 from mmfast.ops.rows import DTYPE_CODES
 
 
@@ -30,10 +31,6 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: st
         a.data_ptr(), a.stride(0), a_column, b.data_ptr(), *b.stride(), out.data_ptr(), out.stride(0), out.shape[0],
         out.shape[1], a.shape[1], accumulate, torch.get_num_threads(), engine,
     )  # fmt: skip
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 class CpuFolds:
@@ -60,8 +57,8 @@ class CpuFolds:
     ) -> Any:
         out_dtype = tile.dtype if out is None else out.dtype
         return self.module.LogitTile(
-            tile.data_ptr(), *tile.shape, tile.stride(0), DTYPE_CODES[tile.dtype], _address(bias), targets.data_ptr(),
-            first, spec.softcap or 0.0, spec.temperature, _address(out), 0 if out is None else out.stride(0),
+            tile.data_ptr(), *tile.shape, tile.stride(0), DTYPE_CODES[tile.dtype], address(bias), targets.data_ptr(),
+            first, spec.softcap or 0.0, spec.temperature, address(out), 0 if out is None else out.stride(0),
             DTYPE_CODES[out_dtype], torch.get_num_threads(),
         )  # fmt: skip
 
@@ -79,7 +76,7 @@ class CpuFolds:
         z_stride = 0 if probs_z is None else probs_z.stride(0)
         arguments = self._tile(tile, bias, targets, first, spec, probs)
         self.module.cpu_fold_forward(
-            arguments, stats.data_ptr(), spec.entropy, spec.squares, spec.total, _address(probs_z), z_stride
+            arguments, stats.data_ptr(), spec.entropy, spec.squares, spec.total, address(probs_z), z_stride
         )
 
     def gradient(
@@ -97,7 +94,7 @@ class CpuFolds:
     ) -> None:
         arguments = self._tile(tile, bias, targets, first, spec, out)
         vectors = [None if t is None else t.contiguous() for t in (lse, a, b, d)]
-        self.module.cpu_fold_gradient(arguments, *(_address(t) for t in vectors))
+        self.module.cpu_fold_gradient(arguments, *(address(t) for t in vectors))
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         code = DTYPE_CODES[acc.dtype]

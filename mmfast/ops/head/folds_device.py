@@ -9,12 +9,8 @@ from torch import Tensor
 from mmfast.ops.dispatch import native
 from mmfast.ops.head.folds import FoldSpec
 from mmfast.ops.head.gemm import torch_product
-from mmfast.ops.launch import stream
+from mmfast.ops.launch import address, stream
 from mmfast.ops.rows import DTYPE_CODES
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _stride(tensor: Tensor | None) -> int:
@@ -35,7 +31,7 @@ class CudaFolds:
     def _tile(self, tile: Tensor, bias: Tensor | None, targets: Tensor, first: int, spec: FoldSpec) -> Any:
         rows, width = tile.shape
         return self.module.FoldTile(
-            tile.data_ptr(), tile.stride(0), rows, width, DTYPE_CODES[tile.dtype], _address(bias), targets.data_ptr(),
+            tile.data_ptr(), tile.stride(0), rows, width, DTYPE_CODES[tile.dtype], address(bias), targets.data_ptr(),
             first, spec.softcap or 0.0, spec.temperature,
         )  # fmt: skip
 
@@ -53,8 +49,8 @@ class CudaFolds:
         out = tile if probs is None and probs_z is None else probs if probs is not None else probs_z
         assert out is not None and stats.is_contiguous()
         self.module.cuda_fold_forward(
-            self._tile(tile, bias, targets, first, spec), stats.data_ptr(), DTYPE_CODES[out.dtype], _address(probs),
-            _stride(probs), _address(probs_z), _stride(probs_z), stream(tile),
+            self._tile(tile, bias, targets, first, spec), stats.data_ptr(), DTYPE_CODES[out.dtype], address(probs),
+            _stride(probs), address(probs_z), _stride(probs_z), stream(tile),
         )  # fmt: skip
 
     def gradient(
@@ -73,7 +69,7 @@ class CudaFolds:
         lse, a, d = lse.contiguous(), a.contiguous(), d.contiguous()
         b = None if b is None else b.contiguous()
         self.module.cuda_fold_gradient(
-            self._tile(tile, bias, targets, first, spec), lse.data_ptr(), a.data_ptr(), _address(b), d.data_ptr(),
+            self._tile(tile, bias, targets, first, spec), lse.data_ptr(), a.data_ptr(), address(b), d.data_ptr(),
             DTYPE_CODES[out.dtype], out.data_ptr(), out.stride(0), stream(tile),
         )  # fmt: skip
 

@@ -20,15 +20,12 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S
+from mmfast.ops.rows import accumulator
 
 ROW_BLOCK = 8192
 MIB = 1 << 20
 TILE_BUDGET = {"cpu": 24 * MIB, "cuda": 64 * MIB}  # narrower tiles make slower GEMMs; on CPU 64 MiB cost memory
 KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
