@@ -33,6 +33,10 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def row_stride(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.stride(0)
+
+
 def on_its_device(body: Body) -> Body:
     """`body`, whose first argument that is not None is a tensor, with that tensor's GPU as the current one. (All
     tensors of an op are on one device.) It costs a call on CPU less than a microsecond."""

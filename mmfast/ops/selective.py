@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_double_backward
-from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M
+from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M, Tile
 from mmfast.ops.head.tiles import TILE_BUDGET, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
@@ -87,7 +87,7 @@ def _selective_logprob(
     for start, stop in blocks:
         tile = logits[start:stop] if buffer is None else buffer[: stop - start].copy_(logits[start:stop])
         part = stats[:, start:stop].contiguous()
-        folds.forward(tile, None, targets[start:stop], 0, part, spec, None, None)
+        folds.forward(Tile(tile, None, targets[start:stop], 0), part, spec, None, None)
         stats[:, start:stop] = part
     out = outcome(stats, vocab, spec)
     return out.logp, out.entropy, out.logsumsq, out.mean_logit, out.top1, out.lse, out.rest, out.slope
@@ -127,7 +127,7 @@ def _write_gradient(
         direct = out.dtype in (tile.dtype, torch.bfloat16) and out.stride(1) == 1
         to = out[cut] if direct else tile
         part = None if b is None else b[cut]
-        folds.gradient(tile, None, targets[cut], 0, lse[cut], a[cut], part, d[cut], spec, to)
+        folds.gradient(Tile(tile, None, targets[cut], 0), lse[cut], a[cut], part, d[cut], spec, to)
         if not direct:
             out[cut] = tile
 

@@ -222,6 +222,7 @@ BAD = [
     ({"loss": "aot"}, "pair_weights are not defined"),
     ({"loss": "aot", "pair_weights": None, "pair_count": 12}, "into one pack"),
     ({"loss": "aot", "pair_weights": None, "backend": "cpu"}, "sorts over the batch"),
+    ({"logps": [0.0] * 11}, "logps must be a tensor, not list"),
     ({"logps": torch.zeros(11, dtype=torch.bfloat16)}, "logps must be float32 or float64"),
     ({"ref_logps": torch.zeros(15).bfloat16()}, "ref_logps must be float32 or float64"),
     ({"ref_logps": torch.zeros(11)}, r"ref_logps must have shape \[15\], not \[11\]"),
