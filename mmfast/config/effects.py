@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmfast.config.rules import DIVERGING, PER_TOKEN, SMOOTHED, losses_of
+from mmfast.config.rules import losses_of
 from mmfast.config.schema import Config
+from mmfast.ops.kinds import DIVERGING, PER_TOKEN, SMOOTHED
 
 
 class Effect(NamedTuple):

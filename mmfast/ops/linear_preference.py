@@ -22,9 +22,10 @@ from mmfast.ops.head import tiles
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.folds import Folds, FoldSpec
 from mmfast.ops.head.tiles import Head
+from mmfast.ops.kinds import SORTING
 from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
-from mmfast.ops.preference_math import SORTING, PreferenceSpec
+from mmfast.ops.preference_math import PreferenceSpec
 from mmfast.ops.rows import accumulator
 
 OP = "linear_preference_loss"

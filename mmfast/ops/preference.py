@@ -17,12 +17,12 @@ from torch import Tensor
 
 from .arguments import OFFSETS, WIDE, Shape, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose, native
+from .kinds import SORTING
 from .launch import address, custom_op, on_its_device
 from .preference_device import preference_cuda, preference_triton
-from .preference_math import KINDS, SORTING, PreferenceSpec, aot_terms, make_spec, pair_terms
+from .preference_math import PreferenceSpec, aot_terms, make_spec, pair_terms
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
-__all__ = ["KINDS", "PreferenceOutput", "preference_loss", "preference_raw"]
 OP = "preference_loss"
 METRICS = ("losses", "margins", "chosen_rewards", "rejected_rewards", "chosen_logps", "rejected_logps")
 

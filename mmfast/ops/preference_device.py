@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
+from .kinds import DIVERGENCES, KINDS
 from .launch import address, stream
-from .preference_math import DIVERGENCES, KINDS, PreferenceSpec
+from .preference_math import PreferenceSpec
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
 Raw = tuple[Tensor, Tensor, Tensor]

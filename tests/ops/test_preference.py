@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from mmfast.ops.kinds import KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS, _preference, preference_loss
-from mmfast.ops.preference_math import KINDS, REFERENCE_FREE, SORTING, make_spec
+from mmfast.ops.preference_math import make_spec
 
 BACKENDS = ["torch", "cpu"]
 EXTRA = {
