@@ -199,12 +199,9 @@ def _chunk(
 
 @_linear_preference.register_fake
 def _(
-    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None,
-    index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor,
-    pair_weights: Tensor | None, delta: Tensor | None, softcap: float | None, temperature: float, kind: int,
-    divergence: int, average: bool, sft_average: bool, numbers: list[float], order: Tensor, bounds: list[int],
-    wants: list[bool], tile_budget: int, keep_budget: int, backend: str, loss_backend: str,
-) -> Outputs:  # fmt: skip
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, *others: Any
+) -> Outputs:
+    pairs, wants = others[4], others[-5]
     acc = accumulator(x.dtype)
     grads = [
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)

@@ -256,24 +256,9 @@ def head_of(
 
 @_linear_logprob.register_fake
 def _(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    u: Tensor | None,
-    b: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-    entropy: bool,
-    entropy_grad: bool,
-    squares: bool,
-    total: bool,
-    input_grad: bool,
-    head_grad: bool,
-    tile_budget: int,
-    keep_budget: int,
-    backend: str,
-) -> Outputs:
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, *options: Any
+) -> Outputs:  # fmt: skip
+    _, _, entropy, entropy_grad, squares, total, input_grad, head_grad, _, keep_budget, _ = options
     n, vocab = x.shape[0], weight.shape[0]
     path = tiles.choose_path(x, vocab, input_grad, head_grad, entropy_grad, keep_budget)
     acc = accumulator(x.dtype)
@@ -345,23 +330,8 @@ def _linear_logprob_backward(
 
 
 @_linear_logprob_backward.register_fake
-def _(
-    c: Tensor | None,
-    h: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    u: Tensor | None,
-    b: Tensor | None,
-    saved: list[Tensor],
-    softcap: float | None,
-    temperature: float,
-    path: str,
-    wants: list[bool],
-    tile_budget: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(c: Tensor | None, h: Tensor | None, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight, _, bias, u, b, _, _, _, _, wants, _, _ = others
     return tuple(  # type: ignore[return-value]
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
         for t, want in zip((x, u, weight, b, bias), wants, strict=True)

@@ -141,11 +141,8 @@ def _preference(
 
 
 @_preference.register_fake
-def _(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,
-    sft_average: bool, numbers: list[float], want_grad: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(logps: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pairs, want_grad = others[4], others[-2]
     metrics = logps.new_empty((len(METRICS), pairs.shape[0]))
     return logps.new_empty(()), metrics, torch.empty_like(logps) if want_grad else logps.new_empty(0)
 

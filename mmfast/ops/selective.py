@@ -94,10 +94,8 @@ def _selective_logprob(
 
 
 @_selective_logprob.register_fake
-def _(
-    logits: Tensor, targets: Tensor, softcap: float | None, temperature: float, entropy: bool, entropy_grad: bool,
-    squares: bool, total: bool, inplace: bool, backend: str,
-) -> Outputs:  # fmt: skip
+def _(logits: Tensor, targets: Tensor, *options: Any) -> Outputs:
+    _, _, entropy, _, squares, total, _, _ = options
     n = logits.shape[0]
     sizes = (n, n if entropy else 0, n if squares else 0, n if total else 0)
     wide = [logits.new_empty(size, dtype=accumulator(logits.dtype)) for size in (*sizes, n, n, n)]
@@ -143,10 +141,7 @@ def _selective_logprob_backward(
 
 
 @_selective_logprob_backward.register_fake
-def _(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
-    softcap: float | None, temperature: float, backend: str,
-) -> Tensor:  # fmt: skip
+def _(c: Tensor | None, h: Tensor | None, logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -160,10 +155,7 @@ def _selective_logprob_backward_(
 
 
 @_selective_logprob_backward_.register_fake
-def _(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
-    softcap: float | None, temperature: float, backend: str,
-) -> None:  # fmt: skip
+def _(*arguments: Any) -> None:
     return None
 
 
