@@ -14,6 +14,7 @@ class Traits(NamedTuple):
     diverging: bool = False  # other divergences than the reverse KL are defined for it
     per_token: bool = False  # S / n inside the loss, whatever `average` says
     sorting: bool = False  # sorts over the batch: all pairs of a step in one call
+    whole: bool = False  # a likelihood of whole answers: ld_alpha does not go with it
 
 
 TRAITS = {
@@ -29,9 +30,9 @@ TRAITS = {
     "apo_zero": Traits(),
     "apo_down": Traits(),
     "discopop": Traits(diverging=True),
-    "orpo": Traits(reference=False, per_token=True),
+    "orpo": Traits(reference=False, per_token=True, whole=True),
     "simpo": Traits(reference=False, smoothed=True, per_token=True),
-    "sft": Traits(reference=False),
+    "sft": Traits(reference=False, whole=True),
     "aot": Traits(smoothed=True, sorting=True),
     "aot_unpaired": Traits(smoothed=True, sorting=True),
 }
@@ -41,4 +42,5 @@ SMOOTHED = tuple(kind for kind, traits in TRAITS.items() if traits.smoothed)
 DIVERGING = tuple(kind for kind, traits in TRAITS.items() if traits.diverging)
 PER_TOKEN = tuple(kind for kind, traits in TRAITS.items() if traits.per_token)
 SORTING = tuple(kind for kind, traits in TRAITS.items() if traits.sorting)
+WHOLE = tuple(kind for kind, traits in TRAITS.items() if traits.whole)
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")  # by their codes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .kinds import DIVERGENCES, DIVERGING, KINDS, PER_TOKEN, REFERENCE_FREE, SMOOTHED, SORTING
+from .kinds import DIVERGENCES, DIVERGING, KINDS, PER_TOKEN, REFERENCE_FREE, SMOOTHED, SORTING, WHOLE
 
 DEFAULT_TAU = 0.05
 DEFAULT_SIMPO_MARGIN = 0.5
@@ -85,7 +85,7 @@ def make_spec(
         refuse(f"delta has no effect on {loss!r}, only on 'bco_pair'")
     if ld_alpha is not None and not 0 <= ld_alpha <= 1:
         refuse(f"ld_alpha must be in [0, 1], not {ld_alpha}")
-    if ld_alpha not in (None, 1.0) and loss in ("orpo", "sft"):
+    if ld_alpha not in (None, 1.0) and loss in WHOLE:
         refuse(f"ld_alpha does not go with {loss!r}, which is a likelihood of whole answers")
     if sft_average and not sft_weight:
         refuse("sft_average has no effect without sft_weight")
