@@ -12,7 +12,7 @@
 
 namespace mmfast {
 
-// The codes of mmfast/ops/preference_math.py, in its order.
+// The codes of mmfast/ops/kinds.py, in its order.
 enum PreferenceKind : int {
   kSigmoid, kHinge, kIpo, kSigmoidNorm, kRobust, kExoPair, kNcaPair, kBcoPair,
   kSppoHard, kApoZero, kApoDown, kDiscopop, kOrpo, kSimpo, kSft

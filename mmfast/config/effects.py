@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmfast.config.rules import DIVERGING, PER_TOKEN, SMOOTHED, losses_of
+from mmfast.config.rules import losses_of
 from mmfast.config.schema import Config
+from mmfast.ops.kinds import DIVERGING, PER_TOKEN, SMOOTHED, WHOLE
 
 
 class Effect(NamedTuple):
@@ -83,7 +84,7 @@ EFFECTS: dict[str, Effect] = {
         'it is the parameter of objective.divergence = "alpha_divergence"',
     ),
     "objective.ld_alpha": Effect(
-        lambda c: _has_other_loss(c, "orpo", "sft"), "orpo and sft are likelihoods of whole answers: leave it out"
+        lambda c: _has_other_loss(c, *WHOLE), f"{' and '.join(WHOLE)} are likelihoods of whole answers: leave it out"
     ),
     "objective.tau": Effect(lambda c: _has_loss(c, "discopop"), 'it is the temperature of objective.loss = "discopop"'),
     "objective.simpo_margin": Effect(

@@ -4,15 +4,7 @@ effects.py has the keys that would merely do nothing."""
 from __future__ import annotations
 
 from mmfast.config.schema import Config
-
-PAIR_LOSSES = (
-    *("sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard"),
-    *("apo_zero", "apo_down", "discopop", "orpo", "simpo", "sft", "aot", "aot_unpaired"),
-)  # those of ops.preference_loss, which this file must not import; a test holds them equal, and the four below
-REFERENCE_FREE = ("orpo", "simpo", "sft")
-SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "simpo", "aot", "aot_unpaired")
-PER_TOKEN = ("ipo", "sigmoid_norm", "orpo", "simpo")
-DIVERGING = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
+from mmfast.ops.kinds import KINDS, REFERENCE_FREE
 
 PAIR_METRICS = (
     *("eval/loss", "eval/rewards/chosen", "eval/rewards/rejected", "eval/rewards/accuracies", "eval/rewards/margins"),
@@ -29,14 +21,14 @@ def losses_of(c: Config) -> list[str]:
 def combinations(c: Config) -> list[tuple[bool, str]]:
     m, o, r, t, e = c.model, c.objective, c.reference, c.train, c.export
     losses = losses_of(c)
-    unknown = [name for name in losses if name not in PAIR_LOSSES]
+    unknown = [name for name in losses if name not in KINDS]
     lora = m.lora is not None
     sft = o.kind == "sft"
     only_free = all(name in REFERENCE_FREE for name in losses)
     metrics = SFT_METRICS if sft else PAIR_METRICS
     warmup = c.optim.warmup
     return [
-        (bool(unknown), f"objective.loss: {unknown} is not known; the pair losses are {', '.join(PAIR_LOSSES)}"),
+        (bool(unknown), f"objective.loss: {unknown} is not known; the pair losses are {', '.join(KINDS)}"),
         (t.epochs is not None and t.steps is not None, "train.epochs and train.steps exclude each other: give one"),
         (
             lora and bool(m.adapter),

@@ -7,23 +7,49 @@ import os
 import torch
 from torch import Tensor
 
+WIDE = (torch.float32, torch.float64)
+FLOATS = (*WIDE, torch.bfloat16, torch.float16)
 INDEX = (torch.int64,)
 OFFSETS = (torch.int32, torch.int64)
 CHECK_ENV = "MMFAST_CHECK"
+Shape = tuple[str | int, ...]  # integers must match, letters stand for any size
 
 
-def check(op: str, name: str, value: Tensor, dtypes: tuple[torch.dtype, ...], dim: int, device: torch.device) -> None:
-    """Raise unless `value` is a plain tensor of one of `dtypes` with `dim` dimensions on `device`."""
+def check(
+    op: str, name: str, value: object, dtypes: tuple[torch.dtype, ...], shape: Shape, device: torch.device | None = None
+) -> None:
+    """Raise unless `value` is a plain tensor of one of `dtypes`, of this shape, on `device` (None: wherever it is)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, not {type(value).__name__}")
     refuse_dtensor(op, name, value)
     if value.dtype not in dtypes:
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise ValueError(f"{op}: {name} must be {wanted}, not {str(value.dtype).removeprefix('torch.')}")
-    if value.dim() != dim:
-        raise ValueError(f"{op}: {name} must have {dim} dimensions, but its shape is {tuple(value.shape)}")
-    if value.device != device:
+        wanted = " or ".join(_short(d) for d in dtypes)
+        raise ValueError(f"{op}: {name} must be {wanted}, not {_short(value.dtype)}")
+    if not _fits(value, shape):
+        letters = ",".join(str(s) for s in shape)
+        raise ValueError(f"{op}: {name} must have shape [{letters}], not {list(value.shape)}")
+    if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} is on {value.device}, but the other tensors are on {device}")
+
+
+def _fits(value: Tensor, shape: Shape) -> bool:
+    """A small preference_loss takes 25 us, its checks 5 of them: so no generator, and no shape unless needed."""
+    if value.dim() != len(shape):
+        return False
+    for axis, wanted in enumerate(shape):  # noqa: SIM110
+        if not isinstance(wanted, str) and wanted != value.shape[axis]:
+            return False
+    return True
+
+
+def check_same_dtype(op: str, name: str, value: Tensor, first: str, reference: Tensor) -> None:
+    if value.dtype != reference.dtype:
+        dtype, other = _short(value.dtype), _short(reference.dtype)
+        raise ValueError(f"{op}: {name} is {dtype}, but {first} is {other}: cast one of them")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def refuse_dtensor(op: str, name: str, value: Tensor) -> None:

@@ -24,14 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import INDEX, OFFSETS, check, check_offsets, check_range
+from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
 from .attention_loop import attention_loop
 from .rows import gather_rows, invert
 
 OP = "tree_attention"
 BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "loop")
 HALF = (torch.bfloat16, torch.float16)
-FLOATS = (torch.float64, torch.float32, *HALF)
 
 
 @cache
@@ -218,13 +217,13 @@ def tree_attention(
     max_q and max_k are the longest run in queries and in keys (host integers). window counts the token itself; None is
     no limit. k_copies and k_copy_offsets are the inverse of k_index (see Pack); without them it is sorted at each call.
     """
+    check(OP, "q", q, FLOATS, ("T", "Hq", "Dh"))
     device = q.device
-    check(OP, "q", q, FLOATS, 3, device)
-    check(OP, "k", k, (q.dtype,), 3, device)
-    check(OP, "v", v, (q.dtype,), 3, device)
-    check(OP, "q_offsets", q_offsets, OFFSETS, 1, device)
-    check(OP, "k_index", k_index, INDEX, 1, device)
-    check(OP, "k_offsets", k_offsets, OFFSETS, 1, device)
+    check(OP, "k", k, (q.dtype,), ("T", "Hkv", "Dh"), device)
+    check(OP, "v", v, (q.dtype,), ("T", "Hkv", "Dh"), device)
+    check(OP, "q_offsets", q_offsets, OFFSETS, ("M+1",), device)
+    check(OP, "k_index", k_index, INDEX, ("K",), device)
+    check(OP, "k_offsets", k_offsets, OFFSETS, ("M+1",), device)
     if k.shape != v.shape:
         raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
     if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2]:
@@ -238,8 +237,8 @@ def tree_attention(
     if (k_copies is None) != (k_copy_offsets is None):
         raise ValueError(f"{OP}: k_copies and k_copy_offsets go together")
     if k_copies is not None and k_copy_offsets is not None:
-        check(OP, "k_copies", k_copies, INDEX, 1, device)
-        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, 1, device)
+        check(OP, "k_copies", k_copies, INDEX, ("K",), device)
+        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, ("T+1",), device)
         if k_copies.shape != k_index.shape or k_copy_offsets.shape[0] != k.shape[0] + 1:
             raise ValueError(
                 f"{OP}: k_copies and k_copy_offsets have {len(k_copies)} and {len(k_copy_offsets)} entries, but the "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,10 +112,7 @@ def attention_loop(
 
 
 @attention_loop.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
-    copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
@@ -146,10 +144,8 @@ def attention_loop_backward(
 
 
 @attention_loop_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
-    k_offsets: Tensor, scale: float, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    k_index = others[4]
     d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
     return torch.empty_like(q, memory_format=torch.contiguous_format), d_k, torch.empty_like(d_k)
 

@@ -28,6 +28,15 @@ def stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
+def address(tensor: Tensor | None) -> int:
+    """What native code takes for a tensor; 0 stands for "absent"."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def row_stride(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.stride(0)
+
+
 def on_its_device(body: Body) -> Body:
     """`body`, whose first argument that is not None is a tensor, with that tensor's GPU as the current one. (All
     tensors of an op are on one device.) It costs a call on CPU less than a microsecond."""

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import logprob
-from mmfast.ops._checks import check_tensor
-from mmfast.ops.arguments import check_offsets, check_range, refuse_double_backward
+from mmfast.ops.arguments import INDEX, check, check_offsets, check_range, refuse_double_backward
 from mmfast.ops.head import tiles
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.folds import Folds, FoldSpec
 from mmfast.ops.head.tiles import Head
+from mmfast.ops.kinds import SORTING
 from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
-from mmfast.ops.preference_math import SORTING, PreferenceSpec
+from mmfast.ops.preference_math import PreferenceSpec
+from mmfast.ops.rows import accumulator
 
 OP = "linear_preference_loss"
 
@@ -68,7 +69,7 @@ def linear_preference_loss(
             logps, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
         )
     refuse_capture(OP, call.x, "its rows go through in chunks planned on the host (let keep_budget hold all rows)")
-    like = call.x.new_empty(targets.shape[0], dtype=tiles.accumulator(call.x.dtype))
+    like = call.x.new_empty(targets.shape[0], dtype=accumulator(call.x.dtype))
     tensors, spec, loss_backend = prepare(
         like, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
     )  # fmt: skip
@@ -79,7 +80,7 @@ def linear_preference_loss(
         if index is not None:
             check_range(OP, "index", index, 0, users)
         components = pair_components(responses, pairs, index, users)
-    check_tensor(OP, "components", components, (users,), (torch.int64,))
+    check(OP, "components", components, INDEX, (users,))
     if components.device.type != "cpu":
         raise ValueError(f"{OP}: components must be on the host, it is on {components.device}")
     limit = call.keep_budget // (weight.shape[0] * tiles.compute_dtype(call.x.dtype, call.x.device).itemsize)
@@ -147,7 +148,7 @@ def _linear_preference(
     objective = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
     folds = logprob.folds_for(OP, x, backend)
     head = logprob.head_of(x, weight, bias, u, b, targets)
-    acc = tiles.accumulator(x.dtype)
+    acc = accumulator(x.dtype)
     logps = x.new_zeros(x.shape[0], dtype=acc)
 
     def objective_at(values: Tensor, want_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,13 +199,10 @@ def _chunk(
 
 @_linear_preference.register_fake
 def _(
-    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None,
-    index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor,
-    pair_weights: Tensor | None, delta: Tensor | None, softcap: float | None, temperature: float, kind: int,
-    divergence: int, average: bool, sft_average: bool, numbers: list[float], order: Tensor, bounds: list[int],
-    wants: list[bool], tile_budget: int, keep_budget: int, backend: str, loss_backend: str,
-) -> Outputs:  # fmt: skip
-    acc = tiles.accumulator(x.dtype)
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, *others: Any
+) -> Outputs:
+    pairs, wants = others[4], others[-5]
+    acc = accumulator(x.dtype)
     grads = [
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
         for t, want in zip((x, u, weight, b, bias), wants, strict=True)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops._checks import autocast_dtype, check_same, check_tensor
-from mmfast.ops.arguments import check_range, refuse_double_backward
+from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, check_same_dtype, refuse_double_backward
 from mmfast.ops.dispatch import choose
 from mmfast.ops.head import fused, tiles
 from mmfast.ops.head.backends import FOLDS, folds_of
@@ -16,7 +15,7 @@ from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.folds import Folds, FoldSpec
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op
-from mmfast.ops.rows import gather_rows
+from mmfast.ops.rows import accumulator, gather_rows
 
 OP = "linear_logprob"
 
@@ -118,33 +117,29 @@ def prepare(
     backend: str | None,
 ) -> Call:
     """Check everything on the host; nothing is computed but casts and the gather of the rows."""
-    check_tensor(op, "hidden", hidden, ("T", "D"))
-    length, dim = hidden.shape
-    check_tensor(op, "weight", weight, ("V", dim))
+    check(op, "hidden", hidden, FLOATS, ("T", "D"))
+    length, dim, device = *hidden.shape, hidden.device
+    check(op, "weight", weight, FLOATS, ("V", dim), device)
     vocab = weight.shape[0]
     if vocab == 0 or dim == 0:
         raise ValueError(f"{op}: weight is empty, shape {list(weight.shape)}")
-    check_tensor(op, "targets", targets, (length if rows is None else "U",), (torch.int64,))
+    check(op, "targets", targets, INDEX, (length if rows is None else "U",), device)
     if rows is not None:
-        check_tensor(op, "rows", rows, (targets.shape[0],), (torch.int64,))
+        check(op, "rows", rows, INDEX, (targets.shape[0],), device)
     if bias is not None:
-        check_tensor(op, "bias", bias, (vocab,))
+        check(op, "bias", bias, FLOATS, (vocab,), device)
     if lora is not None:
-        check_tensor(op, "lora[0]", lora[0], (length, "r"))
-        check_tensor(op, "lora[1]", lora[1], (vocab, lora[0].shape[1]))
+        check(op, "lora[0]", lora[0], FLOATS, (length, "r"), device)
+        check(op, "lora[1]", lora[1], FLOATS, (vocab, lora[0].shape[1]), device)
     u, b = (None, None) if lora is None else lora
-    others = {"targets": targets, "weight": weight, "rows": rows, "bias": bias, "lora[0]": u, "lora[1]": b}
-    for name, t in others.items():
-        if t is not None:
-            check_same(op, name, t, "hidden", hidden, dtype=False)
     check_logit_options(op, softcap, temperature, return_entropy, entropy_grad)
-    dtype = autocast_dtype(hidden.device)
-    if dtype is not None and hidden.dtype != torch.float64:
+    if torch.is_autocast_enabled(device.type) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         u, b = (None if t is None else t.to(dtype) for t in (u, b))
     for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
         if t is not None:
-            check_same(op, name, t, "hidden", hidden)
+            check_same_dtype(op, name, t, "hidden", hidden)
     if rows is not None:
         check_range(op, "rows", rows, 0, hidden.shape[0])
         hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
@@ -261,27 +256,12 @@ def head_of(
 
 @_linear_logprob.register_fake
 def _(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    u: Tensor | None,
-    b: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-    entropy: bool,
-    entropy_grad: bool,
-    squares: bool,
-    total: bool,
-    input_grad: bool,
-    head_grad: bool,
-    tile_budget: int,
-    keep_budget: int,
-    backend: str,
-) -> Outputs:
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, *options: Any
+) -> Outputs:  # fmt: skip
+    _, _, entropy, entropy_grad, squares, total, input_grad, head_grad, _, keep_budget, _ = options
     n, vocab = x.shape[0], weight.shape[0]
     path = tiles.choose_path(x, vocab, input_grad, head_grad, entropy_grad, keep_budget)
-    acc = tiles.accumulator(x.dtype)
+    acc = accumulator(x.dtype)
     store = tiles.compute_dtype(x.dtype, x.device)
 
     def wide(want: bool) -> Tensor:
@@ -350,23 +330,8 @@ def _linear_logprob_backward(
 
 
 @_linear_logprob_backward.register_fake
-def _(
-    c: Tensor | None,
-    h: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    u: Tensor | None,
-    b: Tensor | None,
-    saved: list[Tensor],
-    softcap: float | None,
-    temperature: float,
-    path: str,
-    wants: list[bool],
-    tile_budget: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(c: Tensor | None, h: Tensor | None, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight, _, bias, u, b, _, _, _, _, wants, _, _ = others
     return tuple(  # type: ignore[return-value]
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
         for t, want in zip((x, u, weight, b, bias), wants, strict=True)

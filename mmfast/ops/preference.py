@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import OFFSETS, check, check_offsets, check_range, refuse_double_backward
+from .arguments import OFFSETS, WIDE, Shape, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose, native
-from .launch import custom_op, on_its_device
+from .kinds import SORTING
+from .launch import address, custom_op, on_its_device
 from .preference_device import preference_cuda, preference_triton
-from .preference_math import KINDS, SORTING, PreferenceSpec, aot_terms, make_spec, pair_terms
+from .preference_math import PreferenceSpec, aot_terms, make_spec, pair_terms
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
-__all__ = ["KINDS", "PreferenceOutput", "preference_loss", "preference_raw"]
 OP = "preference_loss"
-FLOATS = (torch.float32, torch.float64)
 METRICS = ("losses", "margins", "chosen_rewards", "rejected_rewards", "chosen_logps", "rejected_logps")
 
 
@@ -100,7 +99,7 @@ def _preference_cpu(
     grad = torch.empty_like(logps) if want_grad else logps.new_empty(0)
     tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
     module.cpu_preference(
-        DTYPE_CODES[logps.dtype], *(0 if x is None else x.data_ptr() for x in tensors),
+        DTYPE_CODES[logps.dtype], *(address(x) for x in tensors),
         count, count if index is None else index.shape[0], responses.shape[0] - 1, sides,
         *spec, loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0,
     )  # fmt: skip
@@ -142,11 +141,8 @@ def _preference(
 
 
 @_preference.register_fake
-def _(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,
-    sft_average: bool, numbers: list[float], want_grad: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(logps: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pairs, want_grad = others[4], others[-2]
     metrics = logps.new_empty((len(METRICS), pairs.shape[0]))
     return logps.new_empty(()), metrics, torch.empty_like(logps) if want_grad else logps.new_empty(0)
 
@@ -229,23 +225,23 @@ def prepare(
 ) -> tuple[tuple[Tensor | None, ...], PreferenceSpec, str]:  # fmt: skip
     """Check preference_loss's arguments: (index, weights, ref_logps, responses, pairs, pair_weights, delta as
     preference_raw takes them, spec, backend). Of `logps` only length, dtype and device are read."""
+    check(OP, "logps", logps, WIDE, ("U",))
     device, dtype = logps.device, logps.dtype
-    check(OP, "logps", logps, FLOATS, 1, device)
-    check(OP, "responses", responses, OFFSETS, 1, device)
-    check(OP, "pairs", pairs, OFFSETS, 2, device)
+    check(OP, "responses", responses, OFFSETS, ("R+1",), device)
+    check(OP, "pairs", pairs, OFFSETS, ("P", 2), device)
     if index is not None:
-        check(OP, "index", index, OFFSETS, 1, device)
+        check(OP, "index", index, OFFSETS, ("N",), device)
     count = logps.shape[0] if index is None else index.shape[0]
-    if pairs.shape[1] != 2:
-        raise ValueError(f"{OP}: pairs must be [P, 2], but its shape is {tuple(pairs.shape)}")
-    optional = {"ref_logps": ref_logps, "weights": weights, "pair_weights": pair_weights, "delta": delta}
+    tokens: Shape = (count,)
     ready: dict[str, Tensor | None] = {}
-    for name, value in optional.items():
+    for name, value, shape in (
+        ("ref_logps", ref_logps, tokens),
+        ("weights", weights, tokens),
+        ("pair_weights", pair_weights, (pairs.shape[0],)),
+        ("delta", delta, ()),
+    ):
         if value is not None:
-            check(OP, name, value, FLOATS, 0 if name == "delta" else 1, device)
-            length = {"pair_weights": pairs.shape[0], "delta": value.numel()}.get(name, count)
-            if value.numel() != length:
-                raise ValueError(f"{OP}: {name} has {value.numel()} values where {length} are needed")
+            check(OP, name, value, WIDE, shape, device)
             value = _as(value.detach(), dtype)
         ready[name] = value
     spec = make_spec(

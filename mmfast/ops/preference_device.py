@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
-from .launch import stream
-from .preference_math import DIVERGENCES, KINDS, PreferenceSpec
+from .kinds import DIVERGENCES, KINDS
+from .launch import address, stream
+from .preference_math import PreferenceSpec
 from .rows import DTYPE_CODES, invert, segment_sum_torch
 
 Raw = tuple[Tensor, Tensor, Tensor]
@@ -31,7 +32,7 @@ def preference_cuda(
     scratch = logps.new_empty(module.cuda_preference_scratch(*sizes), dtype=torch.uint8)
     tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
     module.cuda_preference(
-        DTYPE_CODES[logps.dtype], *(0 if x is None else x.data_ptr() for x in tensors), *sizes, *spec,
+        DTYPE_CODES[logps.dtype], *(address(x) for x in tensors), *sizes, *spec,
         loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0, scratch.data_ptr(),
         stream(logps),
     )  # fmt: skip

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-KINDS = (
-    "sigmoid", "hinge", "ipo", "sigmoid_norm", "robust", "exo_pair", "nca_pair", "bco_pair",
-    "sppo_hard", "apo_zero", "apo_down", "discopop", "orpo", "simpo", "sft", "aot", "aot_unpaired",
-)  # fmt: skip
-REFERENCE_FREE = ("orpo", "simpo", "sft")
-SORTING = ("aot", "aot_unpaired")
-PER_TOKEN = ("ipo", "sigmoid_norm", "orpo", "simpo")  # S / n inside the loss, whatever `average` says
-SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "simpo", *SORTING)
-DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-DIVERGING = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
+from .kinds import DIVERGENCES, DIVERGING, KINDS, PER_TOKEN, REFERENCE_FREE, SMOOTHED, SORTING, WHOLE
+
 DEFAULT_TAU = 0.05
 DEFAULT_SIMPO_MARGIN = 0.5
 ODDS_TOP = -(2.0**-23)  # orpo: 1 - p is at least fp32's epsilon
@@ -93,7 +85,7 @@ def make_spec(
         refuse(f"delta has no effect on {loss!r}, only on 'bco_pair'")
     if ld_alpha is not None and not 0 <= ld_alpha <= 1:
         refuse(f"ld_alpha must be in [0, 1], not {ld_alpha}")
-    if ld_alpha not in (None, 1.0) and loss in ("orpo", "sft"):
+    if ld_alpha not in (None, 1.0) and loss in WHOLE:
         refuse(f"ld_alpha does not go with {loss!r}, which is a likelihood of whole answers")
     if sft_average and not sft_weight:
         refuse("sft_average has no effect without sft_weight")

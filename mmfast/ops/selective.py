@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops._checks import check_same, check_tensor
-from mmfast.ops.arguments import check_range, refuse_double_backward
-from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M
-from mmfast.ops.head.tiles import TILE_BUDGET, accumulator, outcome
+from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_double_backward
+from mmfast.ops.head.folds import STATS, Folds, FoldSpec, M, Tile
+from mmfast.ops.head.tiles import TILE_BUDGET, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import check_logit_options, folds_for
+from mmfast.ops.rows import accumulator
 
 OP = "selective_logprob"
 
@@ -36,11 +36,10 @@ def selective_logprob(
     inplace_backward: the gradient overwrites `logits`, which saves [U,V]; nothing else may read them afterwards, and a
     second backward pass through them raises.
     """
-    check_tensor(OP, "logits", logits, ("U", "V"))
+    check(OP, "logits", logits, FLOATS, ("U", "V"))
     if logits.shape[1] == 0:
         raise ValueError(f"{OP}: logits has no columns, shape {list(logits.shape)}")
-    check_tensor(OP, "targets", targets, (logits.shape[0],), (torch.int64,))
-    check_same(OP, "targets", targets, "logits", logits, dtype=False)
+    check(OP, "targets", targets, INDEX, (logits.shape[0],), logits.device)
     check_logit_options(OP, softcap, temperature, return_entropy, entropy_grad)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")
@@ -88,17 +87,15 @@ def _selective_logprob(
     for start, stop in blocks:
         tile = logits[start:stop] if buffer is None else buffer[: stop - start].copy_(logits[start:stop])
         part = stats[:, start:stop].contiguous()
-        folds.forward(tile, None, targets[start:stop], 0, part, spec, None, None)
+        folds.forward(Tile(tile, None, targets[start:stop], 0), part, spec, None, None)
         stats[:, start:stop] = part
     out = outcome(stats, vocab, spec)
     return out.logp, out.entropy, out.logsumsq, out.mean_logit, out.top1, out.lse, out.rest, out.slope
 
 
 @_selective_logprob.register_fake
-def _(
-    logits: Tensor, targets: Tensor, softcap: float | None, temperature: float, entropy: bool, entropy_grad: bool,
-    squares: bool, total: bool, inplace: bool, backend: str,
-) -> Outputs:  # fmt: skip
+def _(logits: Tensor, targets: Tensor, *options: Any) -> Outputs:
+    _, _, entropy, _, squares, total, _, _ = options
     n = logits.shape[0]
     sizes = (n, n if entropy else 0, n if squares else 0, n if total else 0)
     wide = [logits.new_empty(size, dtype=accumulator(logits.dtype)) for size in (*sizes, n, n, n)]
@@ -128,7 +125,7 @@ def _write_gradient(
         direct = out.dtype in (tile.dtype, torch.bfloat16) and out.stride(1) == 1
         to = out[cut] if direct else tile
         part = None if b is None else b[cut]
-        folds.gradient(tile, None, targets[cut], 0, lse[cut], a[cut], part, d[cut], spec, to)
+        folds.gradient(Tile(tile, None, targets[cut], 0), lse[cut], a[cut], part, d[cut], spec, to)
         if not direct:
             out[cut] = tile
 
@@ -144,10 +141,7 @@ def _selective_logprob_backward(
 
 
 @_selective_logprob_backward.register_fake
-def _(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
-    softcap: float | None, temperature: float, backend: str,
-) -> Tensor:  # fmt: skip
+def _(c: Tensor | None, h: Tensor | None, logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -161,10 +155,7 @@ def _selective_logprob_backward_(
 
 
 @_selective_logprob_backward_.register_fake
-def _(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor],
-    softcap: float | None, temperature: float, backend: str,
-) -> None:  # fmt: skip
+def _(*arguments: Any) -> None:
     return None
 
 

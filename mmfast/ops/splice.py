@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import INDEX, check, check_range
+from .arguments import FLOATS, INDEX, check, check_range
 from .dispatch import BACKENDS, choose, native
 from .launch import custom_op, stream
 from .rows import invert, segment_backend, segment_sum
 
 OP = "splice_embeddings"
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def splice_torch(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor) -> Tensor:
@@ -87,11 +86,11 @@ def splice_embeddings(
 
     The result has the table's dtype; image features of another dtype are cast to it.
     """
+    check(OP, "table", table, FLOATS, ("V", "D"))
     device = table.device
-    check(OP, "table", table, FLOATS, 2, device)
-    check(OP, "tokens", tokens, INDEX, 1, device)
-    check(OP, "image_features", image_features, FLOATS, 2, device)
-    check(OP, "features", features, INDEX, 1, device)
+    check(OP, "tokens", tokens, INDEX, ("T",), device)
+    check(OP, "image_features", image_features, FLOATS, ("F", "D"), device)
+    check(OP, "features", features, INDEX, ("T",), device)
     if features.shape != tokens.shape:
         raise ValueError(f"{OP}: features has {features.shape[0]} entries, but tokens has {tokens.shape[0]}")
     if table.shape[0] == 0:

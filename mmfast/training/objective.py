@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mmfast.config import Config, Objective
+from mmfast.ops.kinds import DIVERGING, REFERENCE_FREE, SMOOTHED, SORTING
 from mmfast.ops.preference import preference_loss
-from mmfast.ops.preference_math import DIVERGING, REFERENCE_FREE, SMOOTHED, SORTING, make_spec
+from mmfast.ops.preference_math import make_spec
 from mmfast.packing.pack import Pack
 
 PAIR_SUMS = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.backends import TorchFolds
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, Tile
 from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
 from tests.kernels.emulation import emulated
 
@@ -54,7 +54,7 @@ def run(
         tile = to(z[:, start : start + width].contiguous())
         part = None if bias is None else to(bias[start : start + width].to(stats.dtype))
         probs, probs_z = (torch.full_like(tile, torch.nan, dtype=out) if c in wants else None for c in "pz")
-        folds.forward(tile, part, to(targets), start, stats, spec, probs, probs_z)
+        folds.forward(Tile(tile, part, to(targets), start), stats, spec, probs, probs_z)
         pieces["factor"].append(stats[FACTOR].cpu().clone())
         for name, value in (("p", probs), ("z", probs_z)):
             if value is not None:
@@ -114,7 +114,7 @@ def test_outputs_are_optional_and_may_be_the_tile(backend: str, wants: str) -> N
     tile = wide[:, 8:80]
     tile.copy_(z)
     stats = new_stats(4, torch.float32).to(DEVICE)
-    folds_of(backend).forward(tile, None, targets.to(DEVICE), 0, stats, spec, tile, None)
+    folds_of(backend).forward(Tile(tile, None, targets.to(DEVICE), 0), stats, spec, tile, None)
     close(tile.cpu().double(), want["p"], 3e-5)
     assert wide[:, :8].abs().sum() == wide[:, 80:].abs().sum() == 0
 
@@ -135,11 +135,11 @@ def test_gradient(
     to = lambda t: None if t is None else t.to(DEVICE)  # noqa: E731
     result = torch.full((rows, width), torch.nan, dtype=out, device=DEVICE)
     folds_of(backend).gradient(
-        to(z), None, to(targets), first, to(lse), to(a), to(b) if entropy else None, to(d), spec, result
+        Tile(to(z), None, to(targets), first), to(lse), to(a), to(b) if entropy else None, to(d), spec, result
     )
     want = torch.empty(rows, width, dtype=torch.float64)
     lse, a, b, d = lse.double(), a.double(), b.double(), d.double()
-    TorchFolds().gradient(z.double(), None, targets, first, lse, a, b if entropy else None, d, spec, want)
+    TorchFolds().gradient(Tile(z.double(), None, targets, first), lse, a, b if entropy else None, d, spec, want)
     close(result.cpu().double(), want, TOLERANCE[out])
 
 
@@ -174,4 +174,4 @@ def test_nothing_to_fold() -> None:
     z, targets = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)
     for backend in ("cuda", "triton"):
         stats = new_stats(0, torch.float32).to(DEVICE)
-        folds_of(backend).forward(z.to(DEVICE), None, targets.to(DEVICE), 0, stats, SPECS[0], z.to(DEVICE), None)
+        folds_of(backend).forward(Tile(z.to(DEVICE), None, targets.to(DEVICE), 0), stats, SPECS[0], z.to(DEVICE), None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import STATS, FoldSpec, M
+from mmfast.ops.head.folds import STATS, FoldSpec, M, Tile
 from mmfast.ops.head.folds_device import CudaFolds
 from mmfast.ops.preference_device import preference_cuda
 from mmfast.ops.rows import DTYPE_CODES
@@ -63,8 +63,8 @@ def test_folds(width: int, dtype: torch.dtype) -> None:
         stats = torch.zeros(STATS, 5)
         stats[M] = -torch.inf
         probs, probs_z, grad, kept = (torch.empty(5, width, dtype=dtype) for _ in range(4))
-        folds.forward(z.clone(), None, targets, 0, stats, SPEC, probs, probs_z)
-        folds.gradient(z.clone(), None, targets, 0, lse + 9, a, b, d, SPEC, grad)
+        folds.forward(Tile(z.clone(), None, targets, 0), stats, SPEC, probs, probs_z)
+        folds.gradient(Tile(z.clone(), None, targets, 0), lse + 9, a, b, d, SPEC, grad)
         kept.copy_(probs)
         folds.finish(kept, torch.linspace(0.5, 1, 5)[:, None].contiguous(), width, targets, d)
         acc = torch.ones(5, width)

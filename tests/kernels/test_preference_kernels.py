@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmfast.ops.kinds import DIVERGENCES, DIVERGING, KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.preference import preference_torch
 from mmfast.ops.preference_device import preference_cuda, preference_triton
-from mmfast.ops.preference_math import DIVERGENCES, DIVERGING, KINDS, REFERENCE_FREE, SORTING, make_spec
+from mmfast.ops.preference_math import make_spec
 from tests.kernels.emulation import emulated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -154,14 +154,14 @@ def test_compile_fullgraph(trained: bool) -> None:
 
 BAD = {
     "hidden must have shape": {"hidden": torch.zeros(2, 3, 4)},
-    "hidden must be one of": {"hidden": torch.zeros(2, 4, dtype=torch.int32)},
+    "hidden must be float32 or float64": {"hidden": torch.zeros(2, 4, dtype=torch.int32)},
     "hidden must be a tensor": {"hidden": [1.0]},
     "weight must have shape": {"weight": torch.zeros(9, 5)},
-    "weight is torch.bfloat16, but hidden is torch.float32": {"weight": torch.zeros(9, 4, dtype=torch.bfloat16)},
+    "weight is bfloat16, but hidden is float32": {"weight": torch.zeros(9, 4, dtype=torch.bfloat16)},
     "weight is empty": {"weight": torch.zeros(0, 4)},
     "weight is on meta": {"weight": torch.zeros(9, 4, device="meta")},
     "targets must have shape": {"targets": torch.tensor([1])},
-    "targets must be one of torch.int64": {"targets": torch.tensor([1, 2], dtype=torch.int32)},
+    "targets must be int64": {"targets": torch.tensor([1, 2], dtype=torch.int32)},
     "targets holds 9, outside": {"targets": torch.tensor([1, 9])},
     "targets holds -100, outside": {"targets": torch.tensor([1, -100])},
     "rows must have shape": {"rows": torch.tensor([1])},

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from mmfast.ops.kinds import KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS, _preference, preference_loss
-from mmfast.ops.preference_math import KINDS, REFERENCE_FREE, SORTING, make_spec
+from mmfast.ops.preference_math import make_spec
 
 BACKENDS = ["torch", "cpu"]
 EXTRA = {
@@ -222,12 +223,13 @@ BAD = [
     ({"loss": "aot"}, "pair_weights are not defined"),
     ({"loss": "aot", "pair_weights": None, "pair_count": 12}, "into one pack"),
     ({"loss": "aot", "pair_weights": None, "backend": "cpu"}, "sorts over the batch"),
+    ({"logps": [0.0] * 11}, "logps must be a tensor, not list"),
     ({"logps": torch.zeros(11, dtype=torch.bfloat16)}, "logps must be float32 or float64"),
     ({"ref_logps": torch.zeros(15).bfloat16()}, "ref_logps must be float32 or float64"),
-    ({"ref_logps": torch.zeros(11)}, "ref_logps has 11 values where 15"),
-    ({"weights": torch.zeros(14)}, "weights has 14"),
-    ({"pair_weights": torch.zeros(5)}, "pair_weights has 5"),
-    ({"pairs": torch.zeros(3, 3, dtype=torch.int64)}, r"pairs must be \[P, 2\]"),
+    ({"ref_logps": torch.zeros(11)}, r"ref_logps must have shape \[15\], not \[11\]"),
+    ({"weights": torch.zeros(14)}, r"weights must have shape \[15\]"),
+    ({"pair_weights": torch.zeros(5)}, "pair_weights must have shape"),
+    ({"pairs": torch.zeros(3, 3, dtype=torch.int64)}, r"pairs must have shape \[P,2\]"),
     ({"pairs": torch.tensor([[0, 5]]), "pair_weights": None}, "pairs holds 5"),
     ({"index": torch.full((15,), 11)}, "index holds 11"),
     ({"index": torch.full((15,), -1)}, "index holds -1"),

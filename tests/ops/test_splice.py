@@ -110,8 +110,9 @@ def test_frozen_sides_empty_inputs_strides_and_autocast(backend):
         ({"features": torch.full((12,), -2)}, "features.* -2"),
         ({"features": torch.zeros(3, dtype=torch.int64)}, "features has 3"),
         ({"image_features": torch.zeros(6, 4, dtype=torch.float64)}, "width 4"),
+        ({"table": [[0.0] * 5] * 11}, "table must be a tensor, not list"),
         ({"table": torch.zeros(0, 5, dtype=torch.float64)}, "table is empty"),
-        ({"table": torch.zeros(11, 5, 1, dtype=torch.float64)}, "table must have 2 dim"),
+        ({"table": torch.zeros(11, 5, 1, dtype=torch.float64)}, r"table must have shape \[V,D\], not \[11, 5, 1\]"),
         (
             {"table": torch.zeros(11, 5, dtype=torch.float64, device="meta")},
             "on cpu, but the other tensors are on meta",

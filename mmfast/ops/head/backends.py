@@ -7,15 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, target_columns
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, Tile
 from mmfast.ops.head.folds_cpu import CpuFolds
 from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
 from mmfast.ops.head.gemm import torch_product
 from mmfast.ops.oracles.head import map_logits
 
 
-def _mapped(tile: Tensor, bias: Tensor | None, spec: FoldSpec) -> Tensor:
-    return map_logits(tile if bias is None else tile + bias, spec.softcap, spec.temperature)
+def _mapped(tile: Tile, spec: FoldSpec) -> Tensor:
+    z = tile.logits if tile.bias is None else tile.logits + tile.bias
+    return map_logits(z, spec.softcap, spec.temperature)
 
 
 def _slope(z: Tensor, spec: FoldSpec) -> Tensor | float:
@@ -30,23 +31,13 @@ class TorchFolds:
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)
 
-    def forward(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        stats: Tensor,
-        spec: FoldSpec,
-        probs: Tensor | None,
-        probs_z: Tensor | None,
-    ) -> None:
-        z = _mapped(tile, bias, spec)
-        here, column = target_columns(targets, first, tile.shape[1])
+    def forward(self, tile: Tile, stats: Tensor, spec: FoldSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
+        z = _mapped(tile, spec)
+        here, column = tile.target_columns()
         if spec.total:
             stats[TOTAL] += z.sum(1)
         stats[ZY] = torch.where(here, z.gather(1, column)[:, 0], stats[ZY])
-        is_target = here[:, None] & (torch.arange(tile.shape[1], device=tile.device) == column)
+        is_target = here[:, None] & (torch.arange(z.shape[1], device=z.device) == column)
         others = z.masked_fill(is_target, -torch.inf)
 
         before = stats[M].clone()
@@ -72,20 +63,10 @@ class TorchFolds:
             probs.copy_(weighted)
 
     def gradient(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        lse: Tensor,
-        a: Tensor,
-        b: Tensor | None,
-        d: Tensor,
-        spec: FoldSpec,
-        out: Tensor,
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: FoldSpec, out: Tensor
     ) -> None:
-        z = _mapped(tile, bias, spec)
-        here, column = target_columns(targets, first, tile.shape[1])
+        z = _mapped(tile, spec)
+        here, column = tile.target_columns()
         logp = z - lse[:, None]
         p = logp.exp()
         coefficient = a[:, None] if b is None else a[:, None] + b[:, None] * torch.where(p > 0, logp, 0.0)

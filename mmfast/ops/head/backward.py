@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import Folds, FoldSpec
-from mmfast.ops.head.tiles import Head, accumulator, compute_dtype, tile_width
+from mmfast.ops.head.tiles import Head, compute_dtype, tile_width
+from mmfast.ops.rows import accumulator
 
 
 @dataclass
@@ -96,8 +97,7 @@ def by_recomputing(
         stop = min(start + width, vocab)
         shape, size = (users, stop - start), users * (stop - start)
         tile, dz = buffer[:size].view(shape), store_buffer[:size].view(shape)
-        head.logits(folds, start, stop, tile)
-        folds.gradient(tile, head.bias_tile(start, stop), head.targets, start, lse, a, b, d, spec, dz)
+        folds.gradient(head.tile(folds, start, tile), lse, a, b, d, spec, dz)
         for g, (_, w) in zip(sums, head.inputs(), strict=bool(sums)):
             folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)
         into.put(start, stop, dz.T, right[0], right[1] if len(right) > 1 else None, folds)

@@ -13,7 +13,7 @@ are exact for confident tokens too, where 1 - p_y taken from a rounded p_y would
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -38,6 +38,20 @@ class FoldSpec:
     total: bool = False
 
 
+class Tile(NamedTuple):
+    """The columns first ... first + v of the logits, before bias, softcap and temperature."""
+
+    logits: Tensor  # [U,v], fp32 (fp64), with Folds.low_precision_tiles also bf16 or fp16; scratch: may be overwritten
+    bias: Tensor | None  # [v] of the accumulator's dtype
+    targets: Tensor  # int64 [U], columns of the whole vocabulary
+    first: int
+
+    def target_columns(self) -> tuple[Tensor, Tensor]:
+        """(whether a row's target lies in this tile [U], its column clamped into the tile [U,1])."""
+        width, local = self.logits.shape[1], self.targets - self.first
+        return (local >= 0) & (local < width), local.clamp(0, width - 1)[:, None]
+
+
 class Folds(Protocol):
     """What a backend supplies. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
 
@@ -48,29 +62,23 @@ class Folds(Protocol):
 
     def forward(
         self,
-        tile: Tensor,  # [U,v] raw logits, fp32 (fp64); scratch: the fold may overwrite it
-        bias: Tensor | None,  # [v] of the tile's dtype
-        targets: Tensor,  # int64 [U]
-        first: int,  # the tile's first column in the vocabulary
+        tile: Tile,
         stats: Tensor,  # [STATS,U], updated
         spec: FoldSpec,
-        probs: Tensor | None,  # [U,v], out: E = s_v e^(z - m), target entry 0. May be the tile itself
-        probs_z: Tensor | None,  # [U,v], out: E (z - center), target entry 0. Never the tile
+        probs: Tensor | None,  # [U,v], out: E = s_v e^(z - m), target entry 0. May be the tile's logits
+        probs_z: Tensor | None,  # [U,v], out: E (z - center), target entry 0. Never the tile's logits
     ) -> None:
         """Fold one tile into the statistics and write its exponentials relative to the maximum after this tile."""
 
     def gradient(
         self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
+        tile: Tile,
         lse: Tensor,  # [U], over all columns
         a: Tensor,  # [U]
         b: Tensor | None,  # [U]; None: zero
         d: Tensor,  # [U]
         spec: FoldSpec,
-        out: Tensor,  # [U,v]; may be the tile itself
+        out: Tensor,  # [U,v]; may be the tile's logits
     ) -> None:
         """out = s_v e^(z - lse) (a + b (z - lse)); the target's entry is d (its slope is in d already)."""
 
@@ -79,9 +87,3 @@ class Folds(Protocol):
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         """kept[t, v] *= scale[t, v // width] (most are 1), then kept[t, y_t] = entry[t]. kept is [U,V]."""
-
-
-def target_columns(targets: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """(whether a row's target lies in this tile [U], its column clamped into the tile [U,1])."""
-    local = targets - first
-    return (local >= 0) & (local < width), local.clamp(0, width - 1)[:, None]

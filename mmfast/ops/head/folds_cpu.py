@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds import FoldSpec
+from mmfast.ops.head.folds import FoldSpec, Tile
 from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.launch import address, row_stride
 from mmfast.ops.rows import DTYPE_CODES
 
 
@@ -32,10 +33,6 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: st
     )  # fmt: skip
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 class CpuFolds:
     low_precision_tiles = False
 
@@ -49,55 +46,26 @@ class CpuFolds:
         else:
             torch_product(a, b, out, accumulate)
 
-    def _tile(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        spec: FoldSpec,
-        out: Tensor | None,
-    ) -> Any:
-        out_dtype = tile.dtype if out is None else out.dtype
+    def _tile(self, tile: Tile, spec: FoldSpec, out: Tensor | None) -> Any:
+        logits, bias, targets, first = tile
+        out_dtype = logits.dtype if out is None else out.dtype
         return self.module.LogitTile(
-            tile.data_ptr(), *tile.shape, tile.stride(0), DTYPE_CODES[tile.dtype], _address(bias), targets.data_ptr(),
-            first, spec.softcap or 0.0, spec.temperature, _address(out), 0 if out is None else out.stride(0),
+            logits.data_ptr(), *logits.shape, logits.stride(0), DTYPE_CODES[logits.dtype], address(bias),
+            targets.data_ptr(), first, spec.softcap or 0.0, spec.temperature, address(out), row_stride(out),
             DTYPE_CODES[out_dtype], torch.get_num_threads(),
         )  # fmt: skip
 
-    def forward(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        stats: Tensor,
-        spec: FoldSpec,
-        probs: Tensor | None,
-        probs_z: Tensor | None,
-    ) -> None:
-        z_stride = 0 if probs_z is None else probs_z.stride(0)
-        arguments = self._tile(tile, bias, targets, first, spec, probs)
+    def forward(self, tile: Tile, stats: Tensor, spec: FoldSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
         self.module.cpu_fold_forward(
-            arguments, stats.data_ptr(), spec.entropy, spec.squares, spec.total, _address(probs_z), z_stride
-        )
+            self._tile(tile, spec, probs), stats.data_ptr(), spec.entropy, spec.squares, spec.total, address(probs_z),
+            row_stride(probs_z),
+        )  # fmt: skip
 
     def gradient(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        lse: Tensor,
-        a: Tensor,
-        b: Tensor | None,
-        d: Tensor,
-        spec: FoldSpec,
-        out: Tensor,
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: FoldSpec, out: Tensor
     ) -> None:
-        arguments = self._tile(tile, bias, targets, first, spec, out)
         vectors = [None if t is None else t.contiguous() for t in (lse, a, b, d)]
-        self.module.cpu_fold_gradient(arguments, *(_address(t) for t in vectors))
+        self.module.cpu_fold_gradient(self._tile(tile, spec, out), *(address(t) for t in vectors))
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         code = DTYPE_CODES[acc.dtype]

@@ -7,18 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds import FoldSpec
+from mmfast.ops.head.folds import FoldSpec, Tile
 from mmfast.ops.head.gemm import torch_product
-from mmfast.ops.launch import stream
+from mmfast.ops.launch import address, row_stride, stream
 from mmfast.ops.rows import DTYPE_CODES
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _stride(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.stride(0)
 
 
 class CudaFolds:
@@ -32,49 +24,29 @@ class CudaFolds:
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)
 
-    def _tile(self, tile: Tensor, bias: Tensor | None, targets: Tensor, first: int, spec: FoldSpec) -> Any:
-        rows, width = tile.shape
+    def _tile(self, tile: Tile, spec: FoldSpec) -> Any:
+        logits, bias, targets, first = tile
         return self.module.FoldTile(
-            tile.data_ptr(), tile.stride(0), rows, width, DTYPE_CODES[tile.dtype], _address(bias), targets.data_ptr(),
-            first, spec.softcap or 0.0, spec.temperature,
+            logits.data_ptr(), logits.stride(0), *logits.shape, DTYPE_CODES[logits.dtype], address(bias),
+            targets.data_ptr(), first, spec.softcap or 0.0, spec.temperature,
         )  # fmt: skip
 
-    def forward(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        stats: Tensor,
-        spec: FoldSpec,
-        probs: Tensor | None,
-        probs_z: Tensor | None,
-    ) -> None:
-        out = tile if probs is None and probs_z is None else probs if probs is not None else probs_z
-        assert out is not None and stats.is_contiguous()
+    def forward(self, tile: Tile, stats: Tensor, spec: FoldSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
+        out = next((t for t in (probs, probs_z) if t is not None), tile.logits)
+        assert stats.is_contiguous()
         self.module.cuda_fold_forward(
-            self._tile(tile, bias, targets, first, spec), stats.data_ptr(), DTYPE_CODES[out.dtype], _address(probs),
-            _stride(probs), _address(probs_z), _stride(probs_z), stream(tile),
+            self._tile(tile, spec), stats.data_ptr(), DTYPE_CODES[out.dtype], address(probs),
+            row_stride(probs), address(probs_z), row_stride(probs_z), stream(tile.logits),
         )  # fmt: skip
 
     def gradient(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        lse: Tensor,
-        a: Tensor,
-        b: Tensor | None,
-        d: Tensor,
-        spec: FoldSpec,
-        out: Tensor,
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: FoldSpec, out: Tensor
     ) -> None:
         lse, a, d = lse.contiguous(), a.contiguous(), d.contiguous()
         b = None if b is None else b.contiguous()
         self.module.cuda_fold_gradient(
-            self._tile(tile, bias, targets, first, spec), lse.data_ptr(), a.data_ptr(), _address(b), d.data_ptr(),
-            DTYPE_CODES[out.dtype], out.data_ptr(), out.stride(0), stream(tile),
+            self._tile(tile, spec), lse.data_ptr(), a.data_ptr(), address(b), d.data_ptr(),
+            DTYPE_CODES[out.dtype], out.data_ptr(), out.stride(0), stream(tile.logits),
         )  # fmt: skip
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
@@ -97,37 +69,17 @@ class TritonFolds:
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         torch_product(a, b, out, accumulate)
 
-    def forward(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        stats: Tensor,
-        spec: FoldSpec,
-        probs: Tensor | None,
-        probs_z: Tensor | None,
-    ) -> None:
+    def forward(self, tile: Tile, stats: Tensor, spec: FoldSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
         from mmfast.kernels.fold import fold_forward
 
-        fold_forward(tile, bias, targets, first, stats, spec.softcap, spec.temperature, probs, probs_z)
+        fold_forward(*tile, stats, spec.softcap, spec.temperature, probs, probs_z)
 
     def gradient(
-        self,
-        tile: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        first: int,
-        lse: Tensor,
-        a: Tensor,
-        b: Tensor | None,
-        d: Tensor,
-        spec: FoldSpec,
-        out: Tensor,
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: FoldSpec, out: Tensor
     ) -> None:
         from mmfast.kernels.fold import fold_gradient
 
-        fold_gradient(tile, bias, targets, first, lse, a, b, d, spec.softcap, spec.temperature, out)
+        fold_gradient(*tile, lse, a, b, d, spec.softcap, spec.temperature, out)
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         from mmfast.kernels.fold import fold_rescale

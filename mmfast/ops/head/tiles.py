@@ -19,16 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, Tile
+from mmfast.ops.rows import accumulator
 
 ROW_BLOCK = 8192
 MIB = 1 << 20
 TILE_BUDGET = {"cpu": 24 * MIB, "cuda": 64 * MIB}  # narrower tiles make slower GEMMs; on CPU 64 MiB cost memory
 KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -77,12 +74,13 @@ class Head:
             terms.append((self.u, self.b))
         return terms
 
-    def bias_tile(self, start: int, stop: int) -> Tensor | None:
-        return None if self.bias is None else self.bias[start:stop].to(accumulator(self.x.dtype))
-
-    def logits(self, folds: Folds, start: int, stop: int, out: Tensor) -> None:
+    def tile(self, folds: Folds, start: int, out: Tensor) -> Tile:
+        """The logits of the columns from `start` on, as many as `out` has."""
+        stop = start + out.shape[1]
         for i, (x, w) in enumerate(self.inputs()):
             folds.product(x, w[start:stop].T, out, accumulate=i > 0)
+        bias = None if self.bias is None else self.bias[start:stop].to(accumulator(self.x.dtype))
+        return Tile(out, bias, self.targets, start)
 
 
 @dataclass
@@ -153,14 +151,13 @@ def _forward_rows(
         kept_tile = None if kept is None else kept[:, start:stop]
         tile = kept_tile if tile_buffer is None else tile_buffer[:size].view(shape)
         assert tile is not None
-        head.logits(folds, start, stop, tile)
         probs = None
         if kept_tile is not None:
             probs = kept_tile
         elif want_g:
             probs = tile if e_buffer is None else e_buffer[:size].view(shape)
         probs_z = None if z_buffer is None else z_buffer[:size].view(shape)
-        folds.forward(tile, head.bias_tile(start, stop), targets, start, stats, spec, probs, probs_z)
+        folds.forward(head.tile(folds, start, tile), stats, spec, probs, probs_z)
         if kept is not None:
             maxima.append(stats[M].clone())
         for tensors, e in ((sums, probs), (twins, probs_z)):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmfast.ops.preference_math import DIVERGENCES, PER_TOKEN, PreferenceSpec
+from mmfast.ops.kinds import DIVERGENCES, PER_TOKEN
+from mmfast.ops.preference_math import PreferenceSpec
 
 
 def score(spec: PreferenceSpec, a: Tensor) -> Tensor:
