@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmfast.families.base import FEATURES, TOWER, Adapter
 from mmfast.files import whole
-from mmfast.models.families.base import FEATURES, TOWER, Adapter
 from mmfast.models.loading import load
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 

@@ -16,10 +16,10 @@ from mmfast.config import Config
 from mmfast.data.records import Branch, Example
 from mmfast.data.store import ExampleStore
 from mmfast.directory import directory
+from mmfast.families import adapter_for
 from mmfast.files import weight_digests
 from mmfast.job.opening import LoadImages, make_loader, make_plan, open_examples, open_model
 from mmfast.job.runtime import Runtime, start
-from mmfast.models.families.listed import adapter_for
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, response_key

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import directory, weight_files
-from mmfast.models.families.listed import adapter_for
+from mmfast.families import adapter_for
 from mmfast.models.sharded import disk_names
 from mmfast.training.export import copy_side_files, merged, rewrite_weights
 
