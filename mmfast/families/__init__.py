@@ -9,7 +9,7 @@ import importlib.util
 import pkgutil
 import re
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfast.families.base import Adapter
 
@@ -23,16 +23,25 @@ NO_FAMILY = ("base", "generic", "layout", "sizes")  # files here that describe n
 
 def adapter_for(config: PretrainedConfig) -> Adapter:
     """The adapter of a model: its family's, or the general one for models that no file here describes."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
     from mmfast.families.generic import Generic, TextOnly
 
-    kind = family_of(config.model_type)
-    if kind is None:
-        kind = Generic if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else TextOnly
-    adapter = kind(config)
-    adapter.proven &= kind.__module__.startswith(OWN)  # no test of ours has run the others
+    adapter = (family_of(config.model_type) or (Generic if reads_images(config) else TextOnly))(config)
+    adapter.proven &= type(adapter).__module__.startswith(OWN)  # no test of ours has run the others
     return adapter
+
+
+def reads_images(config: PretrainedConfig) -> bool:
+    """Is it a model of images and text, for transformers?"""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that reads the model, of a family that mmfast cannot train too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
 
 
 @cache

@@ -9,19 +9,11 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
-from mmfast.families import adapter_for
+from mmfast.families import adapter_for, model_class
 from mmfast.families.base import Adapter
-from mmfast.families.generic import TextOnly
 from mmfast.models.lora import Lora, add_lora
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 
@@ -83,7 +75,7 @@ def read_model(
     random_weights: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
+    kinds = model_class(config)
     options = {**options, "attn_implementation": tower_attention(adapter, device, dtype)}
     if cached_vision and adapter.tower_depth is None:
         raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
