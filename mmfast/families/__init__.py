@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 import re
+import sys
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfast.families.base import Adapter
@@ -71,6 +73,14 @@ def families() -> dict[str, type[Adapter]]:
             if kind is not None:
                 found.setdefault(file.name, kind)
     return found
+
+
+def sources_outside(kind: type[Adapter] | None) -> list[str]:
+    """The text of the files beside mmfast's own that describe a family. What their rules make is named after them, or a
+    store would outlive a change of its rules; those of mmfast's own files are under its format version."""
+    classes = kind.__mro__ if kind else ()
+    modules = {x.__module__ for x in classes if x.__module__.startswith(f"{PLACES[1]}.")}
+    return [Path(str(sys.modules[name].__file__)).read_text() for name in sorted(modules)]
 
 
 def _described_in(x: object, module: str) -> bool:

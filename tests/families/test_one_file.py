@@ -156,6 +156,24 @@ def test_marks_around_an_image_come_from_the_family(tmp_path, monkeypatch):
         Tokenizer.load(tmp_path / "model")
 
 
+def test_what_a_family_made_is_made_anew_after_its_file_has_changed(vipllava, tmp_path):
+    from mmfast.data.build import _model_digest
+    from mmfast.models.vision_cache import vision_key
+
+    model, *others = tiny_vipllava()
+    save(tmp_path / "model", model, *others, None)
+    found = []
+    for text in (FILE, FILE, FILE + "\n# changed\n", SHORTEST):
+        (vipllava / "mmfast_families" / "vipllava.py").write_text(text)
+        sys.modules.pop("mmfast_families.vipllava", None)
+        family_of.cache_clear()
+        importlib.invalidate_caches()
+        scorer = Scorer(model, adapter_for(model.config))
+        found.append((_model_digest(tmp_path / "model", tmp_path), vision_key(scorer, torch.float32, "")))
+    assert found[0] == found[1]
+    assert len({store for store, _ in found}) == len({cached for _, cached in found}) == 3
+
+
 def test_a_file_with_a_fault_is_not_passed_over(tmp_path, monkeypatch):
     (tmp_path / "mmfast_families").mkdir()
     (tmp_path / "mmfast_families" / "broken.py").write_text("import no_such_package_at_all")
