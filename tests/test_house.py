@@ -25,6 +25,7 @@ FLOORS = {
     "models": "models",
     "packing and world": "packing world",
     "data and config": "data config doctor",
+    "families": "families",
     "ops": "ops",
     "tools": "files directory packages progress pages",
     "native": "_C kernels recipe_files",

@@ -31,6 +31,7 @@ from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
+from mmfast.families import family_of, sources_outside
 from mmfast.files import save_arrays, sha256_of
 from mmfast.progress import bars
 
@@ -174,7 +175,11 @@ def file_digest(path: Path, remembered: Path) -> str:
 def _model_digest(folder: Path, remembered: Path) -> str:
     """Everything in a model's directory that tokenizer, template and image processor are made of; not its weights."""
     names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt"))
-    parts = {p.name: file_digest(p, remembered) for p in names if not p.name.endswith(".index.json")}
+    parts: dict[str, Any] = {p.name: file_digest(p, remembered) for p in names if not p.name.endswith(".index.json")}
+    if "config.json" in parts:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type", "")
+        if sources := sources_outside(family_of(kind)):
+            parts["family"] = sources
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,9 +21,9 @@ from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.records import Example, ImageInfo
 from mmfast.data.store import ExampleStore
 from mmfast.directory import directory
+from mmfast.families import adapter_for
 from mmfast.job.runtime import Runtime
 from mmfast.models.estimate import training_cost
-from mmfast.models.families.listed import adapter_for
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize

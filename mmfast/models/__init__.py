@@ -1,8 +1,8 @@
 """Models: loading, one adapter a family, the Scorer, LoRA and parallelism."""
 
 import mmfast.packages  # noqa: F401, before anything that imports peft or transformers
-from mmfast.models.families.base import Adapter
-from mmfast.models.families.listed import adapter_for
+from mmfast.families import adapter_for
+from mmfast.families.base import Adapter
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
 from mmfast.models.parallelize import Parallel, make_mesh, parallelize

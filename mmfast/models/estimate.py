@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmfast.models.families.base import FEATURES
+from mmfast.families.base import FEATURES
 from mmfast.models.parallelize import vision_trains
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 from mmfast.ops.head.tiles import KEEP_BUDGET, TILE_BUDGET
@@ -277,15 +277,11 @@ def vision_bytes(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
     rows = slots * width * each * (4 if trains else 1)
     if adapter.image_token_id is None or not slots or setting.cached_vision:
         return rows, rows
-    vision: dict[str, Any] = adapter.config.vision_config.to_dict()
-    patches = slots * adapter.merge_size**2
-    hidden = vision.get("embed_dim") or vision["hidden_size"]
-    depth = vision.get("depth") or vision["num_hidden_layers"]
-    inner = vision.get("intermediate_size") or hidden * vision.get("mlp_ratio", 4)
-    pixels = patches * vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 1) * 4
-    block = patches * (6 * hidden + 2 * inner) * each
-    outputs = (depth + 1) * patches * hidden * each  # of all blocks
+    vision, patches = adapter.tower_sizes(), slots * adapter.merge_size**2
+    pixels = patches * vision.pixels * 4
+    block = patches * (6 * vision.hidden + 2 * vision.inner) * each
+    outputs = (vision.depth + 1) * patches * vision.hidden * each  # of all blocks
     stays = pixels + rows
     if vision_trains(scorer):
-        stays += outputs + (0 if is_checkpointed(scorer) else depth * block)
+        stays += outputs + (0 if is_checkpointed(scorer) else vision.depth * block)
     return stays + outputs + block, stays

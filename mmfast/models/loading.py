@@ -9,19 +9,11 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
-from mmfast.models.families.base import Adapter
-from mmfast.models.families.generic import TextOnly
-from mmfast.models.families.listed import adapter_for
+from mmfast.families import adapter_for, model_class
+from mmfast.families.base import Adapter
 from mmfast.models.lora import Lora, add_lora
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 
@@ -83,7 +75,7 @@ def read_model(
     random_weights: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    kinds: Any = AutoModelForCausalLM if isinstance(adapter, TextOnly) else AutoModelForImageTextToText
+    kinds = model_class(config)
     options = {**options, "attn_implementation": tower_attention(adapter, device, dtype)}
     if cached_vision and adapter.tower_depth is None:
         raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
@@ -120,16 +112,13 @@ def quantization(kind: str, adapter: Adapter, dtype: torch.dtype, *, with_lora: 
         raise ValueError('model.quantize = "nf4" freezes the base: it needs [model.lora]')
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("model.quantize: bitsandbytes is not installed (pip install bitsandbytes)")
-    if not adapter.proven and not isinstance(adapter, TextOnly):
+    if adapter.outside_decoder is None:
         raise ValueError(f"model.quantize does not know which layers of {adapter.config.model_type} are the decoder's")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[
-            "lm_head",
-            *(f"model.{part}" for part in ("vision_tower", "multi_modal_projector", "visual")),
-        ],
+        llm_int8_skip_modules=["lm_head", *adapter.outside_decoder],
     )
 
 

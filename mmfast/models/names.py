@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mmfast.directory import weight_files
+from mmfast.families import model_class
 
 
 def plain_name(name: str) -> str:
@@ -42,6 +43,6 @@ def disk_names(base: Path) -> dict[str, str]:
 def empty_model(base: Path) -> PreTrainedModel:
     """The model of a directory without its weights."""
     config = AutoConfig.from_pretrained(base)
-    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
+    kind: Any = model_class(config)
     with torch.device("meta"):
-        return kinds.from_config(config)
+        return kind.from_config(config)

@@ -13,8 +13,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mmfast.families.base import Adapter
 from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
-from mmfast.models.families.base import Adapter
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS

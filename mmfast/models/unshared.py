@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmfast.models.families.base import Adapter
+from mmfast.families.base import Adapter
 from mmfast.packing.pack import Pack
 
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmfast.families import sources_outside
+from mmfast.families.base import FEATURES, TOWER, Adapter
 from mmfast.files import whole
-from mmfast.models.families.base import FEATURES, TOWER, Adapter
 from mmfast.models.loading import load
 from mmfast.models.scorer import Scorer, projector_parameters, tower_only
 
@@ -42,7 +43,8 @@ def vision_key(scorer: Scorer, dtype: torch.dtype, processing: str) -> str:
     parameters = [p for tower in adapter.vision(model) for p in tower_only(adapter, model, tower)]
     if kind == FEATURES:
         parameters += projector_parameters(adapter, model)
-    digest = hashlib.sha256(json.dumps([VERSION, kind, str(dtype), processing, len(parameters)]).encode())
+    rules = sources_outside(type(adapter))
+    digest = hashlib.sha256(json.dumps([VERSION, kind, str(dtype), processing, len(parameters), *rules]).encode())
     for p in parameters:
         values = p.detach().to(dtype).cpu().contiguous()
         digest.update(repr(tuple(values.shape)).encode())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.families.layout import Layout
 from mmfast.packing.keys import response_key
-from mmfast.packing.layout import Layout
 from mmfast.packing.pack import Pack
 from mmfast.packing.symbols import Symbols, branches_of, collapse, ranges
 from mmfast.packing.tree import Forest, prefix_forest

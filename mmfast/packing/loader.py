@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmfast.data.records import Example, ImageInfo
+from mmfast.families.layout import Layout
 from mmfast.packing.build import LoadImages, Reference, build_pack
-from mmfast.packing.layout import Layout
 from mmfast.packing.pack import Pack
 from mmfast.packing.plan import Plan, StepPlan
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmfast.data.records import Example, ImageInfo
+from mmfast.families.layout import Layout
 from mmfast.ops.dispatch import native
 from mmfast.packing.build import normaliser
 from mmfast.packing.cost import UNIT, Cost, node_costs
-from mmfast.packing.layout import Layout
 from mmfast.packing.order import SHUFFLES, blocks, epoch_order, groups
 from mmfast.packing.symbols import collapse
 from mmfast.packing.tree import Forest, prefix_forest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmfast.data.records import Branch, Example, ImageInfo
-from mmfast.packing.layout import Layout
+from mmfast.families.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from transformers import AutoConfig
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.directory import directory
+from mmfast.families import adapter_for
 from mmfast.files import whole, write_bytes
 from mmfast.job.opening import open_examples
 from mmfast.job.runtime import start
-from mmfast.models.families.listed import adapter_for
 from mmfast.packing import response_key
 from mmfast.reference.cache import ReferenceCache
 from mmfast.reference.scoring import keys_of, open_cache

@@ -21,12 +21,12 @@ from transformers import AutoConfig
 
 from mmfast.config import Config, build, dump, load
 from mmfast.directory import directory, weight_files
+from mmfast.families import adapter_for
+from mmfast.families.base import Adapter
 from mmfast.files import sha256_of
 from mmfast.job.opening import fetch_models
 from mmfast.job.rows import read
 from mmfast.job.runtime import Runtime
-from mmfast.models.families.base import Adapter
-from mmfast.models.families.listed import adapter_for
 from mmfast.models.names import disk_names, empty_model, plain_name
 from mmfast.models.scorer import Scorer
 

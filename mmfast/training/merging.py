@@ -20,11 +20,11 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import directory, weight_files
-from mmfast.models.families.listed import adapter_for
+from mmfast.families import adapter_for, model_class
 from mmfast.models.names import disk_names
 from mmfast.training.export import copy_side_files, merged, rewrite_weights
 
@@ -150,7 +150,7 @@ def check(base: Path, adapter: Path, out: Path) -> float:
 
 def read(folder: Path) -> nn.Module:
     config = AutoConfig.from_pretrained(folder)
-    kinds: Any = AutoModelForImageTextToText if "vision_config" in config.to_dict() else AutoModelForCausalLM
+    kinds = model_class(config)
     return kinds.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
 
 

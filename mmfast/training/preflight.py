@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.directory import directory
-from mmfast.models.families.listed import adapter_for
+from mmfast.families import adapter_for
 from mmfast.models.loading import load
 from mmfast.models.lora import ALL_LINEAR, Lora, settings_of
 from mmfast.packing import Plan

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
+from mmfast.families.generic import Generic
 from mmfast.models import Lora, Scorer, adapter_for, load, prove
-from mmfast.models.families.generic import Generic
 from mmfast.models.proof import refused_by_config
 from mmfast.packing import build_pack
 from mmfast.world import models as world

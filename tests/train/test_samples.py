@@ -5,9 +5,9 @@ import torch
 import transformers as hf
 from PIL import Image
 
+from mmfast.families import adapter_for
 from mmfast.job.opening import open_examples, open_model
 from mmfast.job.runtime import start
-from mmfast.models.families.listed import adapter_for
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.objective import objective_of
 from mmfast.world.models import FAMILIES

@@ -25,10 +25,9 @@ from torch import Tensor
 from mmfast.data.images.decode import decode
 from mmfast.data.images.native import FILTERS, PILLOW_13, patches, planes, resize, table
 from mmfast.data.problems import BadRow
+from mmfast.families import families, family_of
 
 ASPECTS = ("auto", "square", "crop", "pad", "anyres", "native")
-FIXED = ("llava", "gemma3", "paligemma")  # families whose images are one square each
-NATIVE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VERSION = 1
 
 
@@ -207,14 +206,13 @@ def from_config(
 ) -> ImageProcessor:
     """Refuses what it would not reproduce to the bit."""
     kind = model.get("model_type", "")
+    family = family_of(kind)
     if aspect not in ASPECTS:
         raise ValueError(f"data.aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
-    if kind not in (*FIXED, "llava_next", *NATIVE):
-        raise ValueError(f"no image geometry for model_type {kind!r}; there is one for "
-                         f"{', '.join((*FIXED, 'llava_next', *NATIVE))}")  # fmt: skip
-    own = {"llava_next": "anyres"}.get(kind) or ("native" if kind in NATIVE else "square")
-    if kind == "llava":
-        own = "pad" if config.get("do_pad") else "crop" if config.get("do_center_crop", True) else "square"
+    if family is None or not family.image_aspect:
+        known = [name for name, other in families().items() if other.image_aspect]
+        raise ValueError(f"no image geometry for model_type {kind!r}; there is one for {', '.join(known)}")
+    own = family.aspect_of(config)
     resolved = own if aspect == "auto" else aspect
     if resolved != own and (own in ("anyres", "native") or resolved in ("anyres", "native")):
         raise ValueError(f"data.aspect = {aspect!r} does not suit {kind}, whose images are {own!r}")
@@ -227,18 +225,15 @@ def from_config(
     if config.get("do_pan_and_scan"):
         raise ValueError("the image processor has do_pan_and_scan = true: extra crops of an image are not supported")
     normalise = config.get("do_normalize", True)
-    clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    halves = (0.5, 0.5, 0.5)
-    default_mean, default_std = (halves, halves) if kind in ("gemma3", "paligemma") else (clip_mean, clip_std)
-    resample = int(config.get("resample", 2 if kind == "gemma3" else 3))
+    resample = int(config.get("resample", family.image_resample))
     if resample not in FILTERS:
         raise ValueError(f"the image processor's resample = {resample} is none of Pillow's {FILTERS}")
     common: dict[str, Any] = {
         "aspect": resolved,
         "resample": resample,
         "scale": float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else None,
-        "mean": tuple(config.get("image_mean") or default_mean) if normalise else None,
-        "std": tuple(config.get("image_std") or default_std) if normalise else None,
+        "mean": tuple(config.get("image_mean") or family.image_mean) if normalise else None,
+        "std": tuple(config.get("image_std") or family.image_std) if normalise else None,
     }
     if own == "native":
         return _native(config, common, min_pixels, max_pixels)
@@ -248,12 +243,10 @@ def from_config(
     if "image_size" in vision and vision["image_size"] != edge:
         raise ValueError(f"the image processor makes {edge} pixels, but the tower reads {vision['image_size']}")
     side = edge // patch
-    if kind in ("gemma3", "paligemma"):
-        default = model.get("text_config", {}).get("num_image_tokens", side * side)
-        return ImageProcessor(**common, edge=edge, slots=int(model.get("mm_tokens_per_image", default)))
-    classes = 0 if model.get("vision_feature_select_strategy", "default") == "default" else 1
+    slots = family.square_slots(model, side)
     if own != "anyres":
-        return ImageProcessor(**common, edge=edge, patch=patch, slots=side * side + classes)
+        pooled = slots < side * side  # no slot is a patch then
+        return ImageProcessor(**common, edge=edge, patch=0 if pooled else patch, slots=slots)
     size = config.get("size", {})
     if isinstance(size, dict) and size.get("shortest_edge", size.get("height", edge)) != edge:
         raise ValueError(f"the image processor's size {size} and crop_size {edge} differ: tiles would be resized twice")
@@ -261,7 +254,7 @@ def from_config(
     if not pinpoints:
         raise ValueError("image_grid_pinpoints is missing from preprocessor_config.json")
     canvases = tuple((int(h), int(w)) for h, w in pinpoints)
-    return ImageProcessor(**common, edge=edge, patch=patch, canvases=canvases, tower_tokens=classes)
+    return ImageProcessor(**common, edge=edge, patch=patch, canvases=canvases, tower_tokens=slots - side * side)
 
 
 def _native(config: dict[str, Any], common: dict[str, Any], min_pixels: int, max_pixels: int) -> ImageProcessor:

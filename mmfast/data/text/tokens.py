@@ -17,6 +17,8 @@ from typing import Any
 
 from mmfast.data.problems import BadRow
 from mmfast.directory import directory
+from mmfast.families import family_of
+from mmfast.families.base import image_token_id
 
 MASK_BASE = 0xF0000  # a supplementary private-use plane: no real text holds these
 ANCHORS = ("\n", "\t", "=", "")
@@ -50,22 +52,6 @@ def with_prefix_scheme(tokenizer_json: str, mode: str) -> str:
             if step["type"] == "Metaspace":
                 step["prepend_scheme"] = scheme
     return json.dumps(spec, ensure_ascii=False)
-
-
-def image_placeholder(model_dir: Path) -> int | None:
-    """The id that stands for an image in token ids, from config.json; None for text-only models."""
-    config = json.loads((model_dir / "config.json").read_text())
-    for key in ("image_token_id", "image_token_index"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    return None
-
-
-def image_marks(model_dir: Path) -> tuple[int, int] | None:
-    """Ids that stand before and after an image where the template writes the first one alone (Gemma 3)."""
-    config = json.loads((model_dir / "config.json").read_text())
-    marks = config.get("boi_token_index"), config.get("eoi_token_index")
-    return marks if None not in marks else None
 
 
 class Tokenizer:
@@ -108,11 +94,18 @@ class Tokenizer:
         hf = AutoTokenizer.from_pretrained(folder)
         if not hf.is_fast:
             raise ValueError(f"{model}: only tokenizers with a tokenizer.json (or convertible to one) are supported")
-        out = Tokenizer(hf, image_placeholder(folder), template, mode)
-        if marks := image_marks(folder):
-            begin, end = (out.special.id_to_token(i) for i in marks)
-            out.expanded = (begin, f"\n\n{begin}{out.image_token}{end}\n\n")
+        config = json.loads((folder / "config.json").read_text())
+        out = Tokenizer(hf, image_token_id(config), template, mode)
+        family = family_of(config.get("model_type", ""))
+        if family is not None and out.image_token is not None:
+            out.expanded = family.image_text(config, out.image_token, out.token)
         return out
+
+    def token(self, number: int) -> str:
+        found = self.special.id_to_token(number)
+        if found is None:
+            raise ValueError(f"the tokenizer has no token {number}, which config.json says stands beside an image")
+        return found
 
     def in_mode(self, mode: str) -> Tokenizer:
         return Tokenizer(self.hf, self.image_token_id, self.chat_template, mode)

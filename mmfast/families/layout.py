@@ -1,12 +1,14 @@
-"""What packing needs to know of a model family. A models adapter fills this in; nothing here reads a model."""
+"""What packing needs to know of a model family. An adapter fills this in; nothing here reads a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfast.data.records import ImageInfo
+if TYPE_CHECKING:
+    from mmfast.data.records import ImageInfo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,22 @@ as keywords, which the tower takes. A host integer travels as the length of an e
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from mmfast.models.families.base import Adapter
+from mmfast.families.base import Adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Qwen2VL(Adapter):
+    image_aspect = "native"
     positions = "mrope"
     tower_depth = ("vision_config", "depth")
+    outside_decoder = ("model.visual",)
     keywords: tuple[str, ...] = ("position_ids", "cu_seqlens")
     lengths: tuple[str, ...] = ("max_seqlen",)
 
@@ -38,6 +41,8 @@ class Qwen2VL(Adapter):
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "pixel_values" not in images or "cu_seqlens" in images:
             return images
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
         grid = images["image_grid_thw"]
         cu_seqlens = get_vision_cu_seqlens(grid)
         return {
@@ -78,4 +83,4 @@ class Qwen2VL(Adapter):
 
     def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         # without the types Qwen2-VL and Qwen2.5-VL silently fall back to 1-D positions
-        return {"mm_token_type_ids": (tokens == self.image_token_id).int()}
+        return {"mm_token_type_ids": self.images_in(tokens)}

@@ -1,20 +1,27 @@
 """What mmfast must know of a model family. One short file a family derives from Adapter.
 
-An adapter holds the config only, no weights, so it travels to the worker processes that make packs.
+An adapter holds the config only, no weights, so it travels to the worker processes that make packs. What the data needs
+(images and their marks) is read from the class and the model directory's JSON files, before any model is opened; that
+half imports neither torch nor transformers.
 Letters: F feature rows (one an image slot), D decoder width, V tower width, L deepstack levels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from mmfast.families.layout import Layout
+from mmfast.families.sizes import Sizes, TowerSizes
 
-from mmfast.packing.layout import Layout
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FEATURES, TOWER = "feature_rows", "tower_rows"  # keys of cached vision features in Pack.images
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALVES = (0.5, 0.5, 0.5)  # SigLIP's mean and spread
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 
 
 class Adapter:
@@ -26,11 +33,36 @@ class Adapter:
 
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has
 
+    # modules beside the decoder, by name: what quantisation leaves alone. None: not known, so nothing is quantised
+    outside_decoder: tuple[str, ...] | None = ("model.vision_tower", "model.multi_modal_projector")
+
+    published: dict[str, Sizes] = {}  # noqa: RUF012  # hub ids -> sizes, for an estimate without the model
+
     def __init__(self, config: PretrainedConfig):
         self.config = config
         self.text_config: PretrainedConfig = config.get_text_config()
-        keys = config.to_dict()  # LLaVA's and Gemma's configs write the older name
-        self.image_token_id: int | None = keys.get("image_token_id", keys.get("image_token_index"))
+        self.image_token_id = image_token_id(config.to_dict())
+
+    # images, for the data: `model` is config.json, `processor` preprocessor_config.json
+
+    image_aspect = ""  # of data/images/processor.py: square, crop, pad, anyres or native. "": images are not known
+    image_mean, image_std, image_resample = CLIP_MEAN, CLIP_STD, BICUBIC  # where the processor names none
+
+    @classmethod
+    def aspect_of(cls, processor: dict[str, Any]) -> str:
+        """What the model's own processor does."""
+        return cls.image_aspect
+
+    @classmethod
+    def square_slots(cls, model: dict[str, Any], side: int) -> int:
+        """Image slots of one square of side * side patches."""
+        return side * side
+
+    @classmethod
+    def image_text(cls, model: dict[str, Any], image: str, token: Callable[[int], str]) -> tuple[str, str] | None:
+        """(what the chat template writes for an image, what the model reads), where a processor rewrites it. `image` is
+        the image token, `token` an id's text."""
+        return None
 
     # where things are
 
@@ -38,7 +70,8 @@ class Adapter:
         return model.model.language_model
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        return self.decoder(model).layers
+        layers: Any = self.decoder(model).layers
+        return layers
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
         """The tower(s). Modules of `projector` may lie inside."""
@@ -54,6 +87,10 @@ class Adapter:
 
     def softcap(self) -> float | None:
         return self.text_config.to_dict().get("final_logit_softcapping")
+
+    def tower_sizes(self) -> TowerSizes:
+        """For the estimate of memory; by the names that CLIP's, SigLIP's and Qwen's towers use."""
+        return TowerSizes.of(self.config.vision_config.to_dict())
 
     # on the host, in a worker
 
@@ -104,10 +141,14 @@ class Adapter:
         """What the unpatched model's forward needs beside the ids [1,L] and the images."""
         return {}
 
+    def images_in(self, tokens: Tensor) -> Tensor:
+        """1 where an image stands, else 0."""
+        assert self.image_token_id is not None
+        return tokens.eq(self.image_token_id).int()
 
-def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:
-    """LLaVA's choice of tower states: [images, patches, V]."""
-    chosen = [outputs.hidden_states[i] for i in ([layer] if isinstance(layer, int) else layer)]
-    if strategy == "default":
-        chosen = [states[:, 1:] for states in chosen]
-    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+
+def image_token_id(model: dict[str, Any]) -> int | None:
+    """The id that stands for an image in token ids, from config.json; None for text-only models. LLaVA's and Gemma's
+    configs write the older name."""
+    ids = (model.get(key) for key in ("image_token_id", "image_token_index"))
+    return next((i for i in ids if isinstance(i, int)), None)

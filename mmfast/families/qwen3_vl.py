@@ -3,16 +3,26 @@ merger, are added to the image slots after the first decoder layers."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+from typing import TYPE_CHECKING
 
-from mmfast.models.families.qwen2_vl import Qwen2VL
+import torch
+
+from mmfast.families.qwen2_vl import Qwen2VL
+from mmfast.families.sizes import Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Qwen3VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "interp_indices", "interp_weights")
+    published = {  # noqa: RUF012
+        "Qwen/Qwen3-VL-8B-Instruct": Sizes(
+            hidden=4096, layers=36, mlp=12288, heads=32, kv_heads=8, head_dim=128, vocab=151936,
+            tower=410e6, projector=167e6,
+        )
+    }  # fmt: skip
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -26,6 +36,8 @@ class Qwen3VL(Qwen2VL):
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "pixel_values" not in images or "cu_seqlens" in images:
             return images
+        from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
         indices, weights = get_vision_interpolation_indices_and_weights(
             images["image_grid_thw"],
             num_grid_per_side=int(self.config.vision_config.num_position_embeddings**0.5),

@@ -7,20 +7,31 @@ numbers instead of features; on the device it is one gather.
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 
-from mmfast.models.families.llava import Llava
+from mmfast.families.llava import Llava
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 class LlavaNext(Llava):
+    image_aspect = "anyres"
+    published = {}  # noqa: RUF012
+
+    @classmethod
+    def aspect_of(cls, processor: dict[str, Any]) -> str:
+        return cls.image_aspect
+
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         return [model.model.multi_modal_projector, model.model.image_newline]
 
     def tiles(self, image_sizes: Tensor) -> list[int]:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
         side = self.config.vision_config.image_size
         return [
             image_size_to_num_patches(size, self.config.image_grid_pinpoints, side) for size in image_sizes.tolist()
@@ -38,6 +49,8 @@ class LlavaNext(Llava):
 
     def row_numbers(self, image_sizes: Tensor) -> list[Tensor]:
         """Of each image, the tower row in each slot; the newline is the row after the last."""
+        from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+
         tiles, patches = self.tiles(image_sizes), self.patches()
         numbers = torch.arange(sum(tiles) * patches).view(-1, patches, 1)
         packed, _ = LlavaNextModel.pack_image_features(

@@ -6,12 +6,13 @@ Nothing here is known to be exact: a generic VLM proves itself at load (proof.py
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from mmfast.models.families.base import Adapter
+from mmfast.families.base import Adapter
 
 
 class TextOnly(Adapter):
@@ -19,6 +20,7 @@ class TextOnly(Adapter):
 
     proven = False
     has_dummy = False
+    outside_decoder = ()
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -42,14 +44,10 @@ class Generic(Adapter):
 
     proven = False
     has_dummy = False
+    outside_decoder = None
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
-        if config.model_type == "paligemma":  # its token types tell prompt from answer, not images from text
-            raise ValueError(
-                "paligemma: its prompt is read in both directions up to where the answer begins, which mmfast does not "
-                "tell it: answers would see their own later words. Choose another model"
-            )
         if self.image_token_id is None:
             raise ValueError(
                 f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images"
@@ -73,8 +71,9 @@ class Generic(Adapter):
         return [child for child in self._children(model) if self._is_tower(child)]
 
     def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
-        lists = [m for tower in self.vision(model) for m in tower.modules() if isinstance(m, nn.ModuleList)]
-        return list(max(lists, key=len)) if lists else []
+        lists: list[Any] = [m for tower in self.vision(model) for m in tower.modules() if isinstance(m, nn.ModuleList)]
+        longest: list[Any] = max(lists, key=len) if lists else []
+        return [*longest]
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         modules = [child for child in self._children(model) if not self._is_tower(child)]
@@ -91,4 +90,4 @@ class Generic(Adapter):
         return rows.flatten(0, -2)
 
     def plain_inputs(self, tokens: Tensor) -> dict[str, Tensor]:
-        return {name: (tokens == self.image_token_id).int() for name in ("token_type_ids", "mm_token_type_ids")}
+        return dict.fromkeys(("token_type_ids", "mm_token_type_ids"), self.images_in(tokens))

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.vision_utils import get_vision_window_index
+from typing import TYPE_CHECKING
 
-from mmfast.models.families.qwen2_vl import Qwen2VL
+import torch
+
+from mmfast.families.qwen2_vl import Qwen2VL
+from mmfast.families.sizes import Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class Qwen25VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "window_index", "cu_window_seqlens")
     lengths = ("max_seqlen", "max_window_seqlen")
+    published = {  # noqa: RUF012
+        "Qwen/Qwen2.5-VL-7B-Instruct": Sizes(
+            hidden=3584, layers=28, mlp=18944, heads=28, kv_heads=4, head_dim=128, vocab=152064,
+            tower=632e6, projector=44.6e6,
+        )
+    }  # fmt: skip
 
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "pixel_values" not in images or "cu_seqlens" in images:
             return images
+        from transformers.vision_utils import get_vision_window_index
+
         vision = self.config.vision_config
         index, cu_window_seqlens = get_vision_window_index(
             images["image_grid_thw"], self.merge_size, vision.window_size, vision.patch_size

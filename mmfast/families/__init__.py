@@ -1,0 +1,87 @@
+"""Model families: one file each, named after the `model_type` of its models, says all that mmfast must know of it.
+
+A family of one's own is a file of the same kind in a folder `mmfast_families` on the Python path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfast.families.base import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+OWN = "mmfast.families"
+PLACES = (OWN, "mmfast_families")  # the second has no __init__.py: it may lie in several places on the path
+NO_FAMILY = ("base", "generic", "layout", "sizes")  # files here that describe none
+
+
+def adapter_for(config: PretrainedConfig) -> Adapter:
+    """The adapter of a model: its family's, or the general one for models that no file here describes."""
+    from mmfast.families.generic import Generic, TextOnly
+
+    adapter = (family_of(config.model_type) or (Generic if reads_images(config) else TextOnly))(config)
+    adapter.proven &= type(adapter).__module__.startswith(OWN)  # no test of ours has run the others
+    return adapter
+
+
+def reads_images(config: PretrainedConfig) -> bool:
+    """Is it a model of images and text, for transformers?"""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that reads the model, of a family that mmfast cannot train too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+
+
+@cache
+def family_of(model_type: str) -> type[Adapter] | None:
+    """The class in the file of that name, if there is one."""
+    name = re.sub(r"\W", "_", model_type)
+    if not name or name in NO_FAMILY:
+        return None
+    for place in PLACES:
+        module = f"{place}.{name}"
+        if importlib.util.find_spec(place) is None or importlib.util.find_spec(module) is None:
+            continue
+        kinds = [x for x in vars(importlib.import_module(module)).values() if _described_in(x, module)]
+        if len(kinds) != 1:
+            raise ValueError(f"{module} must hold one class derived from Adapter, it holds {len(kinds)}")
+        return kinds[0]
+    return None
+
+
+def families() -> dict[str, type[Adapter]]:
+    """Every family that a file describes, by the file's name."""
+    found: dict[str, type[Adapter]] = {}
+    for place in PLACES:
+        spec = importlib.util.find_spec(place)
+        for file in pkgutil.iter_modules((spec.submodule_search_locations if spec else None) or []):
+            kind = family_of(file.name)
+            if kind is not None:
+                found.setdefault(file.name, kind)
+    return found
+
+
+def sources_outside(kind: type[Adapter] | None) -> list[str]:
+    """The text of the files beside mmfast's own that describe a family. What their rules make is named after them, or a
+    store would outlive a change of its rules; those of mmfast's own files are under its format version."""
+    classes = kind.__mro__ if kind else ()
+    modules = {x.__module__ for x in classes if x.__module__.startswith(f"{PLACES[1]}.")}
+    return [Path(str(sys.modules[name].__file__)).read_text() for name in sorted(modules)]
+
+
+def _described_in(x: object, module: str) -> bool:
+    return isinstance(x, type) and issubclass(x, Adapter) and x.__module__ == module

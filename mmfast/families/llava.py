@@ -1,0 +1,76 @@
+"""LLaVA-1.5: a CLIP tower at a fixed size, a two-layer projector, a plain decoder with 1-D positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmfast.families.base import Adapter
+from mmfast.families.sizes import CLIP_LARGE, Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class Llava(Adapter):
+    image_aspect = "crop"
+    tower_depth = ("vision_config", "num_hidden_layers")
+    published = {  # noqa: RUF012
+        "llava-hf/llava-1.5-7b-hf": Sizes(
+            hidden=4096, layers=32, mlp=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064,
+            tower=CLIP_LARGE, projector=21.0e6,
+        ),
+        "llava-hf/llava-1.5-13b-hf": Sizes(
+            hidden=5120, layers=40, mlp=13824, heads=40, kv_heads=40, head_dim=128, vocab=32064,
+            tower=CLIP_LARGE, projector=31.5e6,
+        ),
+    }  # fmt: skip
+
+    @classmethod
+    def aspect_of(cls, processor: dict[str, Any]) -> str:
+        if processor.get("do_pad"):
+            return "pad"
+        return "crop" if processor.get("do_center_crop", True) else "square"
+
+    @classmethod
+    def square_slots(cls, model: dict[str, Any], side: int) -> int:
+        """The patches, and the class token where it is kept."""
+        return side * side + (model.get("vision_feature_select_strategy", "default") != "default")
+
+    def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        return list(model.model.vision_tower.encoder.layers)
+
+    def patches(self) -> int:
+        vision, strategy = self.config.vision_config, self.config.vision_feature_select_strategy
+        side = vision.image_size // vision.patch_size
+        return self.square_slots({"vision_feature_select_strategy": strategy}, side)
+
+    def rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return [self.patches()] * len(images["pixel_values"])
+
+    def tower_rows_of(self, images: dict[str, Tensor]) -> list[int]:
+        return [1] * len(images["pixel_values"])
+
+    def dummy_images(self) -> dict[str, Tensor]:
+        side = self.config.vision_config.image_size
+        return {"pixel_values": torch.zeros(1, self.config.vision_config.num_channels, side, side)}
+
+    def tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+        """[images, patches, V]"""
+        tower = model.model.vision_tower
+        weight = tower.embeddings.patch_embedding.weight
+        outputs = tower(images["pixel_values"].to(weight.dtype), output_hidden_states=True)
+        return select_hidden(outputs, self.config.vision_feature_layer, self.config.vision_feature_select_strategy)
+
+    def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
+        return model.model.multi_modal_projector(rows).flatten(0, -2)
+
+
+def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:
+    """LLaVA's choice of tower states: [images, patches, V]."""
+    picked = [outputs.hidden_states[i] for i in ([layer] if isinstance(layer, int) else layer)]
+    if strategy == "default":
+        picked = [states[:, 1:] for states in picked]
+    return picked[0] if len(picked) == 1 else torch.cat(picked, dim=-1)

@@ -1,1 +1,0 @@
-"""One file a model family; listed.py chooses."""
