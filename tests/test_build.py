@@ -80,7 +80,7 @@ def test_cmake_args_reach_cmake_and_a_build_under_other_settings_starts_afresh(
     again, _ = commands_of_a_build(monkeypatch, tmp_path, CMAKE_ARGS="-DA=1 '-DB=two words'")
     assert "--fresh" not in again
     compiler = sys.executable  # any program: CMake is not run
-    for change in ({"CXX": compiler}, {"CUDA_HOME": "/opt/cuda"}, {"TORCH_CUDA_ARCH_LIST": "8.0"}, {}):
+    for change in ({"CXX": compiler}, {"CUDA_HOME": "/elsewhere/cuda"}, {"TORCH_CUDA_ARCH_LIST": "8.0"}, {}):
         configure, _ = commands_of_a_build(monkeypatch, tmp_path, **change)
         assert "--fresh" in configure, change
     with pytest.raises(SystemExit, match="CMAKE_ARGS cannot be split"):
