@@ -130,6 +130,9 @@ def begin(
     are cut to it, config.toml is written. `source`: the checkpoint it goes on from. Returns the folder of what was set
     aside, if something was."""
     checkpoints, resume = folder / "checkpoints", meant(folder, resume)
+    for name in (JOURNAL, STARTED, STOPPED, FINISHED, "config.toml", *FILES):  # half-written by a killed start
+        for left in (*folder.glob(f".{name}.*.tmp"), *checkpoints.glob(f".{name}.*.tmp")):
+            left.unlink(missing_ok=True)
     finish_rollback(folder)
     foreign = source is not None and source.resolve().parent != checkpoints.resolve() and source.is_dir()
     later = [path for path in present(checkpoints) if foreign or number(path) > step]

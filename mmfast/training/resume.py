@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from mmfast.config import Config, Section
 from mmfast.directory import directory
 from mmfast.files import weight_digests
-from mmfast.job.checkpoint_files import damage, evaluation, find, number, present, read_info
+from mmfast.job.checkpoint_files import damage, evaluation, find, number, pending, present, read_info
 from mmfast.job.opening import total_steps
 from mmfast.job.rows import last_whole_step
 from mmfast.job.runfolder import FINISHED, finished, meant
@@ -203,7 +203,7 @@ def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[s
             f"no checkpoint in {checkpoints} can be gone on from: {'; '.join(damaged) or 'all are damaged'}; "
             'train.resume = "never" sets them aside and starts anew'
         )
-    if (folder / FINISHED).exists():
+    if (folder / FINISHED).exists() and pending(checkpoints) is None:  # else it is yet to be set aside itself
         raise ValueError(
             f'the run in {folder} is finished, and its checkpoints are gone: train.resume = "never" sets aside what is '
             "there and starts anew"

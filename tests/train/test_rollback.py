@@ -13,6 +13,7 @@ from mmfast.job import runfolder
 from mmfast.job.checkpoint_files import complete, damage, pending, present, read_info
 from mmfast.job.rows import last_whole_step, read
 from mmfast.train import Run, train
+from mmfast.training.resume import _next
 from tests.train.test_ranks import weights
 from tests.train.test_resume import config_of, snapshot, start_again
 from tests.train.test_train import untimed
@@ -154,11 +155,14 @@ def test_killed_between_any_two_operations_of_going_back(whole, tmp_path, monkey
         else:
             assert seen == expected
             decided += 1
-        step_now = int(seen[-1][5:]) if seen else 0  # the next start, "auto"
+        found = _next(run, "auto", [])  # the next start, "auto": where it would go on from
+        assert [found[0].name.removeprefix(".adopted-")] == seen[-1:] if found else not seen
+        step_now = int(seen[-1][5:]) if seen else 0
         runfolder.begin(
             run, step_now, "auto = 1\n", resume="auto", source=present(run / "checkpoints")[-1] if seen else None
         )
         assert names(run) == seen and not pending(run / "checkpoints")
+        assert not [*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")]
         assert (run / "config.toml").read_text() == "auto = 1\n"
         rows = [row["step"] for row in read(run / "metrics.jsonl")] if (run / "metrics.jsonl").exists() else []
         if seen == expected:
