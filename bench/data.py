@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
+from mmfast.data.settings import DataSettings
 from mmfast.world.grammar import corpus
 from mmfast.world.models import SIZES, tiny_image_processor, tiny_processor, tiny_tokenizer
 

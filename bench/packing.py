@@ -100,7 +100,7 @@ def measure(count: int) -> list[dict]:
             start = time.perf_counter()
             planned = [plan.step(0, s, world) for s in range(plan.steps_per_epoch)]
             seconds = time.perf_counter() - start
-            ran, whole = sum(int(p.tokens.sum()) for p in planned), sum(p.whole_tokens for p in planned)
+            ran, whole = sum(int(p.tokens.sum()) for p in planned), sum(p.unshared_tokens for p in planned)
             slowest = sum(p.costs.max(axis=0).sum() for p in planned)
             mean = sum(p.costs.sum() / world for p in planned)
             rows.append(

@@ -65,9 +65,9 @@ def show(
     1 if every row is bad."""
     from rich.console import Console
 
-    from mmfast.data.build import DataSettings
     from mmfast.data.preview import page, preview, print_shown
     from mmfast.data.problems import Problem
+    from mmfast.data.settings import DataSettings
 
     data = DataSettings(path=str(file), format=format, images=images, template=template, turns=turns,
                         max_length=max_length, max_words=max_words, truncate=truncate, segments=segments,
@@ -106,8 +106,9 @@ def check(
     option: list[str] = OPTION,
 ) -> None:
     """Build every example and report on them. Exit code 1 if more rows are bad than --allow."""
-    from mmfast.data.build import DataSettings, NoExamples, build
+    from mmfast.data.build import NoExamples, build
     from mmfast.data.check import examine
+    from mmfast.data.settings import DataSettings
 
     data = DataSettings(path=str(file), format=format, images=images, template=template, turns=turns,
                         max_length=max_length, max_words=max_words, truncate=truncate, on_error="drop",

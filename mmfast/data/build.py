@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -20,69 +19,33 @@ import numpy as np
 
 from mmfast.data.binding import Place, Variant
 from mmfast.data.containers.read import Row, data_files, iterate
-from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.formats.dgpref import BESIDE
 from mmfast.data.formats.known import Format, format_of, known_options, read_row, unused
 from mmfast.data.images.index import ImageIndex, is_path, unwrapped
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem, Report
 from mmfast.data.records import Example, ImageInfo, Record
-from mmfast.data.store import FORMAT_VERSION, Earlier, ExampleStore, Part, Unfit, contents_of, image_info, merge_parts
+from mmfast.data.settings import DataSettings
+from mmfast.data.store import (
+    FORMAT_VERSION,
+    Earlier,
+    ExampleStore,
+    Unfit,
+    contents_of,
+    image_info,
+    merge_parts,
+    write_part,
+)
+from mmfast.data.symbols import collapse
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
 from mmfast.families import family_of, sources_outside
-from mmfast.files import save_arrays, sha256_of
+from mmfast.files import sha256_of
 from mmfast.progress import bars
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The [data] section of a configuration, and what examples need of other sections."""
-
-    path: str | Sequence[dict[str, Any]]  # a file or directory, or several as {path, weight}
-    format: str = "auto"
-    images: str = ""  # root of relative image paths; default: beside the file
-    aspect: str = "auto"
-    template: str = "auto"
-    turns: str = "last"
-    max_length: int = 4096
-    max_words: int = 0
-    truncate: str = "never"
-    on_error: str = "raise"
-    limit: int = 0  # rows of each file
-    workers: int = 2
-    segments: str = "none"  # objective.segments where objective.gamma != 1, or "record"
-    insertions: str = "ignore"
-    min_pixels: int = 0
-    max_pixels: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # of the reader (docs/formats.md)
-    seed: int = 0  # of a fractional mixing weight
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ("raise", "drop"):
-            raise ValueError(f"data.on_error: {self.on_error!r} is not raise or drop")
-
-    def files(self) -> list[tuple[str, float]]:
-        if isinstance(self.path, str | Path):
-            return [(str(self.path), 1.0)]
-        out = []
-        for item in self.path:
-            if not isinstance(item, dict) or "path" not in item or not set(item) <= {"path", "weight"}:
-                raise ValueError(f"data.path: {item!r} is not {{ path = ..., weight = ... }}")
-            weight = float(item.get("weight", 1.0))
-            if not 0 < weight < math.inf:
-                raise ValueError(f"data.path: the weight of {item['path']} is {weight}; it must be above 0")
-            out.append((str(item["path"]), weight))
-        return out
-
-    def roots(self) -> list[Path]:
-        """Of each file: where its relative image paths start. The path as given: a linked file has the pictures that
-        lie beside the link."""
-        given = [Path(path) for path, _ in self.files()]
-        return [Path(self.images) if self.images else p if p.is_dir() else p.parent for p in given]
 
 
 class NoExamples(ValueError):
@@ -108,7 +71,8 @@ class Maker:
 
     def part(self, target: Path, file: int, rows: list[Row]) -> Report:
         """One chunk of rows to one part file. With on_error = "raise" the first bad row ends the build."""
-        part, report = Part(), Report()
+        examples: list[Example] = []
+        report = Report()
         self.index.start()
         for row in rows:
             report.rows += 1
@@ -117,7 +81,7 @@ class Maker:
                 for k, record in enumerate(records):
                     images = [self.index.look_up(i, self.roots[file], file) for i in record.images]
                     example, notes = self._earlier(file, k, record, images) or self.builder.build(record, images)
-                    part.add(example, file)
+                    examples.append(example)
                     report.examples += 1
                     report.notes += notes
                 report.count_unused(dict.fromkeys(unused(self.formats[file], row.value), 1))
@@ -126,14 +90,13 @@ class Maker:
                 if not self.drop:
                     raise ValueError(f"{problem}. Repair the row, or set data.on_error = 'drop'") from None
                 report.dropped.append(problem)
+        symbols = collapse(examples, self.index.infos, self.builder.tokenizer.image_token_id)
         content = {
-            "names": part.names,
-            "image_ids": list(part.images),
-            "images": [asdict(self.index.infos[i]) for i in part.images],
+            "images": [asdict(self.index.infos[i]) for i in symbols.image_ids],
             "files": [(where, self.index.contents[where]) for where in sorted(self.index.used)],
             "report": report.to_dict(),
         }
-        save_arrays(target, part.arrays(), {"content": json.dumps(content)})
+        write_part(target, symbols, [file] * len(symbols), content)
         return report
 
     def _earlier(self, file: int, k: int, record: Record, images: list[ImageInfo]) -> tuple[Example, list] | None:
@@ -192,20 +155,12 @@ def build(
     One process builds (rank 0 of a distributed run); the others open what it found (`reopen`).
     """
     folder, cache = directory(model), Path(cache)
-    settings = ExampleSettings(
-        turns=data.turns,
-        max_length=data.max_length,
-        max_words=data.max_words,
-        truncate=data.truncate,
-        segments=data.segments,
-        insertions=data.insertions,
-    )
     key = {
         "version": FORMAT_VERSION,
         **_data_digests(data, cache / "digests"),
         "model": _model_digest(folder, cache / "digests"),
         "template": data.template,
-        "settings": asdict(settings),
+        "settings": data.of_examples(),
         "image": [data.aspect, data.min_pixels, data.max_pixels],
         "format": data.format,
         "on_error": data.on_error,
@@ -215,9 +170,9 @@ def build(
     place = Place(cache, _digest([digest, _file_names(data)]), data.roots())
     found = place.bound()
     if found is None:
-        found = _bind_or_build(data, folder, place, settings, progress, report_to, {**key, "key": digest})
+        found = _bind_or_build(data, folder, place, progress, report_to, {**key, "key": digest})
     store = reopen(found.path, place.roots, data)
-    if not len(store.arrays["chosen"]):
+    if not len(store.stored):
         raise NoExamples(store.report)
     return store
 
@@ -225,8 +180,8 @@ def build(
 def reopen(path: Path, roots: Sequence[str], data: DataSettings) -> ExampleStore:
     """A store that `build` of another process has found (its `path` and `roots`), without looking at any file again."""
     store = ExampleStore(path, roots=roots)
-    order = _mixed(store, data)
-    return store if order is None else ExampleStore(path, order, roots)
+    order = _mixed(store.files, data)
+    return store if order is None else store.subset(order)
 
 
 def _digest(value: Any) -> str:
@@ -257,13 +212,7 @@ def _file_names(data: DataSettings) -> list[list[str]]:
 
 
 def _bind_or_build(
-    data: DataSettings,
-    folder: Path,
-    place: Place,
-    settings: ExampleSettings,
-    progress: bool,
-    report_to: Any,
-    manifest: dict[str, Any],
+    data: DataSettings, folder: Path, place: Place, progress: bool, report_to: Any, manifest: dict[str, Any]
 ) -> Variant:
     """Under the place's lock: of two runs that start together one compares or builds and the other finds."""
     with contextlib.ExitStack() as stack:
@@ -280,14 +229,12 @@ def _bind_or_build(
             return found
         found = place.bound() or place.bind(progress)
         if found is None:
-            found = _build(data, folder, place, settings, progress, manifest)
+            found = _build(data, folder, place, progress, manifest)
             report_to(ExampleStore(found.path).report.summary())
         return found
 
 
-def _build(
-    data: DataSettings, folder: Path, place: Place, settings: ExampleSettings, progress: bool, manifest: dict[str, Any]
-) -> Variant:
+def _build(data: DataSettings, folder: Path, place: Place, progress: bool, manifest: dict[str, Any]) -> Variant:
     global _maker
     template = Template(data.template, Tokenizer.load(folder))
     reads_images = template.tokenizer.image_token_id is not None
@@ -313,7 +260,7 @@ def _build(
         _maker = Maker(
             formats=formats,
             roots=data.roots(),
-            builder=ExampleBuilder(template, settings),
+            builder=ExampleBuilder(template, data),
             index=ImageIndex(
                 processor if reads_images else None,
                 Path(place.roots[-1]),
@@ -393,12 +340,11 @@ def _run(jobs: Iterator[tuple[Path, int, list[Row]]], workers: int, progress: bo
     return parts
 
 
-def _mixed(store: ExampleStore, data: DataSettings) -> np.ndarray | None:
+def _mixed(files: np.ndarray, data: DataSettings) -> np.ndarray | None:
     """An epoch holds weight x n examples of a file: whole repeats, and a seeded choice for the fraction."""
     weights = [w for _, w in data.files()]
     if all(w == 1.0 for w in weights):
         return None
-    files = store.arrays["files"]
     order = []
     for k, weight in enumerate(weights):
         rows = np.flatnonzero(files == k)

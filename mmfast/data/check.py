@@ -32,12 +32,8 @@ class Sharing:
 
 def _sequence(store: ExampleStore, branch: int) -> np.ndarray:
     """Ids with each image told apart: placeholder -> -1 - its row in the image table."""
-    a = store.arrays
-    ids = np.array(a["ids"][a["id_offsets"][branch] : a["id_offsets"][branch + 1]])
-    refs = a["image_refs"][a["image_offsets"][branch] : a["image_offsets"][branch + 1]]
-    if len(refs):
-        ids[ids == store.manifest["image_token_id"]] = -1 - refs
-    return ids
+    symbols = store.symbols
+    return np.array(symbols.flat[symbols.bounds[branch] : symbols.bounds[branch + 1]])
 
 
 def _shared(store: ExampleStore, a: np.ndarray, b: np.ndarray) -> int:
@@ -45,7 +41,7 @@ def _shared(store: ExampleStore, a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     same = a[: different[0] if len(different) else n]
-    return len(same) + int((store.arrays["image_tokens"][-1 - same[same < 0]] - 1).sum())
+    return len(same) + int((store.symbols.image_tokens[-1 - same[same < 0]] - 1).sum())
 
 
 def _sortable(ids: np.ndarray) -> bytes:
@@ -54,9 +50,9 @@ def _sortable(ids: np.ndarray) -> bytes:
 
 
 def sharing(store: ExampleStore) -> Sharing:
-    chosen, rejected = store.chosen, store.rejected
+    chosen, rejected = store.symbols.branch_of.T
     branches = np.concatenate([chosen, rejected[rejected >= 0]])
-    lengths = store.branch_lengths
+    lengths = store.symbols.whole
     separate = int(lengths[branches].sum())
     sequences = {int(b): _sequence(store, int(b)) for b in np.unique(branches)}
     pair = separate - sum(
@@ -79,7 +75,7 @@ def sharing(store: ExampleStore) -> Sharing:
 def _group(store: ExampleStore, ids: np.ndarray, branch: int) -> bytes:
     """Same images and same ids up to the end of the first image; without one, the same prompt."""
     images = ids[ids < 0]
-    first = store.arrays["spans"][store.arrays["span_offsets"][branch]][0]
+    first = store.symbols.prompts[branch] - store.symbols.bounds[branch]
     end = int(np.flatnonzero(ids < 0)[0]) + 1 if len(images) else int(first)
     return ids[:end].tobytes() + b"|" + images.tobytes()
 
@@ -87,10 +83,10 @@ def _group(store: ExampleStore, ids: np.ndarray, branch: int) -> bytes:
 def duplicates(store: ExampleStore) -> tuple[int, int]:
     """(examples equal to an earlier one, ids that occur again)."""
     seen: Counter[bytes] = Counter()
-    for c, r in zip(store.chosen, store.rejected, strict=True):
+    for c, r in store.symbols.branch_of:
         parts = [_sequence(store, int(b)).tobytes() for b in (c, r) if b >= 0]
         seen[b"|".join(parts)] += 1
-    names = Counter(store.example_ids)
+    names = Counter(store.symbols.name(e)[0] for e in range(len(store)))
     return sum(n - 1 for n in seen.values()), sum(n - 1 for n in names.values())
 
 
@@ -106,20 +102,22 @@ def histogram(values: np.ndarray, bins: int = 8) -> list[tuple[int, int, int]]:
 
 def examine(store: ExampleStore) -> dict[str, Any]:
     """Everything `mmfast data check` prints, as data."""
-    lengths = store.branch_lengths
-    sides = {"chosen": store.chosen, "rejected": store.rejected[store.rejected >= 0]}
+    lengths = store.symbols.whole
+    chosen, rejected = store.symbols.branch_of.T
+    sides = {"chosen": chosen, "rejected": rejected[rejected >= 0]}
+    scored = np.diff(store.symbols.scored_bounds)
     shares = sharing(store)
     equal, again = duplicates(store)
     return {
         "rows": store.report.rows,
         "examples": len(store),
-        "pairs": int((store.rejected >= 0).sum()),
+        "pairs": int((rejected >= 0).sum()),
         "images": len(store.images),
         "dropped": dict(Counter(p.kind for p in store.report.dropped)),
         "noted": dict(Counter(p.kind for p in store.report.notes)),
         "columns kept in meta and not used (rows)": dict(store.report.unused),
         "lengths": {k: histogram(lengths[v]) for k, v in sides.items() if len(v)},
-        "response tokens (mean)": {k: float(store.scored_counts[v].mean()) for k, v in sides.items() if len(v)},
+        "response tokens (mean)": {k: float(scored[v].mean()) for k, v in sides.items() if len(v)},
         "equal examples": equal,
         "repeated ids": again,
         "pairs by size of their group": shares.pairs_by_group,

@@ -10,31 +10,12 @@ import numpy as np
 
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Branch, Example, ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.segments import changed_flags, span_weights
 from mmfast.data.text.templates import Chunk, Template, image_count, parts, text_of
 from mmfast.data.text.tokens import Encoded
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # weights are float32 in a pack
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExampleSettings:
-    turns: str = "last"
-    max_length: int = 4096  # image slots included
-    max_words: int = 0  # an answer is cut after so many words (0: never)
-    truncate: str = "never"
-    segments: str = "none"
-    insertions: str = "ignore"  # of clean segments: tokens that only one side has (mmfast.ops.changed_segments)
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("turns", ("last", "all")),
-            ("truncate", ("never", "response")),
-            ("segments", ("none", "clean", "compat", "record")),
-            ("insertions", ("ignore", "own", "both")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"data.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
 
 
 @dataclass(slots=True)
@@ -50,7 +31,7 @@ class Side:
 
 
 class ExampleBuilder:
-    def __init__(self, template: Template, settings: ExampleSettings):
+    def __init__(self, template: Template, settings: DataSettings):
         self.template, self.tokenizer, self.settings = template, template.tokenizer, settings
 
     def build(self, record: Record, images: Sequence[ImageInfo]) -> tuple[Example, list[Problem]]:

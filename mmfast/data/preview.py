@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from mmfast import pages
-from mmfast.data.build import DataSettings
 from mmfast.data.containers.read import iterate
-from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.formats.known import format_of, known_options, read_row
 from mmfast.data.images.index import ImageIndex, image_bytes
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Branch, Example, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
@@ -79,15 +79,8 @@ def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -
     fmt = format_of(path, data.format)
     known_options([fmt], data.options)
     template = Template(data.template, Tokenizer.load(folder))
-    settings = ExampleSettings(
-        turns=data.turns,
-        max_length=data.max_length,
-        max_words=data.max_words,
-        truncate=data.truncate,
-        segments=data.segments,
-    )
-    builder = ExampleBuilder(template, settings)
-    root = Path(data.images) if data.images else Path(path) if Path(path).is_dir() else Path(path).parent
+    builder = ExampleBuilder(template, data)
+    (root,) = data.roots()
 
     def shown() -> Iterator[Any]:
         with tempfile.TemporaryDirectory() as keep:

@@ -1,8 +1,8 @@
 """From examples to Packs: tree (what begins alike), plan (who runs what, when), Pack (flat tensors)."""
 
+from mmfast.data.symbols import response_key
 from mmfast.families.layout import Layout
 from mmfast.packing.build import build_pack
-from mmfast.packing.keys import response_key
 from mmfast.packing.loader import Loaded, PackLoader
 from mmfast.packing.pack import Pack
 from mmfast.packing.plan import Plan, PlanSettings, StepPlan

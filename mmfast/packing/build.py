@@ -8,42 +8,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.records import Example, ImageInfo
+from mmfast.data.symbols import Symbols, collapse, ranges
 from mmfast.families.layout import Layout
-from mmfast.packing.keys import response_key
 from mmfast.packing.pack import Pack
-from mmfast.packing.symbols import Symbols, branches_of, collapse, ranges
 from mmfast.packing.tree import Forest, prefix_forest
 
-Reference = Callable[[str], np.ndarray]
+Logps = Mapping[str, np.ndarray] | Callable[[str], np.ndarray]  # response_key -> float32 of each scored token
 LoadImages = Callable[[list[str]], dict[str, Tensor]]
 
 
 def build_pack(
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Symbols,
     images: Mapping[str, ImageInfo],
     layout: Layout,
     *,
-    pair_count: float | None = None,
+    normaliser: float | None = None,
     gamma: float = 1.0,
-    reference: Reference | Mapping[str, np.ndarray] | None = None,
+    reference: Logps | None = None,
     load_images: LoadImages | None = None,
 ) -> Pack:
     """Lay `examples` out as a prefix forest.
 
-    pair_count   normaliser of the whole optimiser step, from the plan; None: these examples are the step
+    normaliser   of the whole optimiser step, from the plan; None: these examples are the step
     gamma        weight of tokens that Branch.changed marks
     reference    response_key -> float32 reference log-prob of each scored token; None: Pack.ref_logps is None
     load_images  image ids -> the tensors a family's tower reads, for images in exactly that order
     """
-    kinds = {e.rejected is None for e in examples}
-    if len(kinds) > 1:
+    if isinstance(examples, Symbols):
+        symbols = examples.renumbered()  # images' numbers order siblings, and must not depend on the rest of the data
+    else:
+        symbols = collapse(examples, images, layout.image_token_id)
+    if len(np.unique(symbols.branch_of[:, 1] >= 0)) > 1:
         raise ValueError("a pack holds pairs or SFT examples, not both: run them as two objectives")
-    symbols = collapse(examples, images, layout)
     forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=layout.share)
     stream = _Stream(symbols, forest, images, layout)
-    scored = _scored_rows(examples, symbols, forest, stream)
-    entries = _entries(examples, scored, gamma, reference)
+    scored = _scored_rows(symbols, forest, stream)
     return Pack(
         tokens=torch.from_numpy(stream.tokens),
         features=torch.from_numpy(stream.features),
@@ -51,31 +51,17 @@ def build_pack(
         **_runs(forest, stream),
         rows=torch.from_numpy(scored.rows),
         targets=torch.from_numpy(scored.targets),
-        pair_count=normaliser(examples, gamma) if pair_count is None else pair_count,
+        normaliser=step_normaliser(symbols.normalisers(gamma)) if normaliser is None else normaliser,
         images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
         image_ids=stream.image_ids,
-        shared_tokens=int(symbols.whole.sum()),
-        **entries,
+        unshared_tokens=int(symbols.whole.sum()),
+        **_entries(symbols, scored, gamma, reference),
     )
 
 
-def token_weights(branch: Branch, gamma: float) -> np.ndarray:
-    """float32 weight of each scored token."""
-    n = sum(end - start for start, end in branch.spans)
-    weights = np.ones(n, np.float32)
-    if branch.changed is not None:
-        weights[branch.changed] = gamma
-    if branch.weights is not None:
-        weights *= branch.weights
-    return weights
-
-
-def normaliser(examples: Sequence[Example], gamma: float) -> float:
-    """What a step's summed loss is divided by: its pairs, or for SFT its response weights."""
-    if not examples or examples[0].rejected is not None:
-        return float(len(examples))
-    total = float(sum(e.weight * float(token_weights(e.chosen, gamma).sum(dtype=np.float64)) for e in examples))
-    return total or 1.0  # a step of rows that weigh 0 adds nothing; it is not 0 / 0
+def step_normaliser(of_examples: np.ndarray) -> float:
+    """What a step's summed loss is divided by. A step of rows that weigh 0 adds nothing; it is not 0 / 0."""
+    return float(sum(of_examples.tolist())) or 1.0
 
 
 class _Stream:
@@ -181,9 +167,8 @@ class _Scored:
         return self.index[self.offsets[branch] : self.offsets[branch + 1]]
 
 
-def _scored_rows(examples: Sequence[Example], symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
+def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
     parent, offsets = forest.parent.tolist(), stream.symbol_offsets.tolist()
-    branches = [b for e in examples for b in branches_of(e)]
     nodes: list[int] = []  # every branch's path, from its root on
     counts = []
     for leaf in forest.leaf.tolist():
@@ -197,77 +182,68 @@ def _scored_rows(examples: Sequence[Example], symbols: Symbols, forest: Forest, 
     paths = ranges(stream.symbol_offsets[which], stream.symbol_offsets[which + 1])  # symbols of all paths
     path_starts = np.cumsum([0, *counts])[:-1]
 
-    spans = np.asarray([span for b in branches for span in b.spans], np.int64).reshape(-1, 2)
-    owner = np.repeat(np.arange(len(branches)), [len(b.spans) for b in branches])
-    scored = ranges(spans[:, 0], spans[:, 1])  # positions within their branches
-    owner = np.repeat(owner, spans[:, 1] - spans[:, 0])
+    begins, ends = symbols.spans.astype(np.int64).T
+    scored = ranges(begins, ends)  # positions within their branches
+    owner = np.repeat(np.arange(len(counts)), np.diff(symbols.scored_bounds))
     target = symbols.flat[symbols.starts[owner] + scored].astype(np.int64)
     if np.any(target < 0):
-        bad = owner[np.flatnonzero(target < 0)[0]]
-        example = examples[int(np.flatnonzero((symbols.branch_of == bad).any(axis=1))[0])]
-        raise ValueError(f"example {example.id} ({example.source}): a scored span holds an image token")
+        branch = owner[np.flatnonzero(target < 0)[0]]
+        example = int(np.flatnonzero((symbols.branch_of == branch).any(axis=1))[0])
+        raise ValueError(f"{symbols.told(example)}: a scored span holds an image token")
     row = stream.symbol_ends[paths[path_starts[owner] + scored - 1]] - 1
-    wide = int(target.max(initial=0)) + 1
-    distinct, index = np.unique(row * wide + target, return_inverse=True)
-    counts_scored = np.bincount(owner, minlength=len(branches))
-    return _Scored(distinct // wide, distinct % wide, index.reshape(-1), np.cumsum([0, *counts_scored]))
+    targets = int(target.max(initial=0)) + 1
+    distinct, index = np.unique(row * targets + target, return_inverse=True)
+    return _Scored(distinct // targets, distinct % targets, index.reshape(-1), symbols.scored_bounds)
 
 
-def _entries(
-    examples: Sequence[Example], scored: _Scored, gamma: float, reference: Reference | Mapping[str, np.ndarray] | None
-) -> dict:
+def _entries(symbols: Symbols, scored: _Scored, gamma: float, reference: Logps | None) -> dict:
     """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts."""
     lookup = reference if reference is None or callable(reference) else reference.__getitem__
+    pairs = symbols.is_pairs
     seen: dict[tuple[str, bytes], int] = {}
     keys: list[str] = []
     weights: list[np.ndarray] = []
     index: list[np.ndarray] = []
     logps: list[np.ndarray] = []
-    pairs: list[list[int]] = []
-    b = 0
-    for example in examples:
-        sides = []
-        for branch in branches_of(example):
-            key, weight = response_key(branch), token_weights(branch, gamma)
-            if example.rejected is None:
-                weight, name = weight * np.float32(example.weight), (key, str(b).encode())
-            else:
-                name = (key, weight.tobytes())
+    entry_of: list[list[int]] = []
+    for e, sides in enumerate(symbols.branch_of.tolist()):
+        entries = []
+        for b in sides if pairs else sides[:1]:
+            key, weight = symbols.key(b), symbols.token_weights(b, gamma)
+            name = (key, weight.tobytes() if pairs else str(e).encode())
+            if not pairs:
+                weight = weight * np.float32(symbols.example_weights[e])
             if name not in seen:
                 seen[name] = len(keys)
                 keys.append(key)
                 weights.append(weight)
                 index.append(scored.of(b))
                 if lookup is not None:
-                    logps.append(_reference_logps(lookup, key, example, len(weight)))
-            sides.append(seen[name])
-            b += 1
-        pairs.append(sides)
-    is_pairs = bool(examples) and examples[0].rejected is not None
-    pair_weights = np.asarray([e.weight for e in examples], np.float32) if is_pairs else np.ones(0, np.float32)
+                    logps.append(_reference_logps(lookup, key, symbols.told(e), len(weight)))
+            entries.append(seen[name])
+        entry_of.append(entries)
+    pair_weights = symbols.example_weights.astype(np.float32)
     empty = [np.empty(0, np.int64)]
     return dict(
         index=torch.from_numpy(np.concatenate(index or empty)),
         responses=torch.from_numpy(np.cumsum([0, *map(len, weights)]).astype(np.int32)),
         weights=torch.from_numpy(np.concatenate(weights or empty).astype(np.float32)),
         ref_logps=torch.from_numpy(np.concatenate(logps or empty).astype(np.float32)) if lookup is not None else None,
-        pairs=torch.tensor(pairs if is_pairs else [], dtype=torch.int64).reshape(-1, 2),
-        pair_weights=torch.from_numpy(pair_weights) if np.any(pair_weights != 1) else None,
+        pairs=torch.tensor(entry_of if pairs else [], dtype=torch.int64).reshape(-1, 2),
+        pair_weights=torch.from_numpy(pair_weights) if pairs and np.any(pair_weights != 1) else None,
         response_ids=keys,
-        sample_ids=[e.id for e in examples],
+        sample_ids=[symbols.name(e)[0] for e in range(len(symbols))],
     )
 
 
-def _reference_logps(lookup: Reference, key: str, example: Example, n: int) -> np.ndarray:
+def _reference_logps(lookup: Callable[[str], np.ndarray], key: str, example: str, n: int) -> np.ndarray:
     try:
         logps = np.asarray(lookup(key), np.float32)
     except KeyError:
         raise ValueError(
-            f"example {example.id} ({example.source}): response {key[:12]} is not in the reference cache; run the "
-            "reference pass over this data with the same template, tokenizer and length limits"
+            f"{example}: response {key[:12]} is not in the reference cache; run the reference pass over this data with "
+            "the same template, tokenizer and length limits"
         ) from None
     if logps.shape != (n,):
-        raise ValueError(
-            f"example {example.id} ({example.source}): the reference cache holds {logps.shape} log-probs, not ({n},)"
-        )
+        raise ValueError(f"{example}: the reference cache holds {logps.shape} log-probs, not ({n},)")
     return logps

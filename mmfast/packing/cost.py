@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmfast.packing.symbols import Symbols, ranges
+from mmfast.data.symbols import Symbols, ranges
 from mmfast.packing.tree import Forest
 
 UNIT = 4096  # costs are integers, in parts of a token, so that every machine finds the same plan

@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmfast.data.records import Example, ImageInfo
+from mmfast.data.symbols import Symbols
 from mmfast.families.layout import Layout
-from mmfast.packing.build import LoadImages, Reference, build_pack
+from mmfast.packing.build import LoadImages, Logps, build_pack
 from mmfast.packing.pack import Pack
-from mmfast.packing.plan import Plan, StepPlan
+from mmfast.packing.plan import HasSymbols, Plan, StepPlan
 
 
 class Loaded(NamedTuple):
@@ -26,37 +27,41 @@ class Loaded(NamedTuple):
 
 
 class _Builder(Dataset):
-    """Lives in the workers; a key is (example numbers, pair_count)."""
+    """Lives in the workers; a key is (example numbers, the step's normaliser)."""
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Example] | HasSymbols,
         images: Mapping[str, ImageInfo],
         layout: Layout,
         gamma: float,
-        reference: Reference | Mapping[str, np.ndarray] | None,
+        reference: Logps | None,
         load_images: LoadImages | None,
     ) -> None:
         self.examples, self.images, self.layout = examples, images, layout
         self.gamma, self.reference, self.load_images = gamma, reference, load_images
 
     def __getitem__(self, key: tuple[list[int], float]) -> Pack:
-        numbers, pair_count = key
-        examples = [self.examples[e] for e in numbers]
+        numbers, normaliser = key
         try:
             return build_pack(
-                examples,
+                self._examples(numbers),
                 self.images,
                 self.layout,
-                pair_count=pair_count,
+                normaliser=normaliser,
                 gamma=self.gamma,
                 reference=self.reference,
                 load_images=self.load_images,
             )
         except Exception as error:
-            names = ", ".join(f"{e.id} ({e.source})" for e in examples[:8])
-            more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+            names = ", ".join(f"{e.id} ({e.source})" for e in (self.examples[n] for n in numbers[:8]))
+            more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
             raise ValueError(f"cannot build the pack of {names}{more}: {type(error).__name__}: {error}") from error
+
+    def _examples(self, numbers: list[int]) -> Sequence[Example] | Symbols:
+        if isinstance(self.examples, HasSymbols):
+            return self.examples.symbols.cut(np.asarray(numbers))
+        return [self.examples[n] for n in numbers]
 
 
 class PackLoader:
@@ -69,14 +74,14 @@ class PackLoader:
     def __init__(
         self,
         plan: Plan,
-        examples: Sequence[Example],
+        examples: Sequence[Example] | HasSymbols,
         images: Mapping[str, ImageInfo],
         layout: Layout,
         *,
         rank: int = 0,
         world: int = 1,
         gamma: float = 1.0,
-        reference: Reference | Mapping[str, np.ndarray] | None = None,
+        reference: Logps | None = None,
         load_images: LoadImages | None = None,
         workers: int = 0,
         device: torch.device | str = "cpu",
@@ -98,7 +103,7 @@ class PackLoader:
                 step = self.plan.step(number // per_epoch, number % per_epoch, self.world)
                 for m, pack in enumerate(step.packs[self.rank]):
                     planned.append((step, m))
-                    yield pack.tolist(), step.pair_count
+                    yield pack.tolist(), step.normaliser
 
         loader = DataLoader(
             self.builder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmfast.packing.symbols import Symbols
+from mmfast.data.symbols import Symbols
 
 SHUFFLES = ("groups", "pairs", "none")
 
@@ -16,9 +16,7 @@ def groups(symbols: Symbols) -> np.ndarray:
     A group is the examples with the same images and the same tokens up to the end of the first image; without an
     image, the same prompt.
     """
-    bounds = np.append(symbols.starts, len(symbols.flat))
-    images = np.flatnonzero(symbols.flat < 0)
-    first = np.searchsorted(images, bounds)  # of each branch, its first image; its last is before the next one's
+    bounds, images, first = symbols.bounds, symbols.image_at, symbols.image_bounds
     has_image = first[1:] > first[:-1]
     end = symbols.prompts.copy()
     end[has_image] = images[first[:-1][has_image]] + 1

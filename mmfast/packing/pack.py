@@ -33,12 +33,12 @@ class Pack:
     ref_logps: Tensor | None  # float32[N]; None: reference-free, SFT, or the reference pass itself
     pairs: Tensor  # int64[P,2], (chosen entry, rejected entry); int64[0,2] for SFT
     pair_weights: Tensor | None  # float32[P]; None: all one
-    pair_count: float  # of the whole optimiser step over all ranks; for SFT the step's response-weight sum
+    normaliser: float  # of the whole optimiser step over all ranks: its pairs; for SFT its tokens' weights, summed
     response_ids: list[str] = field(default_factory=list)  # R names, the reference cache's keys
     sample_ids: list[str] = field(default_factory=list)  # P (or R for SFT) example ids
     images: dict[str, Tensor] = field(default_factory=dict)  # what the family's tower reads; empty: no image
     image_ids: list[str] = field(default_factory=list)
-    shared_tokens: int = 0  # tokens that separate sequences would have run: 2 x prompts and so on
+    unshared_tokens: int = 0  # tokens that separate sequences would have run: 2 x prompts and so on
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Pack:
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))

@@ -5,17 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mmfast.data.records import Example, ImageInfo
+from mmfast.data.symbols import Symbols, collapse
 from mmfast.families.layout import Layout
 from mmfast.ops.dispatch import native
-from mmfast.packing.build import normaliser
+from mmfast.packing.build import step_normaliser
 from mmfast.packing.cost import UNIT, Cost, node_costs
 from mmfast.packing.order import SHUFFLES, blocks, epoch_order, groups
-from mmfast.packing.symbols import collapse
 from mmfast.packing.tree import Forest, prefix_forest
+
+
+@runtime_checkable
+class HasSymbols(Protocol):
+    """A store of examples: it holds their flat arrays already."""
+
+    @property
+    def symbols(self) -> Symbols: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +58,10 @@ class StepPlan:
     step: int  # within the epoch
     examples: np.ndarray  # of the step, in order
     packs: tuple[tuple[np.ndarray, ...], ...]
-    pair_count: float  # what the step's summed loss is divided by
+    normaliser: float  # what the step's summed loss is divided by
     tokens: np.ndarray  # int64[ranks, micro_batches] that run
     costs: np.ndarray  # float64[ranks, micro_batches], in tokens through the decoder's linear layers
-    whole_tokens: int  # what its branches would have run one by one
+    unshared_tokens: int  # what its branches would have run one by one
 
     @property
     def micro_batches(self) -> int:
@@ -60,7 +73,7 @@ class Plan:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Example] | HasSymbols,
         images: Mapping[str, ImageInfo],
         layout: Layout,
         settings: PlanSettings,
@@ -68,19 +81,19 @@ class Plan:
         cost: Cost | None = None,
         gamma: float = 1.0,
     ) -> None:
-        if not examples:
+        if not len(examples):
             raise ValueError("there is nothing to plan: the data has no examples")
         self.settings, self.share = settings, layout.share
-        self.symbols = collapse(examples, images, layout)
-        self.is_pairs = bool(self.symbols.branch_of[0, 1] >= 0)
-        if np.any((self.symbols.branch_of[:, 1] >= 0) != self.is_pairs):
+        self.symbols = symbols_of(examples, images, layout)
+        self.is_pairs = self.symbols.is_pairs
+        if not self.is_pairs and np.any(self.symbols.branch_of[:, 1] >= 0):
             raise ValueError("the data mixes pairs with examples that have no rejected side: plan them apart")
         self.cost = cost or Cost()
-        self._check_sizes(examples)
-        self._normalisers = [normaliser([e], gamma) for e in examples]
+        check_sizes(self.symbols, settings.tokens_per_pack, share=layout.share)
+        self._normalisers = self.symbols.normalisers(gamma)
         self._blocks = blocks(groups(self.symbols), settings.pairs_per_step)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-        n, size = len(examples), settings.pairs_per_step
+        n, size = len(self.symbols), settings.pairs_per_step
         self.examples = n
         self.steps_per_epoch = n // size if settings.drop_last else -(-n // size)
         if self.steps_per_epoch == 0:
@@ -88,20 +101,6 @@ class Plan:
                 f"train.drop_last with train.pairs_per_step = {size} drops all {n} examples: "
                 "lower pairs_per_step or set drop_last = false"
             )
-
-    def _check_sizes(self, examples: Sequence[Example]) -> None:
-        """A pair is whole in one pack, so each must fit the budget alone."""
-        budget = self.settings.tokens_per_pack
-        a, b = self.symbols.branch_of.T
-        apart = self.symbols.whole[a] + np.where(b >= 0, self.symbols.whole[b], 0)  # never less than the pair's tree
-        for e in np.flatnonzero(apart > budget).tolist():
-            tokens = int(self.forest(np.asarray([e]))[1].sum())
-            if tokens > budget:
-                raise ValueError(
-                    f"example {examples[e].id} ({examples[e].source}) needs {tokens} tokens, but "
-                    f"train.tokens_per_pack = {budget}: raise it, or lower data.max_length so that such rows are "
-                    "dropped or cut"
-                )
 
     def order(self, epoch: int) -> np.ndarray:
         """Example numbers in the order of one epoch."""
@@ -115,8 +114,8 @@ class Plan:
         if not 0 <= step < self.steps_per_epoch:
             raise ValueError(f"step {step}: an epoch has {self.steps_per_epoch}")
         size = self.settings.pairs_per_step
-        chosen = self.order(epoch)[step * size : (step + 1) * size]
-        forest, tokens, cost = self.forest(chosen)
+        numbers = self.order(epoch)[step * size : (step + 1) * size]
+        forest, tokens, cost = self.forest(numbers)
         pack_of, micro_batches, sizes = self._pack(forest, tokens, cost, world)
         if self.settings.whole_step:
             needed, budget = int(tokens.sum()), self.settings.tokens_per_pack
@@ -127,26 +126,22 @@ class Plan:
                 )
             pack_of, micro_batches, sizes = np.zeros_like(pack_of), 1, np.zeros((2, world, 1), np.int64)
             sizes[:, 0, 0] = tokens.sum(), cost.sum()
-        packs = [[chosen[pack_of == m * world + r] for m in range(micro_batches)] for r in range(world)]
-        branches = self.symbols.branch_of[chosen].reshape(-1)
+        packs = [[numbers[pack_of == m * world + r] for m in range(micro_batches)] for r in range(world)]
+        branches = self.symbols.branch_of[numbers].reshape(-1)
         return StepPlan(
             epoch=epoch,
             step=step,
-            examples=chosen,
+            examples=numbers,
             packs=tuple(tuple(rank) for rank in packs),
-            pair_count=float(sum(self._normalisers[e] for e in chosen.tolist())),
+            normaliser=step_normaliser(self._normalisers[numbers]),
             tokens=sizes[0],
             costs=sizes[1] / UNIT,
-            whole_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
+            unshared_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
         )
 
-    def forest(self, chosen: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
+    def forest(self, numbers: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
         """The forest of some examples, with tokens and cost of its nodes."""
-        branches = self.symbols.branch_of[chosen].reshape(-1)
-        branches = branches[branches >= 0]
-        starts, ends = self.symbols.starts[branches], self.symbols.ends[branches]
-        forest = prefix_forest(self.symbols.flat, starts, ends, share=self.share)
-        return forest, *node_costs(self.symbols, forest, self.cost)
+        return forest_of(self.symbols.cut(numbers), self.cost, share=self.share)
 
     def _pack(
         self, forest: Forest, tokens: np.ndarray, cost: np.ndarray, world: int
@@ -168,3 +163,28 @@ class Plan:
         )  # fmt: skip
         assert micro_batches > 0, "a pair above the budget was let through"
         return pack_of, micro_batches, sizes[:, :micro_batches].transpose(0, 2, 1)
+
+
+def symbols_of(examples: Sequence[Example] | HasSymbols, images: Mapping[str, ImageInfo], layout: Layout) -> Symbols:
+    """A store's own arrays; Example objects made by hand are flattened."""
+    if isinstance(examples, HasSymbols):
+        return examples.symbols
+    return collapse(examples, images, layout.image_token_id, keys=False)
+
+
+def forest_of(symbols: Symbols, cost: Cost, *, share: bool) -> tuple[Forest, np.ndarray, np.ndarray]:
+    forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=share)
+    return forest, *node_costs(symbols, forest, cost)
+
+
+def check_sizes(symbols: Symbols, budget: int, *, share: bool) -> None:
+    """A pair is whole in one pack, so each must fit the budget alone."""
+    a, b = symbols.branch_of.T
+    apart = symbols.whole[a] + np.where(b >= 0, symbols.whole[b], 0)  # never less than the pair's tree
+    for e in np.flatnonzero(apart > budget).tolist():
+        tokens = int(forest_of(symbols.cut(np.asarray([e])), Cost(), share=share)[1].sum())
+        if tokens > budget:
+            raise ValueError(
+                f"{symbols.told(e)} needs {tokens} tokens, but train.tokens_per_pack = {budget}: raise it, or lower "
+                "data.max_length so that such rows are dropped or cut"
+            )

@@ -56,11 +56,11 @@ class Evaluation:
     def run(self) -> dict[str, float]:
         """The metrics of the whole held-out set, named eval/..."""
         steps = self.plan.steps_per_epoch
-        whole = sum(self.plan.step(0, k, self.runtime.world).pair_count for k in range(steps))
+        whole = sum(self.plan.step(0, k, self.runtime.world).normaliser for k in range(steps))
         total = torch.zeros(len(self.objective.names), dtype=torch.float64, device=self.runtime.device)
         with evaluating(self.scorer):
             for loaded in self.loader.run(0, steps):
-                pack = replace(loaded.pack, pair_count=whole)
+                pack = replace(loaded.pack, normaliser=whole)
                 if self.live is not None:
                     self.live.fill(pack)
                 total += self.objective(self.scorer(pack), pack)[1]

@@ -73,7 +73,7 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
         steps_per_epoch=made.steps_per_epoch,
         steps_planned=len(steps),
         ranks=ranks,
-        tokens_one_by_one=sum(s.whole_tokens for s in steps),
+        tokens_one_by_one=sum(s.unshared_tokens for s in steps),
         tokens=int(tokens.sum()),
         padding=0,
         packs=len(tokens),

@@ -1,6 +1,6 @@
 """What is minimised: names -> (loss kind, weights, normaliser), and the numbers told about it.
 
-A pack's loss is its share of the step's: sums over the pack divided by the step's global count (`Pack.pair_count`), so
+A pack's loss is its share of the step's: sums over the pack divided by the step's global count (`Pack.normaliser`), so
 that nothing depends on packing, micro-batches or world size. Metrics are sums on the device; `averages` divides them
 after one reduction at a log step.
 """
@@ -58,7 +58,7 @@ class Minimised:
 
     def _sft(self, logps: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
         weighted = (logps.index_select(0, pack.index) * pack.weights).sum()
-        loss = -weighted / pack.pair_count
+        loss = -weighted / pack.normaliser
         with torch.no_grad():
             sums = torch.stack([loss.double(), -weighted.double(), pack.weights.sum(dtype=torch.float64)])
         return loss, sums
@@ -77,7 +77,7 @@ class Minimised:
                 weights=pack.weights,
                 loss=name,
                 pair_weights=pack.pair_weights,
-                pair_count=pack.pair_count,
+                pair_count=pack.normaliser,
                 **self._settings(name, number == 0),
             )
             main = main or out

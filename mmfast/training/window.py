@@ -60,7 +60,7 @@ class Window:
         tokens = int(planned.tokens.sum())
         self.tokens += tokens
         self.ran += tokens
-        self.whole += planned.whole_tokens
+        self.whole += planned.unshared_tokens
         self.examples += len(planned.examples)
 
     def settle(self) -> None:

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.problems import Report
 from mmfast.data.records import ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.world.grammar import corpus
@@ -102,7 +103,7 @@ def built(tok, conversation, turns="last", rejected=None):
     images = sum(p["type"] == "image" for m in conversation for p in m["content"])
     record = Record(id="x", source="f:0", images=("a",) * images, prompt=tuple(conversation[:-1]),
                     chosen=(conversation[-1],), rejected=rejected)  # fmt: skip
-    builder = ExampleBuilder(Template("auto", tok), ExampleSettings(turns=turns))
+    builder = ExampleBuilder(Template("auto", tok), DataSettings(turns=turns))
     example, report.notes = builder.build(record, [INFO] * images)
     return example, report
 
@@ -211,7 +212,7 @@ def test_given_segments_find_their_tokens(kind, name):
     answer = "They 猫 red."
     record = Record(id="x", source="f:0", prompt=({"role": "user", "content": "猫 </s>?"},),
                     chosen=({"role": "assistant", "content": answer},), segments={"chosen": [(7, 10)]})  # fmt: skip
-    example, _ = ExampleBuilder(Template("auto", tok), ExampleSettings(segments="record")).build(record, [])
+    example, _ = ExampleBuilder(Template("auto", tok), DataSettings(segments="record")).build(record, [])
     ((a, b),) = example.chosen.spans
     ids, changed = example.chosen.ids[a:b], example.chosen.changed
     assert hf.decode(ids[changed].tolist()).strip() == "red"

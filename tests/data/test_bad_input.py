@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
 from mmfast.data.containers.read import iterate
+from mmfast.data.settings import DataSettings
 
 GOOD = {
     "images": ["a.png"],
@@ -125,7 +126,7 @@ def test_a_row_may_weigh_nothing(folder, rows, llava_dir):
 def test_truncation_keeps_prompt_and_image(folder, rows, llava_dir):
     path = rows("p.jsonl", [GOOD | {"chosen": LONG}, GOOD])
     store = run(settings(path, truncate="response"), llava_dir, folder)
-    assert store.branch_lengths[store.chosen[0]] == 700 and len(store) == 2
+    assert store.symbols.whole[store.symbols.branch_of[0, 0]] == 700 and len(store) == 2
     (note,) = store.report.notes
     assert note.kind == "truncated" and re.search(r"\d+ response tokens were cut", note.message)
     with pytest.raises(ValueError, match="the prompt alone leaves no room for a response"):
@@ -164,7 +165,7 @@ def test_one_percent_broken_in_ten_thousand(folder, llava_dir):
     (folder / "p.jsonl").write_text("\n".join(lines))
     store = run(settings(folder / "p.jsonl", on_error="drop", workers=2), llava_dir, folder)
     assert [p.source for p in store.report.dropped] == [f"p.jsonl:{i}" for i in broken]
-    assert store.example_ids == [str(i) for i in range(10_000) if i not in broken]
+    assert [e.id for e in store] == [str(i) for i in range(10_000) if i not in broken]
     assert store.report.summary() == (
         "9900 examples from 10000 rows; dropped: 20 empty-response, 20 identical, 20 image-count, "
         "20 image-missing, 20 json"

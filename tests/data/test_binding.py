@@ -12,9 +12,10 @@ import pytest
 
 from mmfast.data import binding
 from mmfast.data import build as build_module
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
 from mmfast.data.examples import ExampleBuilder
 from mmfast.data.images import index as imagefiles
+from mmfast.data.settings import DataSettings
 from tests.data.test_store import pair
 
 FORK = multiprocessing.get_context("fork")
@@ -72,7 +73,7 @@ def test_the_same_data_elsewhere_is_the_same_store(data, start, calls, tmp_path)
     calls.clear()
     again = start(tmp_path / "other/disk")
     assert (again.digest, again.path) == (first.digest, first.path)
-    assert calls.count("read") == 3 + 4 and set(calls) == {"read"}, "each image once, and the store's own files"
+    assert calls.count("read") == 3 + 3 and set(calls) == {"read"}, "each image once, and the store's own files"
     assert all(i.source.startswith(str(tmp_path / "other/disk")) for i in again.images.values())
     assert pixels(again) == files(tmp_path / "other/disk")
     calls.clear()
@@ -99,7 +100,7 @@ def test_only_what_changed_is_read_and_decoded_again(data, picture, start, calls
     os.utime(data / "1.png")
     calls.clear()
     assert start(data).path == first.path
-    assert calls == ["read"] * 5, "the touched image, and the store's own files"
+    assert calls == ["read"] * 4, "the touched image, and the store's own files"
     calls.clear()
     assert start(data).path == first.path and not calls
     old = next(name for name, info in first.images.items() if info.source.endswith("2.png"))
@@ -131,7 +132,7 @@ def test_rows_taken_from_another_variant_are_as_if_built(segments, data, picture
     assert 0 < calls.count("made") < 12
     fresh = start(data, **more, cache=tmp_path / "fresh")
     assert second.digest == fresh.digest and second.path.name == fresh.path.name
-    for name in ("images.json", "names.json", "report.json", "examples.safetensors"):
+    for name in ("images.json", "report.json", "examples.safetensors"):
         assert (second.path / name).read_bytes() == (fresh.path / name).read_bytes(), name
 
 
@@ -304,7 +305,7 @@ def test_killed_while_comparing(data, start, calls, tmp_path):
     assert len(list(first.path.parent.glob("bindings/*"))) == 1, "nothing is remembered of a pass that did not end"
     calls.clear()
     again = start(tmp_path / "b")
-    assert again.path == first.path and pixels(again) == files(tmp_path / "b") and calls.count("read") == 7
+    assert again.path == first.path and pixels(again) == files(tmp_path / "b") and calls.count("read") == 6
 
 
 def test_two_processes_compare_once(data, start, tmp_path):
@@ -316,7 +317,7 @@ def test_two_processes_compare_once(data, start, tmp_path):
         process.start()
     for process in both:
         process.join()
-    assert [p.exitcode for p in both] == [0, 0] and log.stat().st_size == 3 + 4
+    assert [p.exitcode for p in both] == [0, 0] and log.stat().st_size == 3 + 3
     assert start(tmp_path / "b").digest == first.digest
 
 

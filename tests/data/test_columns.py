@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mmfast.cli.data import app
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
 from mmfast.data.formats.known import read_records
+from mmfast.data.settings import DataSettings
 from tests.data.samples import assistant, gpt, human, user
 
 run = CliRunner().invoke

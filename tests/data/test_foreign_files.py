@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save
 
 from mmfast.data import build as build_module
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
+from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
 from mmfast.models import adapter_for
 from mmfast.models.vision_cache import VisionCache
@@ -40,7 +41,7 @@ def start(llava_dir, rows, picture, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
-@pytest.mark.parametrize("name", ["examples.safetensors", "images.json", "names.json", "report.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["examples.safetensors", "images.json", "report.json", "manifest.json"])
 def test_a_file_of_a_store(name, foreign, start, tmp_path):
     store = start()
     (store.path / name).write_bytes(FOREIGN[foreign](tmp_path / "ran"))
@@ -118,5 +119,5 @@ def test_a_cut_off_shard_of_arrays_is_told(start):
     with pytest.raises(ValueError, match=r"are damaged \(.* bytes of arrays where .* are announced"):
         ExampleStore(store.path)
     assert json.loads((store.path / "manifest.json").read_text())["own"].keys() == {
-        "examples.safetensors", "images.json", "names.json", "report.json",
+        "examples.safetensors", "images.json", "report.json",
     }  # fmt: skip

@@ -5,10 +5,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
 from mmfast.data.containers.read import iterate
 from mmfast.data.convert import convert
 from mmfast.data.formats.known import detect, read_records
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import parts
 from tests.data import samples
 
@@ -223,9 +224,10 @@ def test_a_prompt_that_the_sides_contradict_is_a_bad_row(change, said, rows):
 
 
 def test_an_unknown_option_is_named(rows, llava_dir, tmp_path):
-    from mmfast.data.build import DataSettings, build
+    from mmfast.data.build import build
     from mmfast.data.convert import convert
     from mmfast.data.preview import preview
+    from mmfast.data.settings import DataSettings
 
     path = rows("p.jsonl", samples.TRL[1:])
     data = DataSettings(path=str(path), workers=1, options={"prompt": "a"})

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.records import ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.segments import RECIPES, changed_flags, claim_segments, span_weights
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
@@ -77,7 +78,7 @@ def example(mode, **more):
     )
     info = ImageInfo(id="i", source="", width=1, height=1, tokens=576)
     template = Template("vicuna_v1", tok)
-    built, _ = ExampleBuilder(template, ExampleSettings(segments=mode)).build(record, [info])
+    built, _ = ExampleBuilder(template, DataSettings(segments=mode)).build(record, [info])
     return built, template.tokenizer
 
 

@@ -86,7 +86,8 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path):
 
 
 def test_examples_are_built_from_a_pattern(tmp_path, llava_dir, picture):
-    from mmfast.data.build import DataSettings, build
+    from mmfast.data.build import build
+    from mmfast.data.settings import DataSettings
 
     picture("rows/a.png")
     for split, answers in {"train-0": ("A mug.", "A pen."), "train-1": ("A cup.",), "test-0": ("A cat.",)}.items():

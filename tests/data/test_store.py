@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmfast.data import build as build_module
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
+from mmfast.data.settings import DataSettings
 
 
 def pair(i: int, image: str | None = "a.png") -> dict:
@@ -36,8 +37,10 @@ def test_build_and_reopen(llava_dir, picture, rows, tmp_path, silent):
     (name,) = example.chosen.images
     assert store.images[name].tokens == 576 and (store.images[name].width, store.images[name].height) == (80, 60)
     assert store.open_image(name) == (tmp_path / "a.png").read_bytes()
-    assert store.branch_lengths[0] == len(store[0].chosen.ids) + 575
-    assert store.scored_counts[store.chosen[3]] == sum(b - a for a, b in example.chosen.spans)
+    assert store.symbols.whole[0] == len(store[0].chosen.ids) + 575
+    assert np.diff(store.symbols.scored_bounds)[store.symbols.branch_of[3, 0]] == sum(
+        b - a for a, b in example.chosen.spans
+    )
     again = build(settings, llava_dir, tmp_path / "cache", **silent)
     assert again.path == store.path
     copy = pickle.loads(pickle.dumps(store))
@@ -49,9 +52,9 @@ def test_workers_agree_with_one_process(llava_dir, picture, rows, tmp_path, sile
     path = str(rows("p.jsonl", [pair(i) for i in range(40)]))
     one = build(DataSettings(path=path, workers=1), llava_dir, tmp_path / "one", **silent)
     two = build(DataSettings(path=path, workers=2), llava_dir, tmp_path / "two", **silent)
-    for name, value in one.arrays.items():
-        assert np.array_equal(value, two.arrays[name]), name
-    assert one.example_ids == two.example_ids
+    for name, value in one.stored.arrays().items():
+        assert np.array_equal(value, two.stored.arrays()[name]), name
+    assert [e.id for e in one] == [e.id for e in two]
 
 
 def test_resume_keeps_finished_parts(llava_dir, picture, rows, tmp_path, silent, monkeypatch):
@@ -74,8 +77,8 @@ def test_resume_keeps_finished_parts(llava_dir, picture, rows, tmp_path, silent,
     monkeypatch.setattr(build_module.Maker, "part", lambda self, t, f, c: (done.append(t.name), real(self, t, f, c))[1])
     store = build(settings, llava_dir, tmp_path / "cut", **silent)
     assert done == ["part-000003.safetensors", "part-000004.safetensors"]
-    for name, value in whole.arrays.items():
-        assert np.array_equal(value, store.arrays[name]), name
+    for name, value in whole.stored.arrays().items():
+        assert np.array_equal(value, store.stored.arrays()[name]), name
 
 
 def test_two_runs_at_once_build_once(llava_dir, picture, rows, tmp_path, silent, monkeypatch):
@@ -113,11 +116,11 @@ def test_mixing_weights(llava_dir, rows, tmp_path, silent):
     b = rows("b.jsonl", [pair(i, None) | {"id": f"b{i}"} for i in range(20)])
     mix = [{"path": str(a), "weight": 2}, {"path": str(b), "weight": 0.25}]
     store = build(DataSettings(path=mix, workers=1), llava_dir, tmp_path / "c", **silent)
-    ids = store.example_ids
+    ids = [e.id for e in store]
     assert sorted(ids[:20]) == sorted([f"a{i}" for i in range(10)] * 2)
     assert len(ids) == 25 and len(set(ids[20:])) == 5 and all(i.startswith("b") for i in ids[20:])
-    assert ids == build(DataSettings(path=mix, workers=1), llava_dir, tmp_path / "c", **silent).example_ids
-    with pytest.raises(ValueError, match="must be above 0"):
+    assert ids == [e.id for e in build(DataSettings(path=mix, workers=1), llava_dir, tmp_path / "c", **silent)]
+    with pytest.raises(ValueError, match="data.path.*weight: .*greater than 0"):
         build(DataSettings(path=[{"path": str(a), "weight": 0}]), llava_dir, tmp_path / "c", **silent)
 
 

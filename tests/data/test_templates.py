@@ -6,9 +6,10 @@ import re
 import pytest
 from PIL import Image
 
-from mmfast.data.examples import ExampleBuilder, ExampleSettings
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import SEEDS, Template
 from mmfast.data.text.tokens import Tokenizer
 from tests.data.llama import llama_tokenizer
@@ -40,7 +41,7 @@ def shown(tok, branch):
 
 
 def make(tok, name, rec=None, turns="all", **settings):
-    builder = ExampleBuilder(Template(name, tok), ExampleSettings(turns=turns, **settings))
+    builder = ExampleBuilder(Template(name, tok), DataSettings(turns=turns, **settings))
     rec = rec or record()
     example, notes = builder.build(rec, [INFO] * len(rec.images))
     return example, notes

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfast.data.build import DataSettings, build
+from mmfast.data.build import build
+from mmfast.data.settings import DataSettings
 from mmfast.world.models import SIZES, tiny_image_processor, tiny_processor, tiny_tokenizer
 
 ROWS = [

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mmfast.data.records import Branch, Example
-from mmfast.packing import Layout, Pack, build_pack, response_key
-from mmfast.packing.build import normaliser, token_weights
+from mmfast.packing import Layout, Pack, Plan, PlanSettings, build_pack, response_key
 from tests.packing.random_trees import KINDS, Case, random_case
 
 LAYOUTS = {
@@ -117,7 +116,7 @@ def test_no_token_runs_twice() -> None:
             seen, _, last = read_alone(b, case)
             distinct |= {tuple(seen[: i + 1]) for i in range(last[b.spans[-1][1] - 2] + 1)}
     assert len(pack.tokens) == len(distinct)
-    assert pack.shared_tokens == tokens_alone(case)
+    assert pack.unshared_tokens == tokens_alone(case)
     assert len(pack.responses) - 1 == 8 and len(pack.pairs) == 28
     assert len(pack.image_ids) == 1 and pack.features.max() == case.images[pack.image_ids[0]].tokens - 1
 
@@ -138,7 +137,7 @@ def test_a_pair_is_two_runs() -> None:
     assert pack.rows.tolist() == [5, 5, 6, 7, 8] and pack.targets.tolist() == [8, 10, 9, 1, 1]
     assert pack.index.tolist() == [0, 2, 3, 1, 4] and pack.responses.tolist() == [0, 3, 5]
     assert pack.pairs.tolist() == [[0, 1]] and pack.pair_weights is None and pack.ref_logps is None
-    assert (pack.max_q, pack.max_k, pack.shared_tokens) == (8, 8, 17)
+    assert (pack.max_q, pack.max_k, pack.unshared_tokens) == (8, 8, 17)
 
 
 def test_reference_is_looked_up_by_response() -> None:
@@ -158,13 +157,13 @@ def test_reference_is_looked_up_by_response() -> None:
 
 def test_an_empty_pack_is_well_formed() -> None:
     for layout in LAYOUTS.values():
-        pack = build_pack([], {}, layout, pair_count=8.0, reference={})
+        pack = build_pack([], {}, layout, normaliser=8.0, reference={})
         assert pack.tokens.shape == (0,) and pack.positions.shape == ((3, 0) if layout.mrope else (0,))
         assert pack.q_offsets.tolist() == pack.k_offsets.tolist() == pack.responses.tolist() == [0]
         assert pack.pairs.shape == (0, 2) and pack.k_copy_offsets.tolist() == [0]
         assert pack.index.dtype == pack.rows.dtype == pack.tokens.dtype == torch.int64
         assert pack.ref_logps.shape == (0,) and pack.weights.dtype == torch.float32
-        assert (pack.max_q, pack.max_k, pack.pair_count) == (0, 0, 8.0)
+        assert (pack.max_q, pack.max_k, pack.normaliser) == (0, 0, 8.0)
 
 
 def test_images_are_loaded_once_in_feature_order() -> None:
@@ -181,10 +180,18 @@ def test_images_are_loaded_once_in_feature_order() -> None:
     assert pack.features.max() + 1 == sum(i.tokens for i in case.images.values())
 
 
+def token_weights(branch, gamma: float) -> np.ndarray:
+    """By hand: gamma where a token is changed, times the weight it was given."""
+    count = sum(end - start for start, end in branch.spans)
+    changed = np.zeros(count, bool) if branch.changed is None else branch.changed
+    given = np.ones(count, np.float32) if branch.weights is None else branch.weights
+    return np.where(changed, np.float32(gamma), np.float32(1)) * given
+
+
 def test_sft_normaliser_counts_weights() -> None:
     case = random_case(np.random.default_rng(0), "sft")
     pack = build_pack(case.examples, case.images, case.layout, gamma=3.0)
-    assert pack.pair_count == pytest.approx(float(pack.weights.sum()))
+    assert pack.normaliser == pytest.approx(float(pack.weights.sum()))
     assert len(pack.responses) - 1 == len(case.examples) and pack.pairs.shape == (0, 2)
 
 
@@ -216,5 +223,12 @@ def test_device_moves_keep_everything() -> None:
 def test_a_step_of_sft_rows_that_weigh_nothing_divides_by_one():
     branch = Branch(ids=np.arange(4, dtype=np.int32), images=(), spans=((2, 4),))
     example = Example(id="a", source="a:0", chosen=branch, weight=0.0)
-    assert normaliser([example, example], gamma=1.0) == 1.0 and normaliser([replace(example, weight=0.5)], 1.0) == 1.0
-    assert normaliser([replace(example, weight=2.0)], gamma=1.0) == 4.0
+
+    def of(*weights: float) -> float:
+        examples = [replace(example, weight=w) for w in weights]
+        plan = Plan(examples, {}, Layout(image_token_id=None), PlanSettings(pairs_per_step=8, tokens_per_pack=64))
+        assert build_pack(examples, {}, Layout(image_token_id=None)).normaliser == plan.step(0, 0).normaliser
+        return plan.step(0, 0).normaliser
+
+    assert of(0.0, 0.0) == 1.0 and of(0.5) == 1.0 and of(2.0) == 4.0
+    assert of(0.0, 2.0) == 4.0  # a row that weighs nothing adds nothing to a step of others

@@ -62,7 +62,7 @@ def test_packs_come_in_the_order_of_the_plan(workers: int) -> None:
         assert same(
             pack,
             build_pack(
-                examples, case.images, case.layout, pair_count=planned.pair_count, gamma=2.0, load_images=pixels
+                examples, case.images, case.layout, normaliser=planned.normaliser, gamma=2.0, load_images=pixels
             ),
         )
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmfast.data.symbols import collapse
 from mmfast.packing import Layout, Plan, PlanSettings, build_pack
 from mmfast.packing.cost import UNIT, Cost
 from mmfast.packing.order import blocks, groups, permutation
-from mmfast.packing.symbols import collapse
 from tests.packing.random_trees import KINDS, Case, random_case, random_mixture
 
 COST = Cost(attention=0.01, head=0.1, vision=0.3)
@@ -56,7 +56,7 @@ def test_every_pair_once_an_epoch_within_the_budget(seed, world, size, shuffle, 
         assert step.examples.tolist() == alone.step(epoch, s, 1).examples.tolist()
         inside = [e for rank in step.packs for pack in rank for e in pack.tolist()]
         assert sorted(inside) == sorted(step.examples.tolist())
-        assert step.pair_count == len(step.examples) == (size if s < n // size else n % size)
+        assert step.normaliser == len(step.examples) == (size if s < n // size else n % size)
         assert {len(rank) for rank in step.packs} == {step.micro_batches}
         assert len(step.packs) == world and step.tokens.max() <= budget
         met += inside
@@ -76,7 +76,7 @@ def test_planned_tokens_are_the_tokens_of_the_packs(layout: Layout) -> None:
                 for rank in step.packs
             ]
             assert [[len(p.tokens) for p in rank] for rank in built] == step.tokens.tolist()
-            assert sum(p.shared_tokens for rank in built for p in rank) == step.whole_tokens
+            assert sum(p.unshared_tokens for rank in built for p in rank) == step.unshared_tokens
             cost = [
                 [
                     len(p.tokens) + COST.vision * int((p.features >= 0).sum()) + COST.attention * attended(p)
@@ -102,7 +102,7 @@ def test_groups_and_blocks_follow_the_order_rule() -> None:
     rng = np.random.default_rng(0)
     case = random_mixture(rng, ["captions", "text", "beginnings"])
     shuffled = [case.examples[i] for i in rng.permutation(len(case.examples))]
-    group = groups(collapse(shuffled, case.images, case.layout))
+    group = groups(collapse(shuffled, case.images, case.layout.image_token_id))
     of = {}
     for example, g in zip(shuffled, group.tolist(), strict=True):
         of.setdefault(g, set()).add(example.id.split("-")[0] if example.chosen.images else example.id)
@@ -228,4 +228,4 @@ def test_sft_steps_are_normalised_by_weights() -> None:
         for pack in (p for rank in step.packs for p in rank):
             examples = [case.examples[e] for e in pack]
             weights += float(build_pack(examples, case.images, case.layout, gamma=2.0).weights.sum())
-        assert step.pair_count == pytest.approx(weights)
+        assert step.normaliser == pytest.approx(weights)
