@@ -11,7 +11,6 @@ if __name__ == "__main__":
     check_training_packages()  # before the imports below need them
 
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,45 +20,42 @@ import torch.distributed as dist
 
 from mmfast.config import Config, dump, load
 from mmfast.job.checkpoint_files import best_value, better
-from mmfast.job.opening import (
-    LoadImages,
-    examples_of,
-    flops_per_token,
-    make_loader,
-    make_plan,
-    open_examples,
-    open_model,
-    total_steps,
-)
+from mmfast.job.opening import Job
+from mmfast.job.passes import Pass
 from mmfast.job.runfolder import begin, write_finished, write_stopped
 from mmfast.job.runtime import Memory, Runtime, Stopped, reseed, start, task_number
+from mmfast.models.estimate import flops_per_token
 from mmfast.models.scorer import projector_parameters
 from mmfast.packing import Pack, StepPlan
 from mmfast.progress import Steps
 from mmfast.reference.live import LiveReference
-from mmfast.reference.scoring import filled_cache, keys_of, rescore
+from mmfast.reference.scoring import filled_cache, reference_model, rescore
 from mmfast.training import checkpoint
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
 from mmfast.training.metrics import Metrics, check_trackers
-from mmfast.training.objective import objective_of
+from mmfast.training.objective import Objective, objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
 from mmfast.training.preflight import check_length, check_segments, check_whole_steps
 from mmfast.training.report import report
-from mmfast.training.resume import Start, check_identity, choose, digests_of_weights
+from mmfast.training.resume import Start, check_identity, choose, identity_of
 from mmfast.training.window import Window
 
 
-def train(config: Config) -> dict[str, float]:
-    """Train as `config` says; returns the last value of each metric. The run's files lie in config.output_dir."""
+def train(config: Config, objective: Objective | None = None) -> dict[str, float]:
+    """Train as `config` says; returns the last value of each metric. The run's files lie in config.output_dir.
+
+    `objective`: one of your own, in place of the [objective] section's (training/objective.py).
+    """
     check_trackers(list(config.log.trackers))
     check_optimizer(config.optim)
-    objective_of(config).check()
+    objective = objective or objective_of(config)
     runtime = start(config)
     try:
-        check_export(config, runtime)
-        run = Run(config, runtime)
+        job = Job(config, runtime)
+        check_export(config, job)
+        run = Run(config, job, objective)
         run.loop()
         if run.stopped:
             raise Stopped
@@ -94,51 +90,56 @@ def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str
 class Run:
     """One run in one process: everything is made here, in order, and nothing in output_dir changes; `loop` uses it."""
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
-        self.config, self.runtime = config, runtime
+    def __init__(self, config: Config, job: Job, objective: Objective) -> None:
+        # Who may be here, and from where the run goes on
+        runtime = job.runtime
+        self.config, self.job, self.runtime, self.objective = config, job, runtime, objective
         self.last: dict[str, float] = {}
         self.identity: dict[str, Any] = {}
         self.stopped, self.told, self.digest = False, set[str](), ""
         self.folder = Path(config.output_dir)
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
-        every = config.train
         self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints",
-            keep_last=every.keep_last,
-            best_metric=every.best_metric,
+            keep_last=config.train.keep_last,
+            best_metric=config.train.best_metric,
             settings=dump(config),
         )
-        self.start = choose(config, runtime, self.saver, self.folder, self._open_examples, self._say)
+        self.start = choose(config, runtime, self.saver, self.folder, self._identify, self._say)
         self.step = self.start.info["step"] if self.start else 0
         if self.start:
             self.last.update(self.start.info["last"] | self.start.info["metrics"])
         self.finished = self.start is not None and self.start.finished
         if self.finished:
             return
-        self._open_examples()
-        stores = [self.store, *([self.held_out] if self.held_out else [])]
-        check_length(config, self.examples, self.store.images, runtime.world)
-        check_segments(config, self.examples)
-        self.scorer, load_images = open_model(config, runtime, stores)
-        self.plan = make_plan(config, self.examples, self.store.images, self.scorer)
-        self.total = total_steps(config, self.plan.steps_per_epoch)
-        pairs = config.objective.kind == "dpo"
-        self.objective = objective_of(config)
-        check_whole_steps(self.plan, self.total)
-        values, self.live = None, None
-        if pairs and config.reference.kind == "cached":
-            values = self._read_reference(stores, load_images)
-        elif pairs and config.reference.kind == "adapter-off":
+        # Data, policy, plan
+        self._identify()
+        check_length(config, job.store.symbols, runtime.world)
+        check_segments(config, job.store.symbols)
+        self.scorer = job.policy.scorer
+        self.training = Pass(job, job.store, job.policy)
+        self.steps_per_epoch = self.training.plan.steps_per_epoch
+        self.total = config.train.total_steps(self.steps_per_epoch)
+        check_whole_steps(self.training.plan, self.total)
+        # Reference
+        self.live = None
+        if objective.reads_reference and config.reference.kind == "cached":
+            self.training.reference = self._read_reference()
+        elif objective.reads_reference:
             self.live = LiveReference(self.scorer)
-        self.loader = make_loader(
-            config, runtime, self.plan, self.examples, self.store, self.scorer, load_images, values
-        )
-        self.evaluation = (
-            Evaluation(config, runtime, self.held_out, self.scorer, load_images, self.objective, values, self.live)
-            if self.held_out
-            else None
-        )
+        # Evaluation, optimiser, metrics
+        self.evaluation = None
+        if job.held_out:
+            self.evaluation = Evaluation(
+                job,
+                job.held_out,
+                job.policy,
+                objective,
+                config.train,
+                values=self.training.reference,
+                live=self.live,
+            )
         self.named = checkpoint.trainable(self.scorer)
         model, adapter = self.scorer.model, self.scorer.adapter
         vision = {id(p) for tower in adapter.vision(model) for p in tower.parameters()}
@@ -147,27 +148,19 @@ class Run:
         self.window = Window(
             runtime,
             memory,
-            self.objective,
-            steps_per_epoch=self.plan.steps_per_epoch,
+            objective,
+            steps_per_epoch=self.steps_per_epoch,
             flops_per_token=flops_per_token(self.scorer),
         )
         if self.start:
             self._restore(self.start)
 
-    def _open_examples(self) -> dict[str, Any]:
-        """Returns what a checkpoint is compared by beside its settings; called again, the same."""
-        config, runtime = self.config, self.runtime
-        if self.identity:
-            return self.identity
-        self.store = open_examples(config, runtime)
-        self.held_out = open_examples(config, runtime, config.data.eval_path) if config.data.eval_path else None
-        self.saver.judged_on = self.held_out.digest if self.held_out else ""
-        self.examples = examples_of(config, self.store)
-        self.identity = {
-            "data": self.store.digest,
-            "mixture": [source.weight for source in config.sources()],
-            **digests_of_weights(config, runtime),
-        }
+    def _identify(self) -> dict[str, Any]:
+        """Opens the data. Returns what a checkpoint is compared by beside its settings; called again, the same."""
+        if not self.identity:
+            held_out = self.job.held_out
+            self.saver.judged_on = held_out.digest if held_out else ""
+            self.identity = identity_of(self.job) | {"objective": type(self.objective).__qualname__}
         return self.identity
 
     def loop(self) -> None:
@@ -178,20 +171,25 @@ class Run:
                 'train.resume = "never" starts anew'
             )
             return
-        if self.step == 0 and self.objective.reference and not config.reference.model:
-            self._say(check_first_loss(config, self.runtime, self.scorer, self.objective, self.loader, self.live))
+        if self.step == 0 and self.objective.reads_reference and not config.reference.model:
+            self._say(check_first_loss(self.job, self.scorer, self.objective, self.training, self.live))
         self._begin()
         self.runtime.watch_signals()
         self.scorer.train()
         if self.start and not self.start.evaluated and self._evaluation_is_due():
             self._evaluate(saved=True)  # what a kill came before
-        for step, planned, packs in self._steps():
-            self._train_step(step, planned, packs)
-            self.step, last = step, step == self.total
-            if step % config.log.every == 0 or last:
+        for planned, micro_batch, pack in self.window.timed(self.training.run(self.step, self.total)):
+            self._backward(pack, micro_batch)
+            if micro_batch < planned.micro_batches - 1:
+                continue
+            # That was the step's last pack: update, log, save, evaluate
+            self.step += 1
+            self._update(planned)
+            last = self.step == self.total
+            if self.step % config.log.every == 0 or last:
                 self._log()
             self.stopped = not last and self.runtime.should_stop()
-            due = every.checkpoint_every and step % every.checkpoint_every == 0
+            due = every.checkpoint_every and self.step % every.checkpoint_every == 0
             saved = bool(last or self.stopped or due)
             if saved:
                 self._save({}, wait=last or self.stopped)
@@ -202,11 +200,34 @@ class Run:
         self.saver.finish()
         self._end()
 
+    def _backward(self, pack: Pack, micro_batch: int) -> None:
+        """Adds a pack's share to the step's loss and gradient."""
+        if micro_batch == 0:
+            self.loss = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
+        reseed(self.config.seed, self.step + 1, micro_batch, self.runtime.rank)
+        if self.live is not None:
+            self.live.fill(pack)
+        loss, sums = self.objective(self.scorer(pack), pack)
+        loss.backward()
+        self.loss += loss.detach()
+        self.window.sums += sums
+
+    def _update(self, planned: StepPlan) -> None:
+        """One optimiser step, skipped where loss or gradient is not finite."""
+        if self.runtime.world > 1:
+            dist.all_reduce(self.loss)
+        share = rate_at(self.config.optim, self.step, self.total)
+        set_rate(self.optimizer, share)
+        norm = clip_gradients(self.named.values(), self.config.optim.clip)
+        bad = guarded_step(self.optimizer, norm, self.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.window.took(self.step, planned, norm, bad, share * self.config.optim.lr)
+
     def _begin(self) -> None:
         """From here on output_dir changes."""
         config, runtime, start = self.config, self.runtime, self.start
-        problem, aside = "", None
-        if runtime.main:
+
+        def begin_here() -> Path | None:
             try:
                 aside = begin(
                     self.folder,
@@ -218,9 +239,10 @@ class Run:
                 )
                 self.saver.begin()
             except OSError as error:
-                problem = f"output_dir: cannot write to {self.folder}: {error.strerror}"
-        runtime.agree(problem)
-        if aside:
+                raise ValueError(f"output_dir: cannot write to {self.folder}: {error.strerror}") from None
+            return aside
+
+        if aside := runtime.from_main(begin_here):
             self._say(f"what lay beyond step {self.step} is set aside in {aside}")
         self.metrics = self._open_metrics() if runtime.main else None
         self.progress = Steps(self.total, self.step, show=runtime.main and config.log.progress)
@@ -234,48 +256,13 @@ class Run:
                 write_stopped(self.folder, self.step, by)
             self._say(f"asked to stop ({by}): the checkpoint of step {self.step} is written; start again to go on")
         else:
-            export_run(config, runtime, self.scorer, self.folder, self.step, self.store.digest)
+            export_run(config, runtime, self.scorer, self.folder, self.step, self.job.store.digest)
         if self.metrics:
             self.metrics.close()
             report([self.folder])
             if not self.stopped:
                 write_finished(self.folder, self.step, config.export.model_dump(mode="json"))
         runtime.barrier()
-
-    def _steps(self) -> Iterator[tuple[int, StepPlan, Iterator[Pack]]]:
-        """(number from 1, plan, this rank's packs) of each step that is left."""
-        loaded = self.loader.run(self.step, self.total)
-
-        def rest(first: Any) -> Iterator[Pack]:
-            yield first.pack
-            for _ in range(first.step.micro_batches - 1):
-                with self.window.waiting():
-                    pack = next(loaded).pack
-                yield pack
-
-        for step in range(self.step + 1, self.total + 1):
-            with self.window.waiting():
-                first = next(loaded)
-            yield step, first.step, rest(first)
-
-    def _train_step(self, step: int, planned: StepPlan, packs: Iterator[Pack]) -> None:
-        total = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
-        for number, pack in enumerate(packs):
-            reseed(self.config.seed, step, number, self.runtime.rank)
-            if self.live is not None:
-                self.live.fill(pack)
-            loss, sums = self.objective(self.scorer(pack), pack)
-            loss.backward()
-            total += loss.detach()
-            self.window.sums += sums
-        if self.runtime.world > 1:
-            dist.all_reduce(total)
-        share = rate_at(self.config.optim, step, self.total)
-        set_rate(self.optimizer, share)
-        norm = clip_gradients(self.named.values(), self.config.optim.clip)
-        bad = guarded_step(self.optimizer, norm, total)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.window.took(step, planned, norm, bad, share * self.config.optim.lr)
 
     def _log(self) -> None:
         values = self.window.close(self.step)
@@ -284,7 +271,7 @@ class Run:
             self.metrics.log(self.step, values)
         self.progress.update(self.step, values)
         for step, numbers, streak in self.window.skipped:
-            ids = [self.examples[i].id for i in numbers]
+            ids = [self.job.store.symbols.name(i)[0] for i in numbers]
             some = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
             self._say(f"step {step} turned non-finite and was skipped; its samples: {some}")
             if streak >= self.config.train.nonfinite_limit:
@@ -348,7 +335,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "identity": self.identity | ({"reference": self.digest} if self.digest else {}),
                 "total": self.total,
-                "steps_per_epoch": self.plan.steps_per_epoch,
+                "steps_per_epoch": self.steps_per_epoch,
                 "metrics": found,
                 "last": self.last,
                 "window": self.window.state(),
@@ -373,17 +360,14 @@ class Run:
 
     # before the first step
 
-    def _read_reference(self, stores: list[Any], load_images: LoadImages) -> dict[str, Any]:
-        config = self.config
-        named, model = config.reference.model, (self.scorer, load_images)
-        if named:
-            model = open_model(config, self.runtime, stores, path=named, train=False)
-        cache, scored = filled_cache(config, self.runtime, stores, model)
-        self.digest = cache.digest([key for pair in keys_of(self.store) for key in pair])
+    def _read_reference(self) -> dict[str, Any]:
+        job, model = self.job, reference_model(self.job)
+        cache, scored = filled_cache(job, model)
+        self.digest = cache.digest([key for pair in job.store.symbols.named() for key in pair])
         if self.start:
             check_identity(self.start.path, self.start.info["identity"], {"reference": self.digest}, self.start.changed)
         else:
-            self._say(rescore(config, self.runtime, stores, model, cache, scored))
+            self._say(rescore(job, model, cache, scored))
         return cache.values
 
     def _open_metrics(self) -> Metrics:

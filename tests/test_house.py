@@ -33,10 +33,7 @@ FLOORS = {
 LONGEST = 420  # lines of a file
 
 # What breaks a rule today -> the step of issue 10 that ends it. It shrinks: what is mended must leave the list.
-UPWARD = {
-    ("job.opening", "training.objective"): "6: the job no longer reads the objective",
-    ("job.opening", "training.preflight"): "6",
-}
+UPWARD: dict[tuple[str, str], str] = {}
 CIRCLES: dict[tuple[str, ...], str] = {}
 LONG: dict[str, str] = {}
 

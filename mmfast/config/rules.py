@@ -15,7 +15,7 @@ SFT_METRICS = ("eval/loss", "eval/nll")
 
 def losses_of(c: Config) -> list[str]:
     """The main loss and those of the terms."""
-    return [c.objective.loss, *(term.loss for term in c.objective.terms)]
+    return [name for name, _ in c.objective.losses()]
 
 
 def combinations(c: Config) -> list[tuple[bool, str]]:

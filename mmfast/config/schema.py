@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from mmfast.ops.kinds import SORTING
+
 
 class Section(BaseModel):
     model_config = ConfigDict(
@@ -159,6 +161,15 @@ class Objective(Section):
     compat: Literal["", "dgpref"] = ""
     """"dgpref": its swapped reference (average where the policy is summed, and the reverse)."""
 
+    def losses(self) -> list[tuple[str, float]]:
+        """The main loss, then those of the terms, with their factors."""
+        return [(self.loss, 1.0), *((term.loss, term.weight) for term in self.terms)]
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether a loss sorts over the step, which one pack must then hold."""
+        return self.kind == "dpo" and any(name in SORTING for name, _ in self.losses())
+
 
 class Optim(Section):
     name: Literal["adamw", "adamw8bit"] = "adamw"
@@ -218,6 +229,9 @@ class Train(Section):
     """Longest generated answer."""
     nonfinite_limit: int = Field(3, ge=1)
     """Steps in a row that may turn non-finite before the run stops; each is skipped."""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 3.0) * steps_per_epoch))
 
 
 class Parallel(Section):

@@ -6,7 +6,7 @@ An image is one symbol, -(1 + its number), and every other symbol is a token id,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -65,6 +65,12 @@ class Symbols:
 
     def key(self, branch: int) -> str:
         return self.keys[branch].tobytes().hex()
+
+    def named(self) -> Iterator[tuple[str, ...]]:
+        """The response keys of each example, chosen first."""
+        text = self.keys.tobytes().hex()
+        for sides in self.branch_of.tolist():
+            yield tuple(text[64 * b : 64 * b + 64] for b in sides if b >= 0)
 
     def token_weights(self, branch: int, gamma: float) -> np.ndarray:
         """float32 weight of each scored token; `gamma` is that of changed ones."""
@@ -127,6 +133,11 @@ class Symbols:
     @cached_property
     def is_pairs(self) -> bool:
         return len(self) > 0 and bool((self.branch_of[:, 1] >= 0).all())
+
+    def any_changed(self, branches: np.ndarray) -> bool:
+        """Whether any scored token of some branches is marked as changed."""
+        marked = branches[self.has_changed[branches] > 0]
+        return bool(_gather(self.changed, self.scored_bounds, marked)[0].any())
 
     def normalisers(self, gamma: float) -> np.ndarray:
         """float64[E]: what each example adds to the number that a step's summed loss is divided by: 1 for a pair, for

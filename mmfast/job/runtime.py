@@ -8,11 +8,12 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from mmfast.config import Config
 from mmfast.job.runfolder import Lock
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=24)  # ranks wait for rank 0's long work: a download, the build of a million examples
 
 
@@ -61,6 +63,19 @@ class Runtime:
         if self.world > 1:
             dist.barrier(group=self.host)
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank; where it raises there, every rank does."""
+        value, problem = None, ""
+        if self.main:
+            try:
+                value = work()
+            except (ValueError, OSError) as error:
+                if self.world == 1:
+                    raise
+                problem = str(error) or type(error).__name__
+        self.agree(problem)
+        return self.gather(value)[0]
+
     def agree(self, problem: str) -> None:
         """Raise on every rank what any rank found wrong, so that none waits for another that left."""
         told = [text for text in self.gather(problem) if text]
@@ -79,13 +94,11 @@ class Runtime:
 
     def hold(self, folder: Path) -> None:
         """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it."""
-        problem = ""
-        if self.main:
-            try:
-                self.lock = Lock(folder)
-            except ValueError as error:
-                problem = str(error)
-        self.agree(problem)
+
+        def lock() -> None:
+            self.lock = Lock(folder)
+
+        self.from_main(lock)
 
     def marked(self, error: Exception) -> Exception:
         """`error.told`: another rank says the same, so that what every rank finds is printed once. Waits for nobody."""

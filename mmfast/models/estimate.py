@@ -56,6 +56,13 @@ def training_cost(scorer: Scorer, *, checkpointing: bool, cached_vision: bool) -
     )
 
 
+def flops_per_token(scorer: Scorer) -> float:
+    """Of a step, per token that runs: forward, gradients of activations, gradients of what trains. Recomputation is
+    not counted, nor attention over keys."""
+    layers = [p for layer in scorer.adapter.layers(scorer.model) for p in layer.parameters()]
+    return 4.0 * count(layers) + 2.0 * count(p for p in layers if p.requires_grad)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one rank when it holds most."""

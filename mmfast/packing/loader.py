@@ -22,8 +22,12 @@ from mmfast.packing.plan import HasSymbols, Plan, StepPlan
 
 class Loaded(NamedTuple):
     step: StepPlan
-    micro_batch: int  # 0 .. step.micro_batches - 1; the last one ends the step
+    micro_batch: int  # 0 .. step.micro_batches - 1
     pack: Pack
+
+    @property
+    def ends_step(self) -> bool:
+        return self.micro_batch == self.step.micro_batches - 1
 
 
 class _Builder(Dataset):

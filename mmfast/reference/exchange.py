@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
-from mmfast.directory import directory
-from mmfast.families import adapter_for
 from mmfast.files import whole, write_bytes
-from mmfast.job.opening import open_examples
+from mmfast.job.opening import Job
 from mmfast.job.runtime import start
 from mmfast.packing import response_key
 from mmfast.reference.cache import ReferenceCache
-from mmfast.reference.scoring import keys_of, open_cache
+from mmfast.reference.scoring import open_cache
 
 SixTuple = list[Any]
 FIELDS = (
@@ -42,10 +39,9 @@ def import_file(config: Config, path: Path) -> int:
     the file that data.path names. Returns the number of responses. `train` scores a few again before it trusts them."""
     runtime = start(config)
     try:
-        store = open_examples(config, runtime)
-        token = adapter_for(AutoConfig.from_pretrained(directory(config.model.path))).image_token_id
-        cache = open_cache(config, runtime, store)
-        return import_reference(path, store, store.images, cache, image_token=token)
+        job = Job(config, runtime)
+        store, token = job.store, job.adapter.image_token_id
+        return import_reference(path, store, store.images, open_cache(job), image_token=token)
     finally:
         runtime.close()
 
@@ -56,9 +52,9 @@ def export_file(config: Config, out: Path) -> int:
         raise ValueError("data.path names several sources: export them one at a time")
     runtime = start(config)
     try:
-        store = open_examples(config, runtime)
-        cache = open_cache(config, runtime, store)
-        missing = sum(key not in cache for pair in keys_of(store) for key in pair)
+        job = Job(config, runtime)
+        store, cache = job.store, open_cache(job)
+        missing = sum(key not in cache for pair in store.symbols.named() for key in pair)
         if missing:
             raise ValueError(f"{missing} responses are not in {cache.folder}: run `mmfast reference CONFIG` first")
         return export_reference(out, Path(config.data.path), store, cache)

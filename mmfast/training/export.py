@@ -17,14 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig
 
 from mmfast.config import Config, build, dump, load
 from mmfast.directory import directory, weight_files
-from mmfast.families import adapter_for
 from mmfast.families.base import Adapter
 from mmfast.files import sha256_of
-from mmfast.job.opening import fetch_models
+from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import Runtime
 from mmfast.models.names import disk_names, empty_model, plain_name
@@ -43,11 +41,10 @@ def formats_of(config: Config) -> list[str]:
     )
 
 
-def check_export(config: Config, runtime: Runtime) -> None:
+def check_export(config: Config, job: Job) -> None:
     """Raises for what could not be exported after the training, from the model's description and its files' headers."""
-    fetch_models(config, runtime, weights=True)
-    formats, folder = formats_of(config), directory(config.model.path)
-    family = adapter_for(AutoConfig.from_pretrained(folder))
+    job.fetch_models(weights=True)
+    formats, folder, family = formats_of(config), directory(config.model.path), job.adapter
     if "hf" in formats:
         disk_names(folder)
     if "peft" in formats and "projector" not in config.model.freeze:
@@ -297,7 +294,6 @@ Data: `{data}` (digest of the examples: file contents, template, tokenizer, imag
 def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge: bool = False) -> Path:
     """Export a checkpoint of a run, the newest (`step` 0) or a named one, to run/export/step-N: the folder is returned.
     What the run itself exported at its end is left alone."""
-    from mmfast.job.opening import open_examples, open_model
     from mmfast.job.runtime import start
     from mmfast.training.checkpoint import Checkpointer, complete, training_state
 
@@ -320,8 +316,10 @@ def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge:
     tree["model"]["cache_vision"] = False  # no features are read
     runtime = start(config)
     try:
-        check_export(config, runtime)
-        scorer, _ = open_model(build(tree), runtime, [open_examples(config, runtime)])
+        job = Job(build(tree), runtime)
+        job.eval_data = None  # held-out examples need not be there any more
+        check_export(config, job)
+        scorer = job.policy.scorer
         state = {"weights": training_state(scorer, torch.optim.SGD(scorer.parameters()))["weights"]}
         out = run / "export" / path.name
         # not over run/checkpoints, which it would sweep of what a run that is still going is writing there

@@ -7,30 +7,24 @@ import math
 import numpy as np
 import torch
 
-from mmfast.config import Config
-from mmfast.job.runtime import Runtime
+from mmfast.job.opening import Job
+from mmfast.job.passes import Pass
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
-from mmfast.packing import Pack, PackLoader
+from mmfast.packing import Pack
 from mmfast.reference.live import LiveReference
 from mmfast.reference.scoring import tolerance
-from mmfast.training.objective import Minimised
+from mmfast.training.objective import Objective
 
 
-def check_first_loss(
-    config: Config,
-    runtime: Runtime,
-    scorer: Scorer,
-    objective: Minimised,
-    loader: PackLoader,
-    live: LiveReference | None,
-) -> str:
+def check_first_loss(job: Job, scorer: Scorer, objective: Objective, training: Pass, live: LiveReference | None) -> str:
     """The first step before any training: the policy is the reference, so each pair's margin is zero but for rounding.
     Says the largest, and the loss beside its own value at zero margin (ln 2 for sigmoid); raises with the likely cause
     where a single pair is off. A mean would hide it: errors of either sign leave a loss where it was."""
+    runtime = job.runtime
     sums, known = torch.zeros(2, dtype=torch.float64, device=runtime.device), True
     worst, problem = 0.0, ""
-    for loaded in loader.run(0, 1):
+    for loaded in training.run(0, 1):
         pack = loaded.pack
         if live is not None:
             live.fill(pack)
@@ -40,7 +34,7 @@ def check_first_loss(
         at_zero = objective.at_zero_margin(pack)
         known = known and at_zero is not None
         sums[1] += at_zero or 0.0
-        for margin, off, allowed, name in margins(config, logps, pack):
+        for margin, off, allowed, name in margins(job, logps, pack):
             worst = max(worst, margin)
             if not off <= allowed and not problem:
                 problem = f"the pair {name} is {off:.3g} nat from zero margin ({allowed:.3g} allowed)"
@@ -58,7 +52,7 @@ def check_first_loss(
     return told
 
 
-def margins(config: Config, logps: torch.Tensor, pack: Pack) -> list[tuple[float, float, float, str]]:
+def margins(job: Job, logps: torch.Tensor, pack: Pack) -> list[tuple[float, float, float, str]]:
     """Of each pair of a pack, unweighted and in nat: |margin|, its distance from the reference, the distance that is
     allowed, the example's id."""
     assert pack.ref_logps is not None
@@ -69,6 +63,6 @@ def margins(config: Config, logps: torch.Tensor, pack: Pack) -> list[tuple[float
         c, r = slice(bounds[chosen], bounds[chosen + 1]), slice(bounds[rejected], bounds[rejected + 1])
         margin = abs(float((now[c] - there[c]).sum(dtype=np.float64) - (now[r] - there[r]).sum(dtype=np.float64)))
         apart = math.hypot(*(float(np.linalg.norm((now[side] - there[side]).astype(np.float64))) for side in (c, r)))
-        allowed = sum(tolerance(config, side.stop - side.start) for side in (c, r))
+        allowed = sum(tolerance(job, side.stop - side.start) for side in (c, r))
         found.append((margin, max(margin, apart), allowed, name))
     return found

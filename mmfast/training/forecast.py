@@ -9,15 +9,17 @@ import numpy as np
 import torch
 
 from mmfast.config import Config
-from mmfast.job.opening import examples_of, layout_of, make_plan, open_examples, step_cost, total_steps
+from mmfast.job.opening import Job, Model
+from mmfast.job.passes import Pass
 from mmfast.job.runtime import Runtime
 from mmfast.models.estimate import Memory, Setting, estimate
 from mmfast.models.loading import load
-from mmfast.models.lora import Lora, settings_of
-from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
+from mmfast.models.lora import settings_of
+from mmfast.models.parallelize import checkpoint_blocks, mesh_shape
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Plan, build_pack
 from mmfast.packing.cost import UNIT, Cost, node_costs
+from mmfast.packing.plan import forest_of
 from mmfast.training.preflight import check_length, check_segments, check_whole_steps
 
 GPUS_PER_NODE = 8
@@ -48,17 +50,15 @@ class Report:
 def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: int = GPUS_PER_NODE) -> Report:
     """Plans the first epoch of `config` for `ranks` ranks of `device` ("cpu" or "cuda"), `gpus_per_node` of them on a
     node (or all, where there are fewer)."""
-    runtime = Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
-    store = open_examples(config, runtime)
-    examples = examples_of(config, store)
-    check_length(config, examples, store.images, ranks)
-    check_segments(config, examples)
-    scorer = sketch(config)
+    job = Job(config, Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu")))
+    check_length(config, job.store.symbols, ranks)
+    check_segments(config, job.store.symbols)
+    scorer = sketch(job)
     if config.parallel.activation_checkpointing:
         checkpoint_blocks(scorer)
-    cost = step_cost(config, scorer)
-    made = make_plan(config, examples, store.images, scorer)
-    check_whole_steps(made, total_steps(config, made.steps_per_epoch))
+    whole = Pass(job, job.store, Model(scorer, lambda ids: {}))
+    made, cost = whole.plan, whole.cost
+    check_whole_steps(made, config.train.total_steps(made.steps_per_epoch))
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
@@ -66,10 +66,10 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     slowest = sum(float(s.costs.max(axis=0).sum()) for s in steps)
     largest = max(steps, key=lambda s: int(s.tokens.max()))
     r, m = np.unravel_index(int(largest.tokens.argmax()), largest.tokens.shape)
-    chosen = [examples[e] for e in largest.packs[r][m]]
-    pack = build_pack(chosen, store.images, layout_of(scorer), gamma=config.objective.gamma)
+    part = job.store.symbols.cut(largest.packs[r][m])
+    pack = build_pack(part, job.store.images, whole.layout, gamma=job.gamma)
     return Report(
-        examples=len(examples),
+        examples=len(job.store),
         steps_per_epoch=made.steps_per_epoch,
         steps_planned=len(steps),
         ranks=ranks,
@@ -86,10 +86,10 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     )
 
 
-def sketch(config: Config) -> Scorer:
+def sketch(job: Job) -> Scorer:
     """The policy on the meta device: shapes without weights."""
-    m = config.model
-    lora = settings_of(m.adapter) if m.adapter else Lora.of(config)
+    m = job.model
+    lora = settings_of(m.adapter) if m.adapter else job.lora
     return load(
         m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,
         cached_vision=m.cache_vision, device="meta", random_weights=True,
@@ -106,7 +106,7 @@ def setting_of(
             f'parallel.shard = "hybrid" shards over the ranks of a node, and {ranks} ranks are no whole nodes of '
             f"{local}: give --gpus-per-node or parallel.shard_size"
         )
-    _, shards = mesh_shape(Parallel(shard=p.shard, shard_size=p.shard_size), ranks, local)
+    _, shards = mesh_shape(p, ranks, local)
     half = config.optim.master == "bf16-stochastic"
     state = 2 * (2 if half else 4) if config.optim.name == "adamw" else 2 * 1.02  # 8 bits and a scale a block
     return Setting(
@@ -129,11 +129,11 @@ def shares(made: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
     linear = 0.0
     for step in steps:
         for pack in (p for rank in step.packs for p in rank if len(p)):
-            forest = made.forest(pack)[0]
-            tokens, _ = node_costs(made.symbols, forest, Cost())
+            symbols = made.symbols.cut(pack)
+            forest, tokens, _ = forest_of(symbols, Cost(), share=made.share)
             linear += float(tokens.sum())
             for name in parts:
-                units = node_costs(made.symbols, forest, Cost(**{name: getattr(cost, name)}))[1]
+                units = node_costs(symbols, forest, Cost(**{name: getattr(cost, name)}))[1]
                 parts[name] += float(units.sum()) / UNIT - float(tokens.sum())
     total = linear + sum(parts.values())
     return {"decoder linear": linear / total} | {name: value / total for name, value in parts.items()}

@@ -14,7 +14,7 @@ from mmfast.config import Config, Section
 from mmfast.directory import directory
 from mmfast.files import weight_digests
 from mmfast.job.checkpoint_files import damage, evaluation, find, number, pending, present, read_info
-from mmfast.job.opening import total_steps
+from mmfast.job.opening import Job
 from mmfast.job.rows import last_whole_step
 from mmfast.job.runfolder import FINISHED, finished, meant
 from mmfast.job.runtime import Runtime
@@ -97,6 +97,7 @@ def check_identity(path: Path, there: dict[str, Any], here: dict[str, Any], chan
         "weights": ("model.path", "its weights", ("model.path",)),
         "adapter": ("model.adapter", "its weights", ("model.adapter",)),
         "reference": ("reference.model", "the reference log-probs", ("reference.model",)),
+        "objective": ("objective", "its class", ("objective.",)),
     }
     wrong = []
     for name, (key, what, settings) in named.items():
@@ -140,22 +141,15 @@ def choose(
     given_up: list[Path] = []
     resume = runtime.gather(meant(folder, config.train.resume))[0]
     while True:
-        found, problem = None, ""
-        if runtime.main:
-            try:
-                found = _next(folder, resume, given_up)
-            except ValueError as error:
-                problem = str(error)
-        runtime.agree(problem)
-        found = runtime.gather(found)[0]
-        if found is None:
+        newest = runtime.from_main(lambda: _next(folder, resume, given_up))
+        if newest is None:
             return None
-        path, info, damaged, evaluated = found
+        path, info, damaged, evaluated = newest
         for text in damaged:
             say(f"{text}: going back to an older checkpoint")
         start = Start(path, info, check_settings(path, info["config"], config), evaluated)
         check_identity(path, info["identity"], identity(), start.changed)
-        total, step = total_steps(config, info["steps_per_epoch"]), info["step"]
+        total, step = config.train.total_steps(info["steps_per_epoch"]), info["step"]
         if total < step:
             key = "steps" if config.train.steps is not None else "epochs"
             raise ValueError(
@@ -211,24 +205,16 @@ def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[s
     return None
 
 
-def digests_of_weights(config: Config, runtime: Runtime) -> dict[str, str]:
-    """Of the starting policy and its initial adapter, read by rank 0 (and remembered)."""
-    found, problem = {}, ""
-    if runtime.main:
-        m, remembered = config.model, config.cache_dir() / "digests"
-        try:
-            found["weights"] = _digest_of(weight_digests(directory(m.path, weights=True), remembered))
-            found["adapter"] = (
-                _digest_of(weight_digests(directory(m.adapter, weights=True), remembered)) if m.adapter else ""
-            )
-        except ValueError as error:
-            problem = str(error)
-    runtime.agree(problem)
-    return runtime.gather(found)[0]
+def identity_of(job: Job) -> dict[str, Any]:
+    """What a checkpoint is compared by beside its settings: digests of the examples, and of the starting policy and its
+    initial adapter, read by rank 0 (and remembered)."""
 
+    def digest(model: str) -> str:
+        parts = weight_digests(directory(model, weights=True), job.cache / "digests") if model else {}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24] if model else ""
 
-def _digest_of(parts: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    weights = job.runtime.from_main(lambda: {"weights": digest(job.model.path), "adapter": digest(job.model.adapter)})
+    return {"data": job.store.digest, "mixture": [weight for _, weight in job.data.files()], **weights}
 
 
 def _value(tree: dict[str, Any], key: str, default: Any = None) -> Any:

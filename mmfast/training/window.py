@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from mmfast.job.runtime import Memory, Runtime, peak_flops
-from mmfast.packing import StepPlan
-from mmfast.training.objective import Minimised
+from mmfast.packing import Loaded, StepPlan
+from mmfast.training.objective import Objective
 
 
 class Window:
     """Filled by each step without reading the device; `close` reads it once, for all ranks."""
 
     def __init__(
-        self, runtime: Runtime, memory: Memory, objective: Minimised, *, steps_per_epoch: int, flops_per_token: float
+        self, runtime: Runtime, memory: Memory, objective: Objective, *, steps_per_epoch: int, flops_per_token: float
     ) -> None:
         self.runtime, self.memory, self.objective = runtime, memory, objective
         self.steps_per_epoch, self.flops_per_token = steps_per_epoch, flops_per_token
         self.peak = peak_flops(runtime.device) * runtime.world
         self.streak = 0  # non-finite steps in a row
         self.settled, self.steps = [0.0] * len(objective.names), 0  # sums already on the host, and their steps
-        self.ran = self.whole = 0  # tokens, and what they would be unshared
+        self.ran = self.unshared = 0  # tokens, and what they would be unshared
         self.skipped: list[tuple[int, list[int], int]] = []  # (step, its examples, how many in a row by then)
         self.sums = torch.zeros(len(objective.names), dtype=torch.float64, device=runtime.device)
         self.bad: list[Tensor] = []
@@ -39,12 +39,15 @@ class Window:
         self.tokens = self.examples = 0  # since `began`, for the speeds
         self.waited, self.paused, self.began = 0.0, 0.0, time.perf_counter()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent waiting for a pack."""
-        before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
+    def timed(self, packs: Iterator[Loaded]) -> Iterator[Loaded]:
+        """The same packs; the time spent waiting for each is counted."""
+        while True:
+            before = time.perf_counter()
+            loaded = next(packs, None)
+            self.waited += time.perf_counter() - before
+            if loaded is None:
+                return
+            yield loaded
 
     @contextmanager
     def paused_for(self) -> Iterator[None]:
@@ -60,7 +63,7 @@ class Window:
         tokens = int(planned.tokens.sum())
         self.tokens += tokens
         self.ran += tokens
-        self.whole += planned.unshared_tokens
+        self.unshared += planned.unshared_tokens
         self.examples += len(planned.examples)
 
     def settle(self) -> None:
@@ -80,7 +83,7 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         self.settle()
-        return {name: vars(self)[name] for name in ("settled", "steps", "streak", "ran", "whole", "skipped")}
+        return {name: vars(self)[name] for name in ("settled", "steps", "streak", "ran", "unshared", "skipped")}
 
     def restore(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -99,10 +102,10 @@ class Window:
             "pairs_per_s": self.examples / seconds,
             "memory_gib": self.memory.peak_gib(),
             "data_wait": self.waited / seconds,
-            "sharing": 1 - self.ran / max(self.whole, 1),
+            "sharing": 1 - self.ran / max(self.unshared, 1),
         }
         if self.peak:
             values["mfu"] = self.tokens * self.flops_per_token / seconds / self.peak
-        self.settled, self.steps, self.ran, self.whole = [0.0] * len(self.settled), 0, 0, 0
+        self.settled, self.steps, self.ran, self.unshared = [0.0] * len(self.settled), 0, 0, 0
         self._restart()
         return values

@@ -120,7 +120,7 @@ def test_mixing_weights(llava_dir, rows, tmp_path, silent):
     assert sorted(ids[:20]) == sorted([f"a{i}" for i in range(10)] * 2)
     assert len(ids) == 25 and len(set(ids[20:])) == 5 and all(i.startswith("b") for i in ids[20:])
     assert ids == [e.id for e in build(DataSettings(path=mix, workers=1), llava_dir, tmp_path / "c", **silent)]
-    with pytest.raises(ValueError, match="data.path.*weight: .*greater than 0"):
+    with pytest.raises(ValueError, match=r"data.path.*weight: .*greater than 0"):
         build(DataSettings(path=[{"path": str(a), "weight": 0}]), llava_dir, tmp_path / "c", **silent)
 
 

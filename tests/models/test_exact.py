@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.data.records import Branch, Example
+from mmfast.data.symbols import branches_of
 from mmfast.models import Lora, Parallel, Scorer, adapter_for, load, parallelize
 from mmfast.packing import build_pack, response_key
-from mmfast.data.symbols import branches_of
 from mmfast.world import models as world
 
 from .cases import Case, captions, everything, plain_logps, wild

@@ -245,14 +245,14 @@ def test_names_that_stand_in_two_files_are_the_same():
     from mmfast.data.images.processor import ASPECTS
     from mmfast.data.text.templates import NAMES
     from mmfast.ops.attention import BACKENDS
-    from mmfast.training.objective import PAIR_SUMS, SFT_SUMS
+    from mmfast.training.objective import Pairs, Sft
 
     assert set(get_args(config.Data.model_fields["format"].annotation)) == {"auto", *FORMATS}
     assert set(get_args(config.Data.model_fields["template"].annotation)) == set(NAMES)
     assert set(get_args(config.Data.model_fields["aspect"].annotation)) == set(ASPECTS)
     assert set(get_args(config.Model.model_fields["attention"].annotation)) == {"auto", *BACKENDS}
-    assert set(config_rules.PAIR_METRICS) == {f"eval/{name}" for name in PAIR_SUMS if name != "pairs"}
-    assert set(config_rules.SFT_METRICS) == {f"eval/{name}" for name in SFT_SUMS if name != "tokens"}
+    assert set(config_rules.PAIR_METRICS) == {f"eval/{name}" for name in Pairs.names if name != "pairs"}
+    assert set(config_rules.SFT_METRICS) == {f"eval/{name}" for name in Sft.names if name != "tokens"}
 
 
 @pytest.mark.parametrize(

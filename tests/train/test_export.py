@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mmfast.cli.app import app
 from mmfast.config import load as config_load
+from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.models.loading import load
@@ -20,6 +21,7 @@ from mmfast.train import Run, train
 from mmfast.training.checkpoint import trainable
 from mmfast.training.export import check_export, export, export_run, live_weights, rewrite_weights
 from mmfast.training.merging import merge, trial_rows
+from mmfast.training.objective import objective_of
 from mmfast.world.models import FAMILIES
 from tests.train.tiny import make_config, make_model, write_pairs
 
@@ -30,7 +32,7 @@ LORA = {"model.lora": {"r": 4, "alpha": 8.0}}
 def run(folder, tiny, **changes):
     config = make_config(folder, *tiny, **{"train.steps": 3, "optim.lr": 1e-2} | changes)
     runtime = start(config)
-    made = Run(config, runtime)
+    made = Run(config, Job(config, runtime), objective_of(config))
     made.loop()
     runtime.close()
     return made

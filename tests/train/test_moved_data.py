@@ -8,7 +8,7 @@ import pytest
 
 from mmfast.data import binding
 from mmfast.job import opening as job
-from mmfast.job.opening import open_examples
+from mmfast.job.opening import Job
 from mmfast.job.runtime import start
 from mmfast.train import train
 from tests.train.ranks import run_ranks
@@ -76,7 +76,7 @@ def watched(config, folder, node_local=False, other=""):
             config.data.images = other
     runtime = start(config)
     try:
-        store = open_examples(config, runtime)
+        store = Job(config, runtime).store
         length = len(store[0].chosen.ids) + len(store.open_image(store[0].chosen.images[0]))
         done |= {"path": str(store.path), "digest": store.digest, "length": length}
     except ValueError as error:

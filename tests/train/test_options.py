@@ -2,10 +2,12 @@
 
 import pytest
 
+from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
+from mmfast.training.objective import objective_of
 from tests.train.test_train import curve
 from tests.train.tiny import make_config, make_model, write_pairs
 
@@ -52,7 +54,7 @@ def test_nearly_the_same_numbers(tiny, tmp_path, plain, changes, eager):
     state = checkpoint.complete(tmp_path / "run" / "checkpoints")[-1]
     config = make_config(tmp_path, *tiny, **{"train.steps": STEPS, "train.resume": str(state)} | changes)
     runtime = start(config)
-    resumed = Run(config, runtime)  # reads it back: nothing is left to do
+    resumed = Run(config, Job(config, runtime), objective_of(config))  # reads it back: nothing is left to do
     runtime.close()
     assert resumed.step == STEPS
 
@@ -67,7 +69,7 @@ def test_learning_rates_of_parts(tiny, tmp_path):
     }
     config = make_config(tmp_path, *tiny, **changes)
     runtime = start(config)
-    run = Run(config, runtime)
+    run = Run(config, Job(config, runtime), objective_of(config))
     before = {name: p.detach().clone() for name, p in run.named.items()}
     run.loop()
     runtime.close()
@@ -122,7 +124,7 @@ def test_dgprefs_reference_is_swapped(tiny, tmp_path):
     changes = {"train.steps": 1, "objective.compat": "dgpref", "train.pairs_per_step": 1, "train.shuffle": "none"}
     config = make_config(tmp_path, *tiny, **changes)
     runtime = start(config)
-    run = Run(config, runtime)
+    run = Run(config, Job(config, runtime), objective_of(config))
     (pack,) = [loaded.pack for loaded in run.loader.run(0, 1)]
     run.loop()
     runtime.close()

@@ -3,6 +3,7 @@
 import json
 import types
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,14 +12,16 @@ from typer.testing import CliRunner
 from mmfast import config as schema
 from mmfast.cli.app import app
 from mmfast.config import build, dump, load
-from mmfast.job.opening import examples_of, make_plan, open_examples, open_model
+from mmfast.job.opening import Job, Model
+from mmfast.job.passes import Pass
 from mmfast.job.runtime import Runtime
 from mmfast.models import lora as models
+from mmfast.packing.plan import check_sizes
 from mmfast.train import Run, train
 from mmfast.training import forecast as planning
 from mmfast.training import metrics
 from mmfast.training.forecast import plan, setting_of, sketch
-from mmfast.training.preflight import check_length, least_tokens
+from mmfast.training.preflight import check_length
 from mmfast.training.recipes import FOLDER
 from tests.train.tiny import make_config, make_model, write_pairs
 
@@ -32,7 +35,7 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("mmfast.train.open_model", loaded)
+    monkeypatch.setattr("mmfast.job.opening.Job.open_model", loaded)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +94,14 @@ def test_spans_given_in_the_data_must_be_there(gamma, tiny, tmp_path, no_model):
 
 def test_the_tokens_told_before_loading_are_the_plans_own(tiny, tmp_path):
     config = make_config(tmp_path, *tiny)
-    store = open_examples(config, ALONE)
-    found = make_plan(config, examples_of(config, store), store.images, sketch(config))
-    for number, example in enumerate(store):
-        assert least_tokens(example, store.images, 0) == int(found.forest(torch.tensor([number]).numpy())[1].sum())
+    job = Job(config, ALONE)
+    whole = Pass(job, job.store, Model(sketch(job), dict))
+    for number in range(len(job.store)):
+        one = job.store.symbols.cut([number])
+        tokens = int(whole.plan.forest(np.asarray([number]))[1].sum())
+        check_sizes(one, tokens, share=True)
+        with pytest.raises(ValueError, match=f"needs {tokens} tokens"):
+            check_sizes(one, tokens - 1, share=True)
 
 
 def long_row(data):
@@ -111,8 +118,8 @@ def test_aot_is_refused_by_name_before_step_1_when_a_later_step_is_not_whole(com
     data = long_row(write_pairs(tmp_path, 16))
     changes = {"objective.loss": "aot", "train.steps": 4, "train.shuffle": "none"}
     config = make_config(tmp_path, tiny[0], data, **changes, **{"train.tokens_per_pack": 9000})
-    store = open_examples(config, ALONE)
-    made = make_plan(config, examples_of(config, store), store.images, sketch(config))
+    job = Job(config, ALONE)
+    made = Pass(job, job.store, Model(sketch(job), dict)).plan
     sizes = [int(made.step(0, k).tokens.sum()) for k in range(4)]
     assert sizes[3] > max(sizes[:3])
     config = make_config(tmp_path, tiny[0], data, **changes, **{"train.tokens_per_pack": max(sizes[:3])})
@@ -133,9 +140,8 @@ def test_aot_takes_its_steps_and_its_evaluation_whole(tiny, tmp_path):
 
 def test_aot_on_two_ranks_is_refused(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"objective.loss": "aot", "train.tokens_per_pack": 4000})
-    store = open_examples(config, ALONE)
     with pytest.raises(ValueError, match="one rank must hold, and there are 2"):
-        check_length(config, examples_of(config, store), store.images, world=2)
+        check_length(config, Job(config, ALONE).store.symbols, world=2)
     with pytest.raises(ValueError, match="there are 4"):
         plan(config, ranks=4)
 
@@ -147,7 +153,7 @@ def test_the_advice_on_memory_never_hides_what_happened(tiny, tmp_path, monkeypa
     def broken(*_, **__):
         raise KeyError("no plan")
 
-    monkeypatch.setattr(Run, "_train_step", full)
+    monkeypatch.setattr(Run, "_update", full)
     monkeypatch.setattr(planning, "plan", broken)
     with pytest.raises(
         RuntimeError, match=r"out of memory: CUDA out of memory\nWhat would help, .*tokens_per_pack = 200"
@@ -204,22 +210,22 @@ def test_the_plan_sees_the_layers_that_the_run_trains(tiny, tmp_path):
     adapter = tmp_path / "adapter"
     settings = {"r": 4, "alpha": 8.0, "targets": "q_proj,v_proj"}
     fresh = make_config(tmp_path, *tiny, **{"model.lora": settings})
-    scorer, _ = open_model(fresh, ALONE, [open_examples(fresh, ALONE)])
-    assert trained(scorer) == trained(sketch(fresh))
+    scorer, _ = Job(fresh, ALONE).policy
+    assert trained(scorer) == trained(sketch(Job(fresh, ALONE)))
     assert sum(".q_proj." in name for name in trained(scorer)) and not any(".k_proj." in n for n in trained(scorer))
     scorer.peft[0].save_pretrained(str(adapter))
     saved = json.loads((adapter / "adapter_config.json").read_text())
     assert saved["r"] == 4 and saved["target_modules"]
     again = make_config(tmp_path, *tiny, **{"model.adapter": str(adapter)})
-    scorer, _ = open_model(again, ALONE, [open_examples(again, ALONE)])
-    assert trained(scorer) == trained(sketch(again)) == trained(sketch(fresh))
+    scorer, _ = Job(again, ALONE).policy
+    assert trained(scorer) == trained(sketch(Job(again, ALONE))) == trained(sketch(Job(fresh, ALONE)))
     assert plan(again).memory.optimiser == plan(fresh).memory.optimiser
 
 
 def test_an_initial_adapter_alone_can_be_exported_as_peft(tiny, tmp_path):
     changes = {"model.freeze": ["vision", "projector"], "train.steps": 1, "export.formats": ["peft"]}
     fresh = make_config(tmp_path, *tiny, **changes, **{"model.lora.r": 4})
-    scorer, _ = open_model(fresh, ALONE, [open_examples(fresh, ALONE)])
+    scorer, _ = Job(fresh, ALONE).policy
     scorer.peft[0].save_pretrained(str(tmp_path / "adapter"))
     train(make_config(tmp_path, *tiny, **changes, **{"model.adapter": str(tmp_path / "adapter")}))
     made, given = (

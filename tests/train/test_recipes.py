@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from mmfast.config import dump, load
-from mmfast.job.opening import open_examples
+from mmfast.job.opening import Job
 from mmfast.job.runtime import Runtime
 from mmfast.train import train
 from mmfast.training.recipes import FOLDER, memory_estimate, recipes
@@ -70,7 +70,7 @@ def overrides(name, tiny, samples, folder):
 def test_reads_its_systems_files(name, tiny, samples, tmp_path):
     config = overrides(name, tiny, samples, tmp_path)
     runtime = Runtime(0, 1, 0, 1, torch.device("cpu"))
-    store = open_examples(config, runtime)
+    store = Job(config, runtime).store
     assert len(store) and all(branch.spans for branch in (store[0].chosen,))
 
 

@@ -198,7 +198,7 @@ def test_a_finished_run_says_so_and_does_nothing(copy, tiny, capfd):
     before = snapshot(copy / "run")
     opened = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmfast.train.open_model", lambda *a, **k: opened.append(1))
+        patch.setattr("mmfast.job.opening.Job.open_model", lambda *a, **k: opened.append(1))
         last = start_again(copy, tiny)
     assert snapshot(copy / "run") == before and not opened
     assert "finished at step 4; nothing to do" in capfd.readouterr().err

@@ -53,15 +53,15 @@ class Killed(BaseException):
 
 
 def kill_in_step(monkeypatch, at):
-    step = Run._train_step
+    step = Run._update
 
-    def dying(self, number, *rest):
-        if number == at:
+    def dying(self, planned):
+        if self.step == at:
             self.saver.finish()
             raise Killed
-        step(self, number, *rest)
+        step(self, planned)
 
-    monkeypatch.setattr(Run, "_train_step", dying)
+    monkeypatch.setattr(Run, "_update", dying)
 
 
 def test_a_new_run_in_a_used_folder_is_not_its_predecessor(copy, tiny, monkeypatch):

@@ -6,7 +6,7 @@ import transformers as hf
 from PIL import Image
 
 from mmfast.families import adapter_for
-from mmfast.job.opening import open_examples, open_model
+from mmfast.job.opening import Job
 from mmfast.job.runtime import start
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.objective import objective_of
@@ -44,9 +44,8 @@ def test_samples_are_what_transformers_generates(family, tmp_path):
         tmp_path, path, data, **{"data.eval_path": str(data), "train.eval_samples": 4, "train.eval_tokens": 12}
     )
     runtime = start(config)
-    store = open_examples(config, runtime)
-    scorer, load_images = open_model(config, runtime, [store])
-    evaluation = Evaluation(config, runtime, store, scorer, load_images, objective_of(config), None, None)
+    job = Job(config, runtime)
+    evaluation = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train)
     samples = evaluation.samples()
     runtime.close()
 

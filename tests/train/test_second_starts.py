@@ -204,15 +204,15 @@ def second_start(trial, ground, run, monkeypatch):
     kind, number = trial.kill
     with monkeypatch.context() as patch:
         if kind == "step":
-            step = Run._train_step
+            step = Run._update
 
-            def dying(self, at, *rest):
-                if at == number:
+            def dying(self, planned):
+                if self.step == number:
                     self.saver.finish()
                     raise Killed
-                step(self, at, *rest)
+                step(self, planned)
 
-            patch.setattr(Run, "_train_step", dying)
+            patch.setattr(Run, "_update", dying)
         if kind == "operation":  # counted from where the folder begins to change
             begin = Run._begin
 

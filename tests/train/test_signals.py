@@ -11,9 +11,11 @@ import pytest
 
 from mmfast.config import dump
 from mmfast.job.checkpoint_files import complete
+from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import Stopped, start
 from mmfast.train import Run
+from mmfast.training.objective import objective_of
 from tests.train.test_resume import config_of, snapshot, start_again
 from tests.train.test_train import untimed
 from tests.train.tiny import make_config, write_pairs
@@ -25,15 +27,15 @@ def no_plots(monkeypatch):
 
 
 def signals_in_step(monkeypatch, at, *numbers):
-    step = Run._train_step
+    step = Run._update
 
-    def signalled(self, number, *rest):
-        if number == at:
+    def signalled(self, planned):
+        if self.step == at:
             for each in numbers:
                 os.kill(os.getpid(), each)
-        step(self, number, *rest)
+        step(self, planned)
 
-    monkeypatch.setattr(Run, "_train_step", signalled)
+    monkeypatch.setattr(Run, "_update", signalled)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -184,25 +186,25 @@ def test_a_skipped_step_before_a_checkpoint_is_told_by_the_next_start(tiny, tmp_
     given = {"log.every": 4, "train.checkpoint_every": 2}
     config = config_of(tmp_path, tiny, **given)
     runtime = start(config)
-    run = Run(config, runtime)
+    run = Run(config, Job(config, runtime), objective_of(config))
     objective = run.objective
 
     def poisoned(logps, pack):
         loss, sums = objective(logps, pack)
         return (loss * float("nan") if run.step == 0 else loss), sums
 
-    poisoned.reference = False
+    poisoned.reads_reference = False
     run.objective = poisoned
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        step = Run._train_step
+        step = Run._update
 
-        def dying(self, number, *rest):
-            if number == 3:
+        def dying(self, planned):
+            if self.step == 3:
                 self.saver.finish()
                 raise Killed
-            step(self, number, *rest)
+            step(self, planned)
 
-        patch.setattr(Run, "_train_step", dying)
+        patch.setattr(Run, "_update", dying)
         run.loop()
     runtime.close()
     assert "non-finite" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
 from mmfast.reference.cache import ReferenceCache
@@ -14,6 +15,7 @@ from mmfast.reference.exchange import export_file, import_file
 from mmfast.reference.scoring import reference
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
+from mmfast.training.objective import objective_of
 from tests.train.tiny import make_config, make_model, write_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s", "memory_gib", "data_wait", "mfu")
@@ -68,15 +70,15 @@ def test_asked_to_stop_then_resumed_to_the_bit(tiny, tmp_path):
     train(make_config(tmp_path, *tiny, **changes, output_dir=str(whole)))
     config = make_config(tmp_path, *tiny, **changes, output_dir=str(cut))
     runtime = start(config)
-    run = Run(config, runtime)
-    step = run._train_step
+    run = Run(config, Job(config, runtime), objective_of(config))
+    step = run._update
 
-    def stop_in_step_3(number, *rest):
-        if number == 3:
+    def stop_in_step_3(planned):
+        if run.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        step(number, *rest)
+        step(planned)
 
-    run._train_step = stop_in_step_3
+    run._update = stop_in_step_3
     before = signal.getsignal(signal.SIGTERM)
     run.loop()
     runtime.close()
@@ -152,7 +154,7 @@ def test_reference_log_probs_leave_and_come_back(tiny, tmp_path, capfd):
 def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, capfd):
     config = make_config(tmp_path, *tiny, **{"train.steps": 6, "train.nonfinite_limit": 2, "log.every": 3})
     runtime = start(config)
-    run = Run(config, runtime)
+    run = Run(config, Job(config, runtime), objective_of(config))
     objective, calls = run.objective, []
     before = {}
 
@@ -161,17 +163,18 @@ def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, cap
         loss, sums = objective(logps, pack)
         return (loss * float("nan") if run.step + 1 in (2, 5, 6) else loss), sums
 
-    poisoned.reference = False
+    poisoned.reads_reference = False
     run.objective = poisoned
-    step = run._train_step
+    step = run._update
 
-    def watched(number, *rest):
+    def watched(planned):
+        number = run.step
         before[number] = [p.detach().clone() for p in run.named.values()]
-        step(number, *rest)
+        step(planned)
         moved = any(not torch.equal(a, b) for a, b in zip(before[number], run.named.values(), strict=True))
         assert moved == (number not in (2, 5, 6))
 
-    run._train_step = watched
+    run._update = watched
     with pytest.raises(RuntimeError, match="2 steps in a row turned non-finite"):
         run.loop()
     runtime.close()
@@ -218,7 +221,7 @@ def test_out_of_memory_tells_the_plan(tiny, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Run, "_train_step", full)
+    monkeypatch.setattr(Run, "_update", full)
     with pytest.raises(
         RuntimeError, match=r"expects of a rank, in GiB: .*\n.*tokens_per_pack = 200 .*checkpointing.*shard"
     ):
