@@ -16,6 +16,7 @@ from mmfast.job.opening import Job, Model
 from mmfast.job.passes import Pass
 from mmfast.job.runtime import Runtime
 from mmfast.models import lora as models
+from mmfast.packing import PackLoader
 from mmfast.packing.plan import check_sizes
 from mmfast.train import Run, train
 from mmfast.training import forecast as planning
@@ -161,10 +162,18 @@ def test_the_advice_on_memory_never_hides_what_happened(tiny, tmp_path, monkeypa
         train(make_config(tmp_path, *tiny))
 
 
-def test_workers_build_the_packs_of_a_few_examples(tiny, tmp_path):
-    config = make_config(tmp_path, *tiny, **{"data.workers": 2})
-    run = Run(config, ALONE)
-    assert len(run.examples) == 24 and run.loader.workers == 2
+def test_workers_build_the_packs_of_a_few_examples(tiny, tmp_path, monkeypatch):
+    workers = []
+
+    class Watched(PackLoader):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            workers.append(self.workers)
+
+    monkeypatch.setattr("mmfast.job.passes.PackLoader", Watched)
+    job = Job(make_config(tmp_path, *tiny, **{"data.workers": 2}), ALONE)
+    packs = list(Pass(job, job.store, job.policy).run())
+    assert len(job.store) == 24 == sum(len(loaded.pack.pairs) for loaded in packs) and workers == [2]
 
 
 def test_a_missing_eval_file_is_named_as_such(tiny, tmp_path):
@@ -268,7 +277,7 @@ def test_every_recipes_own_model_can_be_planned(name, tiny_families, tmp_path):
 
 def test_hybrid_shards_over_a_node_in_the_plan_too(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"parallel.shard": "hybrid"})
-    scorer = sketch(config)
+    scorer = sketch(Job(config, ALONE))
 
     def shards(ranks, node):
         return setting_of(config, scorer, ranks, node, "cuda", 1).shards
@@ -284,7 +293,7 @@ def test_a_base_in_4_bits_is_planned_in_4_bits(tiny, tmp_path):
     changes = {"model.lora.r": 4, "model.dtype": "bfloat16"}
     whole = make_config(tmp_path, *tiny, **changes)
     packed = make_config(tmp_path, *tiny, **changes, **{"model.quantize": "nf4"})
-    scorer = sketch(whole)
+    scorer = sketch(Job(whole, ALONE))
     linear = sum(
         p.numel() for x in scorer.adapter.layers(scorer.model) for n, p in x.named_parameters() if "base_layer" in n
     )
