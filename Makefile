@@ -29,11 +29,10 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu and not slow"
 
 # Half a minute of one core: no process is started, nothing is trained.
-QUICK := $(addprefix tests/,test_house.py test_phrases.py test_progress.py test_dispatch.py packing/test_tree.py \
-  packing/test_build.py data/test_segments.py data/test_select.py data/test_formats.py data/test_columns.py \
-  data/test_splits.py world/test_grammar.py ops/test_splice.py ops/test_segments.py ops/test_logprob.py \
-  ops/test_preference.py ops/test_attention.py models/test_proof.py train/test_config.py train/test_effects.py \
-  train/test_metrics.py train/test_optim.py)
+QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py packing/test_build.py \
+  data/containers/test_splits.py data/formats data/text/test_segments.py feedback evals/test_words.py \
+  world/test_grammar.py ops/test_dispatch.py ops/test_splice.py ops/test_segments.py ops/test_logprob.py \
+  ops/test_preference.py ops/test_attention.py models/test_proof.py config training/test_metrics.py training/test_optim.py)
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
 

@@ -29,7 +29,7 @@ RUNS = {
 def one(folder: Path, name: str) -> dict:
     import mmfast.train
     import mmfast.training.forecast
-    from tests.train.tiny import make_config, write_pairs
+    from tests.make.tiny_run import make_config, write_pairs
 
     config = make_config(folder, folder / "model", write_pairs(folder, 8), **BASE | RUNS[name])
     planned = mmfast.training.forecast.plan(config)
