@@ -14,10 +14,11 @@ import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
-BASE = {"train.steps": 3, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
-RUNS = {
+BASE: dict[str, Any] = {"train.steps": 3, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
+RUNS: dict[str, dict[str, Any]] = {
     "4 pairs": {"train.pairs_per_step": 4},
     "4 pairs, checkpointing": {"train.pairs_per_step": 4, "parallel.activation_checkpointing": True},
     "one pair, checkpointing": {"train.pairs_per_step": 1, "parallel.activation_checkpointing": True},
