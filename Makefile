@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick lint types sanitize compilers install-check pythons clean
+.PHONY: setup demo test quick lint types profile sanitize compilers install-check pythons clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -42,6 +42,10 @@ lint: setup
 
 types: setup
 	$(PY) -m mypy
+
+# One step by op, as a table and a trace: of a tiny model, or of CONFIG="my.toml train.tokens_per_pack=8192".
+profile: setup
+	$(PY) -m bench.profile $(CONFIG)
 
 # The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the tests of the native ops.
 SANITIZED := build/sanitize

@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After pytest's closing line, one that says how many tests were skipped, for want of what."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):  # a worker's tests are counted where they are told
+        return
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", ()))
+    if reasons:
+        listed = "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        reporter.write_line(f"{reasons.total()} skipped: {listed}")
 
 
 @pytest.fixture(scope="session")
