@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick lint types sanitize compilers install-check pythons clean
+.PHONY: setup demo test quick lint types profile sanitize compilers install-check pythons clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -29,11 +29,10 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu and not slow"
 
 # Half a minute of one core: no process is started, nothing is trained.
-QUICK := $(addprefix tests/,test_house.py test_phrases.py test_progress.py test_dispatch.py packing/test_tree.py \
-  packing/test_build.py data/test_segments.py data/test_select.py data/test_formats.py data/test_columns.py \
-  data/test_splits.py world/test_grammar.py ops/test_splice.py ops/test_segments.py ops/test_logprob.py \
-  ops/test_preference.py ops/test_attention.py models/test_proof.py train/test_config.py train/test_effects.py \
-  train/test_metrics.py train/test_optim.py)
+QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py packing/test_build.py \
+  data/containers/test_splits.py data/formats data/text/test_segments.py feedback evals/test_words.py \
+  world/test_grammar.py ops/test_dispatch.py ops/test_splice.py ops/test_segments.py ops/test_logprob.py \
+  ops/test_preference.py ops/test_attention.py models/test_proof.py config training/test_metrics.py training/test_optim.py)
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
 
@@ -43,6 +42,10 @@ lint: setup
 
 types: setup
 	$(PY) -m mypy
+
+# One step by op, as a table and a trace: of a tiny model, or of CONFIG="my.toml train.tokens_per_pack=8192".
+profile: setup
+	$(PY) -m bench.profile $(CONFIG)
 
 # The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the tests of the native ops.
 SANITIZED := build/sanitize

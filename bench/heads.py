@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def torch_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")  # type: ignore[attr-defined]
+    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")
 
 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ def peers(device: torch.device) -> dict[str, Head]:
     heads: dict[str, Head] = {"mmfast": linear_logprob}
     if device.type == "cuda":
         for backend in ("cuda", "triton"):
-            heads[f"mmfast-{backend}"] = lambda h, w, y, b=backend: linear_logprob(h, w, y, backend=b)
+            heads[f"mmfast-{backend}"] = partial(linear_logprob, backend=backend)
     elif native():
-        heads["mmfast-torch"] = lambda h, w, y: linear_logprob(h, w, y, backend="torch")
+        heads["mmfast-torch"] = partial(linear_logprob, backend="torch")
     heads["eager"] = eager
     heads["torch.compile"] = torch.compile(eager)
     heads["torch.linear_cross_entropy"] = torch_linear_cross_entropy
@@ -161,6 +162,20 @@ def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor
     return run
 
 
+def gradient(loss: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(), inputs)
+
+
+def head_then_loss(head: Head, given: tuple[Tensor, ...]) -> Tensor:
+    hidden, weight, targets, *rest = given
+    return preference_loss(head(hidden, weight, targets), *rest).loss
+
+
+def in_chunks(budget: int, given: tuple[Tensor, ...]) -> Tensor:
+    hidden, weight, targets, *rest = given
+    return linear_preference_loss(hidden, weight, targets, *rest, keep_budget=budget).loss
+
+
 def linear_preference_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """DPO with a trained head where P - Y does not fit keep_budget (here a quarter of it): chunks, 3 passes, beside the
     same ops one after the other, which recompute (4 passes), eager torch and Liger. Reference log-probs are given."""
@@ -179,25 +194,14 @@ def linear_preference_rows(options: argparse.Namespace) -> Iterator[dict[str, An
         pairs = torch.arange(2 * pairs_count, device=device).view(2, -1).T.contiguous()
         ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(users, device=device)
         budget = users * vocab * dtype.itemsize // 4
-
-        def gradient(loss: Tensor, inputs: tuple[Tensor, Tensor] = (hidden, weight)) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(loss, inputs)
-
-        def composed(head: Head, h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs) -> Tensor:  # type: ignore[no-untyped-def]
-            return preference_loss(head(h, w, y), r, o, p).loss
-
-        def small(h: Tensor, w: Tensor, y: Tensor, k: int = budget) -> Tensor:
-            return linear_logprob(h, w, y, keep_budget=k)
-
-        def fused(h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs, k=budget) -> Tensor:  # type: ignore[no-untyped-def]
-            return linear_preference_loss(h, w, y, r, o, p, keep_budget=k).loss
-
+        given = hidden, weight, targets, ref, responses, pairs
+        small: Head = partial(linear_logprob, keep_budget=budget)
         batched = hidden.detach().view(2 * pairs_count, length, dim).requires_grad_()
         labels = targets.view(2 * pairs_count, length)
         runs: dict[str, Run] = {
-            "mmfast": lambda f=fused, g=gradient: g(f()),
-            "mmfast, head then loss": lambda c=composed, s=small, g=gradient: g(c(s)),
-            "eager": lambda c=composed, g=gradient: g(c(eager)),
+            "mmfast": partial(gradient, partial(in_chunks, budget, given), given[:2]),
+            "mmfast, head then loss": partial(gradient, partial(head_then_loss, small, given), given[:2]),
+            "eager": partial(gradient, partial(head_then_loss, eager, given), given[:2]),
             "liger": liger_dpo(batched, weight, labels, batched.detach(), weight.detach()),
         }
         runs["bare GEMMs"] = bare_gemms(hidden.detach(), weight.detach(), True)

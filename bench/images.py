@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bench.timing import interleave, machine, summary, write_rows
+from bench.timing import Run, interleave, machine, summary, write_rows
 from mmfast.data.images.processor import from_config
 
-EDGE = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+EDGE: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 PROCESSORS = {
     "llava crop": ("llava", CLIPImageProcessorPil(**EDGE)),
@@ -45,6 +46,14 @@ def photo(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
+def decoded(data: bytes) -> None:
+    Image.open(io.BytesIO(data)).load()
+
+
+def theirs(processor: Any, data: bytes) -> Any:
+    return processor(Image.open(io.BytesIO(data)), return_tensors="np")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
@@ -56,10 +65,10 @@ def main() -> None:
         for name, (kind, hf) in PROCESSORS.items():
             model = {"model_type": kind, "vision_config": {"image_size": 336, "patch_size": 14}}
             ours = from_config(model, json.loads(hf.to_json_string()), "auto", 0, 0)
-            runs = {
-                "transformers": lambda hf=hf, data=data: hf(Image.open(io.BytesIO(data)), return_tensors="np"),
-                "mmfast": lambda ours=ours, data=data: ours.load(data),
-                "decoder alone": lambda data=data: Image.open(io.BytesIO(data)).load(),
+            runs: dict[str, Run] = {
+                "transformers": partial(theirs, hf, data),
+                "mmfast": partial(ours.load, data),
+                "decoder alone": partial(decoded, data),
             }
             times = interleave(runs, options.repeats)
             rows = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.timing import interleave, summary
+from bench.timing import Run, interleave, summary
 from mmfast.ops.preference import preference_loss, preference_raw
 from mmfast.ops.preference_math import make_spec
 from mmfast.ops.segments import changed_flags
@@ -22,7 +23,7 @@ from mmfast.ops.splice import splice_embeddings
 Row = dict[str, Any]
 
 
-def rows_of(op: str, shape: str, times: dict[str, list[float]], floor: str, **more: Any) -> Iterator[Row]:
+def rows_of(op: str, shape: str, times: Mapping[str, list[float]], floor: str, **more: Any) -> Iterator[Row]:
     """One row a run; each carries its ratio to the floor or peer named `floor`, of the same interleaved rounds."""
     best = min(times[floor])
     for peer, seconds in times.items():
@@ -43,6 +44,15 @@ def eager_dpo(logps: Tensor, ref: Tensor, w: Tensor, entry: Tensor, entries: int
     return loss
 
 
+def backward(loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+
+
+def hundred(run: Run) -> None:
+    for _ in range(100):
+        run()
+
+
 def preference_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Whole calls with backward; and the kernel alone. A round is 100 calls."""
     for pairs_count, length in [(4, 120)] if options.quick else [(1, 120), (4, 120), (16, 150), (64, 150)]:
@@ -56,14 +66,14 @@ def preference_rows(options: argparse.Namespace) -> Iterator[Row]:
         entry = torch.arange(entries).repeat_interleave(length)
         spec = make_spec("sigmoid", pairs=pairs_count)
         raw = (logps.detach(), None, w, ref, responses, pairs, None, None, spec)
-        runs = {
-            "eager": lambda a=(logps, ref, w, entry, entries, pairs): eager_dpo(*a, 0.1).backward(),
-            "mmfast": lambda a=(logps, ref, responses, pairs), w=w: preference_loss(*a, weights=w).loss.backward(),
-            "mmfast kernel": lambda a=raw: preference_raw(*a, backend="cpu"),
+        ours = partial(preference_loss, logps, ref, responses, pairs, weights=w)
+        runs: dict[str, Run] = {
+            "eager": partial(backward, partial(eager_dpo, logps, ref, w, entry, entries, pairs, 0.1)),
+            "mmfast": partial(lambda loss: loss().loss.backward(), ours),
+            "mmfast kernel": partial(preference_raw, *raw, True, "cpu"),
         }
-        many = {name: (lambda run=run: [run() for _ in range(100)]) for name, run in runs.items()}
-        times = interleave(many, options.repeats)
-        times = {name: [t / 100 for t in seconds] for name, seconds in times.items()}
+        rounds = interleave({name: partial(hundred, run) for name, run in runs.items()}, options.repeats)
+        times = {name: [t / 100 for t in seconds] for name, seconds in rounds.items()}
         yield from rows_of("preference_loss", f"P={pairs_count},L={length}", times, "eager", mode="forward+backward")
 
 
@@ -74,8 +84,22 @@ def hf_merge(tokens: Tensor, table: Tensor, images: Tensor, image_token: int) ->
     return embedded.masked_scatter(mask, images)
 
 
+def gradient(value: Callable[[], Tensor], images: Tensor, upstream: Tensor) -> None:
+    torch.autograd.grad(value(), images, upstream)
+
+
+def copies(source: Tensor, *targets: Tensor) -> None:
+    for target in targets:
+        target.copy_(source[: len(target)])
+
+
+def clones(source: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    return source.clone(), source[:images].clone()
+
+
 def splice_rows(options: argparse.Namespace) -> Iterator[Row]:
     """LLaVA-1.5: images of 576 rows in streams of T tokens; a frozen table. The floor is a copy of the result."""
+    repeats = options.repeats if options.quick else max(options.repeats, 9)
     for dtype in (torch.float32, torch.bfloat16):
         for t, d in [(876, 256)] if options.quick else [(876, 4096), (2628, 4096)]:
             count = t // 876
@@ -91,27 +115,22 @@ def splice_rows(options: argparse.Namespace) -> Iterator[Row]:
             source, target = grad.clone(), torch.empty_like(grad)
             out = torch.empty_like(images)
             shape = f"T={t},D={d}"
-
-            def ours(a=(tokens, table, images, features)) -> Tensor:
-                return splice_embeddings(*a)
-
-            def theirs(a=(tokens, table, images)) -> Tensor:
-                return hf_merge(*a, 999)
-
-            forward = {
-                "embedding + masked_scatter": lambda f=theirs: f().detach(),
-                "mmfast": lambda f=ours: f().detach(),
-                "copy": lambda s=source, t=target: t.copy_(s),
-                "copy into new memory": lambda s=source: s.clone(),
+            theirs = partial(hf_merge, tokens, table, images, 999)
+            ours = partial(splice_embeddings, tokens, table, images, features)
+            forward: dict[str, Run] = {
+                "embedding + masked_scatter": theirs,
+                "mmfast": ours,
+                "copy": partial(target.copy_, source),
+                "copy into new memory": source.clone,
             }
-            both = {
-                "embedding + masked_scatter": lambda f=theirs, i=images, g=grad: torch.autograd.grad(f(), i, g),
-                "mmfast": lambda f=ours, i=images, g=grad: torch.autograd.grad(f(), i, g),
-                "copy": lambda s=source, t=target, o=out: (t.copy_(s), o.copy_(s[: len(o)])),
-                "copy into new memory": lambda s=source, o=out: (s.clone(), s[: len(o)].clone()),
+            both: dict[str, Run] = {
+                "embedding + masked_scatter": partial(gradient, theirs, images, grad),
+                "mmfast": partial(gradient, ours, images, grad),
+                "copy": partial(copies, source, target, out),
+                "copy into new memory": partial(clones, source, len(out)),
             }
             for mode, runs in (("forward", forward), ("forward+backward", both)):
-                yield from rows_of("splice_embeddings", shape, interleave(runs, max(options.repeats, 9)), "copy",
+                yield from rows_of("splice_embeddings", shape, interleave(runs, repeats), "copy",
                                    mode=mode, dtype=str(dtype).removeprefix("torch."))  # fmt: skip
 
 

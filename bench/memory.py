@@ -14,10 +14,11 @@ import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
-BASE = {"train.steps": 3, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
-RUNS = {
+BASE: dict[str, Any] = {"train.steps": 3, "train.tokens_per_pack": 16384, "parallel.activation_checkpointing": False}
+RUNS: dict[str, dict[str, Any]] = {
     "4 pairs": {"train.pairs_per_step": 4},
     "4 pairs, checkpointing": {"train.pairs_per_step": 4, "parallel.activation_checkpointing": True},
     "one pair, checkpointing": {"train.pairs_per_step": 1, "parallel.activation_checkpointing": True},
@@ -29,7 +30,7 @@ RUNS = {
 def one(folder: Path, name: str) -> dict:
     import mmfast.train
     import mmfast.training.forecast
-    from tests.train.tiny import make_config, write_pairs
+    from tests.make.tiny_run import make_config, write_pairs
 
     config = make_config(folder, folder / "model", write_pairs(folder, 8), **BASE | RUNS[name])
     planned = mmfast.training.forecast.plan(config)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def measure(count: int) -> list[dict]:
             {
                 "what": "forests",
                 "seconds": best(forests, 3),
-                "floor_seconds": best(lambda flat=symbols.flat: flat.sum(), 5),
+                "floor_seconds": best(symbols.flat.sum, 5),
                 "ids": len(symbols.flat),
                 **shape,
             }
@@ -110,7 +111,7 @@ def measure(count: int) -> list[dict]:
         pack = [examples[e] for e in plan.step(0, 0).packs[0][0]]
         built = build_pack(pack, images, layout)
         rows.append(
-            {"what": "build_pack", "seconds": best(lambda p=pack, i=images: build_pack(p, i, layout), 20),
+            {"what": "build_pack", "seconds": best(partial(build_pack, pack, images, layout), 20),
              "pairs": len(pack), "tokens": len(built.tokens), "keys": len(built.k_index),
              "rows": len(built.rows), **shape}
         )  # fmt: skip

@@ -88,24 +88,27 @@ def make_directory(shape: str, folder: Path) -> Path:
         return world.tiny_model("llava", folder / shape, size="bench")
     size = world.Size(image_size=336, vocab=32064)
     path = folder / shape
+    config: hf.PreTrainedConfig
+    token: Any  # its type says that it may give a list
     if shape == "llava-7b":
         tokenizer = world.tiny_tokenizer("llava", size.vocab)
         images = world.tiny_image_processor("llava", size)
         processor = world.tiny_processor("llava", tokenizer, images, size)
+        token = tokenizer.convert_tokens_to_ids
         config = hf.LlavaConfig(
             vision_config=hf.CLIPVisionConfig(
                 hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
                 patch_size=14, projection_dim=768,
             ),
             text_config=hf.LlamaConfig(vocab_size=32064),
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=token("<image>"),
             image_seq_length=576,
         )  # fmt: skip
     else:
         tokenizer = world.tiny_tokenizer("qwen2_5_vl", size.vocab)
         images = world.tiny_image_processor("qwen2_5_vl", size)
         processor = hf.Qwen2_5_VLProcessor(images, tokenizer, hf.Qwen2VLVideoProcessor())  # needs torchvision
-        ids = tokenizer.convert_tokens_to_ids
+        token = tokenizer.convert_tokens_to_ids
         config = hf.Qwen2_5_VLConfig(
             text_config={
                 "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
@@ -116,8 +119,8 @@ def make_directory(shape: str, folder: Path) -> Path:
                 "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
                 "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
             },
-            image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
-            vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+            image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
         )  # fmt: skip
     path.mkdir(parents=True)
     config.architectures = [

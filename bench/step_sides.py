@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,10 +126,8 @@ def trl_side(settings: dict) -> None:
 
         config = AutoConfig.from_pretrained(settings["path"])
         with torch.device(device):
-            model, reference = (
-                AutoModelForImageTextToText.from_config(config, dtype=dtype) if wanted else None
-                for wanted in (True, not settings["lora"])
-            )
+            drawn = partial(AutoModelForImageTextToText.from_config, config, dtype=dtype)
+            model, reference = drawn(), None if settings["lora"] else drawn()
     else:
         model = AutoModelForImageTextToText.from_pretrained(settings["path"], dtype=dtype)
         reference = None  # TRL loads it from the same directory

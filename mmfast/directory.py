@@ -17,12 +17,10 @@ _found: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a 
 def directory(model: str | Path, weights: bool = False, *, commit: str = "", cached: bool = False) -> Path:
     """The folder of a model or adapter. A hub id is fetched where it is not in the hub's cache (`cached`: it is)."""
     name = str(model)
-    if Path(model).is_dir():
-        folder = Path(model)
-    elif not (folder := _found.get((name, True)) or _found.get((name, weights))):
+    folder = Path(model) if Path(model).is_dir() else _found.get((name, True)) or _found.get((name, weights))
+    if folder is None:
         known = _found.get((name, False))
-        folder = _snapshot(name, weights, commit or (known.name if known else ""), cached)
-        _found[name, weights] = folder
+        folder = _found[name, weights] = _snapshot(name, weights, commit or (known.name if known else ""), cached)
     if weights:
         _check_weights(name, folder)
     return folder

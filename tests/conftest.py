@@ -1,8 +1,13 @@
+import json
 import os
 import sys
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mmfast
 
@@ -19,3 +24,75 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After pytest's closing line, one that says how many tests were skipped, for want of what."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):  # a worker's tests are counted where they are told
+        return
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", ()))
+    if reasons:
+        listed = "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        reporter.write_line(f"{reasons.total()} skipped: {listed}")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(model directory, 24 pairs on 12 pictures)"""
+    from tests.make.tiny_run import make_model, write_pairs
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return make_model(folder), write_pairs(folder, 24)
+
+
+@pytest.fixture
+def eager():
+    torch.compiler.set_stance("force_eager")  # torchao compiles its step: half a minute on a CPU
+    yield
+    torch.compiler.set_stance("default")
+
+
+@pytest.fixture(scope="session")
+def llava_dir(tmp_path_factory):
+    from tests.make.model_directories import write_llava
+
+    path = tmp_path_factory.mktemp("llava")
+    write_llava(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen_dir(tmp_path_factory):
+    from tests.make.model_directories import write_qwen
+
+    path = tmp_path_factory.mktemp("qwen")
+    write_qwen(path)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Writes a picture of noise under a name; its content follows from the seed."""
+
+    def make(name: str, seed: int = 0, size: tuple[int, int] = (80, 60)) -> Path:
+        pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Writes rows as a JSONL file and gives its path."""
+
+    def write(name: str, content: list) -> Path:
+        path = tmp_path / name
+        lines = [r if isinstance(r, str) else json.dumps(r) for r in content]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write

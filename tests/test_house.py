@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
 
 # From the top. A name stands for a module or a folder of mmfast/; the longest name that fits a module is its place.
 FLOORS = {
@@ -30,6 +32,7 @@ FLOORS = {
     "tools": "files directory packages progress pages",
     "native": "_C kernels recipe_files",
 }
+ABOUT_ALL = ("test_build.py", "test_house.py")  # setup.py and CMake; the package as a whole
 LONGEST = 420  # lines of a file
 
 # What breaks a rule today -> the step of issue 10 that ends it. It shrinks: what is mended must leave the list.
@@ -160,6 +163,22 @@ def test_the_ops_stand_alone():
     assert imports("") == frozenset()
     outside = {(a, b) for a in modules() if place(a) == "ops" for b in imports(a) if height(place(b)) > height("_C")}
     assert {(a, b) for a, b in outside if place(b) != "ops"} == set()
+
+
+def test_the_tests_mirror_the_house():
+    """A folder or a file at the top is named after what it tests: a room of mmfast, or one of the folders beside it."""
+    folders = [path for path in TESTS.rglob("*") if path.is_dir() and path.name[0] not in "_."]
+    files = [path for path in TESTS.glob("test_*.py") if path.name not in ABOUT_ALL]
+    names = {path.relative_to(TESTS).with_suffix("").as_posix().removeprefix("test_") for path in folders + files}
+    rooms = {name.replace(".", "/") for name in modules()} | {"make", "kernels", "bench"}
+    assert names - rooms == set()
+
+
+def test_the_page_of_claims_names_every_file_of_tests_and_no_other():
+    told = set(re.findall(r"`([\w/]+/test_\w+\.py|test_\w+\.py|\w+/\w+\.json)`", (TESTS / "README.md").read_text()))
+    there = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    assert there - told == set(), "say in tests/README.md what they prove"
+    assert {name for name in told if not (TESTS / name).exists()} == set()
 
 
 @pytest.mark.parametrize(

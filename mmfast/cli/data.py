@@ -73,18 +73,18 @@ def show(
                         max_length=max_length, max_words=max_words, truncate=truncate, segments=segments,
                         options=_options(option))  # fmt: skip
     tokenizer, items = preview(data, model, count, first)
-    if html is not None:
-        items = list(items)
-        html.write_text(page(file.name, tokenizer, items), encoding="utf-8")
-        typer.echo(f"wrote {html}")
-        raise typer.Exit(1 if items and all(isinstance(item, Problem) for item in items) else 0)
-    console, kinds = Console(), set()
+    console, kinds, kept = Console(), set(), []
     for item in items:
         kinds.add(type(item))
-        if isinstance(item, Problem):
+        if html is not None:
+            kept.append(item)
+        elif isinstance(item, Problem):
             console.print(f"[red]{item.source}[/red]: {item.message} ({item.kind})", highlight=False)
         else:
             print_shown(console, tokenizer, item)
+    if html is not None:
+        html.write_text(page(file.name, tokenizer, kept), encoding="utf-8")
+        typer.echo(f"wrote {html}")
     raise typer.Exit(1 if kinds == {Problem} else 0)
 
 

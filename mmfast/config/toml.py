@@ -6,7 +6,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -78,7 +78,7 @@ def reference_page() -> str:
     return "\n".join(lines)
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
@@ -114,10 +114,9 @@ def _known(path: list[str]) -> list[str]:
 
 
 def _all_keys() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name, field in Config.model_fields.items():
-        annotation: Any = field.annotation
-        for key in annotation.model_fields if _is_section(annotation) else ():
+        for key in field.annotation.model_fields if _is_section(field.annotation) else ():
             found.setdefault(key, f"{name}.{key}")
         found.setdefault(name, name)
     return found

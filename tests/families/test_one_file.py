@@ -21,9 +21,9 @@ from mmfast.models import Scorer
 from mmfast.train import train
 from mmfast.training.recipes import memory_estimate
 from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_tokenizer
-from tests.models.cases import everything
+from tests.make.model_cases import everything
+from tests.make.tiny_run import make_config, write_pairs
 from tests.models.test_exact import compare
-from tests.train.tiny import make_config, write_pairs
 
 # ViP-LLaVA: several layers of the tower side by side, normalised before they are projected
 FILE = """

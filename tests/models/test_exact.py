@@ -16,8 +16,7 @@ from mmfast.data.symbols import branches_of
 from mmfast.models import Lora, Parallel, Scorer, adapter_for, load, parallelize
 from mmfast.packing import build_pack, response_key
 from mmfast.world import models as world
-
-from .cases import Case, captions, everything, plain_logps, wild
+from tests.make.model_cases import Case, captions, everything, plain_logps, wild
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama")
 GAMMA = 3.0

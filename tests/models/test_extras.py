@@ -12,8 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from mmfast.models import Lora, Parallel, Scorer, adapter_for, load, make_mesh, parallelize
 from mmfast.packing import build_pack
 from mmfast.world import models as world
-
-from .cases import Case, everything
+from tests.make.model_cases import Case, everything
 
 
 @pytest.fixture(scope="module")

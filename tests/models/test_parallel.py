@@ -14,8 +14,7 @@ from mmfast.models import Lora, Parallel, Scorer, load, make_mesh, parallelize
 from mmfast.models.parallelize import mesh_shape
 from mmfast.packing import Pack, build_pack
 from mmfast.world import models as world
-
-from .cases import Case
+from tests.make.model_cases import Case
 
 # family, parts frozen, LoRA, arrangement
 SETUPS = {

@@ -13,9 +13,8 @@ from mmfast.models import Lora, Scorer, adapter_for, load, prove
 from mmfast.models.proof import refused_by_config
 from mmfast.packing import build_pack
 from mmfast.world import models as world
-
-from .cases import Case, everything, image_processor
-from .test_exact import compare
+from tests.make.model_cases import Case, everything, image_processor
+from tests.models.test_exact import compare
 
 
 def tiny_text(kind: str, **changes) -> torch.nn.Module:

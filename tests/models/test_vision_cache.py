@@ -11,9 +11,8 @@ from mmfast.models import Parallel, adapter_for, load, parallelize
 from mmfast.models.vision_cache import VisionCache, cache_vision, vision_key, write_vision_cache
 from mmfast.packing import build_pack
 from mmfast.world import models as world
-
-from .cases import everything
-from .test_exact import compare
+from tests.make.model_cases import everything
+from tests.models.test_exact import compare
 
 
 @pytest.mark.parametrize("freeze", [("vision",), ("vision", "projector")], ids=["projector trains", "projector frozen"])

@@ -8,7 +8,7 @@ import torch
 
 from mmfast.data.records import Branch, Example
 from mmfast.packing import Layout, Pack, Plan, PlanSettings, build_pack, response_key
-from tests.packing.random_trees import KINDS, Case, random_case
+from tests.make.packing_cases import KINDS, Case, random_case
 
 LAYOUTS = {
     "plain": Layout(image_token_id=63),

@@ -9,7 +9,7 @@ import torch
 from mmfast.models import adapter_for
 from mmfast.packing import Plan, build_pack, response_key
 from mmfast.world import models as world
-from tests.models.cases import everything
+from tests.make.model_cases import everything
 
 PAGE = Path(__file__).parents[2] / "docs" / "packing.md"
 

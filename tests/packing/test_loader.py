@@ -1,3 +1,5 @@
+"""Packs come in the plan's order from any number of workers, and an error of a worker is told."""
+
 import subprocess
 import sys
 from dataclasses import fields
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from mmfast.packing import Pack, PackLoader, Plan, PlanSettings, build_pack
-from tests.packing.random_trees import Case, random_mixture
+from tests.make.packing_cases import Case, random_mixture
 
 
 def case_and_plan() -> tuple[Case, Plan]:

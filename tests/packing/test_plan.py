@@ -1,3 +1,5 @@
+"""The plan of an epoch: every pair once, within the budget, in an order that is fixed for good."""
+
 from dataclasses import replace
 from itertools import product
 
@@ -10,7 +12,7 @@ from mmfast.data.symbols import collapse
 from mmfast.packing import Layout, Plan, PlanSettings, build_pack
 from mmfast.packing.cost import UNIT, Cost
 from mmfast.packing.order import blocks, groups, permutation
-from tests.packing.random_trees import KINDS, Case, random_case, random_mixture
+from tests.make.packing_cases import KINDS, Case, random_case, random_mixture
 
 COST = Cost(attention=0.01, head=0.1, vision=0.3)
 

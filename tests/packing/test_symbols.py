@@ -8,7 +8,7 @@ import torch
 
 from mmfast.data.symbols import Symbols, collapse, join, response_key
 from mmfast.packing import Plan, PlanSettings, build_pack
-from tests.packing.random_trees import KINDS, random_case
+from tests.make.packing_cases import KINDS, random_case
 
 FIRST = next(iter(KINDS))
 SETTINGS = PlanSettings(pairs_per_step=5, tokens_per_pack=512)

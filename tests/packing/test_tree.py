@@ -1,3 +1,5 @@
+"""The prefix forest: the native builder equals the plain one, and its paths spell every branch."""
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st

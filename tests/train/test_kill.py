@@ -8,10 +8,9 @@ import torch
 
 from mmfast.train import train
 from mmfast.training.checkpoint import complete
-from tests.train.ranks import finish, launch, run_ranks
-from tests.train.test_ranks import weights
-from tests.train.test_train import untimed
-from tests.train.tiny import make_config, write_pairs
+from tests.make.rank_processes import finish, launch, run_ranks
+from tests.make.run_results import untimed, weights
+from tests.make.tiny_run import make_config, write_pairs
 
 WORLD = 2
 

@@ -8,8 +8,8 @@ from mmfast.job.runtime import start
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
 from mmfast.training.objective import objective_of
-from tests.train.test_train import curve
-from tests.train.tiny import make_config, make_model, write_pairs
+from tests.make.run_results import curve
+from tests.make.tiny_run import make_config, make_model, write_pairs
 
 STEPS = 3  # the first update of an 8-bit AdamW is the plain one, and may be so to the bit
 

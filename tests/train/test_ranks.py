@@ -4,15 +4,13 @@ import shutil
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from mmfast.job.rows import read
 from mmfast.train import train
-from mmfast.training.checkpoint import complete
-from tests.train.ranks import run_ranks
-from tests.train.test_train import curve, untimed
-from tests.train.tiny import make_config, write_pairs
+from tests.make.rank_processes import run_ranks
+from tests.make.run_results import curve, untimed, weights
+from tests.make.tiny_run import make_config, write_pairs
 
 NAMES = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/rejected")
 
@@ -40,17 +38,6 @@ def close(folder, other, *, first=0):
     assert len(a) == len(b) and len(a) > first
     for x, y in zip(a[first:], b[first:], strict=True):
         assert x == pytest.approx(y, rel=1e-5, abs=1e-5)
-
-
-def weights(folder):
-    """All trained weights of the newest checkpoint, gathered."""
-    from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-
-    state: dict = {}
-    path = complete(folder / "run" / "checkpoints")[-1]
-    _load_state_dict(state, dcp.FileSystemReader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    return state["weights"]
 
 
 @pytest.mark.parametrize("shard", ["full", "none"])

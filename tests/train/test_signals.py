@@ -16,9 +16,9 @@ from mmfast.job.rows import read
 from mmfast.job.runtime import Stopped, start
 from mmfast.train import Run
 from mmfast.training.objective import objective_of
-from tests.train.test_resume import config_of, snapshot, start_again
-from tests.train.test_train import untimed
-from tests.train.tiny import make_config, write_pairs
+from tests.make.run_results import snapshot, untimed
+from tests.make.tiny_run import make_config, write_pairs
+from tests.training.test_resume import config_of, start_again
 
 
 @pytest.fixture(autouse=True)

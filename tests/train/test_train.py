@@ -1,3 +1,5 @@
+"""The loop: it learns, its numbers do not depend on packing, it stops and goes on, and its mistakes are told."""
+
 import json
 import math
 import os
@@ -16,17 +18,8 @@ from mmfast.reference.scoring import reference
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
 from mmfast.training.objective import objective_of
-from tests.train.tiny import make_config, make_model, write_pairs
-
-TIMES = ("tokens_per_s", "pairs_per_s", "memory_gib", "data_wait", "mfu")
-
-
-def curve(folder, *names):
-    return [[row[name] for name in names] for row in read(folder / "metrics.jsonl") if names[0] in row]
-
-
-def untimed(folder):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(folder / "metrics.jsonl")]
+from tests.make.run_results import curve, untimed
+from tests.make.tiny_run import make_config, make_model, write_pairs
 
 
 def test_dpo_starts_at_ln2_and_learns(tiny, tmp_path, capfd):

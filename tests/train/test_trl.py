@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmfast.job.rows import read
 from mmfast.train import train
-from tests.train.tiny import make_config, write_pairs
+from tests.make.tiny_run import make_config, write_pairs
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

@@ -10,7 +10,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,11 +45,11 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype=_plain_dtype(dtype), count=1)[0]
 
 
-def _numpy_frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _numpy_frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     return np.frombuffer(buffer, dtype=_plain_dtype(dtype)).reshape(shape, order=order)
 
 
-def _numpy_reconstruct(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
+def _numpy_reconstruct(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     if kind is not np.ndarray:
         raise pickle.UnpicklingError("only plain numpy arrays are read")
     return np.ndarray.__new__(np.ndarray, shape, dtype)

@@ -113,7 +113,9 @@ def _instructed(record: Record, value: dict) -> Record:
             raise BadRow("format", "the row has a column system and another system message in its prompt")
         return prompt if prompt and prompt[0] == message else (message, *prompt)
 
-    sides = {s: opened(p) for s in ("chosen_prompt", "rejected_prompt") if (p := getattr(record, s)) is not None}
+    sides: dict[str, Any] = {
+        s: opened(p) for s in ("chosen_prompt", "rejected_prompt") if (p := getattr(record, s)) is not None
+    }
     if record.prompt or not sides:
         sides["prompt"] = opened(record.prompt)
     return replace(record, meta={k: v for k, v in record.meta.items() if k != SYSTEM}, **sides)

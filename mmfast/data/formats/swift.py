@@ -69,6 +69,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     chosen = place_images(_messages(value.get("messages")), len(images))
     meta = {k: v for k, v in value.items() if k not in KNOWN}
     own_prompt = None
+    rejected: list[dict] | None
     if value.get("rejected_messages") is not None:
         theirs = image_list(value.get("rejected_images"))
         rejected = place_images(_messages(value["rejected_messages"]), len(theirs or images))

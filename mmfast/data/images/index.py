@@ -90,7 +90,8 @@ class ImageIndex:
         infos: Mapping[str, ImageInfo] | None = None,
         seen: Contents | None = None,
     ):
-        self._make, self._processor, self.keep = processor, None, keep
+        self._make, self.keep = processor, keep
+        self._processor: ImageProcessor | None = None
         self.infos: dict[str, ImageInfo] = dict(infos or {})
         self.bad: dict[str, BadRow] = {}
         self.contents: Contents = {}  # of every file that was asked for; what the examples depend on
