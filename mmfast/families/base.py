@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmfast.families.layout import Layout
 from mmfast.families.sizes import Sizes, TowerSizes
+from mmfast.families.tiny import Chat, Size, Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 FEATURES, TOWER = "feature_rows", "tower_rows"  # keys of cached vision features in Pack.images
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -37,6 +38,8 @@ class Adapter:
     outside_decoder: tuple[str, ...] | None = ("model.vision_tower", "model.multi_modal_projector")
 
     published: dict[str, Sizes] = {}  # noqa: RUF012  # hub ids -> sizes, for an estimate without the model
+
+    chat: Chat | None = None  # of the family's tiny models; None: none are drawn
 
     def __init__(self, config: PretrainedConfig):
         self.config = config
@@ -63,6 +66,11 @@ class Adapter:
         """(what the chat template writes for an image, what the model reads), where a processor rewrites it. `image` is
         the image token, `token` an id's text."""
         return None
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        """A small model for tests and the embedded world. `tokenizer` has the tokens of `chat`."""
+        raise NotImplementedError
 
     # where things are
 

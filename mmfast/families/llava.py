@@ -8,15 +8,17 @@ import torch
 
 from mmfast.families.base import Adapter
 from mmfast.families.sizes import CLIP_LARGE, Sizes
+from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 class Llava(Adapter):
     image_aspect = "crop"
     tower_depth = ("vision_config", "num_hidden_layers")
+    chat = VICUNA
     published = {  # noqa: RUF012
         "llava-hf/llava-1.5-7b-hf": Sizes(
             hidden=4096, layers=32, mlp=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064,
@@ -38,6 +40,24 @@ class Llava(Adapter):
     def square_slots(cls, model: dict[str, Any], side: int) -> int:
         """The patches, and the class token where it is kept."""
         return side * side + (model.get("vision_feature_select_strategy", "default") != "default")
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        edge = size.image_size
+        config = {
+            "vision_config": tower_part(size) | {"projection_dim": size.vision_hidden},
+            "text_config": decoder_part(size, tokenizer),
+            "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+            "image_seq_length": size.side**2,
+            "tie_word_embeddings": size.tie,
+        }
+        square = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+        slots = {
+            "patch_size": size.patch,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        }
+        return Tiny(config=config, images=("CLIPImageProcessorPil", square), processor=("LlavaProcessor", slots))
 
     def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
         return list(model.model.vision_tower.encoder.layers)

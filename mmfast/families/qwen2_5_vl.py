@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmfast.families.qwen2_vl import Qwen2VL
 from mmfast.families.sizes import Sizes
+from mmfast.families.tiny import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,16 @@ class Qwen25VL(Qwen2VL):
             tower=632e6, projector=44.6e6,
         )
     }  # fmt: skip
+
+    @classmethod
+    def tiny_tower(cls, size: Size) -> dict[str, Any]:
+        return {
+            "hidden_size": size.vision_hidden,
+            "out_hidden_size": size.hidden,
+            "intermediate_size": 2 * size.vision_hidden,
+            "window_size": 4 * size.patch,
+            "fullatt_block_indexes": [1],
+        }
 
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "pixel_values" not in images or "cu_seqlens" in images:
