@@ -9,10 +9,9 @@ Letters: F feature rows (one an image slot), D decoder width, V tower width, L d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmfast.families.layout import Layout
-from mmfast.families.sizes import Sizes, TowerSizes
 from mmfast.families.tiny import Chat, Size, Tiny
 
 if TYPE_CHECKING:
@@ -23,6 +22,13 @@ FEATURES, TOWER = "feature_rows", "tower_rows"  # keys of cached vision features
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES = (0.5, 0.5, 0.5)  # SigLIP's mean and spread
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+
+
+class TowerSizes(NamedTuple):
+    hidden: int
+    depth: int
+    inner: int  # of the MLP
+    pixels: int  # values of one patch
 
 
 class Adapter:
@@ -37,7 +43,7 @@ class Adapter:
     # modules beside the decoder, by name: what quantisation leaves alone. None: not known, so nothing is quantised
     outside_decoder: tuple[str, ...] | None = ("model.vision_tower", "model.multi_modal_projector")
 
-    published: dict[str, Sizes] = {}  # noqa: RUF012  # hub ids -> sizes, for an estimate without the model
+    published: dict[str, dict[str, Any]] = {}  # noqa: RUF012  # hub ids -> config.json, as far as sizes go
 
     chat: Chat | None = None  # of the family's tiny models; None: none are drawn
 
@@ -98,7 +104,14 @@ class Adapter:
 
     def tower_sizes(self) -> TowerSizes:
         """For the estimate of memory; by the names that CLIP's, SigLIP's and Qwen's towers use."""
-        return TowerSizes.of(self.config.vision_config.to_dict())
+        vision = self.config.vision_config.to_dict()
+        hidden = vision.get("embed_dim") or vision["hidden_size"]  # Qwen2-VL's `hidden_size` is the decoder's
+        return TowerSizes(
+            hidden=hidden,
+            depth=vision.get("depth") or vision["num_hidden_layers"],
+            inner=vision.get("intermediate_size") or hidden * vision.get("mlp_ratio", 4),
+            pixels=vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 1),
+        )
 
     # on the host, in a worker
 

@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfast.families.base import Adapter
-from mmfast.families.sizes import CLIP_LARGE, Sizes
 from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+CLIP_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+VICUNA_13B = {
+    "vocab_size": 32064,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
 
 
 class Llava(Adapter):
@@ -20,15 +36,9 @@ class Llava(Adapter):
     tower_depth = ("vision_config", "num_hidden_layers")
     chat = VICUNA
     published = {  # noqa: RUF012
-        "llava-hf/llava-1.5-7b-hf": Sizes(
-            hidden=4096, layers=32, mlp=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064,
-            tower=CLIP_LARGE, projector=21.0e6,
-        ),
-        "llava-hf/llava-1.5-13b-hf": Sizes(
-            hidden=5120, layers=40, mlp=13824, heads=40, kv_heads=40, head_dim=128, vocab=32064,
-            tower=CLIP_LARGE, projector=31.5e6,
-        ),
-    }  # fmt: skip
+        "llava-hf/llava-1.5-7b-hf": {"text_config": {"vocab_size": 32064}, "vision_config": CLIP_LARGE},
+        "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B, "vision_config": CLIP_LARGE},
+    }
 
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:

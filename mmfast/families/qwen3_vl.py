@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfast.families.qwen2_vl import CHATML, SYSTEM, Qwen2VL
-from mmfast.families.sizes import Sizes
 from mmfast.families.tiny import Size, Tiny
 
 if TYPE_CHECKING:
@@ -21,11 +20,19 @@ class Qwen3VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "interp_indices", "interp_weights")
     chat = replace(CHATML, template=CHATML.template.replace(SYSTEM, ""))
     published = {  # noqa: RUF012
-        "Qwen/Qwen3-VL-8B-Instruct": Sizes(
-            hidden=4096, layers=36, mlp=12288, heads=32, kv_heads=8, head_dim=128, vocab=151936,
-            tower=410e6, projector=167e6,
-        )
-    }  # fmt: skip
+        "Qwen/Qwen3-VL-8B-Instruct": {
+            "text_config": {
+                "vocab_size": 151936,
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+            },
+            "vision_config": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096},
+        }
+    }
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

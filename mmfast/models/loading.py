@@ -21,7 +21,7 @@ PARTS = ("vision", "projector", "language")
 
 
 def load(
-    path: str,
+    path: str | PretrainedConfig,
     *,
     dtype: str | torch.dtype = "bfloat16",
     freeze: Sequence[str] = ("vision",),
@@ -34,6 +34,7 @@ def load(
     random_weights: bool = False,
 ) -> Scorer:
     """
+    path            a directory or a hub id; with random_weights a config too
     dtype           of the forward pass. Frozen parameters are kept in it, trainable ones in fp32 (the masters)
     freeze          any of "vision", "projector", "language"; all three for a model that only scores
     lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
@@ -48,8 +49,9 @@ def load(
         raise ValueError(f"model.freeze: {unknown[0]!r} is not a part of a model; choose from {', '.join(PARTS)}")
     if cached_vision and "vision" not in freeze:
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
-    path = str(directory(path, weights=not random_weights))
-    config = AutoConfig.from_pretrained(path)
+    if isinstance(path, str):
+        path = str(directory(path, weights=not random_weights))
+    config = AutoConfig.from_pretrained(path) if isinstance(path, str) else path
     family = adapter_for(config)
     options: dict[str, Any] = {}
     if quantize:
@@ -66,7 +68,7 @@ def load(
 
 
 def read_model(
-    path: str,
+    path: str | PretrainedConfig,
     config: PretrainedConfig,
     adapter: Adapter,
     dtype: torch.dtype,

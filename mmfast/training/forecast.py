@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from mmfast.config import Config
 from mmfast.job.opening import examples_of, layout_of, make_plan, open_examples, step_cost, total_steps
@@ -54,8 +55,6 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     check_length(config, examples, store.images, ranks)
     check_segments(config, examples)
     scorer = sketch(config)
-    if config.parallel.activation_checkpointing:
-        checkpoint_blocks(scorer)
     cost = step_cost(config, scorer)
     made = make_plan(config, examples, store.images, scorer)
     check_whole_steps(made, total_steps(config, made.steps_per_epoch))
@@ -86,14 +85,22 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     )
 
 
-def sketch(config: Config) -> Scorer:
-    """The policy on the meta device: shapes without weights."""
+def sketch(config: Config, model: PretrainedConfig | None = None) -> Scorer:
+    """The policy on the meta device: shapes without weights. `model`: in place of the config.json of its directory."""
     m = config.model
-    lora = settings_of(m.adapter) if m.adapter else Lora.of(config)
-    return load(
-        m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,
-        cached_vision=m.cache_vision, device="meta", random_weights=True,
-    )  # fmt: skip
+    scorer = load(
+        model or m.path,
+        dtype=m.dtype,
+        freeze=tuple(m.freeze),
+        lora=settings_of(m.adapter) if m.adapter else Lora.of(config),
+        attention=m.attention,
+        cached_vision=m.cache_vision,
+        device="meta",
+        random_weights=True,
+    )
+    if config.parallel.activation_checkpointing:
+        checkpoint_blocks(scorer)
+    return scorer
 
 
 def setting_of(

@@ -28,12 +28,11 @@ from tests.train.tiny import make_config, write_pairs
 # ViP-LLaVA: several layers of the tower side by side, normalised before they are projected
 FILE = """
 from mmfast.families.llava import Llava
-from mmfast.families.sizes import Sizes
 
 
 class VipLlava(Llava):
-    published = {"someone/vip": Sizes(hidden=64, layers=2, mlp=160, heads=4, kv_heads=2, head_dim=16, vocab=512,
-                                      tower=1e5, projector=1e4)}
+    published = {"someone/vip": {"text_config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+                                 "vision_feature_layers": [-1, -2, 1]}}
 
     def patches(self):
         return (self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
@@ -122,13 +121,13 @@ def test_without_its_file_the_model_is_refused_by_name(tmp_path):
 def test_its_file_tells_the_estimate_and_is_listed(vipllava, tmp_path):
     from mmfast.training import recipes
 
-    recipes.published_sizes.cache_clear()
+    recipes.published.cache_clear()
     try:
         assert {"vipllava", "llava", "gemma3", "qwen2_vl"} <= set(families.families())
         config = make_config(tmp_path, Path("someone/vip"), tmp_path / "none.jsonl")
-        assert sum(memory_estimate(config, 1).values()) > 0
+        assert memory_estimate(config, 1).total > 0
     finally:
-        recipes.published_sizes.cache_clear()
+        recipes.published.cache_clear()
 
 
 def test_marks_around_an_image_come_from_the_family(tmp_path, monkeypatch):
