@@ -106,11 +106,13 @@ class Adapter:
         """For the estimate of memory; by the names that CLIP's, SigLIP's and Qwen's towers use."""
         vision = self.config.vision_config.to_dict()
         hidden = vision.get("embed_dim") or vision["hidden_size"]  # Qwen2-VL's `hidden_size` is the decoder's
+        patch = vision["patch_size"]
+        patch = patch if isinstance(patch, int) else patch[0]
         return TowerSizes(
             hidden=hidden,
             depth=vision.get("depth") or vision["num_hidden_layers"],
             inner=vision.get("intermediate_size") or hidden * vision.get("mlp_ratio", 4),
-            pixels=vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 1),
+            pixels=patch**2 * 3 * vision.get("temporal_patch_size", 1),
         )
 
     # on the host, in a worker

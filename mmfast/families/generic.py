@@ -67,6 +67,15 @@ class Generic(Adapter):
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_decoder()
 
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        layers = getattr(self.decoder(model), "layers", None)
+        if layers is None or not hasattr(model.model, "get_image_features"):
+            raise ValueError(
+                f"{self.config.model_type} cannot be trained: its decoder has no list of layers, or the model no "
+                "get_image_features"
+            )
+        return layers
+
     def _children(self, model: PreTrainedModel) -> list[nn.Module]:
         decoder = self.decoder(model)
         return [child for child in model.model.children() if child is not decoder]

@@ -11,7 +11,7 @@ from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CLIP_LARGE = {
     "hidden_size": 1024,
@@ -39,6 +39,13 @@ class Llava(Adapter):
         "llava-hf/llava-1.5-7b-hf": {"text_config": {"vocab_size": 32064}, "vision_config": CLIP_LARGE},
         "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B, "vision_config": CLIP_LARGE},
     }
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        if (tower := config.vision_config.model_type) not in ("clip_vision_model", "siglip_vision_model"):
+            raise ValueError(
+                f"{config.model_type} with a tower of type {tower}: only CLIP's and SigLIP's are supported"
+            )
 
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:

@@ -56,7 +56,10 @@ def load(
     options: dict[str, Any] = {}
     if quantize:
         options["quantization_config"] = quantization(quantize, family, dtype, with_lora=bool(lora or adapter))
-    model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
+    try:
+        model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
+    except ImportError as error:
+        raise ValueError(f"a {config.model_type} cannot be read here: {' '.join(str(error).split())}") from None
     scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))

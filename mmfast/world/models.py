@@ -71,7 +71,10 @@ def _trained(special: tuple[str, ...], vocab: int, bos: str | None) -> str:
 
 def tiny_tokenizer(family: str, vocab: int = 512) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the grammar: a word of the world is one token, any other text is bytes."""
-    chat = _described(family)[1]
+    return tokenizer_of(_described(family)[1], vocab)
+
+
+def tokenizer_of(chat: Chat, vocab: int = 512) -> PreTrainedTokenizerFast:
     special = (*chat.named.values(), *chat.others)
     trained = Tokenizer.from_str(_trained(special, min(vocab, 1024), chat.named["bos_token"] if chat.bos else None))
     return PreTrainedTokenizerFast(

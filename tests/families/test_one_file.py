@@ -20,7 +20,7 @@ from mmfast.job.rows import read
 from mmfast.models import Scorer
 from mmfast.train import train
 from mmfast.training.recipes import memory_estimate
-from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_tokenizer
+from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_processor, tiny_tokenizer
 from tests.models.cases import everything
 from tests.models.test_exact import compare
 from tests.train.tiny import make_config, write_pairs
@@ -92,6 +92,7 @@ def test_a_family_is_one_file(vipllava, tmp_path):
     assert row["grad_norm"] > 0 and abs(row["loss"] - 0.6931) < 1e-3
     adapter = adapter_for(model.config)
     assert type(adapter).__name__ == "VipLlava" and type(pickle.loads(pickle.dumps(adapter))) is type(adapter)
+    assert build("vipllava")[0].config.model_type == "vipllava", "its tiny models are LLaVA's"
     assert not adapter.proven, "no test of mmfast has run it: it proves itself at load"
 
 
@@ -111,11 +112,13 @@ def test_a_family_of_ones_own_is_as_exact(vipllava):
     compare(everything("llava", adapter), Scorer(model, adapter), plain, losses=("averaged ddpo",))
 
 
-def test_without_its_file_the_model_is_refused_by_name(tmp_path):
+def test_without_its_file_its_images_go_through_transformers_own_processor(tmp_path):
     model, tokenizer, images = tiny_vipllava()
-    save(tmp_path, model, tokenizer, images, None)
-    with pytest.raises(ValueError, match=r"no image geometry for model_type 'vipllava'; there is one for .*qwen3_vl"):
-        ImageProcessor.from_model_dir(tmp_path)
+    save(tmp_path / "model", model, tokenizer, images, tiny_processor("llava", tokenizer, images, SIZES["tiny"]))
+    assert ImageProcessor.from_model_dir(tmp_path / "model").geometry(70, 50) == (36, None)
+    train(make_config(tmp_path, tmp_path / "model", write_pairs(tmp_path, 4), **{"train.steps": 1}))
+    (row,) = read(tmp_path / "run" / "metrics.jsonl")
+    assert row["grad_norm"] > 0 and row["sharing"] > 0.3, "proven at load, so prefixes are shared"
 
 
 def test_its_file_tells_the_estimate_and_is_listed(vipllava, tmp_path):
