@@ -36,6 +36,7 @@ class Adapter:
     positions = "1d"  # or "mrope"
     merge_size = 1  # patches merged along each axis into one image slot
     has_dummy = True  # dummy_images() is known: the tower's blocks can be sharded one by one while they train
+    tower_packs = False  # the tower attends within images that lie in one row: sdpa would read the host for each
     levels = 0  # deepstack: dense addends after the first decoder layers
 
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has

@@ -38,6 +38,7 @@ class Qwen2VL(Adapter):
     image_aspect = "native"
     positions = "mrope"
     tower_depth = ("vision_config", "depth")
+    tower_packs = True
     outside_decoder = ("model.visual",)
     keywords: tuple[str, ...] = ("position_ids", "cu_seqlens")
     lengths: tuple[str, ...] = ("max_seqlen",)

@@ -101,8 +101,8 @@ def read_model(
 
 
 def tower_attention(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Any:
-    """sdpa loops over images with host reads in every block of Qwen's towers; flash attention does not."""
-    if adapter.positions == "mrope" and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    """Flash attention needs no host reads where images lie in one row; it is taken where it is installed."""
+    if adapter.tower_packs and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         from transformers.utils import is_flash_attn_2_available
 
         if is_flash_attn_2_available():
