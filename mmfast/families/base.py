@@ -140,6 +140,19 @@ class Adapter:
         """One smallest image, for a pack without images while the tower trains."""
         raise NotImplementedError
 
+    # the layout that the family had before transformers knew it
+
+    def original_name(self, name: str) -> str:
+        """What it calls a parameter of ours."""
+        return name
+
+    def original_config(self, aspect: str) -> dict[str, Any]:
+        """Its config.json. Raises where the layout is not known, or has no place for this model."""
+        raise ValueError(
+            f'export.formats: "llava" is the native layout of LLaVA-1.5 only, and this is a {self.config.model_type}: '
+            'use "peft", or "hf" with export.merge = true'
+        )
+
     # on the device
 
     def tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:

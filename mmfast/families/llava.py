@@ -30,6 +30,12 @@ VICUNA_13B = {
     "num_key_value_heads": 40,
 }
 
+ORIGINAL = {
+    "model.language_model.": "model.",
+    "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
+}
+
 
 class Llava(Adapter):
     image_aspect = "crop"
@@ -103,6 +109,32 @@ class Llava(Adapter):
 
     def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
         return model.model.multi_modal_projector(rows).flatten(0, -2)
+
+    def original_name(self, name: str) -> str:
+        start = next((ours for ours in ORIGINAL if name.startswith(ours)), "")
+        return ORIGINAL.get(start, "") + name.removeprefix(start)
+
+    def original_config(self, aspect: str) -> dict[str, Any]:
+        c = self.config
+        if c.model_type != "llava":
+            return super().original_config(aspect)
+        if c.projector_hidden_act != "gelu" or not isinstance(c.vision_feature_layer, int):
+            raise ValueError(
+                'export.formats: "llava" is the native layout of LLaVA-1.5 with its two-layer gelu projector on one '
+                "layer of the tower; this model has others"
+            )
+        return c.text_config.to_dict() | {
+            "model_type": "llava_llama",
+            "architectures": ["LlavaLlamaForCausalLM"],
+            "mm_vision_select_layer": c.vision_feature_layer,
+            "mm_vision_select_feature": "patch",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_hidden_size": c.vision_config.hidden_size,
+            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            "image_aspect_ratio": "pad" if aspect == "auto" else aspect,
+        }
 
 
 def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:

@@ -13,13 +13,14 @@ from mmfast.cli.app import app
 from mmfast.config import load as config_load
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
+from mmfast.models.export import live_weights, rewrite_weights
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
+from mmfast.models.merge import merge, trial_rows
 from mmfast.models.names import disk_names
 from mmfast.train import Run, train
 from mmfast.training.checkpoint import trainable
-from mmfast.training.export import check_export, export, export_run, live_weights, rewrite_weights
-from mmfast.training.merging import merge, trial_rows
+from mmfast.training.export import check_export, export, export_run
 from mmfast.world.models import FAMILIES
 from tests.train.tiny import make_config, make_model, write_pairs
 
