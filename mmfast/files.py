@@ -8,16 +8,18 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
 
 DTYPES = {"BOOL": np.bool_, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -75,28 +77,36 @@ def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, st
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
-    found: dict[str, str] = {}
-    for file in files:
-        note = remembered / f"weights-{_stamp(file)}.json" if remembered else None
-        if note is None:
-            found |= _tensor_digests(file)
-            continue
-        try:
-            found |= json.loads(note.read_text())
-        except (OSError, ValueError):
-            digests = _tensor_digests(file)
-            found |= digests
-            if note.name == f"weights-{_stamp(file)}.json":  # it was not written meanwhile
-                with suppress(OSError):  # a cache that cannot be written costs time only
-                    note.parent.mkdir(parents=True, exist_ok=True)
-                    write_bytes(note, json.dumps(digests).encode())
-    return found
+    return {
+        name: digest for file in files for name, digest in _noted(file, remembered, "weights", _tensor_digests).items()
+    }
+
+
+def file_digest(path: Path, remembered: Path | None = None) -> str:
+    """sha256 of a file's bytes, `remembered` as above."""
+    return _noted(path, remembered, "file", sha256_of)
+
+
+def _noted(file: Path, folder: Path | None, kind: str, read: Callable[[Path], T]) -> T:
+    """What `read` tells of a file, from the note in `folder` where there is one."""
+    if folder is None:
+        return read(file)
+    note = folder / f"{kind}-{_stamp(file)}.json"
+    with suppress(OSError, ValueError):
+        noted: T = json.loads(note.read_text())
+        return noted
+    told = read(file)
+    if note.name == f"{kind}-{_stamp(file)}.json":  # it was not written meanwhile
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(note, json.dumps(told).encode())
+    return told
 
 
 def _stamp(file: Path) -> str:
     status = file.stat()
     text = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _tensor_digests(file: Path) -> dict[str, str]:

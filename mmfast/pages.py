@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.25rem .8rem;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}mark{background:#ffc9c9}
 pre{white-space:pre-wrap;background:#f7f7f7;padding:.6rem;border-radius:.3rem}"""
+
+
+def small(data: bytes, edge: int) -> Image:
+    """An image file's picture, at most `edge` pixels wide and high."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((edge, edge))
+    return picture
+
+
+def png(image: Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def page(title: str, parts: Iterable[str], *, heading: str = "", style: str = "") -> str:

@@ -23,7 +23,7 @@ from mmfast.job.checkpoint_files import best_value, better
 from mmfast.job.opening import Job
 from mmfast.job.passes import Pass
 from mmfast.job.runfolder import begin, write_finished, write_stopped
-from mmfast.job.runtime import Memory, Runtime, Stopped, reseed, start, task_number
+from mmfast.job.runtime import Memory, Stopped, reseed, start, task_number
 from mmfast.models.estimate import flops_per_token
 from mmfast.models.scorer import projector_parameters
 from mmfast.packing import Pack, StepPlan
@@ -54,34 +54,35 @@ def train(config: Config, objective: Objective | None = None) -> dict[str, float
     runtime = start(config)
     try:
         job = Job(config, runtime)
-        check_export(config, job)
-        run = Run(config, job, objective)
+        check_export(job)
+        run = Run(job, objective)
         run.loop()
         if run.stopped:
             raise Stopped
         return run.last
     except torch.OutOfMemoryError as error:
-        raise runtime.marked(RuntimeError(out_of_memory(config, runtime, error))) from error
+        raise runtime.marked(RuntimeError(out_of_memory(job, error))) from error
     except (ValueError, RuntimeError) as error:
         raise runtime.marked(error)  # noqa: B904 (it is the same one)
     finally:
         runtime.close()
 
 
-def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str:
+def out_of_memory(job: Job, error: BaseException) -> str:
     """What the plan expected of a rank, by part, and the settings that would help."""
-    from mmfast.training.forecast import plan
+    from mmfast.training.forecast import plan_of
 
+    runtime = job.runtime
     try:
-        found = plan(config, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
-        memory = asdict(found.memory).items()
+        told = plan_of(job, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
+        memory = asdict(told.memory).items()
         expected = "\nThe plan expects of a rank, in GiB: "
         expected += ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory if size)
     except Exception:  # advice must never take the place of what happened
         expected = ""
     return (
         f"out of memory: {error}{expected}\nWhat would help, in this order: "
-        f"train.tokens_per_pack = {config.train.tokens_per_pack // 2} (it changes no result); "
+        f"train.tokens_per_pack = {job.steps.tokens_per_pack // 2} (it changes no result); "
         'parallel.activation_checkpointing = true; parallel.shard = "full" over more GPUs, [model.lora] or '
         "parallel.offload = true"
     )
@@ -90,14 +91,14 @@ def out_of_memory(config: Config, runtime: Runtime, error: BaseException) -> str
 class Run:
     """One run in one process: everything is made here, in order, and nothing in output_dir changes; `loop` uses it."""
 
-    def __init__(self, config: Config, job: Job, objective: Objective) -> None:
+    def __init__(self, job: Job, objective: Objective) -> None:
         # Who may be here, and from where the run goes on
-        runtime = job.runtime
+        config, runtime = job.config, job.runtime
         self.config, self.job, self.runtime, self.objective = config, job, runtime, objective
         self.last: dict[str, float] = {}
         self.identity: dict[str, Any] = {}
         self.stopped, self.told, self.digest = False, set[str](), ""
-        self.folder = Path(config.output_dir)
+        self.folder = job.folder
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
         self.saver = checkpoint.Checkpointer(
@@ -106,7 +107,7 @@ class Run:
             best_metric=config.train.best_metric,
             settings=dump(config),
         )
-        self.start = choose(config, runtime, self.saver, self.folder, self._identify, self._say)
+        self.start = choose(job, self.saver, self._identify, self._say)
         self.step = self.start.info["step"] if self.start else 0
         if self.start:
             self.last.update(self.start.info["last"] | self.start.info["metrics"])
@@ -115,13 +116,13 @@ class Run:
             return
         # Data, policy, plan
         self._identify()
-        check_length(config, job.store.symbols, runtime.world)
-        check_segments(config, job.store.symbols)
+        check_length(job, runtime.world)
+        check_segments(job)
         self.scorer = job.policy.scorer
         self.training = Pass(job, job.store, job.policy)
         self.steps_per_epoch = self.training.plan.steps_per_epoch
         self.total = config.train.total_steps(self.steps_per_epoch)
-        check_whole_steps(self.training.plan, self.total)
+        check_whole_steps(job, self.training.plan)
         # Reference
         self.live = None
         if objective.reads_reference and config.reference.kind == "cached":
@@ -256,7 +257,7 @@ class Run:
                 write_stopped(self.folder, self.step, by)
             self._say(f"asked to stop ({by}): the checkpoint of step {self.step} is written; start again to go on")
         else:
-            export_run(config, runtime, self.scorer, self.folder, self.step, self.job.store.digest)
+            export_run(self.job, self.scorer, self.step, self.job.store.digest)
         if self.metrics:
             self.metrics.close()
             report([self.folder])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mmfast.files import sha256_of, whole, write_bytes, write_json, write_text
+from mmfast.files import file_digest, sha256_of, whole, write_bytes, write_json, write_text
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -39,3 +39,16 @@ def test_texts_are_utf_8_and_digests_are_of_bytes(tmp_path):
     write_json(tmp_path / "b", {"a": 1})
     assert (tmp_path / "a").read_bytes() == "ein Bär".encode() and (tmp_path / "b").read_text() == '{\n "a": 1\n}'
     assert sha256_of(str(tmp_path / "b")) == hashlib.sha256(b'{\n "a": 1\n}').hexdigest()
+
+
+def test_a_files_digest_is_noted_under_its_stamp(tmp_path):
+    file, notes = tmp_path / "a", tmp_path / "notes"
+    file.write_bytes(b"one")
+    digest = file_digest(file, notes)
+    assert digest == file_digest(file) == hashlib.sha256(b"one").hexdigest()
+    (note,) = notes.iterdir()
+    note.write_text("not json")
+    assert file_digest(file, notes) == digest
+    file.write_bytes(b"two")
+    assert file_digest(file, notes) == hashlib.sha256(b"two").hexdigest()
+    assert file_digest(file, file) == hashlib.sha256(b"two").hexdigest(), "notes that cannot be kept"

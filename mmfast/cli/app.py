@@ -171,7 +171,7 @@ def merge(
     base: Annotated[str, typer.Option(help="The base model; default: the one the adapter names.")] = "",
 ) -> None:
     """Merge a LoRA adapter into its base model, shard by shard, and check a few rows' log-probs before and after."""
-    from mmfast.training.merging import merge as run
+    from mmfast.models.merge import merge as run
 
     worst = run(adapter, out, base)
     print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")

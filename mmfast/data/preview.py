@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,14 +104,10 @@ STYLES = {"chosen": "green", "rejected": "red"}
 
 def thumbnail(data: bytes, columns: int = 36) -> Any:
     """The picture in half blocks: two pixels a character."""
-    from PIL import Image
     from rich.style import Style
     from rich.text import Text
 
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((columns, columns))
-    pixels = np.asarray(small)
+    pixels = np.asarray(pages.small(data, columns))
     if len(pixels) % 2:
         pixels = np.concatenate([pixels, pixels[-1:]])
     text = Text()

@@ -4,7 +4,6 @@ after. Printed tables, report.html and report.png."""
 from __future__ import annotations
 
 import html
-import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -98,12 +97,6 @@ def marked(text: str, scene: Scene) -> str:
     return re.sub(rf"\b({'|'.join(absent)})", r"<mark>\1</mark>", said) if absent else said
 
 
-def _picture(scene: Scene) -> str:
-    file = io.BytesIO()
-    render(scene).save(file, "PNG")
-    return pages.picture(file.getvalue(), scene.name)
-
-
 def write_report(
     out: Path,
     scenes: Sequence[Scene],
@@ -127,7 +120,7 @@ def write_report(
     figures = []
     for n in chosen:
         said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
-        figures.append(f"<figure>{_picture(scenes[n])}<dl>{said}</dl></figure>")
+        figures.append(f"<figure>{pages.picture(pages.png(render(scenes[n])), scenes[n].name)}<dl>{said}</dl></figure>")
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
     page = out / "report.html"
     text = (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OWN = "mmfast.families"
 PLACES = (OWN, "mmfast_families")  # the second has no __init__.py: it may lie in several places on the path
-NO_FAMILY = ("base", "generic", "layout", "sizes")  # files here that describe none
+NO_FAMILY = ("base", "generic", "layout", "tiny")  # files here that describe none
 
 
 def adapter_for(config: PretrainedConfig) -> Adapter:

@@ -9,14 +9,14 @@ Letters: F feature rows (one an image slot), D decoder width, V tower width, L d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmfast.families.layout import Layout
-from mmfast.families.sizes import Sizes, TowerSizes
+from mmfast.families.tiny import Chat, Size, Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 FEATURES, TOWER = "feature_rows", "tower_rows"  # keys of cached vision features in Pack.images
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,11 +24,19 @@ HALVES = (0.5, 0.5, 0.5)  # SigLIP's mean and spread
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 
 
+class TowerSizes(NamedTuple):
+    hidden: int
+    depth: int
+    inner: int  # of the MLP
+    pixels: int  # values of one patch
+
+
 class Adapter:
     proven = True  # the family is held exact by the tests; others prove themselves at load
     positions = "1d"  # or "mrope"
     merge_size = 1  # patches merged along each axis into one image slot
     has_dummy = True  # dummy_images() is known: the tower's blocks can be sharded one by one while they train
+    tower_packs = False  # the tower attends within images that lie in one row: sdpa would read the host for each
     levels = 0  # deepstack: dense addends after the first decoder layers
 
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has
@@ -36,7 +44,9 @@ class Adapter:
     # modules beside the decoder, by name: what quantisation leaves alone. None: not known, so nothing is quantised
     outside_decoder: tuple[str, ...] | None = ("model.vision_tower", "model.multi_modal_projector")
 
-    published: dict[str, Sizes] = {}  # noqa: RUF012  # hub ids -> sizes, for an estimate without the model
+    published: dict[str, dict[str, Any]] = {}  # noqa: RUF012  # hub ids -> config.json, as far as sizes go
+
+    chat: Chat | None = None  # of the family's tiny models; None: none are drawn
 
     def __init__(self, config: PretrainedConfig):
         self.config = config
@@ -64,6 +74,11 @@ class Adapter:
         the image token, `token` an id's text."""
         return None
 
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        """A small model for tests and the embedded world. `tokenizer` has the tokens of `chat`."""
+        raise NotImplementedError
+
     # where things are
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
@@ -90,7 +105,16 @@ class Adapter:
 
     def tower_sizes(self) -> TowerSizes:
         """For the estimate of memory; by the names that CLIP's, SigLIP's and Qwen's towers use."""
-        return TowerSizes.of(self.config.vision_config.to_dict())
+        vision = self.config.vision_config.to_dict()
+        hidden = vision.get("embed_dim") or vision["hidden_size"]  # Qwen2-VL's `hidden_size` is the decoder's
+        patch = vision["patch_size"]
+        patch = patch if isinstance(patch, int) else patch[0]
+        return TowerSizes(
+            hidden=hidden,
+            depth=vision.get("depth") or vision["num_hidden_layers"],
+            inner=vision.get("intermediate_size") or hidden * vision.get("mlp_ratio", 4),
+            pixels=patch**2 * 3 * vision.get("temporal_patch_size", 1),
+        )
 
     # on the host, in a worker
 
@@ -115,6 +139,19 @@ class Adapter:
     def dummy_images(self) -> dict[str, Tensor]:
         """One smallest image, for a pack without images while the tower trains."""
         raise NotImplementedError
+
+    # the layout that the family had before transformers knew it
+
+    def original_name(self, name: str) -> str:
+        """What it calls a parameter of ours."""
+        return name
+
+    def original_config(self, aspect: str) -> dict[str, Any]:
+        """Its config.json. Raises where the layout is not known, or has no place for this model."""
+        raise ValueError(
+            f'export.formats: "llava" is the native layout of LLaVA-1.5 only, and this is a {self.config.model_type}: '
+            'use "peft", or "hf" with export.merge = true'
+        )
 
     # on the device
 

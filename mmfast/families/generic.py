@@ -6,13 +6,15 @@ Nothing here is known to be exact: a generic VLM proves itself at load (proof.py
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from mmfast.families.base import Adapter
+from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part
 
 
 class TextOnly(Adapter):
@@ -21,10 +23,15 @@ class TextOnly(Adapter):
     proven = False
     has_dummy = False
     outside_decoder = ()
+    chat = replace(VICUNA, others=(), image={})
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.image_token_id = None
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        return Tiny(config=decoder_part(size, tokenizer))
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         return model.base_model
@@ -59,6 +66,15 @@ class Generic(Adapter):
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_decoder()
+
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        layers = getattr(self.decoder(model), "layers", None)
+        if layers is None or not hasattr(model.model, "get_image_features"):
+            raise ValueError(
+                f"{self.config.model_type} cannot be trained: its decoder has no list of layers, or the model no "
+                "get_image_features"
+            )
+        return layers
 
     def _children(self, model: PreTrainedModel) -> list[nn.Module]:
         decoder = self.decoder(model)

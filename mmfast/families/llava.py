@@ -7,26 +7,51 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfast.families.base import Adapter
-from mmfast.families.sizes import CLIP_LARGE, Sizes
+from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+CLIP_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+VICUNA_13B = {
+    "vocab_size": 32064,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+
+ORIGINAL = {
+    "model.language_model.": "model.",
+    "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
+}
 
 
 class Llava(Adapter):
     image_aspect = "crop"
     tower_depth = ("vision_config", "num_hidden_layers")
+    chat = VICUNA
     published = {  # noqa: RUF012
-        "llava-hf/llava-1.5-7b-hf": Sizes(
-            hidden=4096, layers=32, mlp=11008, heads=32, kv_heads=32, head_dim=128, vocab=32064,
-            tower=CLIP_LARGE, projector=21.0e6,
-        ),
-        "llava-hf/llava-1.5-13b-hf": Sizes(
-            hidden=5120, layers=40, mlp=13824, heads=40, kv_heads=40, head_dim=128, vocab=32064,
-            tower=CLIP_LARGE, projector=31.5e6,
-        ),
-    }  # fmt: skip
+        "llava-hf/llava-1.5-7b-hf": {"text_config": {"vocab_size": 32064}, "vision_config": CLIP_LARGE},
+        "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B, "vision_config": CLIP_LARGE},
+    }
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        if (tower := config.vision_config.model_type) not in ("clip_vision_model", "siglip_vision_model"):
+            raise ValueError(
+                f"{config.model_type} with a tower of type {tower}: only CLIP's and SigLIP's are supported"
+            )
 
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:
@@ -38,6 +63,24 @@ class Llava(Adapter):
     def square_slots(cls, model: dict[str, Any], side: int) -> int:
         """The patches, and the class token where it is kept."""
         return side * side + (model.get("vision_feature_select_strategy", "default") != "default")
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        edge = size.image_size
+        config = {
+            "vision_config": tower_part(size) | {"projection_dim": size.vision_hidden},
+            "text_config": decoder_part(size, tokenizer),
+            "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+            "image_seq_length": size.side**2,
+            "tie_word_embeddings": size.tie,
+        }
+        square = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+        slots = {
+            "patch_size": size.patch,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        }
+        return Tiny(config=config, images=("CLIPImageProcessorPil", square), processor=("LlavaProcessor", slots))
 
     def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
         return list(model.model.vision_tower.encoder.layers)
@@ -66,6 +109,32 @@ class Llava(Adapter):
 
     def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
         return model.model.multi_modal_projector(rows).flatten(0, -2)
+
+    def original_name(self, name: str) -> str:
+        start = next((ours for ours in ORIGINAL if name.startswith(ours)), "")
+        return ORIGINAL.get(start, "") + name.removeprefix(start)
+
+    def original_config(self, aspect: str) -> dict[str, Any]:
+        c = self.config
+        if c.model_type != "llava":
+            return super().original_config(aspect)
+        if c.projector_hidden_act != "gelu" or not isinstance(c.vision_feature_layer, int):
+            raise ValueError(
+                'export.formats: "llava" is the native layout of LLaVA-1.5 with its two-layer gelu projector on one '
+                "layer of the tower; this model has others"
+            )
+        return c.text_config.to_dict() | {
+            "model_type": "llava_llama",
+            "architectures": ["LlavaLlamaForCausalLM"],
+            "mm_vision_select_layer": c.vision_feature_layer,
+            "mm_vision_select_feature": "patch",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_hidden_size": c.vision_config.hidden_size,
+            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            "image_aspect_ratio": "pad" if aspect == "auto" else aspect,
+        }
 
 
 def select_hidden(outputs: Any, layer: int | list[int], strategy: str) -> Tensor:

@@ -6,16 +6,18 @@ numbers instead of features; on the device it is one gather.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmfast.families.llava import Llava
+from mmfast.families.tiny import Size, Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 class LlavaNext(Llava):
@@ -25,6 +27,18 @@ class LlavaNext(Llava):
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:
         return cls.image_aspect
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        edge = size.image_size // 2  # four tiles and the whole: as many pixels again
+        plain = super().tiny(replace(size, image_size=edge), tokenizer)
+        assert plain.images and plain.processor
+        canvases = {"image_grid_pinpoints": [[edge, 2 * edge], [2 * edge, edge], [2 * edge, 2 * edge]]}
+        return Tiny(
+            config=plain.config | canvases,
+            images=("LlavaNextImageProcessorPil", plain.images[1] | canvases),
+            processor=("LlavaNextProcessor", plain.processor[1]),
+        )
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         return [model.model.multi_modal_projector, model.model.image_newline]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmfast.families.qwen2_vl import Qwen2VL
-from mmfast.families.sizes import Sizes
+from mmfast.families.tiny import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +18,29 @@ class Qwen25VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "window_index", "cu_window_seqlens")
     lengths = ("max_seqlen", "max_window_seqlen")
     published = {  # noqa: RUF012
-        "Qwen/Qwen2.5-VL-7B-Instruct": Sizes(
-            hidden=3584, layers=28, mlp=18944, heads=28, kv_heads=4, head_dim=128, vocab=152064,
-            tower=632e6, projector=44.6e6,
-        )
-    }  # fmt: skip
+        "Qwen/Qwen2.5-VL-7B-Instruct": {
+            "text_config": {
+                "vocab_size": 152064,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            },
+            "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+        }
+    }
+
+    @classmethod
+    def tiny_tower(cls, size: Size) -> dict[str, Any]:
+        return {
+            "hidden_size": size.vision_hidden,
+            "out_hidden_size": size.hidden,
+            "intermediate_size": 2 * size.vision_hidden,
+            "window_size": 4 * size.patch,
+            "fullatt_block_indexes": [1],
+        }
 
     def prepare(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if "pixel_values" not in images or "cu_seqlens" in images:

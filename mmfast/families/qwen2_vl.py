@@ -11,23 +11,69 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfast.families.base import Adapter
+from mmfast.families.tiny import Chat, Size, Tiny, decoder_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+SYSTEM = (
+    "{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+CHATML = Chat(
+    named={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    others=("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    template=(
+        "{% for m in messages %}" + SYSTEM + "<|im_start|>{{ m['role'] }}\n"
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+)
 
 
 class Qwen2VL(Adapter):
     image_aspect = "native"
     positions = "mrope"
     tower_depth = ("vision_config", "depth")
+    tower_packs = True
     outside_decoder = ("model.visual",)
     keywords: tuple[str, ...] = ("position_ids", "cu_seqlens")
     lengths: tuple[str, ...] = ("max_seqlen",)
+    chat = CHATML
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         self.merge_size = config.vision_config.spatial_merge_size
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        head = size.hidden // size.heads
+        part = head // 2 * 3 // 8
+        rope = {"rope_type": "default", "mrope_section": [head // 2 - 2 * part, part, part], "rope_theta": 10000.0}
+        marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+        config = {
+            "text_config": decoder_part(size, tokenizer) | {"rope_parameters": rope},
+            "vision_config": {
+                "depth": size.vision_layers,
+                "num_heads": size.vision_heads,
+                "initializer_range": size.init,
+                "patch_size": size.patch,
+                **cls.tiny_tower(size),
+            },
+            "tie_word_embeddings": size.tie,
+            **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()},
+        }
+        low, high = (2 * size.patch) ** 2, (16 * size.patch) ** 2
+        patches = {"patch_size": size.patch, "merge_size": 2, "temporal_patch_size": 2}
+        bounds = {"min_pixels": low, "max_pixels": high}
+        return Tiny(config=config, images=("Qwen2VLImageProcessorPil", patches | bounds))
+
+    @classmethod
+    def tiny_tower(cls, size: Size) -> dict[str, Any]:
+        return {"embed_dim": size.vision_hidden, "hidden_size": size.hidden, "mlp_ratio": 2}
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
         return [model.model.visual]

@@ -3,32 +3,60 @@ merger, are added to the image slots after the first decoder layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfast.families.qwen2_vl import Qwen2VL
-from mmfast.families.sizes import Sizes
+from mmfast.families.qwen2_vl import CHATML, SYSTEM, Qwen2VL
+from mmfast.families.tiny import Size, Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 class Qwen3VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "interp_indices", "interp_weights")
+    chat = replace(CHATML, template=CHATML.template.replace(SYSTEM, ""))
     published = {  # noqa: RUF012
-        "Qwen/Qwen3-VL-8B-Instruct": Sizes(
-            hidden=4096, layers=36, mlp=12288, heads=32, kv_heads=8, head_dim=128, vocab=151936,
-            tower=410e6, projector=167e6,
-        )
-    }  # fmt: skip
+        "Qwen/Qwen3-VL-8B-Instruct": {
+            "text_config": {
+                "vocab_size": 151936,
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+            },
+            "vision_config": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096},
+        }
+    }
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         indexes = config.vision_config.deepstack_visual_indexes
         assert list(indexes) == sorted(indexes), indexes  # level i is merger i
         self.levels = len(indexes)
+
+    @classmethod
+    def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
+        tiny = super().tiny(replace(size, patch=16), tokenizer)
+        text = tiny.config["text_config"]
+        text["head_dim"] = size.hidden // size.heads
+        text["rope_parameters"]["mrope_interleaved"] = True
+        return tiny
+
+    @classmethod
+    def tiny_tower(cls, size: Size) -> dict[str, Any]:
+        return {
+            "hidden_size": size.vision_hidden,
+            "out_hidden_size": size.hidden,
+            "intermediate_size": 2 * size.vision_hidden,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        }
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         return [model.model.visual.merger, *model.model.visual.deepstack_merger_list]

@@ -1,10 +1,11 @@
-"""A run put together from its config, before any step. After this file nobody below training reads the config."""
+"""A run put together from its config, before any step. Below training nobody else reads the config."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,8 @@ class Job:
     """What a run opens once, each part when it is first asked for, by all ranks alike: examples, policy."""
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
-        self.runtime, self.seed = runtime, config.seed
+        self.config, self.runtime, self.seed = config, runtime, config.seed
+        self.folder = Path(config.output_dir)
         self.model, self.reference, self.parallel = config.model, config.reference, config.parallel
         self.cache, self.progress = config.cache_dir(), config.log.progress and runtime.main
         self.data = DataSettings.of(config)

@@ -208,8 +208,25 @@ def is_checkpointed(scorer: Scorer) -> bool:
 def trace_decoder(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int, int]:
     """Bytes (kept at the end of the forward pass, most in the backward pass, of new gradients at that point).
 
-    Under FSDP2 a gradient leaves as soon as it is made, so the last is 0.
+    Under FSDP2 a gradient leaves as soon as it is made, so the last is 0, and each further layer adds the same to the
+    others: of equal layers a few are traced and the rest counted.
     """
+    decoder, layers = scorer.decoder, scorer.adapter.layers(scorer.model)
+    few = scorer.adapter.levels + 2
+    equal = len({tuple((p.shape, p.requires_grad) for p in layer.parameters()) for layer in layers}) == 1
+    if not (setting.wrapped and equal and len(layers) > few + 1):
+        return trace_layers(scorer, pack, setting)
+    told = []
+    for number in (few, few + 1):
+        decoder.layers = layers[:number]
+        told.append(trace_layers(scorer, pack, setting))
+        decoder.layers = layers
+    kept, most = (b + (len(layers) - few - 1) * (b - a) for a, b in zip(told[0][:2], told[1][:2], strict=True))
+    return kept, most, 0
+
+
+def trace_layers(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int, int]:
+    """As above, of the layers that the decoder has."""
     count_features = feature_rows(pack)
     width = scorer.adapter.text_config.hidden_size * (1 + scorer.adapter.levels)
     meta = pack.to("meta")

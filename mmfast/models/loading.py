@@ -21,7 +21,7 @@ PARTS = ("vision", "projector", "language")
 
 
 def load(
-    path: str,
+    path: str | PretrainedConfig,
     *,
     dtype: str | torch.dtype = "bfloat16",
     freeze: Sequence[str] = ("vision",),
@@ -34,6 +34,7 @@ def load(
     random_weights: bool = False,
 ) -> Scorer:
     """
+    path            a directory or a hub id; with random_weights a config too
     dtype           of the forward pass. Frozen parameters are kept in it, trainable ones in fp32 (the masters)
     freeze          any of "vision", "projector", "language"; all three for a model that only scores
     lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
@@ -48,13 +49,17 @@ def load(
         raise ValueError(f"model.freeze: {unknown[0]!r} is not a part of a model; choose from {', '.join(PARTS)}")
     if cached_vision and "vision" not in freeze:
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
-    path = str(directory(path, weights=not random_weights))
-    config = AutoConfig.from_pretrained(path)
+    if isinstance(path, str):
+        path = str(directory(path, weights=not random_weights))
+    config = AutoConfig.from_pretrained(path) if isinstance(path, str) else path
     family = adapter_for(config)
     options: dict[str, Any] = {}
     if quantize:
         options["quantization_config"] = quantization(quantize, family, dtype, with_lora=bool(lora or adapter))
-    model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
+    try:
+        model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
+    except ImportError as error:
+        raise ValueError(f"a {config.model_type} cannot be read here: {' '.join(str(error).split())}") from None
     scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
@@ -66,7 +71,7 @@ def load(
 
 
 def read_model(
-    path: str,
+    path: str | PretrainedConfig,
     config: PretrainedConfig,
     adapter: Adapter,
     dtype: torch.dtype,
@@ -96,8 +101,8 @@ def read_model(
 
 
 def tower_attention(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Any:
-    """sdpa loops over images with host reads in every block of Qwen's towers; flash attention does not."""
-    if adapter.positions == "mrope" and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    """Flash attention needs no host reads where images lie in one row; it is taken where it is installed."""
+    if adapter.tower_packs and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         from transformers.utils import is_flash_attn_2_available
 
         if is_flash_attn_2_available():

@@ -80,10 +80,11 @@ def settings_of(adapter_path: str) -> PeftConfig:
 def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str = "") -> PeftModel:
     """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad."""
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
+    shapes_only = scorer.device.type == "meta"
     if adapter_path:
         peft = PeftModel.from_pretrained(scorer.model, str(directory(adapter_path, weights=True)), is_trainable=True)
     elif isinstance(spec, PeftConfig):
-        peft = get_peft_model(scorer.model, spec)
+        peft = get_peft_model(scorer.model, spec, low_cpu_mem_usage=shapes_only)
     else:
         assert spec is not None
         config = LoraConfig(
@@ -94,7 +95,7 @@ def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str =
             bias="none",
             task_type="CAUSAL_LM",
         )
-        peft = get_peft_model(scorer.model, config)
+        peft = get_peft_model(scorer.model, config, low_cpu_mem_usage=shapes_only)
     refuse_what_is_not_lora(peft)
     for p in trains:
         p.requires_grad_(True)

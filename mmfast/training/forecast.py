@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from mmfast.config import Config
 from mmfast.job.opening import Job, Model
@@ -47,18 +48,24 @@ class Report:
         return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
 
 
+def alone(config: Config) -> Job:
+    """A job of one process, to look at."""
+    return Job(config, Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu")))
+
+
 def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: int = GPUS_PER_NODE) -> Report:
     """Plans the first epoch of `config` for `ranks` ranks of `device` ("cpu" or "cuda"), `gpus_per_node` of them on a
     node (or all, where there are fewer)."""
-    job = Job(config, Runtime(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu")))
-    check_length(config, job.store.symbols, ranks)
-    check_segments(config, job.store.symbols)
+    return plan_of(alone(config), ranks=ranks, device=device, gpus_per_node=gpus_per_node)
+
+
+def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
+    check_length(job, ranks)
+    check_segments(job)
     scorer = sketch(job)
-    if config.parallel.activation_checkpointing:
-        checkpoint_blocks(scorer)
     whole = Pass(job, job.store, Model(scorer, lambda ids: {}))
     made, cost = whole.plan, whole.cost
-    check_whole_steps(made, config.train.total_steps(made.steps_per_epoch))
+    check_whole_steps(job, made)
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
@@ -82,24 +89,30 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
         largest_pack=int(tokens.max()),
         balance=mean / slowest,
         time_share=shares(made, steps, cost),
-        memory=estimate(scorer, pack, setting_of(config, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
+        memory=estimate(scorer, pack, setting_of(job, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
     )
 
 
-def sketch(job: Job) -> Scorer:
-    """The policy on the meta device: shapes without weights."""
+def sketch(job: Job, model: PretrainedConfig | None = None) -> Scorer:
+    """The policy on the meta device: shapes without weights. `model`: in place of the config.json of its directory."""
     m = job.model
-    lora = settings_of(m.adapter) if m.adapter else job.lora
-    return load(
-        m.path, dtype=m.dtype, freeze=tuple(m.freeze), lora=lora, attention=m.attention,
-        cached_vision=m.cache_vision, device="meta", random_weights=True,
-    )  # fmt: skip
+    scorer = load(
+        model or m.path,
+        dtype=m.dtype,
+        freeze=tuple(m.freeze),
+        lora=settings_of(m.adapter) if m.adapter else job.lora,
+        attention=m.attention,
+        cached_vision=m.cache_vision,
+        device="meta",
+        random_weights=True,
+    )
+    if job.parallel.activation_checkpointing:
+        checkpoint_blocks(scorer)
+    return scorer
 
 
-def setting_of(
-    config: Config, scorer: Scorer, ranks: int, gpus_per_node: int, device: str, micro_batches: int
-) -> Setting:
-    p = config.parallel
+def setting_of(job: Job, scorer: Scorer, ranks: int, gpus_per_node: int, device: str, micro_batches: int) -> Setting:
+    config, p = job.config, job.parallel
     local = min(ranks, gpus_per_node)
     if p.shard == "hybrid" and not p.shard_size and ranks % local:
         raise ValueError(

@@ -3,22 +3,22 @@ step, before the first step."""
 
 from __future__ import annotations
 
-from mmfast.config import Config
-from mmfast.data.symbols import Symbols
+from mmfast.job.opening import Job
 from mmfast.packing import Plan
 from mmfast.packing.plan import check_sizes
 
 
-def check_length(config: Config, symbols: Symbols, world: int = 1) -> None:
+def check_length(job: Job, world: int) -> None:
     """The steps must hold the warm-up, a pack each example (the plan, which knows the model, looks again), and one rank
     a step that is sorted over."""
-    if world > 1 and config.objective.whole_step:
+    config, symbols = job.config, job.store.symbols
+    if world > 1 and job.steps.whole_step:
         raise ValueError(
             f"objective.loss: aot and aot_unpaired sort over the whole step, which one rank must hold, and there are "
             f"{world}: run one process"
         )
     t, warmup = config.train, config.optim.warmup
-    check_sizes(symbols, t.tokens_per_pack, share=True)
+    check_sizes(symbols, job.steps.tokens_per_pack, share=True)
     whole, rest = divmod(len(symbols), t.pairs_per_step)
     total = t.total_steps(whole + (rest > 0 and not t.drop_last))
     if warmup >= 1 and warmup > total:
@@ -28,9 +28,9 @@ def check_length(config: Config, symbols: Symbols, world: int = 1) -> None:
         )
 
 
-def check_segments(config: Config, symbols: Symbols) -> None:
+def check_segments(job: Job) -> None:
     """objective.gamma and segments act on what the examples hold; where none holds any, the run would be plain."""
-    o = config.objective
+    o, symbols = job.config.objective, job.store.symbols
     if o.gamma == 1.0 and o.segments != "record":
         return
     branches = symbols.branch_of[symbols.branch_of >= 0]
@@ -41,8 +41,8 @@ def check_segments(config: Config, symbols: Symbols) -> None:
     raise ValueError(f"{key} has no effect: no example holds a changed or weighted segment: {fix}")
 
 
-def check_whole_steps(plan: Plan, total: int) -> None:
+def check_whole_steps(job: Job, plan: Plan) -> None:
     """A loss that sorts over the step needs it in one pack: every step of the run is planned, since each epoch has an
     order of its own. The plan names the step that does not fit."""
-    for number in range(total if plan.settings.whole_step else 0):
+    for number in range(job.config.train.total_steps(plan.steps_per_epoch) if plan.settings.whole_step else 0):
         plan.step(number // plan.steps_per_epoch, number % plan.steps_per_epoch)

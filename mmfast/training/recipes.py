@@ -5,44 +5,62 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from transformers import AutoConfig, PretrainedConfig
+
 from mmfast.config import Config, load
+from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.families import families
-from mmfast.families.sizes import Sizes
+from mmfast.families.base import Adapter
+from mmfast.models.estimate import Memory, estimate
+from mmfast.packing import build_pack
+from mmfast.packing.pack import Pack
+from mmfast.training.forecast import GPUS_PER_NODE, alone, setting_of, sketch
 
 INSTALLED = Path(__file__).parents[1] / "recipe_files"  # of a wheel; beside the package in a checkout
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "recipes"
+PROMPT, RESPONSE, PIXELS = 64, 128, 1280 * 28 * 28  # tokens, and pixels of an image whose size is free
 
 
 @cache
-def published_sizes() -> dict[str, Sizes]:
-    """Hub ids -> sizes of the models that the families' files name."""
-    return {name: sizes for family in families().values() for name, sizes in family.published.items()}
-
-
-def memory_estimate(config: Config, gpus: int) -> dict[str, float]:
-    """GiB of one GPU by part, in closed form (`mmfast plan` traces the model itself where its config is at hand)."""
-    s = published_sizes()[config.model.path]
-    m, p = config.model, config.parallel
-    shards = {"full": gpus, "hybrid": p.shard_size or min(gpus, 8), "none": 1}[p.shard]
-    language = s.layers * s.block + s.ends
-    trained = s.lora(m.lora.r, m.lora.targets) if m.lora else language
-    trained += 0 if "projector" in m.freeze else s.projector
-    frozen = language if m.lora else 0.0
-    base_bytes = 0.55 if m.quantize else 2.0  # nf4 with its block scales
-    weights = (frozen * base_bytes + trained * 4) / shards + s.tower * 2
-    weights += (2 * s.block + s.ends) * 2 * (shards > 1 or not m.lora)  # two gathered blocks, embedding and head
-    tokens = config.train.tokens_per_pack
-    kept = tokens * s.hidden * 2 * s.layers if p.activation_checkpointing else tokens * s.layers * 34 * s.hidden
-    working = tokens * 2 * (12 * s.hidden + 5 * s.mlp)  # one block, forward and backward
-    head = 2**30 + 2**26 + (0 if m.lora else 4 * s.vocab * s.hidden)
-    parts = {
-        "weights": weights,
-        "gradients": trained * 4 / shards,
-        "optimiser": trained * 8 / shards,
-        "activations": kept + working,
-        "head": head,
+def published() -> dict[str, PretrainedConfig]:
+    """Hub ids -> configs of the models that the families' files name."""
+    kinds = families().items()
+    return {
+        model: AutoConfig.for_model(name, **sizes) for name, kind in kinds for model, sizes in kind.published.items()
     }
-    return {name: value / 2**30 for name, value in parts.items()}
+
+
+def memory_estimate(config: Config, gpus: int) -> Memory:
+    """Of one of `gpus` GPUs, as `mmfast plan` tells it, without the model's directory and for made-up data."""
+    job = alone(config)
+    scorer = sketch(job, published()[config.model.path])
+    pack = usual_pack(scorer.adapter, config)
+    return estimate(scorer, pack, setting_of(job, scorer, gpus, GPUS_PER_NODE, "cuda", micro_batches=2))
+
+
+def usual_pack(adapter: Adapter, config: Config) -> Pack:
+    """As many pairs of an image, a prompt and two responses as a pack takes; the last prompt fills it."""
+    vision = adapter.config.vision_config
+    side = (config.model.max_pixels or PIXELS) ** 0.5 if adapter.image_aspect == "native" else vision.image_size
+    side = int(side) // vision.patch_size // adapter.merge_size
+    slots = side**2 if adapter.image_aspect == "native" else adapter.square_slots(adapter.config.to_dict(), side)
+    grid = (1, side * adapter.merge_size, side * adapter.merge_size)
+    each, draw = slots + PROMPT + 2 * RESPONSE, np.random.default_rng(0)
+    count, rest = max(1, config.train.tokens_per_pack // each), max(0, config.train.tokens_per_pack % each)
+    examples, images = [], {}
+    for number in range(count):
+        image = str(number)
+        images[image] = ImageInfo(id=image, source="", width=0, height=0, tokens=slots, grid=grid)
+        words = draw.integers(1000, size=(2, PROMPT + (rest if number == 0 else 0) + RESPONSE), dtype=np.int32)
+        words[words == adapter.image_token_id] += 1
+        words[:, 0] = adapter.image_token_id
+        words[1, :-RESPONSE] = words[0, :-RESPONSE]
+        span = ((words.shape[1] - RESPONSE, words.shape[1]),)
+        sides = [Branch(ids=ids, images=(image,), spans=span) for ids in words]
+        pair = config.objective.kind == "dpo"
+        examples.append(Example(id=image, source="", chosen=sides[0], rejected=sides[1] if pair else None))
+    return build_pack(examples, images, adapter.layout(), gamma=config.objective.gamma)
 
 
 def gpus_of(name: str) -> int:
@@ -57,8 +75,8 @@ def recipes(folder: Path | str = FOLDER) -> list[dict[str, str | float]]:
     for path in sorted(Path(folder).glob("*.toml")):
         config = load(path)
         row: dict[str, str | float] = {"name": path.stem, "about": config.about, "path": str(path)}
-        if config.model.path in published_sizes():
+        if config.model.path in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
-            row |= {"gpus": gpus, "gib_per_gpu": round(sum(memory_estimate(config, gpus).values()), 1)}
+            row |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
         found.append(row)
     return found

@@ -17,7 +17,6 @@ from mmfast.job.checkpoint_files import damage, evaluation, find, number, pendin
 from mmfast.job.opening import Job
 from mmfast.job.rows import last_whole_step
 from mmfast.job.runfolder import FINISHED, finished, meant
-from mmfast.job.runtime import Runtime
 from mmfast.training.checkpoint import Checkpointer
 
 Rule = Literal["same", "free", "digest", "length"]
@@ -129,15 +128,11 @@ class Start:
 
 
 def choose(
-    config: Config,
-    runtime: Runtime,
-    saver: Checkpointer,
-    folder: Path,
-    identity: Callable[[], dict[str, Any]],
-    say: Callable[[str], None],
+    job: Job, saver: Checkpointer, identity: Callable[[], dict[str, Any]], say: Callable[[str], None]
 ) -> Start | None:
     """The checkpoint that this start goes on from; None: from the beginning. Everything is refused here that can be
     refused before the model is opened; `identity` is asked only once the settings agree."""
+    config, runtime, folder = job.config, job.runtime, job.folder
     given_up: list[Path] = []
     resume = runtime.gather(meant(folder, config.train.resume))[0]
     while True:

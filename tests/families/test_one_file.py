@@ -20,7 +20,7 @@ from mmfast.job.rows import read
 from mmfast.models import Scorer
 from mmfast.train import train
 from mmfast.training.recipes import memory_estimate
-from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_tokenizer
+from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_processor, tiny_tokenizer
 from tests.make.model_cases import everything
 from tests.make.tiny_run import make_config, write_pairs
 from tests.models.test_exact import compare
@@ -28,12 +28,11 @@ from tests.models.test_exact import compare
 # ViP-LLaVA: several layers of the tower side by side, normalised before they are projected
 FILE = """
 from mmfast.families.llava import Llava
-from mmfast.families.sizes import Sizes
 
 
 class VipLlava(Llava):
-    published = {"someone/vip": Sizes(hidden=64, layers=2, mlp=160, heads=4, kv_heads=2, head_dim=16, vocab=512,
-                                      tower=1e5, projector=1e4)}
+    published = {"someone/vip": {"text_config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+                                 "vision_feature_layers": [-1, -2, 1]}}
 
     def patches(self):
         return (self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
@@ -93,6 +92,7 @@ def test_a_family_is_one_file(vipllava, tmp_path):
     assert row["grad_norm"] > 0 and abs(row["loss"] - 0.6931) < 1e-3
     adapter = adapter_for(model.config)
     assert type(adapter).__name__ == "VipLlava" and type(pickle.loads(pickle.dumps(adapter))) is type(adapter)
+    assert build("vipllava")[0].config.model_type == "vipllava", "its tiny models are LLaVA's"
     assert not adapter.proven, "no test of mmfast has run it: it proves itself at load"
 
 
@@ -112,23 +112,25 @@ def test_a_family_of_ones_own_is_as_exact(vipllava):
     compare(everything("llava", adapter), Scorer(model, adapter), plain, losses=("averaged ddpo",))
 
 
-def test_without_its_file_the_model_is_refused_by_name(tmp_path):
+def test_without_its_file_its_images_go_through_transformers_own_processor(tmp_path):
     model, tokenizer, images = tiny_vipllava()
-    save(tmp_path, model, tokenizer, images, None)
-    with pytest.raises(ValueError, match=r"no image geometry for model_type 'vipllava'; there is one for .*qwen3_vl"):
-        ImageProcessor.from_model_dir(tmp_path)
+    save(tmp_path / "model", model, tokenizer, images, tiny_processor("llava", tokenizer, images, SIZES["tiny"]))
+    assert ImageProcessor.from_model_dir(tmp_path / "model").geometry(70, 50) == (36, None)
+    train(make_config(tmp_path, tmp_path / "model", write_pairs(tmp_path, 4), **{"train.steps": 1}))
+    (row,) = read(tmp_path / "run" / "metrics.jsonl")
+    assert row["grad_norm"] > 0 and row["sharing"] > 0.3, "proven at load, so prefixes are shared"
 
 
 def test_its_file_tells_the_estimate_and_is_listed(vipllava, tmp_path):
     from mmfast.training import recipes
 
-    recipes.published_sizes.cache_clear()
+    recipes.published.cache_clear()
     try:
         assert {"vipllava", "llava", "gemma3", "qwen2_vl"} <= set(families.families())
         config = make_config(tmp_path, Path("someone/vip"), tmp_path / "none.jsonl")
-        assert sum(memory_estimate(config, 1).values()) > 0
+        assert memory_estimate(config, 1).total > 0
     finally:
-        recipes.published_sizes.cache_clear()
+        recipes.published.cache_clear()
 
 
 def test_marks_around_an_image_come_from_the_family(tmp_path, monkeypatch):

@@ -19,8 +19,7 @@ SIZES = [(84, 84), (120, 60), (56, 84), (100, 100), (70, 140)]
 
 @cache
 def image_processor(family: str):
-    size = world.Size(image_size=42 if family == "llava_next" else 84)
-    return world.tiny_image_processor(family, size)
+    return world.tiny_image_processor(family, world.Size())
 
 
 @dataclass

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from mmfast.cli.app import app
+from mmfast.models.merge import merge
 from mmfast.train import train
-from mmfast.training.merging import merge
 from tests.make.tiny_run import make_config, make_model, write_pairs
 
 

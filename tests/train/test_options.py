@@ -54,7 +54,7 @@ def test_nearly_the_same_numbers(tiny, tmp_path, plain, changes, eager):
     state = checkpoint.complete(tmp_path / "run" / "checkpoints")[-1]
     config = make_config(tmp_path, *tiny, **{"train.steps": STEPS, "train.resume": str(state)} | changes)
     runtime = start(config)
-    resumed = Run(config, Job(config, runtime), objective_of(config))  # reads it back: nothing is left to do
+    resumed = Run(Job(config, runtime), objective_of(config))  # reads it back: nothing is left to do
     runtime.close()
     assert resumed.step == STEPS
 
@@ -69,7 +69,7 @@ def test_learning_rates_of_parts(tiny, tmp_path):
     }
     config = make_config(tmp_path, *tiny, **changes)
     runtime = start(config)
-    run = Run(config, Job(config, runtime), objective_of(config))
+    run = Run(Job(config, runtime), objective_of(config))
     before = {name: p.detach().clone() for name, p in run.named.items()}
     run.loop()
     runtime.close()
@@ -124,7 +124,7 @@ def test_dgprefs_reference_is_swapped(tiny, tmp_path):
     changes = {"train.steps": 1, "objective.compat": "dgpref", "train.pairs_per_step": 1, "train.shuffle": "none"}
     config = make_config(tmp_path, *tiny, **changes)
     runtime = start(config)
-    run = Run(config, Job(config, runtime), objective_of(config))
+    run = Run(Job(config, runtime), objective_of(config))
     (pack,) = [loaded.pack for loaded in run.loader.run(0, 1)]
     run.loop()
     runtime.close()

@@ -186,7 +186,7 @@ def test_a_skipped_step_before_a_checkpoint_is_told_by_the_next_start(tiny, tmp_
     given = {"log.every": 4, "train.checkpoint_every": 2}
     config = config_of(tmp_path, tiny, **given)
     runtime = start(config)
-    run = Run(config, Job(config, runtime), objective_of(config))
+    run = Run(Job(config, runtime), objective_of(config))
     objective = run.objective
 
     def poisoned(logps, pack):

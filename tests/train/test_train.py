@@ -63,7 +63,7 @@ def test_asked_to_stop_then_resumed_to_the_bit(tiny, tmp_path):
     train(make_config(tmp_path, *tiny, **changes, output_dir=str(whole)))
     config = make_config(tmp_path, *tiny, **changes, output_dir=str(cut))
     runtime = start(config)
-    run = Run(config, Job(config, runtime), objective_of(config))
+    run = Run(Job(config, runtime), objective_of(config))
     step = run._update
 
     def stop_in_step_3(planned):
@@ -147,7 +147,7 @@ def test_reference_log_probs_leave_and_come_back(tiny, tmp_path, capfd):
 def test_a_non_finite_step_is_skipped_told_and_stops_the_run(tiny, tmp_path, capfd):
     config = make_config(tmp_path, *tiny, **{"train.steps": 6, "train.nonfinite_limit": 2, "log.every": 3})
     runtime = start(config)
-    run = Run(config, Job(config, runtime), objective_of(config))
+    run = Run(Job(config, runtime), objective_of(config))
     objective, calls = run.objective, []
     before = {}
 

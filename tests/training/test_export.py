@@ -16,13 +16,14 @@ from mmfast.config import load as config_load
 from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
+from mmfast.models.export import live_weights, rewrite_weights
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
+from mmfast.models.merge import merge, trial_rows
 from mmfast.models.names import disk_names
 from mmfast.train import Run, train
 from mmfast.training.checkpoint import trainable
-from mmfast.training.export import check_export, export, export_run, live_weights, rewrite_weights
-from mmfast.training.merging import merge, trial_rows
+from mmfast.training.export import check_export, export, export_run
 from mmfast.training.objective import objective_of
 from mmfast.world.models import FAMILIES
 from tests.make.tiny_run import make_config, make_model, write_pairs
@@ -34,7 +35,7 @@ LORA = {"model.lora": {"r": 4, "alpha": 8.0}}
 def run(folder, tiny, **changes):
     config = make_config(folder, *tiny, **{"train.steps": 3, "optim.lr": 1e-2} | changes)
     runtime = start(config)
-    made = Run(config, Job(config, runtime), objective_of(config))
+    made = Run(Job(config, runtime), objective_of(config))
     made.loop()
     runtime.close()
     return made
@@ -227,7 +228,9 @@ def test_every_way_out_loads_equal_or_is_refused_before_the_model_loads(family, 
         config = make_config(folder, path, data, **given)
         runtime = start(config)
         try:
-            check_export(config, runtime)
+            job = Job(config, runtime)
+            job.folder = folder
+            check_export(job)
         except ValueError as error:
             assert "export" in str(error)
             refused.add((bool(lora), tuple(freeze), formats[0]))
@@ -242,7 +245,7 @@ def test_every_way_out_loads_equal_or_is_refused_before_the_model_loads(family, 
         for p in scorer.parameters():
             if p.requires_grad:
                 p.data += 0.05 * torch.randn_like(p)
-        export_run(config, runtime, scorer, folder, 1, "digest")
+        export_run(job, scorer, 1, "digest")
         runtime.close()
         if formats == ["llava"]:
             continue

@@ -9,9 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from mmfast.models import merge as merging
 from mmfast.models.loading import load
-from mmfast.training import merging
-from mmfast.training.merging import merge
+from mmfast.models.merge import merge
 from tests.make.tiny_run import make_model
 from tests.training.test_export import pixels_logits
 

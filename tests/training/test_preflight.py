@@ -142,7 +142,7 @@ def test_aot_takes_its_steps_and_its_evaluation_whole(tiny, tmp_path):
 def test_aot_on_two_ranks_is_refused(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"objective.loss": "aot", "train.tokens_per_pack": 4000})
     with pytest.raises(ValueError, match="one rank must hold, and there are 2"):
-        check_length(config, Job(config, ALONE).store.symbols, world=2)
+        check_length(Job(config, ALONE), world=2)
     with pytest.raises(ValueError, match="there are 4"):
         plan(config, ranks=4)
 
@@ -155,7 +155,7 @@ def test_the_advice_on_memory_never_hides_what_happened(tiny, tmp_path, monkeypa
         raise KeyError("no plan")
 
     monkeypatch.setattr(Run, "_update", full)
-    monkeypatch.setattr(planning, "plan", broken)
+    monkeypatch.setattr(planning, "plan_of", broken)
     with pytest.raises(
         RuntimeError, match=r"out of memory: CUDA out of memory\nWhat would help, .*tokens_per_pack = 200"
     ):
@@ -277,10 +277,11 @@ def test_every_recipes_own_model_can_be_planned(name, tiny_families, tmp_path):
 
 def test_hybrid_shards_over_a_node_in_the_plan_too(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **{"parallel.shard": "hybrid"})
-    scorer = sketch(Job(config, ALONE))
+    job = Job(config, ALONE)
+    scorer = sketch(job)
 
     def shards(ranks, node):
-        return setting_of(config, scorer, ranks, node, "cuda", 1).shards
+        return setting_of(job, scorer, ranks, node, "cuda", 1).shards
 
     assert (shards(64, 8), shards(64, 4), shards(4, 8)) == (8, 4, 4)
     with pytest.raises(ValueError, match="12 ranks are no whole nodes of 8: give --gpus-per-node"):

@@ -1,17 +1,23 @@
 """The shipped recipes load, hold the published values, and train."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoConfig
 
 from mmfast.config import dump, load
 from mmfast.job.opening import Job
 from mmfast.job.runtime import Runtime
+from mmfast.models.estimate import estimate, trace_decoder, trace_layers
 from mmfast.train import train
+from mmfast.training import recipes as listing
+from mmfast.training.forecast import alone, setting_of, sketch
 from mmfast.training.recipes import FOLDER, memory_estimate, recipes
 from tests.make.format_samples import write_all
+from tests.make.tiny_run import make_config, make_model
 
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.toml"))]
 
@@ -23,11 +29,28 @@ def test_all_load_and_are_listed(tmp_path):
     estimated = {row["name"]: row["gib_per_gpu"] for row in rows if "gib_per_gpu" in row}
     assert all(8 < gib < 80 for gib in estimated.values()) and estimated["qlora_1gpu"] < 24
     config = load(FOLDER / "qwen2_5_vl_ddpo_8gpu.toml")
-    assert sum(memory_estimate(config, 8).values()) < sum(memory_estimate(config, 1).values()) / 3
+    assert memory_estimate(config, 8).total < memory_estimate(config, 1).total / 3
     for name in NAMES:
         config = load(FOLDER / f"{name}.toml")
         (tmp_path / "again.toml").write_text(dump(config))
         assert load(tmp_path / "again.toml") == config
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_the_list_and_the_plan_tell_the_same_of_a_model(family, tmp_path, monkeypatch):
+    model = make_model(tmp_path, family, layers=8)
+    monkeypatch.setattr(listing, "published", lambda: {"someone/tiny": AutoConfig.from_pretrained(model)})
+    told, planned = (
+        make_config(tmp_path, path, tmp_path / "none", **{"model.dtype": "bfloat16", "train.tokens_per_pack": 2000})
+        for path in (Path("someone/tiny"), model)
+    )
+    job = alone(planned)
+    scorer = sketch(job)
+    pack = listing.usual_pack(scorer.adapter, planned)
+    assert 1900 < len(pack.tokens) <= 2000
+    setting = setting_of(job, scorer, 4, 8, "cuda", 2)
+    assert memory_estimate(told, 4) == estimate(scorer, pack, setting)
+    assert trace_decoder(scorer, pack, setting) == trace_layers(scorer, pack, setting), "of 8 layers few are traced"
 
 
 def test_published_values():

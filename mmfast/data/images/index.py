@@ -11,6 +11,7 @@ from typing import Any
 
 from mmfast.data.binding import KEPT, NO_FILE, Contents, stamp_of
 from mmfast.data.images.decode import image_id, image_size
+from mmfast.data.images.own import OwnProcessor
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo
@@ -85,7 +86,7 @@ class ImageIndex:
 
     def __init__(
         self,
-        processor: Callable[[], ImageProcessor] | None,
+        processor: Callable[[], ImageProcessor | OwnProcessor] | None,
         keep: Path,
         infos: Mapping[str, ImageInfo] | None = None,
         seen: Contents | None = None,

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from mmfast.data.images.decode import decode
 from mmfast.data.images.native import FILTERS, PILLOW_13, patches, planes, resize, table
+from mmfast.data.images.own import OwnProcessor
 from mmfast.data.problems import BadRow
-from mmfast.families import families, family_of
+from mmfast.families import family_of
 
 ASPECTS = ("auto", "square", "crop", "pad", "anyres", "native")
 VERSION = 1
@@ -51,10 +52,18 @@ class ImageProcessor:
     @staticmethod
     def from_model_dir(
         path: str | Path, aspect: str = "auto", min_pixels: int = 0, max_pixels: int = 0
-    ) -> ImageProcessor:
+    ) -> ImageProcessor | OwnProcessor:
         """From config.json and preprocessor_config.json of a model folder."""
         folder = Path(path)
         model = json.loads((folder / "config.json").read_text())
+        family = family_of(model.get("model_type", ""))
+        if family is None or not family.image_aspect:
+            if aspect != "auto" or min_pixels or max_pixels:
+                raise ValueError(
+                    f"data.aspect, model.min_pixels and model.max_pixels have no effect on model_type "
+                    f"{model.get('model_type')!r}: its images are read by transformers' own processor; leave them out"
+                )
+            return OwnProcessor(folder)
         return from_config(model, _processor_config(folder), aspect, min_pixels, max_pixels)
 
     def geometry(self, width: int, height: int) -> tuple[int, tuple[int, int, int] | None]:
@@ -209,9 +218,7 @@ def from_config(
     family = family_of(kind)
     if aspect not in ASPECTS:
         raise ValueError(f"data.aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
-    if family is None or not family.image_aspect:
-        known = [name for name, other in families().items() if other.image_aspect]
-        raise ValueError(f"no image geometry for model_type {kind!r}; there is one for {', '.join(known)}")
+    assert family is not None and family.image_aspect, kind
     own = family.aspect_of(config)
     resolved = own if aspect == "auto" else aspect
     if resolved != own and (own in ("anyres", "native") or resolved in ("anyres", "native")):

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.images.own import OwnProcessor
 from mmfast.data.problems import BadRow
 from mmfast.directory import directory
 from mmfast.families import family_of
@@ -97,8 +98,10 @@ class Tokenizer:
         config = json.loads((folder / "config.json").read_text())
         out = Tokenizer(hf, image_token_id(config), template, mode)
         family = family_of(config.get("model_type", ""))
-        if family is not None and out.image_token is not None:
-            out.expanded = family.image_text(config, out.image_token, out.token)
+        if out.image_token is not None:
+            known = family is not None and family.image_aspect
+            marks = family.image_text(config, out.image_token, out.token) if known else OwnProcessor(folder).marks()
+            out.expanded = marks
         return out
 
     def token(self, number: int) -> str:

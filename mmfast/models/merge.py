@@ -25,8 +25,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import directory, weight_files
 from mmfast.families import adapter_for, model_class
+from mmfast.models.export import copy_side_files, merged, rewrite_weights
 from mmfast.models.names import disk_names
-from mmfast.training.export import copy_side_files, merged, rewrite_weights
 
 HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"}
 DESCRIBES = {  # how the adapter was made, or which layers have one: its tensors tell that
@@ -161,15 +161,15 @@ def trial_rows(base: Path) -> list[dict[str, Tensor]]:
     marks = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
     words = np.array([i for i in range(3, min(text.vocab_size, 30000)) if i not in marks])
     rows = [{"input_ids": torch.from_numpy(draw.choice(words, (4, 24)))}]
+    picture = draw.integers(0, 255, (84, 120, 3)).astype(np.uint8)
     try:
         family = adapter_for(config)
         if family.image_token_id is None:
             return rows
         processor = ImageProcessor.from_model_dir(base)
+        slots = processor.geometry(120, 84)[0]
     except ValueError:  # a family that cannot be trained here can be merged all the same
         return rows
-    picture = draw.integers(0, 255, (84, 120, 3)).astype(np.uint8)
-    slots = processor.geometry(120, 84)[0]
     ids = np.concatenate([draw.choice(words, 4), np.full(slots, family.image_token_id), draw.choice(words, 20)])
     tokens = torch.from_numpy(ids)[None]
     kinds: Any = AutoModelForImageTextToText._model_mapping[type(config)]

@@ -1,0 +1,137 @@
+"""A model's files for others to load: HF safetensors, a peft adapter, a family's original adapter layout.
+
+The base's files are rewritten one shard at a time, tensor by tensor: no rank ever holds a whole model for it. All ranks
+take part where tensors are gathered; one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmfast.directory import weight_files
+from mmfast.families.base import Adapter
+from mmfast.models.names import disk_names, empty_model, plain_name
+from mmfast.models.scorer import Scorer
+
+Replace = Callable[[str, Tensor | None], Tensor | None]
+"""(a parameter's name, the base's tensor or, on a rank that does not write, None) -> what to write."""
+
+
+def unplaced(family: Adapter, base: Path) -> str:
+    """The projector's parameter that peft's layout has no place for: it keeps modules only. "" if there is none."""
+    model = empty_model(base)
+    bare = {id(part) for part in family.projector(model) if isinstance(part, nn.Parameter)}
+    return next((name for name, p in model.named_parameters() if id(p) in bare), "")
+
+
+def live_weights(scorer: Scorer) -> Replace:
+    """The trained weights of a running model, LoRA merged. Gathers each tensor when it is asked for: a collective."""
+    modules = {plain_name(name): module for name, module in scorer.model.named_modules()}
+
+    def replace(name: str, base: Tensor | None) -> Tensor | None:
+        owner, _, leaf = name.rpartition(".")
+        module = modules.get(owner)
+        if module is None:  # a tower that is not loaded: its features are cached
+            return base
+        if leaf == "weight" and isinstance(module, LoraLayer):
+            a, b = full(module.lora_A["default"].weight), full(module.lora_B["default"].weight)
+            return None if base is None else merged(base, a, b, module.scaling["default"])
+        p = dict(module.named_parameters(recurse=False)).get(leaf)
+        return base if p is None or not p.requires_grad else full(p)
+
+    return replace
+
+
+def full(p: Tensor) -> Tensor:
+    value = p.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def merged(base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """W + s B A in fp32."""
+    return base.to(a.device, torch.float32) + scaling * (b.float() @ a.float())
+
+
+def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = True) -> None:
+    """The base's safetensors files again, in the same names, dtypes and shards, each tensor through `replace`."""
+    names = disk_names(base)
+    for file in weight_files(base):
+        tensors = {}
+        with safe_open(file, "pt") as source:
+            for key in source.keys():  # noqa: SIM118 (not a dict)
+                stored = source.get_tensor(key) if write else None
+                new = replace(names[key], stored) if key in names else stored
+                if new is not None and stored is not None:
+                    tensors[key] = new.to("cpu", stored.dtype).contiguous()
+        if write:
+            save_file(tensors, out / file.name, metadata={"format": "pt"})
+    if write and weight_files(base)[0].name != "model.safetensors":
+        shutil.copy(base / "model.safetensors.index.json", out)
+
+
+def save_peft(scorer: Scorer, base: str, out: Path, *, write: bool) -> None:
+    """adapter_config.json and adapter_model.safetensors; a trained projector goes in as modules_to_save."""
+    lora, others = _trained(scorer)
+    if not write:
+        return
+    parts = [m for m in scorer.adapter.projector(scorer.model) if isinstance(m, nn.Module)]
+    names = {plain_name(n) for n, m in scorer.model.named_modules() if any(m is part for part in parts)}
+    modules = {n for n in names if any(key.startswith(n + ".") for key in others)}
+    bare = [key for key in others if not any(key.startswith(n + ".") for n in modules)]
+    assert not bare, bare  # unplaced()
+    _write(scorer, base, out, lora | others, target_modules=_layers(lora), modules_to_save=sorted(modules) or None)
+
+
+def save_original(scorer: Scorer, base: str, out: Path, *, aspect: str, write: bool) -> None:
+    """The layout of the family's first loader (LLaVA's: mllm-dpo, SIMA): an adapter, and non_lora_trainables.bin."""
+    lora, others = _trained(scorer)
+    if not write:
+        return
+    rename = scorer.adapter.original_name
+    layers = sorted({name.rpartition(".")[2] for name in _layers(lora)})
+    _write(scorer, base, out, {rename(name): t for name, t in lora.items()}, target_modules=layers)
+    torch.save({f"base_model.model.{rename(k)}": t for k, t in others.items()}, out / "non_lora_trainables.bin")
+    config = scorer.adapter.original_config(aspect)
+    (out / "config.json").write_text(json.dumps(config, indent=1, default=str))
+
+
+def _trained(scorer: Scorer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(LoRA tensors, other trained tensors) by module name, gathered: a collective."""
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for name, p in scorer.model.named_parameters():
+        if p.requires_grad:
+            parts[".lora_" not in name][plain_name(name).replace(".default.", ".")] = full(p).cpu()
+    return parts
+
+
+def _layers(lora: dict[str, Tensor]) -> list[str]:
+    return sorted({name.rpartition(".lora_")[0] for name in lora})
+
+
+def _write(scorer: Scorer, base: str, out: Path, tensors: dict[str, Tensor], **settings: Any) -> None:
+    settings |= {"base_model_name_or_path": base, "inference_mode": True}
+    settings = scorer.peft[0].peft_config["default"].to_dict() | settings
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=1, default=str))
+    named = {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()}
+    save_file(named, out / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
+    """Tokenizer, processor and templates; the model's config where whole weights are written."""
+    for path in base.iterdir():
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
+            if path.name in ("config.json", "generation_config.json") and not config_too:
+                continue
+            if not (out / path.name).exists():
+                shutil.copy(path, out)
