@@ -16,8 +16,8 @@ from mmfast.models import load
 from mmfast.models.proof import prove
 from mmfast.train import train
 from tests.families import unlisted
-from tests.models.cases import Case
-from tests.train.tiny import make_config, write_pairs
+from tests.make.model_cases import Case
+from tests.make.tiny_run import make_config, write_pairs
 
 KINDS = {"internvl": unlisted.internvl, "llava_onevision": unlisted.llava_onevision, "idefics3": unlisted.idefics3}
 

@@ -125,7 +125,7 @@ def test_dgprefs_reference_is_swapped(tiny, tmp_path):
     config = make_config(tmp_path, *tiny, **changes)
     runtime = start(config)
     run = Run(Job(config, runtime), objective_of(config))
-    (pack,) = [loaded.pack for loaded in run.loader.run(0, 1)]
+    (pack,) = [loaded.pack for loaded in run.training.run(0, 1)]
     run.loop()
     runtime.close()
     (row,) = read(tmp_path / "run" / "metrics.jsonl")
