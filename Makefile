@@ -23,7 +23,7 @@ $(VENV)/.built: $(STAMP) $(NATIVE)
 
 # Two workers with one thread each: two 2-thread processes on 2 cores run several times slower.
 demo: setup
-	$(PY) -m mmfast.demo
+	$(PY) -m mmfast.cli demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu and not slow"

@@ -13,12 +13,6 @@ says little of hallucination (docs/world.md).
 
 from __future__ import annotations
 
-from mmfast.packages import check_training_packages
-
-if __name__ == "__main__":
-    check_training_packages()  # before the imports below need them
-
-import argparse
 import json
 import os
 import resource
@@ -218,18 +212,3 @@ def processor_seconds() -> float:
     """Of this process and the ended ones that it started: what the work costs, however loaded the machine is."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("mmfast demo", description="Make a VLM that hallucinates, align it, judge it.")
-    parser.add_argument("--out", default="runs/demo", help="where everything is kept (default: runs/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and the training (default: 0)")
-    parser.add_argument("--processes", type=int, default=0, help="training processes (default: GPUs, else 2)")
-    given = parser.parse_args(arguments)
-    if given.processes < 0:
-        parser.error("--processes must be positive")
-    demo(given.out, seed=given.seed, processes=given.processes)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,6 @@ from mmfast.feedback.candidates import Candidate, complete, grouped, pair_record
 Score = Callable[[Candidate], float]
 Pair = tuple[Candidate, Candidate]  # better, worse
 ATTRIBUTES = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
-PRESETS = {"all4": (4, 4, 4, 4, 4), "complex2verbo2": (4, 4, 4, 2, 2)}
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -196,10 +195,6 @@ def conditioning(values: Sequence[float], names: Sequence[str] = ATTRIBUTES) -> 
     """What stands behind a question in training, and at inference with the wanted values. Strip it at its newline."""
     listed = ",".join(f"{n}:{v:g}" for n, v in zip(names, values, strict=True))
     return f"\nPlease answer so that these attributes, each from 0 (lowest) to 4 (highest), hold: {listed}"
-
-
-def unconditioned(text: str) -> str:
-    return text.split("\nPlease answer", 1)[0]
 
 
 def _values(candidate: Candidate, names: Sequence[str]) -> list[float]:

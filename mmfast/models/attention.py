@@ -1,7 +1,7 @@
 """Tree attention inside unpatched HF decoders.
 
 The decoder's attention is looked up by name in transformers' AttentionInterface; ours is registered there once, without
-a mask function, so the model builds no mask. What a token may see travels as the keyword `plan` from the decoder's
+a mask function, so the model builds no mask. What a token may see travels as the keyword `tree` from the decoder's
 forward down to every attention call; keywords survive the recomputation of activation checkpointing.
 """
 
@@ -25,30 +25,12 @@ NAME = "mmfast_tree"
 
 
 @dataclass(eq=False)
-class Plan:
-    """What the attention (and Qwen3's hooks) must know of a pack. Letters as in mmfast/packing/pack.py."""
+class Tree:
+    """What the attention (and Qwen3's hooks) must know beside their tensors."""
 
-    q_offsets: Tensor  # int32[M+1]
-    k_index: Tensor  # int64[K]
-    k_offsets: Tensor  # int32[M+1]
-    k_copies: Tensor  # int64[K]
-    k_copy_offsets: Tensor  # int64[T+1]
-    max_q: int
-    max_k: int
+    pack: Pack
     backend: str | None = None  # of tree_attention; None: its own choice
     addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
-
-    @classmethod
-    def of(cls, pack: Pack) -> Plan:
-        return cls(
-            pack.q_offsets,
-            pack.k_index,
-            pack.k_offsets,
-            pack.k_copies,
-            pack.k_copy_offsets,
-            pack.max_q,
-            pack.max_k,
-        )
 
 
 class CannotShare(ValueError):
@@ -62,7 +44,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    plan: Plan | None = None,
+    tree: Tree | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -70,9 +52,9 @@ def attend(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    if plan is None:
+    if tree is None:
         raise ValueError(
-            "tree attention was called without a plan: score packs through mmfast.models.Scorer, and put generation or "
+            "tree attention was called without a tree: score packs through mmfast.models.Scorer, and put generation or "
             "any plain forward into `with scorer.generating() as model:`"
         )
     if softcap is not None:
@@ -81,20 +63,21 @@ def attend(
         raise CannotShare("its attention has sink logits")
     if dropout:
         raise CannotShare(f"its attention drops out ({dropout}); set attention_dropout to 0 in its config")
+    pack = tree.pack
     out = tree_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        plan.q_offsets,
-        plan.k_index,
-        plan.k_offsets,
-        max_q=plan.max_q,
-        max_k=plan.max_k,
+        pack.q_offsets,
+        pack.k_index,
+        pack.k_offsets,
+        max_q=pack.max_q,
+        max_k=pack.max_k,
         scale=scaling,
         window=sliding_window,
-        k_copies=plan.k_copies,
-        k_copy_offsets=plan.k_copy_offsets,
-        backend=plan.backend,
+        k_copies=pack.k_copies,
+        k_copy_offsets=pack.k_copy_offsets,
+        backend=tree.backend,
     )
     return out.unsqueeze(0), None
 
@@ -143,13 +126,13 @@ def attention(config: PretrainedConfig, name: str) -> Iterator[None]:
 
 
 def add_deepstack(layer_number: int) -> Any:
-    """A forward hook for decoder layer `layer_number`: adds the plan's dense addend to the layer's output."""
+    """A forward hook for decoder layer `layer_number`: adds the tree's dense addend to the layer's output."""
 
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        plan = kwargs.get("plan")
-        if plan is None or layer_number >= len(plan.addends):
+        tree = kwargs.get("tree")
+        if tree is None or layer_number >= len(tree.addends):
             return None
-        addend = plan.addends[layer_number]
+        addend = tree.addends[layer_number]
         return output + addend if torch.is_tensor(output) else (output[0] + addend, *output[1:])
 
     return hook

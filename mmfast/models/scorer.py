@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmfast.families.base import Adapter
-from mmfast.models.attention import NAME, Plan, add_deepstack, attention, own_attention
+from mmfast.models.attention import NAME, Tree, add_deepstack, attention, own_attention
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
@@ -40,7 +40,7 @@ class Scorer(nn.Module):
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
         self.own_attention = own_attention(self.decoder.config)
-        self.decoder.config._attn_implementation = NAME  # from now on it attends over trees, and raises without a plan
+        self.decoder.config._attn_implementation = NAME  # from now on it attends over trees, and raises without one
         self.register_deepstack()
 
     @property
@@ -96,9 +96,9 @@ class Scorer(nn.Module):
         if not len(pack.tokens):
             pack = idle(pack)
         inputs, addends = self.embed(pack)
-        plan = replace(Plan.of(pack), backend=self.backend, addends=addends)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
-        output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, plan=plan)
+        tree = Tree(pack, self.backend, addends)
+        output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
         return output.last_hidden_state[0]
 
     def embed(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:

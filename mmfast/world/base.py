@@ -116,46 +116,39 @@ def seeing_model(
     return accuracy
 
 
-def base_settings(world: str | Path, seeing: str | Path, out: str | Path, *, seed: int = 0, steps: int = 1000) -> dict:
+def base_settings(
+    world: str | Path, seeing: str | Path, out: str | Path, *, seed: int = 0, steps: int = 1000
+) -> dict[str, Any]:
     """The config by which mmfast.train gives the seeing model its words. The tower stays as it is."""
-    return {
-        "output_dir": str(out),
-        "seed": seed,
-        "model": {"path": str(seeing), "dtype": "float32", "freeze": ["vision"]},
-        "data": {"path": str(Path(world) / "base.jsonl"), "workers": 0},
-        "objective": {"kind": "sft"},
-        "reference": {"kind": "none"},
-        "optim": {
-            "lr": 3e-3,
-            "betas": [0.9, 0.98],
-            "schedule": "linear",
-            "warmup": min(40, steps),
-            "weight_decay": 0.01,
-        },
-        "train": {"steps": steps, "pairs_per_step": 32, "tokens_per_pack": 4096, "checkpoint_every": 0},
-        "parallel": {"shard": "none", "activation_checkpointing": False},
-        "log": {"every": 10},
-    }
+    optim = {"lr": 3e-3, "betas": [0.9, 0.98], "schedule": "linear", "warmup": min(40, steps), "weight_decay": 0.01}
+    sft = {"objective": {"kind": "sft"}, "reference": {"kind": "none"}, "optim": optim, "log": {"every": 10}}
+    return _settings(seeing, out, seed, steps, {"path": str(Path(world) / "base.jsonl")}) | sft
 
 
 def align_settings(
     world: str | Path, base: str | Path, out: str | Path, *, reference: str | Path, seed: int = 0, steps: int = 100,
     gamma: float = 1.0, sft_weight: float = 0.0, lr: float = 5e-4, kind: str = "dpo", pairs: str = "pairs.jsonl",
-) -> dict:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """The config of an alignment run on the world's pairs: DPO, DDPO with gamma above 1, or SFT on the chosen texts."""
     objective: dict[str, Any] = {"kind": "sft"}
     if kind == "dpo":
         objective = {"kind": "dpo", "loss": "sigmoid", "beta": 0.1, "gamma": gamma}
         objective |= {"segments": "clean", "sft_weight": sft_weight}
-    return {
-        "output_dir": str(out),
-        "seed": seed,
-        "model": {"path": str(base), "dtype": "float32", "freeze": ["vision"]},
-        "data": {"path": str(Path(world) / pairs), "eval_path": str(Path(world) / "eval.jsonl"), "workers": 0},
+    data = {"path": str(Path(world) / pairs), "eval_path": str(Path(world) / "eval.jsonl")}
+    return _settings(base, out, seed, steps, data) | {
         "objective": objective,
         "reference": {"kind": "cached", "path": str(reference)} if kind == "dpo" else {"kind": "none"},
         "optim": {"lr": lr, "schedule": "cosine", "warmup": 0.1},
+        "log": {"every": 5},
+    }
+
+
+def _settings(model: str | Path, out: str | Path, seed: int, steps: int, data: dict[str, str]) -> dict[str, Any]:
+    return {
+        "output_dir": str(out),
+        "seed": seed,
+        "model": {"path": str(model), "dtype": "float32", "freeze": ["vision"]},
+        "data": data | {"workers": 0},
         "train": {"steps": steps, "pairs_per_step": 32, "tokens_per_pack": 4096, "checkpoint_every": 0},
         "parallel": {"shard": "none", "activation_checkpointing": False},
-        "log": {"every": 5},
     }

@@ -24,7 +24,6 @@ from mmfast.feedback.rules import (
     rejection_sample,
     steerlm,
     subset,
-    unconditioned,
 )
 from tests.make import format_samples as samples
 
@@ -278,7 +277,7 @@ def test_score_expressions():
 def test_steerlm():
     record = steerlm(GROUPS[:1])[0]
     asked = record.prompt[0]["content"]
-    assert asked.startswith("q1\nPlease answer") and unconditioned(asked) == "q1"
+    assert asked.startswith("q1\nPlease answer")
     assert asked.endswith(": Helpfulness:4,Correctness:4,Coherence:4,Complexity:1,Verbosity:1")
     assert asked == "q1" + conditioning((4, 4, 4, 1, 1))
     (two,) = hindsight(GROUPS, score_of("Helpfulness + Correctness + Coherence"), 10, 0)

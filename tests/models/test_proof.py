@@ -98,16 +98,16 @@ def test_a_model_that_is_wrong_even_alone_is_refused_altogether():
         prove(scorer, case.examples, case.infos, case.load_images)
 
 
-def test_tree_attention_without_a_plan_raises_and_generation_is_plain():
+def test_tree_attention_without_a_tree_raises_and_generation_is_plain():
     model = world.build("llava")[0]
     scorer = Scorer(model, adapter_for(model.config))
     ids = torch.tensor([[1, 50, 60, 70]])
-    with pytest.raises(ValueError, match="without a plan"):
+    with pytest.raises(ValueError, match="without a tree"):
         model(input_ids=ids)
     with scorer.generating() as plain:
         out = plain.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
     assert out.shape[1] > 4
-    with pytest.raises(ValueError, match="without a plan"):
+    with pytest.raises(ValueError, match="without a tree"):
         model(input_ids=ids)
 
 
