@@ -106,8 +106,8 @@ def check(
     option: list[str] = OPTION,
 ) -> None:
     """Build every example and report on them. Exit code 1 if more rows are bad than --allow."""
+    from mmfast.cli.check import examine
     from mmfast.data.build import DataSettings, NoExamples, build
-    from mmfast.data.check import examine
 
     data = DataSettings(path=str(file), format=format, images=images, template=template, turns=turns,
                         max_length=max_length, max_words=max_words, truncate=truncate, on_error="drop",
