@@ -106,8 +106,8 @@ def check(
     option: list[str] = OPTION,
 ) -> None:
     """Build every example and report on them. Exit code 1 if more rows are bad than --allow."""
+    from mmfast.cli.check import examine
     from mmfast.data.build import NoExamples, build
-    from mmfast.data.check import examine
     from mmfast.data.settings import DataSettings
 
     data = DataSettings(path=str(file), format=format, images=images, template=template, turns=turns,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.read import data_files, iterate
-from mmfast.data.containers.write import WRITERS, json_text
-from mmfast.data.formats.known import FORMATS, format_of, known_options, read_row, unused
+from mmfast.data.containers.write import WRITERS
+from mmfast.data.formats.known import FORMATS, read_records
 from mmfast.data.images.index import image_bytes
-from mmfast.data.problems import BadRow, Problem, unused_line
+from mmfast.data.problems import BadRow, Problem, pass_over, unused_line
 from mmfast.data.records import Record
 from mmfast.files import whole
 
@@ -71,21 +71,10 @@ def convert(
         raise ValueError(f"--on-error: {on_error!r} is not raise or drop")
     _writable(target, to)
     root = Path(images) if images else source if source.is_dir() else source.parent
-    fmt, result = format_of(source, format), Conversion()
-    known_options([fmt], options or {})
-    given = {"root": root, **(options or {})}
-
-    def records() -> Iterator[Record]:
-        for row in iterate(source):
-            try:
-                yield from read_row(fmt, row, given)
-                result.unused.update(unused(fmt, row.value))
-            except BadRow as error:
-                if on_error == "raise":
-                    raise ValueError(f"{row.source}: {error}") from None
-                result.problems.append(Problem(row.source, error.kind, str(error)))
-
-    write_records(iter(change(list(records()))) if change else records(), target, to, root, result)
+    result = Conversion()
+    problems = result.problems if on_error == "drop" else None
+    records = read_records(source, format, options, problems, root=root, columns=result.unused)
+    write_records(iter(change(list(records))) if change else records, target, to, root, result)
     return result
 
 
@@ -95,19 +84,22 @@ def _as_rows(source: Path, target: Path) -> Conversion:
         raise ValueError(f"{target.name}: rows are written as .jsonl")
     result = Conversion()
 
-    with whole(target) as temporary, open(temporary, "w", encoding="utf-8") as f:
+    def rows() -> Iterator[Any]:
         for row in iterate(source):
             if isinstance(row.value, BadRow):
-                result.problems.append(Problem(row.source, row.value.kind, str(row.value)))
-                continue
-            f.write(json_text(row.value) + "\n")
-            result.records += 1
+                pass_over(row.source, row.value, result.problems)
+            else:
+                result.records += 1
+                yield row.value
+
+    with whole(target) as temporary:
+        WRITERS[".jsonl"](temporary, rows())
     return result
 
 
 def _writable(target: Path, to: str) -> None:
     suffix = target.suffix.lower()
-    if to not in FORMATS or FORMATS[to].write is None:
+    if to not in FORMATS:
         raise ValueError(f"--to: unknown format {to!r}; choose one of {', '.join(FORMATS)}")
     if suffix not in WRITERS:
         raise ValueError(f"{target.name}: write one of {', '.join(WRITERS)}")
@@ -120,8 +112,7 @@ def _writable(target: Path, to: str) -> None:
 def write_records(records: Iterator[Record], target: Path, to: str, root: Path, result: Conversion) -> None:
     """Records whose relative images are under `root`, as a file that appears whole or not at all."""
     _writable(target, to)
-    suffix, write = target.suffix.lower(), FORMATS[to].write
-    assert write is not None
+    suffix = target.suffix.lower()
 
     def rows() -> Iterator[dict]:
         for record in records:
@@ -129,7 +120,7 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
                 moved = _moved(record, root, target, embed=suffix in (".parquet", ".tsv"))
             except BadRow as error:
                 raise ValueError(f"{record.source}: {error}") from None
-            out, lost = write(moved)
+            out, lost = FORMATS[to].to_row(moved)
             result.lost.update(lost)
             if out is not None:
                 result.records += 1

@@ -54,6 +54,13 @@ class Problem:
         return f"{self.source}: {self.message} [{self.kind}]"
 
 
+def pass_over(source: str, error: BadRow, problems: list[Problem] | None) -> None:
+    """A bad row is listed in `problems`; where there is no such list, it ends the work."""
+    if problems is None:
+        raise ValueError(f"{source}: {error}") from None
+    problems.append(Problem(source, error.kind, str(error)))
+
+
 @dataclass(slots=True)
 class Report:
     """What became of every row of a build: nothing is dropped, cut or reinterpreted without a line here."""

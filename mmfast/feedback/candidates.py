@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.read import iterate
-from mmfast.data.formats.base import answer, image_list, not_unpaired, question
+from mmfast.data.formats.base import not_unpaired
+from mmfast.data.formats.messages import answer, image_list, question
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Record
 

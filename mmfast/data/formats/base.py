@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mmfast.data.containers.read import Row
@@ -20,22 +19,63 @@ class Format:
     accepts: Callable[[dict], bool]
     read: Callable[[Row, dict[str, Any]], Iterator[Record]]  # the row, and the reader's options
     options: tuple[str, ...] = ()  # of the reader, beside those that every format has
-    # a row (none where the format has no place for the record), and what of the record it cannot carry
-    write: Callable[[Record], tuple[dict | None, list[str]]] | None = None
+    write: Callable[[Record], Written]
+    pairs_only: bool = False  # it has no place for a record without a rejected side
+
+    def to_row(self, record: Record) -> Written:
+        if self.pairs_only and record.rejected is None:
+            return None, [ONE_SIDED]
+        return self.write(record)
 
 
+Written = tuple[dict | None, list[str]]  # a row (None: there is no place for the record), and what it does not carry
 ONE_SIDED = "the whole record: it has no rejected side"
+# What a format may have no place for -> whether a record leaves that place empty.
+PLACES: dict[str, Callable[[Record], bool]] = {
+    "weight": lambda r: r.weight == 1.0,
+    "segments": lambda r: not r.segments,
+    "scores": lambda r: not r.scores,
+    "rejected": lambda r: r.rejected is None,
+    "chosen_prompt and rejected_prompt": lambda r: r.chosen_prompt is None and r.rejected_prompt is None,
+    "images after the first": lambda r: len(r.images) <= 1,
+}
 
 
-@dataclass(slots=True)
-class Losses:
-    """Names the fields of a record that a written row does not hold."""
+class Uncarried:
+    """Names the fields of a record that a written row does not hold: weight and segments for all formats but ours."""
 
-    names: list[str] = field(default_factory=list)
+    def __init__(self, record: Record, *places: str) -> None:
+        self.names = [name for name in ("weight", "segments", *places) if not PLACES[name](record)]
 
     def unless(self, carried: bool, name: str) -> None:
         if not carried:
             self.names.append(name)
+
+
+def record_of(
+    row: Row,
+    known: Container[str],
+    *,
+    ids: tuple[str, ...] = ("id",),
+    prompt: Iterable[dict] = (),
+    chosen: Iterable[dict],
+    rejected: Iterable[dict] | None = None,
+    meta: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Record:
+    """The record of a row. Its `known` columns have become what is given here; the others are kept in meta."""
+    return Record(
+        **{"id": record_id(row, *ids), "source": row.source} | fields,
+        prompt=tuple(prompt),
+        chosen=tuple(chosen),
+        rejected=None if rejected is None else tuple(rejected),
+        meta={k: v for k, v in row.value.items() if k not in known} | (meta or {}),
+    )
+
+
+def with_meta(row: dict[str, Any], record: Record) -> dict[str, Any]:
+    """A written row with the record's further columns, which do not replace its own."""
+    return row | {k: v for k, v in record.meta.items() if k not in row}
 
 
 def need(row: dict, *names: str) -> list[Any]:
@@ -62,122 +102,7 @@ def not_unpaired(value: dict) -> None:
             )
 
 
-def record_id(row: Row, *names: str, part: int | None = None) -> str:
-    for name in names:
-        value = row.value.get(name)
-        if isinstance(value, str | int) and str(value):
-            return str(value) if part is None else f"{value}:{part}"
-    return f"{Path(row.file).stem}:{row.number}" if part is None else f"{Path(row.file).stem}:{row.number}:{part}"
-
-
-def with_markers(text: str, marker: str = "<image>") -> list[dict] | str:
-    """A question whose images are written as markers, as content parts; a newline beside a marker goes with it.
-
-    The chat template (or the named one) decides what stands around an image.
-    """
-    if marker not in text:
-        return text
-    out: list[dict] = []
-    pieces = text.split(marker)
-    for i, piece in enumerate(pieces):
-        if i:
-            out.append({"type": "image"})
-            piece = piece.removeprefix("\n")
-        if i < len(pieces) - 1 and not piece.strip():
-            piece = ""
-        if piece:
-            out.append({"type": "text", "text": piece})
-    if out and out[-1]["type"] == "image" and len(out) > 1 and out[-2]["type"] == "text":
-        out[-2] = {"type": "text", "text": out[-2]["text"].removesuffix("\n")}
-    return out
-
-
-def to_markers(message: dict, marker: str = "<image>") -> str:
-    """The inverse for writing: every image where it stands, with a newline after it."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(f"{marker}\n" if p["type"] == "image" else p["text"] for p in content)
-
-
-def question(text: str, images: int, marker: str = "<image>") -> dict:
-    """A user turn of a format whose images stand in their own column: markers are kept, else images come first."""
-    content = with_markers(text, marker)
-    if isinstance(content, str) and images:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": content}]
-    return {"role": "user", "content": content}
-
-
-def answer(text: Any) -> dict:
-    if not isinstance(text, str):
-        raise BadRow("format", f"an answer is a {type(text).__name__}, not a text")
-    return {"role": "assistant", "content": text}
-
-
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-}
-
-
-def from_value(turns: Any, marker: str = "<image>") -> list[dict]:
-    """LLaVA's {"from", "value"} turns as messages. Markers count in user turns only: in an answer they are words."""
-    if not isinstance(turns, list) or not turns:
-        raise BadRow("format", "the conversation is not a list of turns")
-    out = []
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in ROLES:
-            known = ", ".join(ROLES)
-            raise BadRow("format", f"a turn is not {{from, value}} with a role of {known}: {str(turn)[:80]}")
-        role = ROLES[turn["from"]]
-        out.append({"role": role, "content": with_markers(turn["value"], marker) if role == "user" else turn["value"]})
-    return out
-
-
-def to_value(messages: Any) -> list[dict]:
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-    return [{"from": names[m["role"]], "value": to_markers(m)} for m in messages]
-
-
-def image_list(value: Any) -> tuple[Any, ...]:
-    """One image or several, in any of their guises; none for null and empty."""
-    if value is None or value == "" or value == []:
-        return ()
-    if isinstance(value, list | tuple):
-        return tuple(v for v in value if v is not None)
-    return (value,)
-
-
-def split_answer(messages: list[dict]) -> tuple[tuple[dict, ...], tuple[dict, ...]]:
-    """An SFT conversation: what leads to the last answer, and that answer."""
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise BadRow("empty-response", "the conversation does not end with an answer")
-    return tuple(messages[:-1]), tuple(messages[-1:])
-
-
-def common_prefix(chosen: list[dict], rejected: list[dict]) -> int:
-    """How many leading messages the two conversations share; an answer is never counted as prompt if it is the last."""
-    n = 0
-    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
-        n += 1
-    while n and (n == len(chosen) or n == len(rejected) or chosen[n]["role"] != "assistant"):
-        n -= 1  # the prompt ends before an answer
-    return n
-
-
-def place_images(messages: list[dict], images: int) -> list[dict]:
-    """Plain-text content with images in their own column: markers in user turns, else all before the first question."""
-    if any(isinstance(m["content"], list) for m in messages) or not images:
-        return messages
-    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    marked = sum(messages[i]["content"].count("<image>") for i in users)
-    out = list(messages)
-    for i in users:
-        first = images if i == users[0] and not marked else 0
-        out[i] = question(messages[i]["content"], first) if marked or first else messages[i]
-    return out
+def record_id(row: Row, *names: str) -> str:
+    """The first of the named columns that holds a name or number, or else the row's place."""
+    values = (row.value.get(name) for name in names)
+    return next((str(v) for v in values if isinstance(v, str | int) and str(v)), f"{row.file.stem}:{row.number}")

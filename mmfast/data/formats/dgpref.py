@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import ONE_SIDED, Format, Losses, answer, need
+from mmfast.data.formats.base import Format, Uncarried, Written, need, record_of
+from mmfast.data.formats.messages import answer
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
@@ -100,13 +101,9 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     kind = kind_of(value)
     if kind == "captions":
         name, k = image_name(row, options)
-        yield Record(
-            id=key,
-            source=row.source,
-            images=(image_path(name, options),),
-            prompt=_asked(prompt_line(row, options, k)),
-            chosen=(answer(value),),
-            meta={"name": name},
+        images, prompt = (image_path(name, options),), _asked(prompt_line(row, options, k))
+        yield record_of(
+            row, row.value, id=key, images=images, prompt=prompt, chosen=[answer(value)], meta={"name": name}
         )
         return
     if kind != "pairs":
@@ -115,14 +112,15 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     scores = value.get("cap_avg_scores") or value.get("cap_scores")
     for n, pair in enumerate(value["sample_pair"]):
         better, worse, i, j = need(pair, "prefer", "reject", "prefer_idx", "reject_idx")
-        yield Record(
+        yield record_of(
+            row,
+            row.value,
             id=f"{key}:{n}",
-            source=row.source,
             images=(image_path(key, options),),
             chosen_prompt=_asked(prompt_line(row, options, i)),
             rejected_prompt=_asked(prompt_line(row, options, j)),
-            chosen=(answer(better),),
-            rejected=(answer(worse),),
+            chosen=[answer(better)],
+            rejected=[answer(worse)],
             scores={"chosen": float(scores[i]), "rejected": float(scores[j])} if scores else None,
             meta={
                 "name": key,
@@ -133,14 +131,11 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         )
 
 
-def write(record: Record) -> tuple[dict | None, list[str]]:
+def write(record: Record) -> Written:
     """One pair under its image's name; the file writer joins the pairs of a name."""
-    if record.rejected is None:
-        return None, [ONE_SIDED]
-    lost = Losses()
+    assert record.rejected is not None
+    lost = Uncarried(record)
     lost.unless({"prefer_idx", "reject_idx", "name"} <= set(record.meta), "prompt numbers (prefer_idx, reject_idx)")
-    lost.unless(record.weight == 1.0, "weight")
-    lost.unless(not record.segments, "segments")
     lost.unless(len(record.chosen) == 1, "turns before the last answer")
     name = record.meta.get("name") or (Path(str(record.images[0])).stem if record.images else record.id)
     pair = {
@@ -161,4 +156,5 @@ FORMAT = Format(
     accepts=lambda row: set(row) == {"key", "value"} and bool(kind_of(row["value"])),
     read=read,
     write=write,
+    pairs_only=True,
 )

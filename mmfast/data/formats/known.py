@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any
 from mmfast.data.containers.read import Row, iterate
 from mmfast.data.formats import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
 from mmfast.data.formats.base import Format, not_unpaired
-from mmfast.data.problems import BadRow, Problem, check_texts
+from mmfast.data.problems import BadRow, Problem, check_texts, pass_over
 from mmfast.data.records import Record
 from mmfast.data.text.segments import claim_segments
 from mmfast.data.text.templates import text_of
@@ -36,11 +37,10 @@ def detect(path: str | Path, look: int = 20) -> Format:
     winners = [name for name, n in votes.items() if n == best]
     if best * 2 > len(rows) and len(winners) == 1:
         return FORMATS[winners[0]]
-    wanted = "\n".join(f"  {name}: {f.looks_for}" for name, f in FORMATS.items())
-    found = ", ".join(sorted(rows[0]))
+    listed = "\n".join(f"  {name}: {f.looks_for}" for name, f in FORMATS.items())
     state = f"fits {' and '.join(winners)} alike" if best * 2 > len(rows) else "fits no known format"
     raise ValueError(
-        f"{path}: {state}. Its first row has the columns {found}. Looked for:\n{wanted}\n"
+        f"{path}: {state}. Its first row has the columns {', '.join(sorted(rows[0]))}. Looked for:\n{listed}\n"
         "Name the format with data.format, or convert the file"
     )
 
@@ -76,14 +76,11 @@ def read_row(fmt: Format, row: Row, options: dict[str, Any]) -> Iterator[Record]
                 not_unpaired(row.value)
             record = _instructed(record, row.value)
             yield _weighed(record, float(options["claims"])) if "claims" in options else record
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadRow(
-            "format", f"not a {fmt.name} row ({type(error).__name__}: {error}); it has {fmt.looks_for}"
-        ) from error
-    except ValueError as error:
-        if isinstance(error, BadRow):
-            raise
-        raise BadRow("format", f"not a {fmt.name} row ({error}); it has {fmt.looks_for}") from error
+    except BadRow:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise BadRow("format", f"not a {fmt.name} row ({kind}{error}); it has {fmt.looks_for}") from error
 
 
 def unused(fmt: Format, value: Any) -> list[str]:
@@ -135,16 +132,31 @@ def _weighed(record: Record, wrong: float) -> Record:
 
 
 def read_records(
-    path: str | Path, name: str = "auto", options: dict[str, Any] | None = None, problems: list[Problem] | None = None
+    path: str | Path,
+    name: str = "auto",
+    options: dict[str, Any] | None = None,
+    problems: list[Problem] | None = None,
+    *,
+    root: Path | None = None,
+    columns: Counter[str] | None = None,
 ) -> Iterator[Record]:
-    """The records of a file. A broken row raises, or, where `problems` is given, is listed there and passed over."""
+    """The records of a file. A broken row raises, or, where `problems` is given, is listed there and passed over.
+
+    `root`: where its relative image paths start, beside the file by default. Columns that are kept in meta and not used
+    are counted in `columns`.
+    """
     fmt = format_of(path, name)
     known_options([fmt], options or {})
-    given = {"root": Path(path) if Path(path).is_dir() else Path(path).parent, **(options or {})}
-    for row in iterate(path):
-        try:
-            yield from read_row(fmt, row, given)
-        except BadRow as error:
-            if problems is None:
-                raise ValueError(f"{row.source}: {error}") from None
-            problems.append(Problem(row.source, error.kind, str(error)))
+    path = Path(path)
+    reader = {"root": root or (path if path.is_dir() else path.parent), **(options or {})}
+
+    def records() -> Iterator[Record]:
+        for row in iterate(path):
+            try:
+                yield from read_row(fmt, row, reader)
+                if columns is not None:
+                    columns.update(unused(fmt, row.value))
+            except BadRow as error:
+                pass_over(row.source, error, problems)
+
+    return records()

@@ -11,17 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import (
-    ONE_SIDED,
-    Format,
-    Losses,
-    common_prefix,
-    from_value,
-    image_list,
-    need,
-    record_id,
-    to_value,
-)
+from mmfast.data.formats.base import Format, Uncarried, Written, need, record_of, with_meta
+from mmfast.data.formats.messages import from_value, image_list, split_pair, to_value
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
@@ -50,34 +41,20 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         (question,) = need(value, "question")
         prompt = _turns(question, "question")
     else:  # whole conversations: the question is not used
-        n = common_prefix(chosen, rejected)
-        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
+        prompt, chosen, rejected = split_pair(chosen, rejected)
     scores = {
         f"{side}/{metric}": float(value[f"{metric}_{suffix}"])
         for side, suffix in SUFFIX.items()
         for metric in METRICS
         if value.get(f"{metric}_{suffix}") is not None
     }
-    yield Record(
-        id=record_id(row, "id", "question_id"),
-        source=row.source,
-        images=image_list(value.get("image")),
-        prompt=tuple(prompt),
-        chosen=tuple(chosen),
-        rejected=tuple(rejected),
-        scores=scores or None,
-        meta={k: v for k, v in value.items() if k not in KNOWN and k not in SCORED},
-    )
+    sides: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    images, known = image_list(value.get("image")), (*KNOWN, *SCORED)
+    yield record_of(row, known, ids=("id", "question_id"), images=images, scores=scores or None, **sides)
 
 
-def write(record: Record) -> tuple[dict | None, list[str]]:
-    if record.rejected is None:
-        return None, [ONE_SIDED]
-    lost = Losses()
-    lost.unless(record.chosen_prompt is None and record.rejected_prompt is None, "chosen_prompt and rejected_prompt")
-    lost.unless(record.weight == 1.0, "weight")
-    lost.unless(not record.segments, "segments")
-    lost.unless(len(record.images) <= 1, "images after the first")
+def write(record: Record) -> Written:
+    lost = Uncarried(record, "chosen_prompt and rejected_prompt", "images after the first")
     row: dict[str, Any] = {"id": record.id}
     if record.images:
         row["image"] = record.images[0]
@@ -92,7 +69,7 @@ def write(record: Record) -> tuple[dict | None, list[str]]:
         lost.unless(carried, f"scores[{name}]")
         if carried:
             row[f"{metric}_{SUFFIX[side]}"] = score
-    return {**row, **{k: v for k, v in record.meta.items() if k not in row}}, lost.names
+    return with_meta(row, record), lost.names
 
 
 def _accepts(row: dict) -> bool:
@@ -112,4 +89,5 @@ FORMAT = Format(
     accepts=_accepts,
     read=read,
     write=write,
+    pairs_only=True,
 )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import ONE_SIDED, Format, image_list, need
-from mmfast.data.formats.rlhfv import PLAIN, origin, pair, write_side
+from mmfast.data.formats.base import Format, Written, need, with_meta
+from mmfast.data.formats.messages import image_list
+from mmfast.data.formats.rlhfv import CARRIED, PLAIN, origin, pair, write_pair
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
@@ -32,25 +32,19 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         **{name: value.get(name) for name in PLAIN},
         "origin_split": origin(value.get("origin_split")),
         "logps": logps["logps"] if isinstance(logps, dict) else logps or None,
+        "claims": value.get("claims"),
         **{k: v for k, v in value.items() if k not in KNOWN},
     }
-    record = pair(row, images, asked, chosen, rejected, meta)
-    if value.get("claims") is not None:
-        record = replace(record, meta={**record.meta, "claims": value["claims"]})
-    yield record
+    yield pair(row, images, asked, chosen, rejected, meta)
 
 
-def write(record: Record) -> tuple[dict | None, list[str]]:
-    if record.rejected is None:
-        return None, [ONE_SIDED]
-    row, lost = write_side(record)
-    row["idx"] = str(record.id)
-    if record.meta.get("logps") is not None:
-        row["logps"] = json.dumps({"logps": record.meta["logps"]})
-    for name, value in record.meta.items():
-        if name not in row and name != "logps":
-            row[name] = value
-            lost.names.remove(f"meta[{name}]")
+def write(record: Record) -> Written:
+    row, lost = write_pair(record)
+    for name in record.meta:
+        lost.unless(name in CARRIED or name not in row, f"meta[{name}]")
+    row = with_meta(row | {"idx": str(record.id)}, record)
+    if row.get("logps") is not None:
+        row["logps"] = json.dumps({"logps": row["logps"]})
     return row, lost.names
 
 
@@ -66,4 +60,5 @@ FORMAT = Format(
     ),
     read=read,
     write=write,
+    pairs_only=True,
 )

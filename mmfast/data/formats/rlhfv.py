@@ -12,29 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.containers.read import TSV_COLUMNS, Row
-from mmfast.data.formats.base import (
-    ONE_SIDED,
-    Format,
-    Losses,
-    answer,
-    from_value,
-    image_list,
-    need,
-    question,
-    record_id,
-    to_markers,
-    to_value,
-)
+from mmfast.data.formats.base import Format, Uncarried, Written, need, record_of
+from mmfast.data.formats.messages import answer, from_value, image_list, question, to_markers, to_value
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
 PLAIN = ("ds_name", "origin_dataset", "image_path")
-
-
-def sides(chosen: Any, rejected: Any) -> tuple[list[dict], list[dict]]:
-    """Texts, or whole conversations as lists of turns."""
-    one = [[answer(s)] if isinstance(s, str) else from_value(s) for s in (chosen, rejected)]
-    return one[0], one[1]
+CARRIED = (*PLAIN, "origin_split", "logps")  # of a record's meta
 
 
 def side_text(messages: Any) -> Any:
@@ -50,15 +34,12 @@ def origin(value: Any) -> Any:
 
 
 def pair(row: Row, images: tuple, asked: str, chosen: Any, rejected: Any, meta: dict[str, Any]) -> Record:
-    before, after = sides(chosen, rejected)
-    return Record(
-        id=record_id(row, "id", "idx"),
-        source=row.source,
-        images=images,
-        prompt=(question(asked, len(images)),),
-        chosen=tuple(before),
-        rejected=tuple(after),
-        meta={k: v for k, v in meta.items() if v is not None},
+    """A side is a text, or a whole conversation as a list of turns."""
+    sides = [[answer(s)] if isinstance(s, str) else from_value(s) for s in (chosen, rejected)]
+    told = {k: v for k, v in meta.items() if v is not None}
+    prompt = [question(asked, len(images))]
+    return record_of(
+        row, row.value, ids=("id", "idx"), images=images, prompt=prompt, chosen=sides[0], rejected=sides[1], meta=told
     )
 
 
@@ -84,18 +65,10 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     yield pair(row, images, content["question"], content["chosen"], content["rejected"], meta)
 
 
-def write_side(record: Record) -> tuple[dict[str, Any], Losses]:
+def write_pair(record: Record) -> tuple[dict[str, Any], Uncarried]:
     """What RLHF-V's and RLAIF-V's rows have in common: one image, one question, two answers."""
-    lost = Losses()
-    lost.unless(record.chosen_prompt is None and record.rejected_prompt is None, "chosen_prompt and rejected_prompt")
+    lost = Uncarried(record, "chosen_prompt and rejected_prompt", "images after the first", "scores")
     lost.unless(len(record.prompt) == 1, "turns before the last question")
-    lost.unless(len(record.images) <= 1, "images after the first")
-    lost.unless(record.weight == 1.0, "weight")
-    lost.unless(not record.segments, "segments")
-    lost.unless(not record.scores, "scores")
-    carried = {*PLAIN, "origin_split", "logps"}
-    for name in record.meta:
-        lost.unless(name in carried, f"meta[{name}]")
     image = record.images[0] if record.images else None
     if isinstance(image, bytes):
         image = {"bytes": image, "path": record.meta.get("image_path")}
@@ -111,10 +84,10 @@ def write_side(record: Record) -> tuple[dict[str, Any], Losses]:
     }, lost
 
 
-def write(record: Record) -> tuple[dict | None, list[str]]:
-    if record.rejected is None:
-        return None, [ONE_SIDED]
-    row, lost = write_side(record)
+def write(record: Record) -> Written:
+    row, lost = write_pair(record)
+    for name in record.meta:
+        lost.unless(name in CARRIED, f"meta[{name}]")
     content = {name: row.pop(name) for name in ("question", "chosen", "rejected")}
     if record.meta.get("logps") is not None:
         content["logps"] = record.meta["logps"]
@@ -141,4 +114,5 @@ FORMAT = Format(
     accepts=_accepts,
     read=read,
     write=write,
+    pairs_only=True,
 )

@@ -10,19 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import (
-    ONE_SIDED,
-    Format,
-    Losses,
-    answer,
-    common_prefix,
-    from_value,
-    image_list,
-    need,
-    question,
-    record_id,
-    to_value,
-)
+from mmfast.data.formats.base import ONE_SIDED, Format, Uncarried, Written, need, record_of
+from mmfast.data.formats.messages import answer, from_value, image_list, question, split_pair, to_value
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
@@ -66,59 +55,41 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     if not kind:
         raise BadRow("format", f"none of SIMA's four kinds of row (it has {', '.join(sorted(value))})")
     if kind == "pairs":
-        chosen, rejected = from_value(value["conversations"]), from_value(value["rejected_conversations"])
-        n = common_prefix(chosen, rejected)
-        yield Record(
-            id=record_id(row, "id"),
-            source=row.source,
-            images=image_list(value.get("image")),
-            prompt=tuple(chosen[:n]),
-            chosen=tuple(chosen[n:]),
-            rejected=tuple(rejected[n:]),
-            meta={k: v for k, v in value.items() if k not in PAIRS},
-        )
-        return
-    if kind == "critic":
+        both = from_value(value["conversations"]), from_value(value["rejected_conversations"])
+        prompt, chosen, rejected = split_pair(*both)
+        image = image_list(value.get("image"))
+        yield record_of(row, PAIRS, images=image, prompt=prompt, chosen=chosen, rejected=rejected)
+    elif kind == "critic":
         sample, greedy, result = need(value, SAMPLE, GREEDY, "rank_result")
         winner = verdict(result)
         if winner is None:
             raise BadRow("no-verdict", "the critic's reply holds no [[1]] or [[2]]")
         image = image_list(value.get("id"))
         better, worse = (sample, greedy) if winner == "1" else (greedy, sample)
-        yield Record(
-            id=f"{row.file.stem}:{row.number}",  # its own id is the image's name, which repeats
-            source=row.source,
+        yield record_of(
+            row,
+            (SAMPLE, GREEDY),
+            ids=(),  # its own is the image's name, which repeats
             images=image,
-            prompt=(question(asked_in(value["question"]), len(image)),),
-            chosen=(answer(better),),
-            rejected=(answer(worse),),
-            meta={k: v for k, v in value.items() if k not in (SAMPLE, GREEDY)} | {"kind": "critic", "winner": winner},
+            prompt=[question(asked_in(value["question"]), len(image))],
+            chosen=[answer(better)],
+            rejected=[answer(worse)],
+            meta={"kind": "critic", "winner": winner},
         )
-        return
-    text, truth = need(value, "question" if "question" in value else "text", "ground_truth")
-    image = image_list(value.get("image_path", value.get("image")))
-    meta = {k: v for k, v in value.items() if k not in ("image", "image_path", "ground_truth")}
-    yield Record(
-        id=record_id(row, "id"),
-        source=row.source,
-        images=image,
-        prompt=(question(text, len(image)),),
-        chosen=(answer(truth),),
-        meta=meta | {"kind": kind, "candidates": [value[c] for c in (SAMPLE, GREEDY) if c in value]},
-    )
+    else:
+        text, truth = need(value, "question" if "question" in value else "text", "ground_truth")
+        image = image_list(value.get("image_path", value.get("image")))
+        meta = {"kind": kind, "candidates": [value[c] for c in (SAMPLE, GREEDY) if c in value]}
+        known, prompt = ("image", "image_path", "ground_truth"), [question(text, len(image))]
+        yield record_of(row, known, images=image, prompt=prompt, chosen=[answer(truth)], meta=meta)
 
 
-def write(record: Record) -> tuple[dict | None, list[str]]:
+def write(record: Record) -> Written:
     """A record goes back to the kind it came from; others become pairs."""
-    lost = Losses()
-    lost.unless(record.weight == 1.0, "weight")
-    lost.unless(not record.segments, "segments")
-    lost.unless(not record.scores, "scores")
-    lost.unless(record.chosen_prompt is None and record.rejected_prompt is None, "chosen_prompt and rejected_prompt")
+    lost = Uncarried(record, "scores", "chosen_prompt and rejected_prompt", "images after the first")
     kind = record.meta.get("kind")
     rest = {k: v for k, v in record.meta.items() if k not in ("kind", "candidates", "winner")}
     image = record.images[0] if record.images else None
-    lost.unless(len(record.images) <= 1, "images after the first")
     if kind == "critic" and record.rejected:
         sides = [record.chosen[-1]["content"], record.rejected[-1]["content"]]
         sides = sides if record.meta["winner"] == "1" else sides[::-1]

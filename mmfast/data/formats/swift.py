@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import (
-    Format,
-    Losses,
+from mmfast.data.formats.base import Format, Uncarried, Written, record_of
+from mmfast.data.formats.messages import (
     answer,
-    common_prefix,
     from_value,
     image_list,
     place_images,
-    record_id,
+    split_pair,
     to_markers,
     to_value,
     with_markers,
@@ -56,18 +54,10 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     if "conversations" in value:
         prompt = from_value(value["conversations"])
         sides = [from_value([value[k]] if isinstance(value[k], dict) else value[k]) for k in ("chosen", "rejected")]
-        yield Record(
-            id=record_id(row, "id"),
-            source=row.source,
-            images=images,
-            prompt=tuple(prompt),
-            chosen=tuple(sides[0]),
-            rejected=tuple(sides[1]),
-            meta={"kind": "sharegpt"} | {k: v for k, v in value.items() if k not in (*KNOWN, *SHAREGPT)},
-        )
+        known, meta = (*KNOWN, *SHAREGPT), {"kind": "sharegpt"}
+        yield record_of(row, known, images=images, prompt=prompt, chosen=sides[0], rejected=sides[1], meta=meta)
         return
     chosen = place_images(_messages(value.get("messages")), len(images))
-    meta = {k: v for k, v in value.items() if k not in KNOWN}
     own_prompt = None
     rejected: list[dict] | None
     if value.get("rejected_messages") is not None:
@@ -79,37 +69,25 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
             chosen, images = _numbered(chosen, 0), images + theirs
             prompt, chosen = chosen[:-1], chosen[-1:]
         else:
-            n = common_prefix(chosen, rejected)
-            prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
+            prompt, chosen, rejected = split_pair(chosen, rejected)
     else:
         prompt, chosen = chosen[:-1], chosen[-1:]
-        given = value.get("rejected_response")
-        rejected = None if given is None else [answer(given)]
+        text = value.get("rejected_response")
+        rejected = None if text is None else [answer(text)]
     if chosen and chosen[-1]["role"] != "assistant":
         raise BadRow("empty-response", "messages does not end with an answer")
-    yield Record(
-        id=record_id(row, "id"),
-        source=row.source,
-        images=images,
-        prompt=tuple(prompt),
-        chosen=tuple(chosen),
-        rejected=None if rejected is None else tuple(rejected),
-        chosen_prompt=tuple(prompt) if own_prompt else None,
-        rejected_prompt=own_prompt,
-        meta=meta,
-    )
+    own: dict[str, Any] = {"chosen_prompt": tuple(prompt), "rejected_prompt": own_prompt} if own_prompt else {}
+    yield record_of(row, KNOWN, images=images, prompt=prompt, chosen=chosen, rejected=rejected, **own)
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
-    lost = Losses()
-    lost.unless(record.weight == 1.0, "weight")
-    lost.unless(not record.segments, "segments")
-    lost.unless(not record.scores, "scores")
+def write(record: Record) -> Written:
+    lost = Uncarried(record, "scores")
     rest = {k: v for k, v in record.meta.items() if k != "kind"}
     row: dict[str, Any] = {"id": record.id}
     if record.meta.get("kind") == "sharegpt" and record.rejected is not None:
         row["conversations"] = to_value(record.prompt)
-        row["chosen"], row["rejected"] = to_value(record.chosen)[0], to_value(record.rejected)[0]
+        for name, side in (("chosen", record.chosen), ("rejected", record.rejected)):
+            row[name] = to_value(side)[0] if len(side) == 1 else to_value(side)
         row["images"] = list(record.images)
         return {**rest, **row}, lost.names
 

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import (
-    Format,
-    answer,
-    common_prefix,
-    image_list,
-    place_images,
-    question,
-    record_id,
-    split_answer,
-)
+from mmfast.data.formats.base import Format, Written, record_of
+from mmfast.data.formats.messages import answer, image_list, place_images, question, split_answer, split_pair
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 from mmfast.data.text.templates import text_of
@@ -77,17 +69,13 @@ def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict],
         raise BadRow("format", "the row has a prompt but no chosen (or completion)")
     if prompt is None and (isinstance(chosen, str) or rejected is None):
         raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
-    sides = [
-        [] if s is None else [answer(s)] if isinstance(s, str) else _messages(s, n, found)
-        for s, n in ((chosen, "chosen"), (rejected, "rejected"))
-    ]
-    before = (
-        []
-        if prompt is None
-        else [question(prompt, 0)]
-        if isinstance(prompt, str)
-        else _messages(prompt, "prompt", found)
-    )
+
+    def turns(value: Any, name: str, one: Callable[[str], dict]) -> list[dict]:
+        return [] if value is None else [one(value)] if isinstance(value, str) else _messages(value, name, found)
+
+    better, worse = turns(chosen, "chosen", answer), turns(rejected, "rejected", answer)
+    before = turns(prompt, "prompt", lambda text: question(text, 0))
+    sides = [better, worse]
     whole = [bool(side) and side[0]["role"] != "assistant" for side in sides]
     if before and any(whole):  # the sides tell the prompt again
         if not all(w for w, side in zip(whole, sides, strict=True) if side):
@@ -96,11 +84,10 @@ def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict],
         if not all(asked in (text_of(m).strip() for m in side[:-1]) for side in sides if side):
             raise BadRow("format", "chosen or rejected begins with another question than the prompt")
     if any(whole):
-        n = common_prefix(sides[0], sides[1]) if sides[1] else len(sides[0]) - 1
-        before, sides = sides[0][:n], [side[n:] for side in sides]
+        before, better, worse = split_pair(better, worse) if worse else (better[:-1], better[-1:], worse)
     elif isinstance(prompt, str):
         before = [question(prompt, images)]
-    return place_images(before, images), sides[0], None if rejected is None else sides[1]
+    return place_images(before, images), better, None if rejected is None else worse
 
 
 def _segments(value: Any) -> dict[str, list] | None:
@@ -127,7 +114,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     images = image_list(value.get("images", value.get("image")))
     found: list[Any] = []
     prompt, chosen, rejected = _sided(value, len(images), found)
-    own = {}
+    own: dict[str, Any] = {}
     for name in ("chosen_prompt", "rejected_prompt"):
         if value.get(name) is not None:
             given = value[name]
@@ -139,22 +126,22 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     if segments and weights:
         raise BadRow("format", "the row has both segments and weights; they name the same thing")
     weight = value.get("weight")
-    yield Record(
-        id=record_id(row, "id"),
-        source=row.source,
+    yield record_of(
+        row,
+        KNOWN,
         images=images or tuple(found),
-        prompt=tuple(prompt),
-        chosen=tuple(chosen),
-        rejected=None if rejected is None else tuple(rejected),
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
         weight=1.0 if weight is None else float(weight),
         segments=_segments(segments or weights),
         scores=_decoded(value.get("scores")) or None,
-        meta={k: v for k, v in value.items() if k not in KNOWN} | (_decoded(value.get("meta")) or {}),
+        meta=_decoded(value.get("meta")),
         **own,
     )
 
 
-def write(record: Record) -> tuple[dict, list[str]]:
+def write(record: Record) -> Written:
     """The canonical form: everything a record has."""
     row: dict[str, Any] = {"id": record.id, "images": list(record.images), "prompt": list(record.prompt)}
     row["chosen"] = list(record.chosen)

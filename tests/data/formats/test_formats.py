@@ -129,6 +129,16 @@ def test_swift_sides_with_their_own_images(files, llava_dir, tmp_path):
     assert store.images[example.rejected.images[0]].source.endswith("b.png")
 
 
+def test_sharegpt_sides_of_several_turns_lose_none(tmp_path):
+    turns = [samples.gpt("A mug."), samples.human("Red?"), samples.gpt("Yes.")]
+    row = samples.SHAREGPT[0] | {"images": [], "conversations": [samples.human("What is this?")], "chosen": turns}
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps([row]))
+    assert not convert(path, tmp_path / "c.jsonl").lost
+    convert(tmp_path / "c.jsonl", tmp_path / "back.json", to="swift")
+    assert plain(tmp_path / "back.json") == [row]
+
+
 def test_rlaifv_claims_become_segments(tmp_path, picture):
     row = samples.rlaifv_row(b"") | {"image": "a.png", "image_path": "a.png"}
     row["rejected"] = "Three cows graze. There is a barn."
