@@ -291,18 +291,18 @@ class Run:
         """Measure, and note it in the checkpoint of this step: one that stands, or a new one where this is the best."""
         assert self.evaluation is not None
         with self.window.paused_for():
-            found = self.evaluation.run()
+            measured = self.evaluation.run()
             samples = self._samples()
-        self.last.update(found)
+        self.last.update(measured)
         if self.metrics:
-            self.metrics.log(self.step, found)
+            self.metrics.log(self.step, measured)
             self.evaluation.write(samples, self.step, self.folder)
-        best = self._is_best(found)
+        best = self._is_best(measured)
         if saved:
-            self.saver.note(self.step, found)
+            self.saver.note(self.step, measured)
         elif best:
-            self._save(found, wait=False)
-            self.saver.note(self.step, found)
+            self._save(measured, wait=False)
+            self.saver.note(self.step, measured)
 
     def _samples(self) -> list[dict[str, Any]]:
         """Answers to look at; that they fail is told and ends nothing."""
@@ -318,26 +318,26 @@ class Run:
             self.told.add(told[0])
         return [] if told else samples
 
-    def _is_best(self, found: dict[str, float]) -> bool:
+    def _is_best(self, measured: dict[str, float]) -> bool:
         name = self.config.train.best_metric
         if not name:
             return False
-        if name not in found:
-            raise ValueError(f"train.best_metric: {name!r} is not measured; these are: {', '.join(sorted(found))}")
+        if name not in measured:
+            raise ValueError(f"train.best_metric: {name!r} is not measured; these are: {', '.join(sorted(measured))}")
         self.saver.finish()  # so that every rank sees the same checkpoints
         best = best_value(self.folder / "checkpoints", name, self.saver.judged_on)
-        return bool(self.runtime.gather(best is None or better(name, found[name], best))[0])
+        return bool(self.runtime.gather(best is None or better(name, measured[name], best))[0])
 
     # checkpoints
 
-    def _save(self, found: dict[str, float], *, wait: bool) -> None:
+    def _save(self, measured: dict[str, float], *, wait: bool) -> None:
         with self.window.paused_for():
             info = {
                 "config": self.config.model_dump(mode="json"),
                 "identity": self.identity | ({"reference": self.digest} if self.digest else {}),
                 "total": self.total,
                 "steps_per_epoch": self.steps_per_epoch,
-                "metrics": found,
+                "metrics": measured,
                 "last": self.last,
                 "window": self.window.state(),
                 "world": self.runtime.world,

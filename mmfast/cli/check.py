@@ -32,7 +32,7 @@ def examine(store: ExampleStore) -> dict[str, Any]:
         "dropped": dict(Counter(p.kind for p in report.dropped)),
         "noted": dict(Counter(p.kind for p in report.notes)),
         "columns kept in meta and not used (rows)": dict(report.unused),
-        "lengths": {k: histogram(symbols.whole[v]) for k, v in sides.items() if len(v)},
+        "lengths": {k: histogram(symbols.unshared[v]) for k, v in sides.items() if len(v)},
         "response tokens (mean)": {k: float(scored[v].mean()) for k, v in sides.items() if len(v)},
         "equal examples": repeats(b"|".join(texts[b] for b in both if b >= 0) for both in symbols.branch_of),
         "repeated ids": repeats(symbols.name(e)[0] for e in range(len(symbols))),
@@ -57,7 +57,7 @@ def sharing(symbols: Symbols) -> dict[str, Any]:
     by_size: Counter[str] = Counter()
     for n in map(len, members):
         by_size["1" if n == 1 else "2-4" if n <= 4 else "5-8" if n <= 8 else "over 8"] += n
-    separate = int(symbols.whole[symbols.branch_of[symbols.branch_of >= 0]].sum())
+    separate = int(symbols.unshared[symbols.branch_of[symbols.branch_of >= 0]].sum())
     pair = sum(distinct(example) for example in np.arange(len(symbols.branch_of))[:, None])
     group = sum(map(distinct, members))
     return {

@@ -79,8 +79,8 @@ def apply(tree: dict[str, Any], overrides: Sequence[str], optional: Collection[s
         if not mark:
             raise ValueError(f"override {text!r}: write section.key=value")
         given.add(name)
-        found = _value(value.strip())
-        _assign(tree, name.split("."), None if found == "none" and name in optional else found, text)
+        parsed = _value(value.strip())
+        _assign(tree, name.split("."), None if parsed == "none" and name in optional else parsed, text)
     for name, other in (EXCLUSIVE, EXCLUSIVE[::-1]):
         if name in given and other not in given:
             section, _, key = other.partition(".")

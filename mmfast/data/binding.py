@@ -48,10 +48,10 @@ class Variant:
         try:
             self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())
             self.own = {str(name): str(digest) for name, digest in self.manifest["own"].items()}
-            found = json.loads((path / "images.json").read_bytes())
-            self.images: list[dict[str, Any]] = found["images"]
+            written = json.loads((path / "images.json").read_bytes())
+            self.images: list[dict[str, Any]] = written["images"]
             # (number of the root, name, content id or "" where no file was, size)
-            self.files = [(int(r), str(n), str(i), int(s)) for r, n, i, s in found["files"]]
+            self.files = [(int(r), str(n), str(i), int(s)) for r, n, i, s in written["files"]]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(damaged(path, error)) from None
 
@@ -96,14 +96,14 @@ def content(path: str) -> str:
 
 def over(paths: Sequence[str], what: Callable[[str], Any], title: str = "") -> list[Any]:
     """`what` of each path, in several threads; with a bar where there is a title."""
-    found: list[Any] = []
+    results: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool, bars(show=bool(title)) as bar:
         task = bar.add_task(title, total=len(paths))
         parts = [paths[k : k + 64] for k in range(0, len(paths), 64)]
         for part in pool.map(lambda some: [what(p) for p in some], parts):
-            found += part
+            results += part
             bar.update(task, advance=len(part))
-    return found
+    return results
 
 
 def stamps_of(paths: Sequence[str]) -> np.ndarray:
@@ -132,10 +132,10 @@ class Place:
 
     def bound(self) -> Variant | None:
         """The store of these roots, if the binding says which and no file has changed since. Writes nothing."""
-        found = self._binding()
-        if found is None or not np.array_equal(found[1], stamps_of(self._paths(found[0]))):
+        bound = self._binding()
+        if bound is None or not np.array_equal(bound[1], stamps_of(self._paths(bound[0]))):
             return None
-        return found[0]
+        return bound[0]
 
     def bind(self, progress: bool, *, remember: bool = True) -> Variant | None:
         """The store of these roots by the contents of all pictures; None if no store here was built from these."""
@@ -149,10 +149,10 @@ class Place:
                 continue  # another picture, or none
             new = [k for k, (root, name, *_) in enumerate(variant.files) if (root, name) not in self.seen]
             title = "comparing images" if progress and new else ""
-            for k, found in zip(new, over([paths[k] for k in new], content, title), strict=True):
+            for k, digest in zip(new, over([paths[k] for k in new], content, title), strict=True):
                 root, name, *_ = variant.files[k]
-                self.seen[root, name] = found, tuple(stamps[k].tolist()) if found else NO_FILE
-            if all(self.seen[root, name][0] == found for root, name, found, _ in variant.files):
+                self.seen[root, name] = digest, tuple(stamps[k].tolist()) if digest else NO_FILE
+            if all(self.seen[root, name][0] == digest for root, name, digest, _ in variant.files):
                 variant.check_own()
                 if remember:
                     self.remember(variant, self.seen, own)
@@ -171,7 +171,7 @@ class Place:
 
     def adopt(self, folder: Path, contents: Contents) -> Variant:
         """A store that was just built, in `folder` and from `contents`, becomes a variant and is bound."""
-        path = self.folder / digest_of((*where, found) for where, (found, _) in contents.items())
+        path = self.folder / digest_of((*where, digest) for where, (digest, _) in contents.items())
         if not path.exists():
             folder.rename(path)
         variant = Variant(path)
@@ -196,7 +196,7 @@ class Place:
         """The store here that has most of the pictures that were compared."""
 
         def shared(variant: Variant) -> int:
-            return sum(self.seen.get((r, name), ("?",))[0] == found for r, name, found, _ in variant.files)
+            return sum(self.seen.get((r, name), ("?",))[0] == digest for r, name, digest, _ in variant.files)
 
         return max(self.variants(), key=shared, default=None)
 
@@ -216,10 +216,10 @@ class Place:
 
     def _recall(self) -> None:
         """Contents that an outdated binding still tells: those of files that did not change since."""
-        found = self._binding()
-        if found is None or len(found[1]) != len(found[0].files) + len(found[0].own):
+        bound = self._binding()
+        if bound is None or len(bound[1]) != len(bound[0].files) + len(bound[0].own):
             return
-        variant, stamps = found
+        variant, stamps = bound
         n = len(variant.files)
         same = (stamps[:n] == stamps_of(self._paths(variant)[:n])).all(1) & (stamps[:n, 2] >= 0)
         for k in np.flatnonzero(same):

@@ -103,8 +103,8 @@ class Maker:
         if self.earlier is None:
             return None
         names = zip(map(unwrapped, record.images), images, strict=True)
-        found = self.earlier.find(file, record.source, k, [(name, i.id) for name, i in names if is_path(name)])
-        return None if found is None else (found, [])
+        example = self.earlier.find(file, record.source, k, [(name, i.id) for name, i in names if is_path(name)])
+        return None if example is None else (example, [])
 
 
 _maker: Maker | None = None
@@ -168,10 +168,10 @@ def build(
     }
     digest = _digest(key)
     place = Place(cache, _digest([digest, _file_names(data)]), data.roots())
-    found = place.bound()
-    if found is None:
-        found = _bind_or_build(data, folder, place, progress, report_to, {**key, "key": digest})
-    store = reopen(found.path, place.roots, data)
+    variant = place.bound()
+    if variant is None:
+        variant = _bind_or_build(data, folder, place, progress, report_to, {**key, "key": digest})
+    store = reopen(variant.path, place.roots, data)
     if not len(store.stored):
         raise NoExamples(store.report)
     return store
@@ -219,19 +219,19 @@ def _bind_or_build(
         try:
             stack.enter_context(place.lock())
         except OSError as error:
-            found = place.bind(progress, remember=False)
-            if found is None:
+            variant = place.bind(progress, remember=False)
+            if variant is None:
                 raise ValueError(
                     f"data.cache: {place.folder} cannot be written ({error.strerror}) and holds no examples of this "
                     "data with these settings and images; name a folder of your own"
                 ) from None
             report_to(f"{place.folder} cannot be written: its images are compared anew at each start")
-            return found
-        found = place.bound() or place.bind(progress)
-        if found is None:
-            found = _build(data, folder, place, progress, manifest)
-            report_to(ExampleStore(found.path).report.summary())
-        return found
+            return variant
+        variant = place.bound() or place.bind(progress)
+        if variant is None:
+            variant = _build(data, folder, place, progress, manifest)
+            report_to(ExampleStore(variant.path).report.summary())
+        return variant
 
 
 def _build(data: DataSettings, folder: Path, place: Place, progress: bool, manifest: dict[str, Any]) -> Variant:

@@ -115,7 +115,7 @@ class Symbols:
         return self.bounds[:-1] + first
 
     @cached_property
-    def whole(self) -> np.ndarray:
+    def unshared(self) -> np.ndarray:
         """int64[B]: tokens of each branch run alone, images expanded."""
         slots = offsets_of(self.image_tokens[-1 - self.flat[self.image_at]].astype(np.int64) - 1)
         images = slots[self.image_bounds]

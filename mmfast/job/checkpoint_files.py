@@ -36,14 +36,14 @@ def steps(folder: Path) -> list[Path]:
 
 def present(folder: Path) -> list[Path]:
     """Every step-N that counts, whole or not, oldest first: those that a rollback has given up do not."""
-    found = steps(folder)
+    paths = steps(folder)
     rollback = pending(folder)
     if rollback and (adopted := rollback["adopt"]):
         if (folder / adopted).is_dir():  # not yet in its place
-            found = [folder / adopted]
+            paths = [folder / adopted]
     elif rollback:
-        found = [path for path in found if number(path) <= rollback["keep"]]
-    return found
+        paths = [path for path in paths if number(path) <= rollback["keep"]]
+    return paths
 
 
 def complete(folder: Path) -> list[Path]:
@@ -57,8 +57,8 @@ def pending(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())  # it appears whole: written aside and renamed
-        return {"keep": int(found["keep"]), "to": Path(found["to"]).name, "adopt": Path(found["adopt"]).name}
+        journal = json.loads(path.read_bytes())  # it appears whole: written aside and renamed
+        return {"keep": int(journal["keep"]), "to": Path(journal["to"]).name, "adopt": Path(journal["adopt"]).name}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: delete it to keep every checkpoint beside it") from None
 
@@ -68,8 +68,8 @@ def find(folder: Path, resume: str) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        found = complete(folder)
-        return found[-1] if found else None
+        paths = complete(folder)
+        return paths[-1] if paths else None
     path = Path(resume)
     if not (path / "state.json").is_file():
         raise ValueError(f"train.resume: {resume!r} is not a complete checkpoint (it has no state.json)")
@@ -105,8 +105,8 @@ def read_info(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has format {info.get('format')}, another version's; this one reads {FORMAT}")
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from None
-    if found := evaluation(path):
-        info |= {"metrics": found["metrics"], "evaluated_on": found["data"]}
+    if measured := evaluation(path):
+        info |= {"metrics": measured["metrics"], "evaluated_on": measured["data"]}
     return info
 
 
@@ -197,17 +197,17 @@ class Reader(dcp.FileSystemReader):
         path = Path(str(self.path))
         try:
             with (path / ".metadata").open("rb") as file:
-                found = _Unpickler(file).load()
-            if not isinstance(found, kinds.Metadata):
-                raise pickle.UnpicklingError(f"it holds a {type(found).__name__}")
-            if not all(isinstance(m, kinds.TensorStorageMetadata) for m in found.state_dict_metadata.values()):
+                metadata = _Unpickler(file).load()
+            if not isinstance(metadata, kinds.Metadata):
+                raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+            if not all(isinstance(m, kinds.TensorStorageMetadata) for m in metadata.state_dict_metadata.values()):
                 raise pickle.UnpicklingError("it describes something that is no tensor")
         except FileNotFoundError:
             raise ValueError(f"checkpoint {path}: .metadata is missing") from None
         except Exception as error:  # what a damaged pickle raises is anything
             raise ValueError(f"checkpoint {path}: .metadata is damaged or not DCP's: {error}") from None
-        found.storage_meta = kinds.StorageMeta(load_id=self.load_id)
-        return found
+        metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
+        return metadata
 
 
 class Planner(dcp.DefaultLoadPlanner):

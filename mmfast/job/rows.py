@@ -34,29 +34,29 @@ def cut_back(folder: Path, step: int, *, evaluated: bool = True, aside: Path | N
 def last_whole_step(folder: Path) -> tuple[int, str]:
     """(step of the last row before the first damaged one, what is damaged); ("" and 0 where nothing is). A last line
     that a kill cut off is no damage."""
-    found: list[tuple[int, str]] = []
+    damages: list[tuple[int, str]] = []
     for name in FILES:
         path, step = folder / name, 0
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], 1):
             row = _row(line)
             if row is None and line.endswith(b"\n"):
-                found.append((step, f"{path} line {number} is damaged"))
+                damages.append((step, f"{path} line {number} is damaged"))
             if row is None:
                 break
             step = row["step"]
-    return min(found, default=(0, ""))
+    return min(damages, default=(0, ""))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl or samples.jsonl; a last line cut off by a kill is left out."""
-    found = []
+    rows = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         row = _row(line)
         if row is None and line.endswith(b"\n"):
             raise ValueError(f"{path} line {number} is damaged: repair or remove it")
         if row is not None:
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -215,8 +215,8 @@ def write_finished(folder: Path, step: int, export: dict[str, Any]) -> None:
 def finished(folder: Path, step: int, export: dict[str, Any]) -> bool:
     """Whether nothing is left to do for a run of so many steps and this export."""
     try:
-        found = json.loads((folder / FINISHED).read_text())
-        made = all((folder / "export" / name).is_dir() for name in found["folders"])
-        return made and found["step"] == step and found["export"] == export
+        note = json.loads((folder / FINISHED).read_text())
+        made = all((folder / "export" / name).is_dir() for name in note["folders"])
+        return made and note["step"] == step and note["export"] == export
     except (OSError, ValueError, KeyError, TypeError):
         return False

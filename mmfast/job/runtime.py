@@ -55,9 +55,9 @@ class Runtime:
     def gather(self, value: Any) -> list[Any]:
         if self.world == 1:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self.host)
-        return found
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.host)
+        return values
 
     def barrier(self) -> None:
         if self.world > 1:

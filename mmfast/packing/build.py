@@ -54,7 +54,7 @@ def build_pack(
         normaliser=step_normaliser(symbols.normalisers(gamma)) if normaliser is None else normaliser,
         images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
         image_ids=stream.image_ids,
-        unshared_tokens=int(symbols.whole.sum()),
+        unshared_tokens=int(symbols.unshared.sum()),
         **_entries(symbols, scored, gamma, reference),
     )
 

@@ -136,7 +136,7 @@ class Plan:
             normaliser=step_normaliser(self._normalisers[numbers]),
             tokens=sizes[0],
             costs=sizes[1] / UNIT,
-            unshared_tokens=int(self.symbols.whole[branches[branches >= 0]].sum()),
+            unshared_tokens=int(self.symbols.unshared[branches[branches >= 0]].sum()),
         )
 
     def forest(self, numbers: np.ndarray) -> tuple[Forest, np.ndarray, np.ndarray]:
@@ -180,7 +180,7 @@ def forest_of(symbols: Symbols, cost: Cost, *, share: bool) -> tuple[Forest, np.
 def check_sizes(symbols: Symbols, budget: int, *, share: bool) -> None:
     """A pair is whole in one pack, so each must fit the budget alone."""
     a, b = symbols.branch_of.T
-    apart = symbols.whole[a] + np.where(b >= 0, symbols.whole[b], 0)  # never less than the pair's tree
+    apart = symbols.unshared[a] + np.where(b >= 0, symbols.unshared[b], 0)  # never less than the pair's tree
     for e in np.flatnonzero(apart > budget).tolist():
         tokens = int(forest_of(symbols.cut(np.asarray([e])), Cost(), share=share)[1].sum())
         if tokens > budget:

@@ -134,9 +134,9 @@ class ShardWriter:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict):
-            return found
+        manifest = json.loads(path.read_bytes())
+        if isinstance(manifest, dict):
+            return manifest
     except ValueError:
         pass
     raise ValueError(f"{path} is damaged: delete {path.parent}, the reference is scored again")
@@ -144,17 +144,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def compare(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Parts in which two manifests differ, in words."""
-    found = []
+    differences = []
     for part in COMPARED:
         a, b = there.get(part), here.get(part)
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-            found.append(f"{part}: {len(names)} of {len(a.keys() | b.keys())} differ, the first is {names[0]}")
+            differences.append(f"{part}: {len(names)} of {len(a.keys() | b.keys())} differ, the first is {names[0]}")
         else:
-            found.append(f"{part} is {_short(b)} here and {_short(a)} in the cache")
-    return found
+            differences.append(f"{part} is {_short(b)} here and {_short(a)} in the cache")
+    return differences
 
 
 def manifest_id(manifest: dict[str, Any]) -> str:

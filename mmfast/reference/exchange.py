@@ -81,10 +81,10 @@ def import_reference(
     for example in examples:
         if example.rejected is None:
             raise ValueError(f"example {example.id} ({example.source}) has no rejected side: nothing to import for SFT")
-        found = table.get(place(example.source, Path(path).is_dir()))
-        if found is None:
+        values_of_row = table.get(place(example.source, Path(path).is_dir()))
+        if values_of_row is None:
             raise ValueError(f"example {example.id} ({example.source}): its row in {path} has no reference log-probs")
-        for branch, (total, _, values) in ((example.chosen, found[:3]), (example.rejected, found[3:])):
+        for branch, (total, _, values) in ((example.chosen, values_of_row[:3]), (example.rejected, values_of_row[3:])):
             scored = np.asarray(values, np.float32)[_positions(branch, len(values), images, image_token, example)]
             if not np.isfinite(scored).all():
                 raise ValueError(
@@ -131,27 +131,27 @@ def export_reference(path: Path, source: Path, examples: Iterable[Example], cach
 
 def six_tuple(example: Example, cache: ReferenceCache) -> SixTuple:
     assert example.rejected is not None
-    found: SixTuple = []
+    fields: SixTuple = []
     for branch in (example.chosen, example.rejected):
         values = cache[response_key(branch)]
         whole = np.zeros(len(branch.ids) - 1, np.float32)
         whole[_scored(branch) - 1] = values
         total = float(values.sum(dtype=np.float64))
-        found += [total, total / len(values), whole.tolist()]
-    return found
+        fields += [total, total / len(values), whole.tolist()]
+    return fields
 
 
 def read_six_tuples(path: Path) -> dict[tuple[str, int], SixTuple]:
     """Place of a row -> its six-tuple, for the rows of a file, or of a folder of parquet shards, that have one."""
     path = Path(path)
-    found: dict[tuple[str, int], SixTuple] = {}
+    table: dict[tuple[str, int], SixTuple] = {}
     for name, file in _files(path):
         for row, value in enumerate(_column(file)):
             if value is not None:
-                found[name, row] = value
-    if not found:
+                table[name, row] = value
+    if not table:
         raise ValueError(f"{path} holds no reference log-probs (looked for `logps`, `text`.logps and {FIELDS[0]})")
-    return found
+    return table
 
 
 def place(source: str, folder: bool) -> tuple[str, int]:

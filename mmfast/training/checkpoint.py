@@ -140,12 +140,12 @@ class Checkpointer:
                 mine[path.name] = [path.stat().st_size, sha256_of(path)]
         except (Exception, dcp.api.CheckpointException) as error:  # told to every rank, raised by finish()
             problem = _first_cause(error)
-        found = self._gather((problem, mine))
-        problems = [told for told, _ in found]
+        of_ranks = self._gather((problem, mine))
+        problems = [told for told, _ in of_ranks]
         if not any(problems) and self.rank == 0:
             try:
                 write_text(temporary / "config.toml", self.settings)
-                files = {name: entry for _, theirs in found for name, entry in theirs.items()}
+                files = {name: entry for _, theirs in of_ranks for name, entry in theirs.items()}
                 for name in (".metadata", "config.toml"):
                     files[name] = [(temporary / name).stat().st_size, sha256_of(temporary / name)]
                 write_json(temporary / "state.json", seal({"format": FORMAT, "files": files, **info}))
@@ -163,22 +163,22 @@ class Checkpointer:
     def _gather(self, value: Any) -> list[Any]:
         if self.group is None:
             return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self.group)
-        return found
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Add to the checkpoint of `step` what was measured at it."""
         self.finish()
         if self.rank == 0:
-            found = {"data": self.judged_on, "metrics": metrics}
-            write_json(self.folder / f"step-{step}" / "evaluation.json", seal(found))
+            measured = {"data": self.judged_on, "metrics": metrics}
+            write_json(self.folder / f"step-{step}" / "evaluation.json", seal(measured))
 
     def _prune(self) -> None:
-        found = complete(self.folder)
-        keep = set(found[-self.keep_last :])
+        paths = complete(self.folder)
+        keep = set(paths[-self.keep_last :])
         best = best_checkpoint(self.folder, self.best_metric, self.judged_on) if self.best_metric else None
-        for path in found:
+        for path in paths:
             if path not in keep and path != best:
                 gone = self.folder / f".tmp-gone-{path.name}"  # a kill must not leave half of a checkpoint
                 os.rename(path, gone)

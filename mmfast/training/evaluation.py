@@ -42,10 +42,10 @@ class Evaluation:
         self.objective, self.live = objective, live
         whole, budget = job.steps.whole_step, job.steps.tokens_per_pack
         size = len(store) if whole else min(job.steps.pairs_per_step, len(store))
-        self.whole = Pass(
+        self.once = Pass(
             job, store, model, reference=values, shuffle="groups", drop_last=False, seed=0, pairs_per_step=size
         )
-        if whole and (tokens := int(self.whole.plan.forest(self.whole.plan.order(0))[1].sum())) > budget:
+        if whole and (tokens := int(self.once.plan.forest(self.once.plan.order(0))[1].sum())) > budget:
             raise ValueError(
                 f"data.eval_path: aot sorts over the whole set, whose {tokens} tokens are more than "
                 f"train.tokens_per_pack = {budget}: raise it, or take fewer rows"
@@ -53,10 +53,10 @@ class Evaluation:
 
     def run(self) -> dict[str, float]:
         """The metrics of the whole held-out set, named eval/..."""
-        runtime, normaliser = self.job.runtime, self.whole.normaliser()
+        runtime, normaliser = self.job.runtime, self.once.normaliser()
         total = torch.zeros(len(self.objective.names), dtype=torch.float64, device=runtime.device)
         with evaluating(self.scorer):
-            for loaded in self.whole.run():
+            for loaded in self.once.run():
                 pack = replace(loaded.pack, normaliser=normaliser)
                 if self.live is not None:
                     self.live.fill(pack)
@@ -74,7 +74,7 @@ class Evaluation:
         tokenizer = AutoTokenizer.from_pretrained(directory(self.job.model.path))
         load_images = self.job.image_loader(prepared=False)
         adapter, device = self.scorer.adapter, self.job.runtime.device
-        found = []
+        samples = []
         accepted = inspect.signature(type(self.scorer.model).forward).parameters  # generate() refuses any other name
         dtype = getattr(torch, self.job.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
@@ -94,7 +94,7 @@ class Evaluation:
                 inputs |= adapter.plain_inputs(tokens)
                 inputs = {name: t.to(device) for name, t in inputs.items() if name in accepted}
                 out = model.generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)
-                found.append(
+                samples.append(
                     {
                         "images": [_thumbnail(self.store.open_image(name)) for name in branch.images],
                         "prompt": tokenizer.decode(prompt),
@@ -102,7 +102,7 @@ class Evaluation:
                         "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
                     }
                 )
-        return found
+        return samples
 
     def write(self, samples: list[dict[str, Any]], step: int, folder: Path) -> None:
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:

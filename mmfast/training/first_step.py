@@ -38,9 +38,9 @@ def check_first_loss(job: Job, scorer: Scorer, objective: Objective, training: P
             worst = max(worst, margin)
             if not off <= allowed and not problem:
                 problem = f"the pair {name} is {off:.3g} nat from zero margin ({allowed:.3g} allowed)"
-    found, expected = runtime.sum(sums)
+    loss, expected = runtime.sum(sums)
     worst = max(runtime.gather(worst))
-    told = f"step 0: loss {found:.6f}" + (f", at zero margin {expected:.6f}" if known else "")
+    told = f"step 0: loss {loss:.6f}" + (f", at zero margin {expected:.6f}" if known else "")
     told += f"; the largest margin of a pair is {worst:.2g} nat"
     if problem:
         problem = (
@@ -58,11 +58,11 @@ def margins(job: Job, logps: torch.Tensor, pack: Pack) -> list[tuple[float, floa
     assert pack.ref_logps is not None
     now, there = (x.float().cpu().numpy() for x in (logps[pack.index], pack.ref_logps))
     bounds = pack.responses.tolist()
-    found = []
+    pairs = []
     for (chosen, rejected), name in zip(pack.pairs.tolist(), pack.sample_ids, strict=True):
         c, r = slice(bounds[chosen], bounds[chosen + 1]), slice(bounds[rejected], bounds[rejected + 1])
         margin = abs(float((now[c] - there[c]).sum(dtype=np.float64) - (now[r] - there[r]).sum(dtype=np.float64)))
         apart = math.hypot(*(float(np.linalg.norm((now[side] - there[side]).astype(np.float64))) for side in (c, r)))
         allowed = sum(tolerance(job, side.stop - side.start) for side in (c, r))
-        found.append((margin, max(margin, apart), allowed, name))
-    return found
+        pairs.append((margin, max(margin, apart), allowed, name))
+    return pairs

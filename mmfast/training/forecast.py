@@ -63,8 +63,8 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     check_length(job, ranks)
     check_segments(job)
     scorer = sketch(job)
-    whole = Pass(job, job.store, Model(scorer, lambda ids: {}))
-    made, cost = whole.plan, whole.cost
+    once = Pass(job, job.store, Model(scorer, lambda ids: {}))
+    made, cost = once.plan, once.cost
     check_whole_steps(job, made)
     every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
     steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
@@ -74,7 +74,7 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     largest = max(steps, key=lambda s: int(s.tokens.max()))
     r, m = np.unravel_index(int(largest.tokens.argmax()), largest.tokens.shape)
     part = job.store.symbols.cut(largest.packs[r][m])
-    pack = build_pack(part, job.store.images, whole.layout, gamma=job.gamma)
+    pack = build_pack(part, job.store.images, once.layout, gamma=job.gamma)
     return Report(
         examples=len(job.store),
         steps_per_epoch=made.steps_per_epoch,

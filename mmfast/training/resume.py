@@ -83,9 +83,9 @@ def changes(there: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, Any,
 
 def check_settings(path: Path, there: dict[str, Any], config: Config) -> list[str]:
     """The changes that are allowed, in words; raises, naming each, where one is not."""
-    found = changes(there, config.model_dump(mode="json"))
-    refuse(path, [_told(*change) for change in found if RULES.get(change[0], "same") == "same"])
-    return [_told(*change) for change in found if change[0] not in UNTOLD]
+    differences = changes(there, config.model_dump(mode="json"))
+    refuse(path, [_told(*change) for change in differences if RULES.get(change[0], "same") == "same"])
+    return [_told(*change) for change in differences if change[0] not in UNTOLD]
 
 
 def check_identity(path: Path, there: dict[str, Any], here: dict[str, Any], changed: list[str]) -> None:

@@ -126,7 +126,7 @@ def test_a_row_may_weigh_nothing(folder, rows, llava_dir):
 def test_truncation_keeps_prompt_and_image(folder, rows, llava_dir):
     path = rows("p.jsonl", [GOOD | {"chosen": LONG}, GOOD])
     store = run(settings(path, truncate="response"), llava_dir, folder)
-    assert store.symbols.whole[store.symbols.branch_of[0, 0]] == 700 and len(store) == 2
+    assert store.symbols.unshared[store.symbols.branch_of[0, 0]] == 700 and len(store) == 2
     (note,) = store.report.notes
     assert note.kind == "truncated" and re.search(r"\d+ response tokens were cut", note.message)
     with pytest.raises(ValueError, match="the prompt alone leaves no room for a response"):

@@ -37,7 +37,7 @@ def test_build_and_reopen(llava_dir, picture, rows, tmp_path, silent):
     (name,) = example.chosen.images
     assert store.images[name].tokens == 576 and (store.images[name].width, store.images[name].height) == (80, 60)
     assert store.open_image(name) == (tmp_path / "a.png").read_bytes()
-    assert store.symbols.whole[0] == len(store[0].chosen.ids) + 575
+    assert store.symbols.unshared[0] == len(store[0].chosen.ids) + 575
     assert np.diff(store.symbols.scored_bounds)[store.symbols.branch_of[3, 0]] == sum(
         b - a for a, b in example.chosen.spans
     )
