@@ -1,7 +1,8 @@
 """What packing costs on the host: python -m bench.packing [--examples 100000] [--write]
 
-Rows: the forests of a whole data set, step by step, on one core (bar: 2 s for 100k examples); the plan of an epoch;
-building one pack. The floor beside the forests' time is one read of every token id at memory speed (numpy's sum).
+Rows: the start of a run on stored examples (time, and memory of a rank beside the mapped file); the forests of a whole
+data set, step by step, on one core (bar: 2 s for 100k examples); the plan of an epoch; building one pack. The floor
+beside the forests' time is one read of every token id at memory speed (numpy's sum).
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import argparse
 import json
 import platform
 import sys
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -19,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmfast.data.problems import Report
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.packing import Layout, Plan, PlanSettings, build_pack
 from mmfast.packing.cost import Cost
@@ -26,10 +31,8 @@ from mmfast.packing.tree import prefix_forest
 
 RESULTS = Path(__file__).parent / "results" / "packing.jsonl"
 IMAGE = 31999
-LLAVA_7B = Cost.of_decoder(
-    hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32000,
-    vision_flops_per_slot=6e8,
-)  # fmt: skip
+LAYER = 4 * 4096 * 4096 + 3 * 4096 * 11008  # multiply-adds of a token in a decoder layer of LLaVA-1.5 7B; it has 32
+LLAVA_7B = Cost(attention=2 * 4096 / LAYER, head=4096 * 32000 / (32 * LAYER), vision=3e8 / (32 * LAYER))
 
 
 def llava_pairs(count: int, pairs_an_image: int, seed: int = 0) -> tuple[list[Example], dict[str, ImageInfo]]:
@@ -118,6 +121,46 @@ def measure(count: int) -> list[dict]:
     return rows
 
 
+def start(count: int) -> dict:
+    """What a run's start costs once its examples are built: the store opened, an epoch planned, every response key
+    read. Memory: what the process holds of its own, beside the mapped file."""
+    from mmfast.data.store import ExampleStore, merge_parts, write_part
+    from mmfast.data.symbols import collapse
+
+    with tempfile.TemporaryDirectory() as folder:
+        parts, images = [], {}
+        for k in range(0, count, 10_000):
+            examples, more = llava_pairs(min(10_000, count - k), 4, seed=k)
+            renamed = {name: f"{k}-{name}" for name in more}
+            images |= {renamed[n]: replace(info, id=renamed[n], source=renamed[n]) for n, info in more.items()}
+            symbols = collapse(examples, more, IMAGE)
+            symbols = replace(symbols, image_ids=[renamed[name] for name in symbols.image_ids])
+            content = {
+                "images": [asdict(images[i]) for i in symbols.image_ids],
+                "files": [],
+                "report": Report().to_dict(),
+            }
+            parts.append(Path(folder) / f"part-{k:09}.safetensors")
+            write_part(parts[-1], symbols, [0] * len(symbols), content)
+        merge_parts(Path(folder) / "store", parts, {"key": "", "image_token_id": IMAGE})
+        settings = PlanSettings(pairs_per_step=128, tokens_per_pack=16384)
+
+        def open_and_plan() -> tuple[Plan, int]:
+            store = ExampleStore(Path(folder) / "store")
+            plan = Plan(store, images, Layout(image_token_id=IMAGE), settings, cost=LLAVA_7B)
+            return plan, sum(len(pair) for pair in store.symbols.named())
+
+        seconds = best(open_and_plan, 3)
+        tracemalloc.start()
+        plan, keys = open_and_plan()
+        held, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        size = (Path(folder) / "store" / "examples.safetensors").stat().st_size
+    assert keys == 2 * plan.examples == 2 * count
+    return {"what": "start of a run", "examples": count, "seconds": seconds, "bytes_an_example": held / count,
+            "most_bytes_an_example": most / count, "mapped_bytes_an_example": size / count}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=100_000)
@@ -131,7 +174,7 @@ def main() -> None:
         "threads": 1,
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
     }
-    for row in measure(arguments.examples):
+    for row in [start(arguments.examples), *measure(arguments.examples)]:
         row = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} | common
         print({k: v for k, v in row.items() if k not in common})
         if arguments.write:

@@ -18,21 +18,6 @@ class Cost:
     head: float = 0.0  # per scored token
     vision: float = 0.0  # per image slot, through tower and projector
 
-    @staticmethod
-    def of_decoder(
-        *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int,
-        vision_flops_per_slot: float = 0.0, head_passes: float = 1.0,
-    ) -> Cost:  # fmt: skip
-        """From a decoder's shape. Multiply-adds of forward; backward scales every part alike but the head, whose
-        passes (2 when frozen, against 3 of a trained linear) are given as a share of a linear layer's."""
-        per_layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
-        linear = float(layers * per_layer)
-        return Cost(
-            attention=2.0 * layers * heads * head_dim / linear,
-            head=head_passes * hidden * vocab / linear,
-            vision=vision_flops_per_slot / 2 / linear,
-        )
-
 
 def node_costs(symbols: Symbols, forest: Forest, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
     """int64 (tokens, cost in parts of UNIT) of each node of a forest over `symbols`; both add up over nodes."""

@@ -1,5 +1,6 @@
 """Flat arrays in place of Example objects: cut, joined and picked ones plan and pack as the objects do, to the bit."""
 
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_names_may_hold_anything():
     case = random_case(np.random.default_rng(0), FIRST)
     odd = replace(case.examples[0], id="é\ud800\0x", source="")
     assert collapse([odd], case.images, case.layout.image_token_id).name(0) == ("é\ud800\0x", "")
+
+
+def test_planning_holds_less_than_a_kilobyte_an_example():
+    """Of its own, on mapped arrays: a million pairs are planned in a gigabyte, on each rank."""
+    case = random_case(np.random.default_rng(0), FIRST)
+    symbols = collapse(case.examples, case.images, case.layout.image_token_id)
+    count = 20_000
+    mapped = Stored(join([symbols] * (count // len(symbols) + 1)))
+    tracemalloc.start()
+    plan = Plan(mapped, case.images, case.layout, SETTINGS)
+    plan.step(0, 0)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / plan.examples < 500 and most / plan.examples < 1000, (held / plan.examples, most / plan.examples)
