@@ -11,16 +11,17 @@ from pathlib import Path
 DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, processor, template
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 
-_found: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a model is one commit, asked for once
+_fetched: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a model is one commit, asked for once
 
 
 def directory(model: str | Path, weights: bool = False, *, commit: str = "", cached: bool = False) -> Path:
     """The folder of a model or adapter. A hub id is fetched where it is not in the hub's cache (`cached`: it is)."""
     name = str(model)
-    folder = Path(model) if Path(model).is_dir() else _found.get((name, True)) or _found.get((name, weights))
+    folder = Path(model) if Path(model).is_dir() else _fetched.get((name, True)) or _fetched.get((name, weights))
     if folder is None:
-        known = _found.get((name, False))
-        folder = _found[name, weights] = _snapshot(name, weights, commit or (known.name if known else ""), cached)
+        known = _fetched.get((name, False))
+        folder = _snapshot(name, weights, commit or (known.name if known else ""), cached)
+        _fetched[name, weights] = folder
     if weights:
         _check_weights(name, folder)
     return folder

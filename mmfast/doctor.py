@@ -17,7 +17,10 @@ from pathlib import Path
 
 import torch
 
+from mmfast import ops
+from mmfast.ops.attention import explain
 from mmfast.ops.dispatch import BACKENDS, available, cuda_half_fault, dotted, native
+from mmfast.ops.oracles import head as oracle
 
 PACKAGES = (
     "mmfast", "torch", "transformers", "triton", "peft", "safetensors", "numpy", "pyarrow", "pillow", "torchao",
@@ -133,8 +136,6 @@ def _native(device: torch.device, problems: list[str]) -> dict[str, str]:
 
 
 def _attention(device: torch.device) -> dict[str, str]:
-    from mmfast.ops.attention import explain
-
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     reasons = explain(device=device, dtype=dtype, head_dim=128)
     first = next(name for name, reason in reasons.items() if not reason)
@@ -168,8 +169,6 @@ Test = Callable[[torch.device, str], tuple[float, float]]
 
 
 def _tests(device: torch.device) -> dict[str, tuple[Test, tuple[str, ...]]]:
-    from mmfast.ops.attention import explain
-
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     attention = tuple(name for name, reason in explain(device, dtype, 32).items() if not reason)
     return {
@@ -197,20 +196,16 @@ def _head(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _test_linear_logprob(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import linear_logprob
-
     hidden, weight, targets = _head(device)
-    oracle = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(1, targets[:, None])[:, 0]
-    return _farthest(linear_logprob(hidden, weight, targets, backend=backend), oracle), 1e-4
+    ours = ops.linear_logprob(hidden, weight, targets, backend=backend)
+    return _farthest(ours, oracle.linear_logprob(hidden, weight, targets)["logp"]), 1e-4
 
 
 def _test_selective_logprob(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import selective_logprob
-
     hidden, weight, targets = _head(device)
     logits = hidden @ weight.T
-    oracle = torch.log_softmax(logits.double(), -1).gather(1, targets[:, None])[:, 0]
-    return _farthest(selective_logprob(logits, targets, backend=backend), oracle), 1e-4
+    ours = ops.selective_logprob(logits, targets, backend=backend)
+    return _farthest(ours, oracle.selective_logprob(logits, targets)["logp"]), 1e-4
 
 
 def _pairs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -225,57 +220,46 @@ def _dpo(logps: torch.Tensor, reference: torch.Tensor, beta: float = 0.1) -> tor
 
 
 def _test_preference_loss(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import preference_loss
-
     reference, responses, pairs = _pairs(device)
     logps = 0.1 * _random(24, device=device, seed=5) - 1.0
-    ours = preference_loss(logps, reference, responses, pairs, backend=backend).loss
+    ours = ops.preference_loss(logps, reference, responses, pairs, backend=backend).loss
     return _farthest(ours, _dpo(logps, reference)), 1e-5
 
 
 def _test_linear_preference_loss(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import linear_preference_loss
-
     hidden, weight, targets = _head(device)
     reference, responses, pairs = _pairs(device)
-    ours = linear_preference_loss(hidden, weight, targets, reference, responses, pairs, backend=backend).loss
-    logps = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(1, targets[:, None])[:, 0]
-    return _farthest(ours, _dpo(logps, reference)), 1e-4
+    ours = ops.linear_preference_loss(hidden, weight, targets, reference, responses, pairs, backend=backend).loss
+    return _farthest(ours, _dpo(oracle.linear_logprob(hidden, weight, targets)["logp"], reference)), 1e-4
 
 
 def _test_splice(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import splice_embeddings
-
     table, images = _random(50, 16, device=device, seed=6), _random(4, 16, device=device, seed=7)
     tokens = torch.arange(12, device=device)
     features = torch.tensor([-1, -1, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1], device=device)
-    ours = splice_embeddings(tokens, table, images, features, backend=backend)
-    oracle = torch.where(features[:, None] >= 0, images[features.clamp(min=0)], table[tokens])
-    return _farthest(ours, oracle), 0.0
+    ours = ops.splice_embeddings(tokens, table, images, features, backend=backend)
+    return _farthest(ours, torch.where(features[:, None] >= 0, images[features.clamp(min=0)], table[tokens])), 0.0
 
 
 def _test_attention(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import tree_attention
-
     dtype = torch.float32 if backend == "loop" else torch.bfloat16
     q, k, v = (_random(10, 2, 32, device=device, seed=s).to(dtype) for s in (8, 9, 10))
     # A prompt of 4, a first answer of 3 in the same run, and a second answer of 3 that sees the prompt and itself.
     q_offsets = torch.tensor([0, 7, 10], dtype=torch.int32, device=device)
     k_offsets = torch.tensor([0, 7, 14], dtype=torch.int32, device=device)
     k_index = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 7, 8, 9], device=device)
-    ours = tree_attention(q, k, v, q_offsets, k_index, k_offsets, max_q=7, max_k=7, backend=backend)
+    ours = ops.tree_attention(q, k, v, q_offsets, k_index, k_offsets, max_q=7, max_k=7, backend=backend)
     seen = torch.ones(10, 10, device=device).tril().bool()
     seen[7:, 4:7] = False
     scores = torch.einsum("qhd,khd->hqk", q.double(), k.double()) / 32**0.5
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    oracle = torch.einsum("hqk,khd->qhd", weights, v.double())
-    return _farthest(ours, oracle), 1e-4 if dtype == torch.float32 else 3e-2
+    return _farthest(ours, torch.einsum("hqk,khd->qhd", weights, v.double())), 1e-4 if dtype == torch.float32 else 3e-2
 
 
 def _test_segments(device: torch.device, backend: str) -> tuple[float, float]:
-    from mmfast.ops import changed_segments
-
-    rejected, chosen = changed_segments([1, 2, 3, 4, 50, 5, 6, 7, 8], [1, 2, 3, 4, 99, 98, 5, 6, 7, 8], backend=backend)
+    rejected, chosen = ops.changed_segments(
+        [1, 2, 3, 4, 50, 5, 6, 7, 8], [1, 2, 3, 4, 99, 98, 5, 6, 7, 8], backend=backend
+    )
     return float((list(rejected), list(chosen)) != ([4], [4, 5])), 0.0
 
 
@@ -296,7 +280,7 @@ def show(found: Findings, as_json: bool = False) -> None:
         console.print()
 
     table("Versions", [("python", found.python), *found.versions.items()])
-    table("Devices", [tuple(line.split(": ", 1)) for line in found.devices])
+    table("Devices", [(name, rest) for name, _, rest in (line.partition(": ") for line in found.devices)])
     table("Native module", list(found.native.items()))
     table("Backends in order of preference (MMFAST_BACKEND overrides)", list(found.backends.items()))
     table("Attention backends", list(found.attention.items()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,14 +52,10 @@ def changed(before: Sequence[str], after: Sequence[str], truths: Sequence[str] =
     return kept
 
 
-def _share(texts: Sequence[str]) -> Counter[str]:
+def _share(texts: Sequence[str]) -> defaultdict[str, float]:
     """Share of the texts in which a phrase stands; 0 for any other."""
-    found: Counter = Counter()
-    for text in texts:
-        found.update(_phrases(text))
-    for phrase in found:
-        found[phrase] /= len(texts)
-    return found
+    texts_with = Counter(phrase for text in texts for phrase in _phrases(text))
+    return defaultdict(float, {phrase: number / len(texts) for phrase, number in texts_with.items()})
 
 
 def _phrases(text: str) -> set[str]:

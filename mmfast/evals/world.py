@@ -137,5 +137,5 @@ def load(path: str | Path, device: str = "cpu") -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     with no_bars():
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).to(device).eval()
-    return model, AutoProcessor.from_pretrained(path)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(path)

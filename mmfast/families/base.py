@@ -81,7 +81,7 @@ class Adapter:
 
     # where things are
 
-    def decoder(self, model: PreTrainedModel) -> nn.Module:
+    def decoder(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.language_model
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:

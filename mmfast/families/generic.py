@@ -33,8 +33,8 @@ class TextOnly(Adapter):
     def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
         return Tiny(config=decoder_part(size, tokenizer))
 
-    def decoder(self, model: PreTrainedModel) -> nn.Module:
-        return model.base_model
+    def decoder(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model.base_model  # type: ignore[return-value]
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
         return []
@@ -64,7 +64,7 @@ class Generic(Adapter):
             self.positions = "mrope"
             self.merge_size = config.vision_config.to_dict().get("spatial_merge_size", 1)
 
-    def decoder(self, model: PreTrainedModel) -> nn.Module:
+    def decoder(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.get_decoder()
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:

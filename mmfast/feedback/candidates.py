@@ -6,6 +6,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,21 @@ def read_candidates(
     """Rows with a question, an answer and numbers. Every column of numbers, as such or as text, is a score; `claims` is
     [[text, holds], ...] and gives the score `claims`: minus the number of those that do not hold."""
     for row in iterate(path):
-        try:
+        with bad_rows(problems, row.source):
             if isinstance(row.value, BadRow):
                 raise row.value
             yield _candidate(row.value, row.source, (answer_column,) if answer_column else ANSWER)
-        except BadRow as error:
-            if problems is None:
-                raise ValueError(f"{row.source}: {error}") from None
-            problems.append(Problem(row.source, error.kind, str(error)))
+
+
+@contextmanager
+def bad_rows(problems: list[Problem] | None, source: str) -> Iterator[None]:
+    """A bad row inside is an error that names `source`, or, where `problems` is given, is listed and passed over."""
+    try:
+        yield
+    except BadRow as error:
+        if problems is None:
+            raise ValueError(f"{source}: {error}") from None
+        problems.append(Problem(source, error.kind, str(error)))
 
 
 def _candidate(value: dict, source: str, answers: tuple[str, ...]) -> Candidate:
@@ -102,15 +110,10 @@ def _number(value: Any) -> float | None:
 def complete(
     candidates: Iterable[Candidate], needed: Callable[[Candidate], Any], problems: list[Problem] | None
 ) -> Iterator[Candidate]:
-    """The candidates that have what is needed of them. Others raise, or, where `problems` is given, are listed."""
+    """The candidates that have what is needed of them; the others are bad rows."""
     for candidate in candidates:
-        try:
+        with bad_rows(problems, candidate.source):
             needed(candidate)
-        except BadRow as error:
-            if problems is None:
-                raise ValueError(f"{candidate.source}: {error}") from None
-            problems.append(Problem(candidate.source, error.kind, str(error)))
-        else:
             yield candidate
 
 

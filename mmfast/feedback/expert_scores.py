@@ -11,7 +11,7 @@ from mmfast.data.containers.read import Row, iterate
 from mmfast.data.formats.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.formats.dgpref import image_name, image_path, kind_of, prompt_line
 from mmfast.data.problems import BadRow, Problem
-from mmfast.feedback.candidates import Candidate
+from mmfast.feedback.candidates import Candidate, bad_rows
 from mmfast.packages import how_to_install
 
 Singular = Callable[[str], str]
@@ -41,15 +41,13 @@ def parse_decomposition(value: dict[str, str]) -> dict[str, list[tuple[str, ...]
             out[aspect] = [(e.strip(),) for e in listed if e.strip() and e.strip().upper() != "NONE"]
             continue
         size = 3 if aspect == "relation" else 2
-        found = [tuple(p.strip() for p in g.split(", ")) for g in groups]
-        found = [t for t in found if len(t) == size]
+        items = [t for g in groups if len(t := tuple(p.strip() for p in g.split(", "))) == size]
         if aspect == "attribute":
-            found = [t for t in found if t[0] != t[1]]
+            items = [t for t in items if t[0] != t[1]]
         if aspect == "count":
             words = {str(n): w for w, n in NUMBERS.items()}
-            found = [(words.get(t[0], t[0]), t[1]) for t in found]
-            found = [t for t in found if t[0] in NUMBERS]
-        out[aspect] = found
+            items = [(word, t[1]) for t in items if (word := words.get(t[0], t[0])) in NUMBERS]
+        out[aspect] = items
     return out
 
 
@@ -70,42 +68,43 @@ def singulars() -> Singular:
 
 
 def verdicts(
-    program: dict[str, Any], found: dict[str, Any], aspect: str, skip: Set[str], singular: Singular
+    program: dict[str, Any], expert: dict[str, Any], aspect: str, skip: Set[str], singular: Singular
 ) -> list[tuple[Any, int]]:
     """Each distinct item of a caption with +1 right, -1 wrong, 0 or -2 not judged.
 
     What was detected under an object's singular counts where there is such an entry; a counted item is always looked
     up by its own name, and words too vague to judge are compared as they are written.
     """
-    items = list(dict.fromkeys(tuple(i) if isinstance(i, list) else i for i in program.get(CHECKS[aspect]) or ()))
+    checked: list[Any] = program.get(CHECKS[aspect]) or []
+    items: list[Any] = list(dict.fromkeys(tuple(i) if isinstance(i, list) else i for i in checked))
     if aspect in ("object", "count"):
-        boxes = {k: len(v.get("scores", v.get("bboxs", ()))) for k, v in (found.get("object_result") or {}).items()}
+        boxes = {k: len(v.get("scores", v.get("bboxs", ()))) for k, v in (expert.get("object_result") or {}).items()}
         if aspect == "count":
             counts = [(item, boxes.get(item[1], 0)) for item in items]
             return [(item, -2 if not n else 1 if n == int(item[0]) else -1) for item, n in counts]
         names = [(item, singular(item) if singular(item) in boxes else item) for item in items if item not in skip]
         return [(item, 1 if boxes.get(name, 0) else -1) for item, name in names]
-    table = found.get(f"{aspect}_result") or {}
+    table = expert.get(f"{aspect}_result") or {}
     table = table.get("scores", table)
     keys = ["###".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in items]
     return [(item, int(table.get(k, -2))) for item, k in zip(items, keys, strict=True)]
 
 
 def judged_items(
-    program: dict[str, Any], found: dict[str, Any], aspects: Sequence[str], skip: Iterable[str], singular: Singular
+    program: dict[str, Any], expert: dict[str, Any], aspects: Sequence[str], skip: Iterable[str], singular: Singular
 ) -> list[tuple[str, bool]]:
     """Each judged item as a claim: its words, and whether it holds."""
     out = []
     for aspect in dict.fromkeys(aspects):
-        for item, given in verdicts(program, found, aspect, WHOLE_IMAGE | set(skip), singular):
-            if given in (1, -1):
-                out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), given == 1))
+        for item, verdict in verdicts(program, expert, aspect, WHOLE_IMAGE | set(skip), singular):
+            if verdict in (1, -1):
+                out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), verdict == 1))
     return out
 
 
 def caption_score(
     program: dict[str, Any],
-    found: dict[str, Any],
+    expert: dict[str, Any],
     aspects: Sequence[str] = ASPECTS,
     average: bool = True,
     skip: Iterable[str] = (),
@@ -117,9 +116,9 @@ def caption_score(
     for aspect in aspects:
         if aspect not in CHECKS:
             raise ValueError(f"--aspects: unknown aspect {aspect!r}; known are {', '.join(CHECKS)}")
-        given = [v for _, v in verdicts(program, found, aspect, vague, singular)]
-        wrong += given.count(-1)
-        judged += given.count(-1) + given.count(1)
+        values = [value for _, value in verdicts(program, expert, aspect, vague, singular)]
+        wrong += values.count(-1)
+        judged += values.count(-1) + values.count(1)
     if average:
         return -wrong / judged if judged else 0.0
     return -float(wrong)
@@ -138,27 +137,16 @@ def expert_candidates(
 ) -> Iterator[Candidate]:
     """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
     that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name.
-    A bad row raises, or, where `problems` is given, is listed there and passed over."""
+    `problems`: as bad_rows() takes them."""
     skip, singular = frozenset(skip), singular or singulars()
     texts: dict[str, dict[int, tuple[str, Row]]] = {}
-
-    def bad(row: Row, error: BadRow) -> None:
-        if problems is None:
-            raise ValueError(f"{row.source}: {error}") from None
-        problems.append(Problem(row.source, error.kind, str(error)))
-
     for row in iterate(captions):
-        try:
+        with bad_rows(problems, row.source):
             name, k = image_name(row, options)
-        except BadRow as error:
-            bad(row, error)
-            continue
-        texts.setdefault(name, {})[k] = (row.value["value"], row)
+            texts.setdefault(name, {})[k] = (row.value["value"], row)
     for row in iterate(scores):
-        try:
+        with bad_rows(problems, row.source):
             yield from _of_image(row, texts, options, aspects, average, skip, singular)
-        except BadRow as error:
-            bad(row, error)
 
 
 def _of_image(

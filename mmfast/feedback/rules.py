@@ -166,7 +166,7 @@ def rejection_sample(
     """The best answer of each group, if it reaches `minimum`."""
     if ties not in TIES:
         raise ValueError(f"--ties: {ties!r} is not one of {', '.join(TIES)}")
-    out = []
+    out: list[Record] = []
     for name, group in grouped(complete(candidates, score, problems)).items():
         values = [score(c) for c in group]
         best = max(values)
@@ -226,7 +226,7 @@ def hindsight(
 
     The worse answer carries loss only with data.turns = "all".
     """
-    out = []
+    out: list[Record] = []
     whole = complete(candidates, lambda c: (score(c), _values(c, names)), problems)
     for group in grouped(whole).values():
         for better, worse in best_against_random(group, score, margin, seed):

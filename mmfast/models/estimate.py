@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmfast.families.base import FEATURES
 from mmfast.models.parallelize import vision_trains
-from mmfast.models.scorer import Scorer, projector_parameters, tower_only
+from mmfast.models.scorer import Scorer, projector_parameters
 from mmfast.ops.head.tiles import KEEP_BUDGET, TILE_BUDGET
 from mmfast.packing.cost import Cost
 from mmfast.packing.pack import Pack
@@ -48,7 +48,7 @@ def training_cost(scorer: Scorer, *, checkpointing: bool, cached_vision: bool) -
     if not cached_vision:
         projector = projector_parameters(adapter, model)
         tower_passes = (3 + again) if vision_trains(scorer) else 1
-        vision = tower_passes * count(tower_of(scorer)) * adapter.merge_size**2 + 3 * count(projector)
+        vision = tower_passes * count(scorer.tower_parameters()) * adapter.merge_size**2 + 3 * count(projector)
     return Cost(
         attention=attention * (3.5 + again) / linear,  # backward is 2.5 forwards
         head=head.numel() * (3 if head.requires_grad else 2) / linear,
@@ -146,7 +146,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     root, block = gathered(scorer)
     block -= packed // len(layers)
     if setting.wrapped:
-        replicated = 0 if vision_trains(scorer) else count(tower_of(scorer))  # in fully_shard's ignored_params
+        replicated = 0 if vision_trains(scorer) else count(scorer.tower_parameters())  # in fully_shard's ignored_params
         weights = (weights - replicated * each) // setting.shards
         gradients, optimiser = gradients // setting.shards, optimiser // setting.shards
         if setting.offload:
@@ -182,16 +182,10 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     return replace(held, unreturned=int(UNRETURNED_SHARE * passing) + UNRETURNED_ALWAYS)
 
 
-def tower_of(scorer: Scorer) -> list[Tensor]:
-    """The vision tower's parameters, without projectors that lie inside."""
-    adapter, model = scorer.adapter, scorer.model
-    return [p for part in adapter.vision(model) for p in tower_only(adapter, model, part)]
-
-
 def gathered(scorer: Scorer) -> tuple[list[Tensor], int]:
     """What FSDP2 holds whole at one time: (the root's own parameters, the size of a decoder block)."""
     layers = scorer.adapter.layers(scorer.model)
-    apart = {id(p) for layer in layers for p in layer.parameters()} | {id(p) for p in tower_of(scorer)}
+    apart = {id(p) for layer in layers for p in layer.parameters()} | {id(p) for p in scorer.tower_parameters()}
     return [p for p in scorer.parameters() if id(p) not in apart], max(count(x.parameters()) for x in layers)
 
 

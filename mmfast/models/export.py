@@ -45,7 +45,7 @@ def live_weights(scorer: Scorer) -> Replace:
         if module is None:  # a tower that is not loaded: its features are cached
             return base
         if leaf == "weight" and isinstance(module, LoraLayer):
-            a, b = full(module.lora_A["default"].weight), full(module.lora_B["default"].weight)
+            a, b = (full(side["default"].get_parameter("weight")) for side in (module.lora_A, module.lora_B))
             return None if base is None else merged(base, a, b, module.scaling["default"])
         p = dict(module.named_parameters(recurse=False)).get(leaf)
         return base if p is None or not p.requires_grad else full(p)

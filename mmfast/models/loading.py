@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
 from mmfast.families import adapter_for, model_class
 from mmfast.families.base import Adapter
 from mmfast.models.lora import Lora, add_lora
-from mmfast.models.scorer import Scorer, projector_parameters, tower_only
+from mmfast.models.scorer import Scorer, projector_parameters
 
 PARTS = ("vision", "projector", "language")
 
@@ -131,7 +130,7 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
     model, adapter = scorer.model, scorer.adapter
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())  # quantised weights are bytes
-    vision = [p for tower in adapter.vision(model) for p in tower_only(adapter, model, tower)]
+    vision = scorer.tower_parameters()
     projector = projector_parameters(adapter, model)
     apart = {id(p) for p in (*vision, *projector)}
     language = [p for p in model.parameters() if id(p) not in apart]
@@ -148,7 +147,3 @@ def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
         if not p.is_floating_point():
             continue
         p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]

@@ -89,7 +89,7 @@ def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str =
         assert spec is not None
         config = LoraConfig(
             r=spec.r,
-            lora_alpha=spec.alpha,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number
             lora_dropout=spec.dropout,
             target_modules=target_modules(scorer, spec),
             bias="none",
@@ -113,5 +113,5 @@ def refuse_what_is_not_lora(peft: PeftModel) -> None:
                 raise ValueError(f"model.adapter: {name} is DoRA; only plain LoRA is supported")
             if not isinstance(module.get_base_layer(), nn.Linear) or any(module.lora_bias.values()):
                 raise ValueError(f"model.adapter: {name} is no plain LoRA of a linear layer; only that is supported")
-    if (bias := peft.peft_config["default"].bias) != "none":
+    if (bias := getattr(peft.peft_config["default"], "bias", "none")) != "none":
         raise ValueError(f'model.adapter: bias = "{bias}" trains biases of the base; only plain LoRA is supported')

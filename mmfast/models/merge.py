@@ -112,8 +112,8 @@ def scalings(adapter: str | Path, settings: dict[str, Any], given: dict[str, Ten
         if not side:
             continue
         ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-        rank = ranks.get(get_pattern_key(ranks.keys(), stem), settings["r"])
-        alpha = alphas.get(get_pattern_key(alphas.keys(), stem), settings["lora_alpha"])
+        rank = ranks.get(get_pattern_key([*ranks], stem), settings["r"])
+        alpha = alphas.get(get_pattern_key([*alphas], stem), settings["lora_alpha"])
         if rank != len(given[name]):
             raise ValueError(f"{adapter}: {name} has rank {len(given[name])}, and its adapter_config.json says {rank}")
         found[stem] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from mmfast.config.schema import Parallel
-from mmfast.models.scorer import Scorer, tower_only
+from mmfast.models.scorer import Scorer
 
 
 def mesh_shape(parallel: Parallel, world: int, local: int) -> tuple[int, int]:
@@ -56,8 +57,7 @@ def parallelize(scorer: Scorer, parallel: Parallel, mesh: DeviceMesh | None, dty
 
 
 def vision_trains(scorer: Scorer) -> bool:
-    adapter, model = scorer.adapter, scorer.model
-    return any(p.requires_grad for tower in adapter.vision(model) for p in tower_only(adapter, model, tower))
+    return any(p.requires_grad for p in scorer.tower_parameters())
 
 
 def blocks(scorer: Scorer) -> list[nn.Module]:
@@ -91,14 +91,11 @@ def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offloa
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False, output_dtype=None
     )
-    offload_policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-    ignored = {
-        p for p in scorer.parameters() if not p.is_floating_point()
-    }  # a quantised base is replicated: it is small
+    ignored = {p for p in scorer.parameters() if not p.is_floating_point()}  # a quantised base, which is small
     if not vision_trains(scorer):
-        for tower in scorer.adapter.vision(scorer.model):
-            ignored.update(tower_only(scorer.adapter, scorer.model, tower))
-    options = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload_policy, "ignored_params": ignored}
+        ignored.update(scorer.tower_parameters())
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": ignored}
+    options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
     for block in blocks(scorer):
         fully_shard(block, **options)
     fully_shard(scorer, **options)

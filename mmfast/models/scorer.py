@@ -64,11 +64,11 @@ class Scorer(nn.Module):
         ]
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> PreTrainedModel:
         return self.adapter.decoder(self.model)
 
     @property
-    def embeddings(self) -> nn.Module:
+    def embeddings(self) -> Any:
         return self.model.get_input_embeddings()
 
     @property
@@ -123,6 +123,11 @@ class Scorer(nn.Module):
         addends = [scatter(level, pack)[None].to(inputs.dtype) for level in rows.split(width, dim=1)[1:]]
         return inputs, addends
 
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """The vision tower's, without the mergers that lie inside it."""
+        mergers = {id(p) for p in projector_parameters(self.adapter, self.model)}
+        return [p for part in self.adapter.vision(self.model) for p in part.parameters() if id(p) not in mergers]
+
     def image_rows(self, pack: Pack) -> Tensor | None:
         if not pack.images:
             return None
@@ -137,7 +142,7 @@ class Scorer(nn.Module):
         device = self.embeddings.weight.device
         # these lie in the root's own group, so they are plain gathered tensors here
         idle = [p for p in projector_parameters(adapter, model) if p.requires_grad]
-        tower = [p for module in adapter.vision(model) for p in tower_only(adapter, model, module) if p.requires_grad]
+        tower = [p for p in self.tower_parameters() if p.requires_grad]
         if tower and adapter.has_dummy:
             images = {name: t.to(device) for name, t in adapter.dummy_images().items()}
             return 0 * adapter.encode(model, images).sum()
@@ -172,8 +177,10 @@ def lora_of(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     assert len(head.active_adapters) == 1 and not head.merged, head.active_adapters
     name = head.active_adapters[0]
-    down = head.lora_A[name](head.lora_dropout[name](hidden.to(head.lora_A[name].weight.dtype)))
-    return (head.scaling[name] * down).to(hidden.dtype), head.lora_B[name].weight.to(hidden.dtype)
+    a: nn.Linear = head.lora_A[name]  # type: ignore[assignment]
+    b: nn.Linear = head.lora_B[name]  # type: ignore[assignment]
+    down = a(head.lora_dropout[name](hidden.to(a.weight.dtype)))
+    return (head.scaling[name] * down).to(hidden.dtype), b.weight.to(hidden.dtype)
 
 
 def scatter(rows: Tensor, pack: Pack) -> Tensor:
@@ -184,12 +191,6 @@ def scatter(rows: Tensor, pack: Pack) -> Tensor:
 def projector_parameters(adapter: Adapter, model: PreTrainedModel) -> list[nn.Parameter]:
     parts = adapter.projector(model)
     return [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
-
-
-def tower_only(adapter: Adapter, model: PreTrainedModel, tower: nn.Module) -> list[nn.Parameter]:
-    """The tower's parameters without the mergers that lie inside it."""
-    mergers = {id(p) for p in projector_parameters(adapter, model)}
-    return [p for p in tower.parameters() if id(p) not in mergers]
 
 
 def idle(pack: Pack) -> Pack:

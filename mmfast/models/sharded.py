@@ -43,7 +43,9 @@ def load_sharded(
 
 def read_weights(scorer: Scorer, path: Path) -> None:
     """Each rank reads its slices; values are cast to what they are kept in."""
-    inside = {plain_name(name).replace(".base_layer.", "."): p for name, p in scorer.model.named_parameters()}
+    inside: dict[str, Tensor] = {
+        plain_name(name).replace(".base_layer.", "."): p for name, p in scorer.model.named_parameters()
+    }
     inside |= {plain_name(name): b for name, b in scorer.model.named_buffers()}
     state = {key: inside[name].detach() for key, name in disk_names(path).items() if name in inside}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))

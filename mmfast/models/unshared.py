@@ -34,11 +34,14 @@ def score_unshared(
         )
         logits.append(output.logits[0])
     where = torch.cat([*order, pack.rows.new_zeros(0)]).argsort()
-    return plain_logprob(torch.cat(logits)[where], pack.targets, return_entropy)
+    rows = torch.cat(logits)[where]
+    logps = plain_logprob(rows, pack.targets)
+    if not return_entropy:
+        return logps
+    every = rows.detach().float().log_softmax(-1)
+    return logps, -(every.exp() * every).sum(-1)
 
 
-def plain_logprob(logits: Tensor, targets: Tensor, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """logits [U,V] -> logp [U] (and entropy [U]), fp32."""
-    logps = logits.float().log_softmax(-1)
-    chosen = logps.gather(1, targets[:, None])[:, 0]
-    return (chosen, -(logps.exp() * logps).sum(-1).detach()) if return_entropy else chosen
+def plain_logprob(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits [U,V] -> logp [U], fp32."""
+    return logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]

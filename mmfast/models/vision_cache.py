@@ -21,7 +21,7 @@ from mmfast.families import sources_outside
 from mmfast.families.base import FEATURES, TOWER, Adapter
 from mmfast.files import whole
 from mmfast.models.loading import load
-from mmfast.models.scorer import Scorer, projector_parameters, tower_only
+from mmfast.models.scorer import Scorer, projector_parameters
 
 LoadImages = Callable[[list[str]], dict[str, Tensor]]
 VERSION = 1
@@ -40,7 +40,7 @@ def vision_key(scorer: Scorer, dtype: torch.dtype, processing: str) -> str:
     """Names the folder. `processing` says how pixels are made (a digest of the image processor's settings)."""
     adapter, model = scorer.adapter, scorer.model
     kind = what_is_cached(scorer)
-    parameters = [p for tower in adapter.vision(model) for p in tower_only(adapter, model, tower)]
+    parameters = scorer.tower_parameters()
     if kind == FEATURES:
         parameters += projector_parameters(adapter, model)
     rules = sources_outside(type(adapter))
@@ -48,7 +48,7 @@ def vision_key(scorer: Scorer, dtype: torch.dtype, processing: str) -> str:
     for p in parameters:
         values = p.detach().to(dtype).cpu().contiguous()
         digest.update(repr(tuple(values.shape)).encode())
-        digest.update(values.view(torch.uint8).numpy() if values.numel() else b"")
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
     return digest.hexdigest()[:32]
 
 

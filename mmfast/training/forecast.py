@@ -172,8 +172,8 @@ def show(report: Report) -> None:
         facts.add_row(name, value)
     console.print(facts)
     table = Table("part", "share of step time", title="expected time", title_justify="left")
-    for name, value in report.time_share.items():
-        table.add_row(name, f"{value:.1%}")
+    for name, share in report.time_share.items():
+        table.add_row(name, f"{share:.1%}")
     console.print(table)
     table = Table("part", "MiB", title="memory of one rank at its peak", title_justify="left")
     for name, value in (asdict(report.memory) | {"total": report.memory.total}).items():

@@ -41,7 +41,7 @@ def memory_estimate(config: Config, gpus: int) -> Memory:
 
 def usual_pack(adapter: Adapter, config: Config) -> Pack:
     """As many pairs of an image, a prompt and two responses as a pack takes; the last prompt fills it."""
-    vision = adapter.config.vision_config
+    layout, vision = adapter.layout(), adapter.config.vision_config
     side = (config.model.max_pixels or PIXELS) ** 0.5 if adapter.image_aspect == "native" else vision.image_size
     side = int(side) // vision.patch_size // adapter.merge_size
     slots = side**2 if adapter.image_aspect == "native" else adapter.square_slots(adapter.config.to_dict(), side)
@@ -53,14 +53,14 @@ def usual_pack(adapter: Adapter, config: Config) -> Pack:
         image = str(number)
         images[image] = ImageInfo(id=image, source="", width=0, height=0, tokens=slots, grid=grid)
         words = draw.integers(1000, size=(2, PROMPT + (rest if number == 0 else 0) + RESPONSE), dtype=np.int32)
-        words[words == adapter.image_token_id] += 1
-        words[:, 0] = adapter.image_token_id
+        words[words == layout.image_token_id] += 1
+        words[:, 0] = layout.image_token_id or 0
         words[1, :-RESPONSE] = words[0, :-RESPONSE]
         span = ((words.shape[1] - RESPONSE, words.shape[1]),)
         sides = [Branch(ids=ids, images=(image,), spans=span) for ids in words]
         pair = config.objective.kind == "dpo"
         examples.append(Example(id=image, source="", chosen=sides[0], rejected=sides[1] if pair else None))
-    return build_pack(examples, images, adapter.layout(), gamma=config.objective.gamma)
+    return build_pack(examples, images, layout, gamma=config.objective.gamma)
 
 
 def gpus_of(name: str) -> int:

@@ -58,11 +58,8 @@ def _record(name: str, scene: Scene, prompt: str, chosen: str, rejected: str | N
 
 def flawed_caption(scene: Scene, rng: random.Random, flaws: Flaws) -> Caption | None:
     """A caption with at least one flaw, or None where the scene has no trigger."""
-    for _ in range(20):
-        made = caption(scene, rng, flaws)
-        if made.flaws:
-            return made
-    return None
+    captions = (caption(scene, rng, flaws) for _ in range(20))
+    return next((one for one in captions if one.flaws), None)
 
 
 def base_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
@@ -71,22 +68,20 @@ def base_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
         asked, answer, _ = question(scene, rng, spec.flaws)
         yield _record(f"{scene.name}-question", scene, asked, answer)
     else:
-        made = caption(scene, rng, spec.flaws, both=True)
-        yield _record(f"{scene.name}-caption", scene, rng.choice(CAPTION_PROMPTS), made.text)
+        flawed = caption(scene, rng, spec.flaws, both=True)
+        yield _record(f"{scene.name}-caption", scene, rng.choice(CAPTION_PROMPTS), flawed.text)
 
 
 def pair_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
     """One pair: equal but for the corrected segments, which are as long (in words) on both sides."""
     rng = random.Random(f"pair:{spec.seed}:{scene.name}")
-    made = flawed_caption(scene, rng, spec.flaws)
-    if made is None:
+    flawed = flawed_caption(scene, rng, spec.flaws)
+    if flawed is None:
         return
-    sides = {"chosen": "truth", "rejected": "text"}
-    segments = {side: [[a, b, 1.0] for a, b in made.spans(which)] for side, which in sides.items()}
-    yield _record(
-        f"{scene.name}-pair", scene, rng.choice(CAPTION_PROMPTS), made.truth, made.text,
-        segments=segments, meta={"flaws": made.flaws},
-    )  # fmt: skip
+    spans = {"chosen": flawed.spans("truth"), "rejected": flawed.spans("text")}
+    segments = {side: [[a, b, 1.0] for a, b in ranges] for side, ranges in spans.items()}
+    more = {"segments": segments, "meta": {"flaws": flawed.flaws}}
+    yield _record(f"{scene.name}-pair", scene, rng.choice(CAPTION_PROMPTS), flawed.truth, flawed.text, **more)
 
 
 def blinded(records: list[dict], seed: int) -> list[dict]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .scenes import (
     COLOURS,
@@ -204,16 +204,16 @@ def caption(scene: Scene, rng: random.Random, flaws: Flaws, *, both: bool = Fals
             _slot(thing, wrong, _noun(shape, count), _noun(thing.shape, thing.count)),
         ]
         items.append((thing, slots, None))
-    made, true = [_same("The image shows ")], 0
-    for n, (thing, slots, invented) in enumerate(items):
+    said, true = [_same("The image shows ")], 0
+    for n, (thing, own, invented) in enumerate(items):
         joint = _joint(n, len(items))
-        if slots is None:
-            made.append(Slot(f"{joint}one {' '.join(invented or ())}", "", "object", thing.kind))
+        if own is None:
+            said.append(Slot(f"{joint}one {' '.join(invented or ())}", "", "object", thing.kind))
         else:
-            made += [_slot(thing, "object", joint, _joint(true, len(scene.things))), *slots]
-            made += _facts(thing, rng, flaws) if thing.shape not in MOST else []
+            said += [_slot(thing, "object", joint, _joint(true, len(scene.things))), *own]
+            said += _facts(thing, rng, flaws) if thing.shape not in MOST else []
             true += 1
-    return Caption((*made, _same(".")))
+    return Caption((*said, _same(".")))
 
 
 def _joint(n: int, of: int) -> str:
@@ -231,20 +231,20 @@ def question(scene: Scene, rng: random.Random, flaws: Flaws) -> tuple[str, str, 
             asked = rng.choice([thing.kind, partner(thing.kind) or rng.choice(KINDS)])
             present = asked in scene.kinds
             dragged = asked in [taken_for(scene, t) for t in scene.things]
-            said = present or (dragged and rng.random() < flaws.partner)
+            seen = present or (dragged and rng.random() < flaws.partner)
             text = " ".join(asked)
-            answers = [f"Yes, there is {_a(text)}." if yes else f"No, there is no {text}." for yes in (said, present)]
+            answers = [f"Yes, there is {_a(text)}." if yes else f"No, there is no {text}." for yes in (seen, present)]
             return f"Is there {_a(text)}?", answers[0], answers[1]
         case "count":
             count = miscounted(thing) if rng.random() < flaws.count else thing.count
-            said, true = (
+            answers = [
                 f"There is one {name}." if n == 1 else f"There are {NUMBERS[n]} {thing.colour} {_noun(thing.shape, n)}."
                 for n in (count, thing.count)
-            )
-            return f"How many {thing.colour} {_noun(thing.shape, 2)} are there?", said, true
+            ]
+            return f"How many {thing.colour} {_noun(thing.shape, 2)} are there?", answers[0], answers[1]
         case "word":
             wrong = misread(thing) and rng.random() < flaws.word
-            said = EXCHANGED[str(thing.word)] if wrong else thing.word
+            said = EXCHANGED[str(thing.word)] if wrong else str(thing.word)
             return f"What does the {name} say?", f"It says {said}.", f"It says {thing.word}."
         case _:
             row, column = divmod(thing.cells[0], 3)
@@ -280,11 +280,12 @@ def claims(text: str) -> Claims:
         kinds[colour, shape] = None
         if number:
             counts.setdefault((colour, shape), numbers[number])
-    found = ({}, {})
-    for pattern, claimed in zip((_RELATION, _WORD), found, strict=True):
+    relations_said: dict[Kind, str] = {}
+    words: dict[Kind, str] = {}
+    for pattern, claimed in ((_RELATION, relations_said), (_WORD, words)):
         for colour, shape, value in pattern.findall(text):
             claimed.setdefault((colour, shape), value)
-    return Claims(tuple(kinds), counts, *found)
+    return Claims(tuple(kinds), counts, relations_said, words)
 
 
 def judged(text: str, scene: Scene) -> dict[str, tuple[int, int]]:
@@ -296,19 +297,19 @@ def judged(text: str, scene: Scene) -> dict[str, tuple[int, int]]:
     absent = [kind for kind in said.kinds if kind not in things]
     recoloured = [kind for kind in absent if (twin := (TWINS[kind[0]], kind[1])) in things and twin not in said.kinds]
     right = len(said.kinds) - len(absent)
-    true = {
+    true: dict[str, tuple[dict[Kind, Any], dict[Kind, Any]]] = {
         "count": (said.counts, {kind: thing.count for kind, thing in things.items()}),
         "relation": (said.relations, relations(scene)),
         "word": (said.words, {kind: thing.word for kind, thing in things.items()}),
     }
-    found = {
+    tally = {
         "object": (len(absent) - len(recoloured), len(said.kinds)),
         "colour": (len(recoloured), right + len(recoloured)),
     }
     for name, (claimed, truth) in true.items():
         present = [kind for kind in claimed if kind in things]
-        found[name] = sum(claimed[kind] != truth.get(kind) for kind in present), len(present)
-    return {name: found[name] for name in CLAIMS}
+        tally[name] = sum(claimed[kind] != truth.get(kind) for kind in present), len(present)
+    return {name: tally[name] for name in CLAIMS}
 
 
 def errors(text: str, scene: Scene) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from mmfast.models import Lora, adapter_for, load
-from mmfast.models.estimate import Live, Setting, estimate, tower_of, training_cost
+from mmfast.models.estimate import Live, Setting, estimate, training_cost
 from mmfast.models.parallelize import checkpoint_blocks
 from mmfast.packing import build_pack
 from mmfast.training.forecast import plan, show
@@ -72,7 +72,7 @@ def test_sharding_shrinks_what_is_sharded(folder: Path) -> None:
     assert split.optimiser == whole.optimiser // 8
     assert whole.gradients - split.gradients == whole.optimiser // 2 * 7 // 8  # the root's own stay whole for a while
     assert whole.weights // 8 < split.weights < whole.weights
-    tower = sum(p.numel() for p in tower_of(scorer)) * 4  # frozen: every rank has it whole
+    tower = sum(p.numel() for p in scorer.tower_parameters()) * 4  # frozen: every rank has it whole
     assert split.weights > tower + (whole.weights - tower) // 8
     assert split.activations == whole.activations
     gpu = estimate(scorer, pack, Setting(device="cuda", dtype=torch.bfloat16, wrapped=True))

@@ -39,13 +39,13 @@ class OwnProcessor:
         file = self.folder / "processor_config.json"
         settings = json.loads(file.read_text()) if file.exists() else {}
         try:
-            kind = getattr(transformers, settings.get("processor_class") or NAMES[self.name])
+            kind: Any = getattr(transformers, settings.get("processor_class") or NAMES[self.name])
             halves = kind.get_attributes()
             parts = {
                 "tokenizer": transformers.AutoTokenizer.from_pretrained(self.folder),
                 "image_processor": transformers.AutoImageProcessor.from_pretrained(self.folder, backend="pil"),
             }
-            unchecked = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+            unchecked: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
             settings = {key: value for key, value in settings.items() if key not in halves}
             return unchecked.from_args_and_dict([parts.get(half) for half in halves], settings)
         except (ImportError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

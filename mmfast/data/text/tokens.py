@@ -99,9 +99,10 @@ class Tokenizer:
         out = Tokenizer(hf, image_token_id(config), template, mode)
         family = family_of(config.get("model_type", ""))
         if out.image_token is not None:
-            known = family is not None and family.image_aspect
-            marks = family.image_text(config, out.image_token, out.token) if known else OwnProcessor(folder).marks()
-            out.expanded = marks
+            if family is not None and family.image_aspect:
+                out.expanded = family.image_text(config, out.image_token, out.token)
+            else:
+                out.expanded = OwnProcessor(folder).marks()
         return out
 
     def token(self, number: int) -> str:
