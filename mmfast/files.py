@@ -75,22 +75,22 @@ def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, st
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
-    found: dict[str, str] = {}
+    known: dict[str, str] = {}
     for file in files:
         note = remembered / f"weights-{_stamp(file)}.json" if remembered else None
         if note is None:
-            found |= _tensor_digests(file)
+            known |= _tensor_digests(file)
             continue
         try:
-            found |= json.loads(note.read_text())
+            known |= json.loads(note.read_text())
         except (OSError, ValueError):
             digests = _tensor_digests(file)
-            found |= digests
+            known |= digests
             if note.name == f"weights-{_stamp(file)}.json":  # it was not written meanwhile
                 with suppress(OSError):  # a cache that cannot be written costs time only
                     note.parent.mkdir(parents=True, exist_ok=True)
                     write_bytes(note, json.dumps(digests).encode())
-    return found
+    return known
 
 
 def _stamp(file: Path) -> str:

@@ -57,10 +57,10 @@ def reads_data(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None
             command({"path": str(file), "options": _options(option), **data}, **values)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        told = {"file": (Path, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
+        asked = {"file": (Path, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-            for name, (kind, default) in (told | {"option": (list[str], OPTION)}).items()
+            for name, (kind, default) in (asked | {"option": (list[str], OPTION)}).items()
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         return run

@@ -84,13 +84,13 @@ def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
 
 def _optional(section: Any, path: str) -> set[str]:
     """Keys whose default is absence: an override can take them out."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for name, field in section.model_fields.items():
         if _is_section(field.annotation):
-            found |= _optional(field.annotation, f"{path}{name}.")
+            keys |= _optional(field.annotation, f"{path}{name}.")
         elif field.default is None:
-            found.add(path + name)
-    return found
+            keys.add(path + name)
+    return keys
 
 
 def _explain(item: Any) -> str:
@@ -114,12 +114,12 @@ def _known(path: list[str]) -> list[str]:
 
 
 def _all_keys() -> dict[str, str]:
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for name, field in Config.model_fields.items():
         for key in field.annotation.model_fields if _is_section(field.annotation) else ():
-            found.setdefault(key, f"{name}.{key}")
-        found.setdefault(name, name)
-    return found
+            keys.setdefault(key, f"{name}.{key}")
+        keys.setdefault(name, name)
+    return keys
 
 
 def _toml(tree: dict[str, Any], path: tuple[str, ...]) -> str:

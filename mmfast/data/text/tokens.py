@@ -102,10 +102,10 @@ class Tokenizer:
         return out
 
     def token(self, number: int) -> str:
-        found = self.special.id_to_token(number)
-        if found is None:
+        text = self.special.id_to_token(number)
+        if text is None:
             raise ValueError(f"the tokenizer has no token {number}, which config.json says stands beside an image")
-        return found
+        return text
 
     def in_mode(self, mode: str) -> Tokenizer:
         return Tokenizer(self.hf, self.image_token_id, self.chat_template, mode)
@@ -141,13 +141,13 @@ class Tokenizer:
         taken = self._find_mask.search(text)
         if taken:
             raise BadRow("text", f"the private-use character U+{ord(taken.group()):X} stands in a text")
-        found: list[str] = []
+        literals: list[str] = []
 
         def replace(match: re.Match) -> str:
-            found.append(match.group())
+            literals.append(match.group())
             return chr(MASK_BASE + self._literals.index(match.group()))
 
-        return self._find_literal.sub(replace, text), found
+        return self._find_literal.sub(replace, text), literals
 
     def unmask(self, text: str) -> str:
         return self._find_mask.sub(lambda m: self._literals[ord(m.group()) - MASK_BASE], text)
