@@ -60,9 +60,9 @@ def _check_weights(name: str, folder: Path) -> None:
         raise ValueError(f"{name} is not whole: {missing[0]}, which its model.safetensors.index.json names, is missing")
     if not (files[0].exists() or (folder / "adapter_model.safetensors").exists()):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        told = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
+        pickle = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
         raise ValueError(
-            f"{name} holds no safetensors file: weights are read from safetensors only{told} "
+            f"{name} holds no safetensors file: weights are read from safetensors only{pickle} "
             "(save_pretrained of transformers and peft writes safetensors)"
         )
 

@@ -23,8 +23,8 @@ def packages(extra: str) -> list[str]:
         lines = metadata.requires("mmfast") or []
     except metadata.PackageNotFoundError:
         return []
-    wanted = re.compile(rf"""(.*);\s*extra == ["']{re.escape(extra)}["']\s*""")
-    return [found[1].strip() for line in lines if (found := wanted.fullmatch(line))]
+    of_extra = re.compile(rf"""(.*);\s*extra == ["']{re.escape(extra)}["']\s*""")
+    return [match[1].strip() for line in lines if (match := of_extra.fullmatch(line))]
 
 
 def how_to_install(extra: str) -> str:

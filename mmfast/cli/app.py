@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from mmfast.packages import how_to_install
 
+
+def missing(error: ModuleNotFoundError) -> NoReturn:
+    """The ops need torch and numpy alone, the command its training packages."""
+    if (error.name or "mmfast").startswith("mmfast"):
+        raise error  # a fault of ours
+    sys.exit(f"mmfast: the package {error.name} is not installed: {how_to_install('train')}")
+
+
 try:
     import typer
-except ImportError:  # the ops alone need only torch and numpy
-    sys.exit(f"the mmfast command needs its training packages: {how_to_install('train')}")
 
-from mmfast.cli.data import app as data
+    from mmfast.cli.data import app as data
+except ModuleNotFoundError as error:
+    missing(error)
 
 app = typer.Typer(
     help="mmfast: align vision-language models with preferences.",
@@ -184,10 +192,8 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         sys.exit(f"mmfast: {error}")
-    except ModuleNotFoundError as missing:
-        if (missing.name or "mmfast").startswith("mmfast"):
-            raise  # a fault of ours
-        sys.exit(f"mmfast: the package {missing.name} is not installed: {how_to_install('train')}")
+    except ModuleNotFoundError as error:
+        missing(error)
 
 
 if __name__ == "__main__":

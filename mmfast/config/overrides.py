@@ -72,17 +72,17 @@ ALIASES = {
 def apply(tree: dict[str, Any], overrides: Sequence[str], optional: Collection[str]) -> None:
     """Put overrides into the tree of a file. `--key=value` is read like key=value; `key=none` takes a key of `optional`
     (those whose default is absence) out of it."""
-    given: set[str] = set()
+    names: set[str] = set()
     for text in overrides:
         name, mark, value = text.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
         if not mark:
             raise ValueError(f"override {text!r}: write section.key=value")
-        given.add(name)
+        names.add(name)
         parsed = _value(value.strip())
         _assign(tree, name.split("."), None if parsed == "none" and name in optional else parsed, text)
     for name, other in (EXCLUSIVE, EXCLUSIVE[::-1]):
-        if name in given and other not in given:
+        if name in names and other not in names:
             section, _, key = other.partition(".")
             tree.get(section, {}).pop(key, None)
 

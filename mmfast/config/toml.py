@@ -114,12 +114,12 @@ def _known(path: list[str]) -> list[str]:
 
 
 def _all_keys() -> dict[str, str]:
-    known: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for name, field in Config.model_fields.items():
         for key in field.annotation.model_fields if _is_section(field.annotation) else ():
-            known.setdefault(key, f"{name}.{key}")
-        known.setdefault(name, name)
-    return known
+            keys.setdefault(key, f"{name}.{key}")
+        keys.setdefault(name, name)
+    return keys
 
 
 def _toml(tree: dict[str, Any], path: tuple[str, ...]) -> str:

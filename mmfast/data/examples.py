@@ -139,7 +139,7 @@ class ExampleBuilder:
                     raise BadRow("empty-response", f"{name} begins with data.max_words = {limit} blanks")
                 messages[i] = {"role": "assistant", "content": text}
                 notes.append(Problem(record.source, "words-cut", f"{name}: cut after {limit} words"))
-            mark = self.template.seed.answer.strip() if self.template.seed else "ASSISTANT:"
+            mark = self.template.role_mark
             if mark and mark in text:
                 notes.append(Problem(record.source, "role-words", f"{name}: {mark!r} stands in an answer, as words"))
         return messages, scored

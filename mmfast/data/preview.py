@@ -46,15 +46,15 @@ class Shown:
 def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     """The text each token adds; bytes of one character are shown with its last token."""
     out: list[str] = []
-    context = told = 0  # decoded again with each token, and up to where the text is out
+    context = shown = 0  # decoded again with each token, and up to where the text is out
     for k in range(1, len(ids) + 1):
         text = tokenizer.special.decode(ids[context:k].tolist(), skip_special_tokens=False)
         if text.endswith("\ufffd") and k < len(ids):
             out.append("")
             continue
-        before = tokenizer.special.decode(ids[context:told].tolist(), skip_special_tokens=False)
+        before = tokenizer.special.decode(ids[context:shown].tolist(), skip_special_tokens=False)
         out.append(text[len(before) :])
-        context, told = told, k
+        context, shown = shown, k
     return out
 
 

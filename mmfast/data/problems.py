@@ -24,20 +24,20 @@ def check_texts(value: Any) -> None:
     cannot."""
     left = [("", value)]
     while left:
-        place, found = left.pop()
-        if isinstance(found, str):
+        place, item = left.pop()
+        if isinstance(item, str):
             try:
-                found.encode()
+                item.encode()
             except UnicodeEncodeError as error:
-                half = f"\\u{ord(found[error.start]):04x}"
-                before = found[max(0, error.start - 20) : error.start].encode(errors="replace").decode()
-                told = f"{place or 'the text'} holds {half}, half of a character, after {before!r}"
-                raise BadRow("text", f"{told}: it was cut there, and cannot be written or tokenised") from None
-        elif isinstance(found, dict):
-            left += [(f"a name in {place or 'the row'}", key) for key in found if isinstance(key, str)]
-            left += [(f"{place}.{key}" if place else str(key), v) for key, v in found.items() if _holds_text(v)]
-        elif isinstance(found, list | tuple):
-            left += [(f"{place}[{i}]", v) for i, v in enumerate(found) if _holds_text(v)]
+                half = f"\\u{ord(item[error.start]):04x}"
+                before = item[max(0, error.start - 20) : error.start].encode(errors="replace").decode()
+                cut = f"{place or 'the text'} holds {half}, half of a character, after {before!r}"
+                raise BadRow("text", f"{cut}: it was cut there, and cannot be written or tokenised") from None
+        elif isinstance(item, dict):
+            left += [(f"a name in {place or 'the row'}", key) for key in item if isinstance(key, str)]
+            left += [(f"{place}.{key}" if place else str(key), v) for key, v in item.items() if _holds_text(v)]
+        elif isinstance(item, list | tuple):
+            left += [(f"{place}[{i}]", v) for i, v in enumerate(item) if _holds_text(v)]
 
 
 def _holds_text(value: Any) -> bool:

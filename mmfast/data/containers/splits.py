@@ -19,8 +19,8 @@ def split_of(file: Path, folder: Path) -> str:
     if shard := SHARD.match(file.stem):
         return shard[1]
     names = [*reversed(file.relative_to(folder).parts[:-1]), file.stem]
-    found = [WORDS[w] for name in names for w in re.split(r"[^a-z]+", name.lower()) if w in WORDS]
-    return found[-1] if found else ""
+    words = [WORDS[w] for name in names for w in re.split(r"[^a-z]+", name.lower()) if w in WORDS]
+    return words[-1] if words else ""
 
 
 def one_split(folder: Path, files: Sequence[Path]) -> None:
@@ -30,21 +30,21 @@ def one_split(folder: Path, files: Sequence[Path]) -> None:
         splits.setdefault(split_of(file, folder), []).append(file)
     named = sorted(set(splits) - {""})
     if len(named) > 1:
-        wanted = "train" if "train" in named else named[0]
+        example = "train" if "train" in named else named[0]
         raise ValueError(
             f"data.path: the folder {folder} holds several splits ({', '.join(named)}): name the files of one, such as "
-            f'"{_naming(splits[wanted], files)}" (a folder, a file, or a pattern for several)'
+            f'"{_naming(splits[example], files)}" (a folder, a file, or a pattern for several)'
         )
 
 
-def _naming(wanted: Sequence[Path], files: Sequence[Path]) -> Path:
+def _naming(shards: Sequence[Path], files: Sequence[Path]) -> Path:
     """A path that stands for the wanted ones among a folder's files."""
-    if len(wanted) == 1:
-        return wanted[0]
-    parent = Path(os.path.commonpath([f.parent for f in wanted]))
-    if all(f in wanted for f in files if parent in f.parents):
+    if len(shards) == 1:
+        return shards[0]
+    parent = Path(os.path.commonpath([f.parent for f in shards]))
+    if all(f in shards for f in files if parent in f.parents):
         return parent
-    letters = takewhile(lambda column: len(set(column)) == 1, zip(*(f.name for f in wanted), strict=False))
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*(f.name for f in shards), strict=False))
     return parent / ("".join(column[0] for column in letters) + "*")
 
 
@@ -52,9 +52,9 @@ def saved_split(folder: Path) -> Path:
     """The folder of the one split that DatasetDict.save_to_disk wrote into `folder`."""
     names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     if len(names) != 1:
-        wanted = "train" if "train" in names else sorted(names)[0]
+        example = "train" if "train" in names else sorted(names)[0]
         raise ValueError(
             f"data.path: the folder {folder} holds several splits ({', '.join(sorted(names))}): name "
-            f'the folder of one, such as "{folder / wanted}"'
+            f'the folder of one, such as "{folder / example}"'
         )
     return folder / names[0]

@@ -107,8 +107,8 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         )
         return
     if kind != "pairs":
-        told = f"holds {KINDS[kind]}" if kind else "is of no known kind"
-        raise BadRow("format", f"the value of {key!r} {told}; pairs and captions can be trained on (mmfast data pairs)")
+        what = f"holds {KINDS[kind]}" if kind else "is of no known kind"
+        raise BadRow("format", f"the value of {key!r} {what}; pairs and captions can be trained on (mmfast data pairs)")
     scores = value.get("cap_avg_scores") or value.get("cap_scores")
     for n, pair in enumerate(value["sample_pair"]):
         better, worse, i, j = need(pair, "prefer", "reject", "prefer_idx", "reject_idx")

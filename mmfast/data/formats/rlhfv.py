@@ -36,10 +36,10 @@ def origin(value: Any) -> Any:
 def pair(row: Row, images: tuple, asked: str, chosen: Any, rejected: Any, meta: dict[str, Any]) -> Record:
     """A side is a text, or a whole conversation as a list of turns."""
     sides = [[answer(s)] if isinstance(s, str) else from_value(s) for s in (chosen, rejected)]
-    told = {k: v for k, v in meta.items() if v is not None}
+    kept = {k: v for k, v in meta.items() if v is not None}
     prompt = [question(asked, len(images))]
     return record_of(
-        row, row.value, ids=("id", "idx"), images=images, prompt=prompt, chosen=sides[0], rejected=sides[1], meta=told
+        row, row.value, ids=("id", "idx"), images=images, prompt=prompt, chosen=sides[0], rejected=sides[1], meta=kept
     )
 
 

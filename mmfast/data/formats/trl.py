@@ -17,7 +17,7 @@ KNOWN = ("id", "images", "image", "messages", "prompt", "chosen", "completion", 
          "rejected_prompt", "weight", "segments", "weights", "scores", "meta")  # fmt: skip
 
 
-def _messages(value: Any, name: str, found: list) -> list[dict]:
+def _messages(value: Any, name: str, inside: list) -> list[dict]:
     """Messages as they come (Parquet fills absent part fields with null), reduced to role and content.
 
     Images that stand in a content part are added to `found`, and the part gets its index there.
@@ -30,7 +30,7 @@ def _messages(value: Any, name: str, found: list) -> list[dict]:
     for message in value:
         content = message["content"]
         if isinstance(content, list):
-            content = [_part(p, name, found) for p in content]
+            content = [_part(p, name, inside) for p in content]
             if message["role"] != "user" and all(p["type"] == "text" for p in content):
                 content = "".join(p["text"] for p in content)
         elif not isinstance(content, str):
@@ -41,29 +41,29 @@ def _messages(value: Any, name: str, found: list) -> list[dict]:
     return out
 
 
-def _part(part: Any, name: str, found: list) -> dict:
+def _part(part: Any, name: str, inside: list) -> dict:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if kind in ("image", "image_url"):
-        given = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
-        if isinstance(given, dict) and "url" in given:
-            given = given["url"]
-        if given is not None:
-            if given not in found:
-                found.append(given)
-            return {"type": "image", "index": found.index(given)}
+        image = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
+        if isinstance(image, dict) and "url" in image:
+            image = image["url"]
+        if image is not None:
+            if image not in inside:
+                inside.append(image)
+            return {"type": "image", "index": inside.index(image)}
         return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
     raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
 
 
-def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict], list[dict] | None]:
+def _sided(row: dict, images: int, inside: list) -> tuple[list[dict], list[dict], list[dict] | None]:
     """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
     if row.get("messages") is not None and chosen is None:
-        first, last = split_answer(place_images(_messages(row["messages"], "messages", found), images))
+        first, last = split_answer(place_images(_messages(row["messages"], "messages", inside), images))
         return list(first), list(last), None
     if chosen is None:
         raise BadRow("format", "the row has a prompt but no chosen (or completion)")
@@ -71,7 +71,7 @@ def _sided(row: dict, images: int, found: list) -> tuple[list[dict], list[dict],
         raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
 
     def turns(value: Any, name: str, one: Callable[[str], dict]) -> list[dict]:
-        return [] if value is None else [one(value)] if isinstance(value, str) else _messages(value, name, found)
+        return [] if value is None else [one(value)] if isinstance(value, str) else _messages(value, name, inside)
 
     better, worse = turns(chosen, "chosen", answer), turns(rejected, "rejected", answer)
     before = turns(prompt, "prompt", lambda text: question(text, 0))
@@ -112,15 +112,15 @@ def _decoded(value: Any) -> Any:
 def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     value = row.value
     images = image_list(value.get("images", value.get("image")))
-    found: list[Any] = []
-    prompt, chosen, rejected = _sided(value, len(images), found)
+    inside: list[Any] = []
+    prompt, chosen, rejected = _sided(value, len(images), inside)
     own: dict[str, Any] = {}
     for name in ("chosen_prompt", "rejected_prompt"):
         if value.get(name) is not None:
-            given = value[name]
-            messages = [question(given, len(images))] if isinstance(given, str) else _messages(given, name, found)
+            side = value[name]
+            messages = [question(side, len(images))] if isinstance(side, str) else _messages(side, name, inside)
             own[name] = tuple(place_images(messages, len(images)))
-    if found and images:
+    if inside and images:
         raise BadRow("format", "images stand in a column and in content parts; one of the two places is enough")
     segments, weights = _decoded(value.get("segments")), _decoded(value.get("weights"))
     if segments and weights:
@@ -129,7 +129,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     yield record_of(
         row,
         KNOWN,
-        images=images or tuple(found),
+        images=images or tuple(inside),
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,

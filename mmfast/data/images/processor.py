@@ -86,15 +86,15 @@ class ImageProcessor:
         values = table(self.scale, self.mean, self.std)
         if self.aspect == "native":
             h, w = smart_resize(height, width, self.patch * self.merge, self.min_pixels, self.max_pixels)
-            found = patches(resize(image, h, w, self.resample), values, self.patch, self.merge, self.frames)
+            pixels = patches(resize(image, h, w, self.resample), values, self.patch, self.merge, self.frames)
             grid = np.array([1, h // self.patch, w // self.patch], dtype=np.int64)
-            return {"pixel_values": found, "image_grid_thw": grid}
+            return {"pixel_values": pixels, "image_grid_thw": grid}
         if self.aspect == "anyres":
             tiles = self._tiles(image)
-            found = np.empty((len(tiles), 3, self.edge, self.edge), dtype=np.float32)
-            for tile, out in zip(tiles, found, strict=True):
+            pixels = np.empty((len(tiles), 3, self.edge, self.edge), dtype=np.float32)
+            for tile, out in zip(tiles, pixels, strict=True):
                 planes(tile, values, out)
-            return {"pixel_values": found, "image_sizes": np.array([height, width], dtype=np.int64)}
+            return {"pixel_values": pixels, "image_sizes": np.array([height, width], dtype=np.int64)}
         if self.aspect == "pad":
             image = pad_to_square(image, tuple(int(x * 255) for x in self.mean or (0.0, 0.0, 0.0)))
         if self.aspect == "crop":
@@ -194,9 +194,9 @@ def fit_in(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
 def _processor_config(folder: Path) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text())
-            if name == "preprocessor_config.json" or "image_processor" in found:
-                return found.get("image_processor", found)
+            config = json.loads((folder / name).read_text())
+            if name == "preprocessor_config.json" or "image_processor" in config:
+                return config.get("image_processor", config)
     raise ValueError(f"{folder} has no preprocessor_config.json: is it a whole model folder?")
 
 

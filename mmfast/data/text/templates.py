@@ -8,8 +8,7 @@ system; otherwise a response begins where the prompt's own tokens end, so a prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from mmfast.data.problems import BadRow
 from mmfast.data.text.tokens import Tokenizer
@@ -23,7 +22,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Seed:
+class NamedTemplate:
     """A named format with fixed separators. {image} in `image` is the model's image placeholder."""
 
     system: str
@@ -44,45 +43,39 @@ VICUNA = (
     "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
 )
 
-SEEDS = {
+_VICUNA = NamedTemplate(system=VICUNA.format(who="user"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}")
+_CHATML = NamedTemplate(
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    system_end="",
+    user="<|im_start|>user\n{text}<|im_end|>\n",
+    answer="<|im_start|>assistant\n",
+    end="<|im_end|>\n",
+    image="<|vision_start|>{image}<|vision_end|>",
+    lead="",
+    joint=False,
+    mode="",
+)
+
+NAMED = {
     # LLaVA-1.5, mllm-dpo and SIMA
-    "vicuna_v1": Seed(system=VICUNA.format(who="user"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}"),
+    "vicuna_v1": _VICUNA,
     # RLAIF-V on LLaVA-1.5: the same with another word in the system line
-    "rlaifv": Seed(system=VICUNA.format(who="human"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}"),
+    "rlaifv": replace(_VICUNA, system=VICUNA.format(who="human")),
     # Muffin (RLHF-V): the stop mark is scored, the two role marks that its masking let through are not
-    "llava_v0": Seed(
+    "llava_v0": NamedTemplate(
         system=VICUNA.format(who="human"),
         system_end="\n\n### ",
         user="Human: {text}\n",
         answer="### Assistant:",
         end="\n### ",
     ),
-    "dgpref_llava": Seed(
+    "dgpref_llava": NamedTemplate(
         system="", system_end="", user="USER: {text}\n", answer="ASSISTANT:", end="", between="\n", images_first=True
     ),
-    "dgpref_qwen": Seed(
-        system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
-        system_end="",
-        user="<|im_start|>user\n{text}<|im_end|>\n",
-        answer="<|im_start|>assistant\n",
-        end="<|im_end|>\n",
-        image="Picture {number}: <|vision_start|>{image}<|vision_end|>\n",
-        lead="",
-        mode="",
-    ),
-    "chatml": Seed(
-        system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
-        system_end="",
-        user="<|im_start|>user\n{text}<|im_end|>\n",
-        answer="<|im_start|>assistant\n",
-        end="<|im_end|>\n",
-        image="<|vision_start|>{image}<|vision_end|>",
-        lead="",
-        joint=False,
-        mode="",
-    ),
+    "dgpref_qwen": replace(_CHATML, image="Picture {number}: <|vision_start|>{image}<|vision_end|>\n", joint=True),
+    "chatml": _CHATML,
 }
-NAMES = ("auto", *SEEDS)
+NAMES = ("auto", *NAMED)
 
 
 def parts(message: dict) -> list[dict]:
@@ -104,29 +97,36 @@ class Template:
     def __init__(self, name: str, tokenizer: Tokenizer):
         if name not in NAMES:
             raise ValueError(f"data.template: unknown template {name!r}; choose one of {', '.join(NAMES)}")
-        self.name, self.seed = name, SEEDS.get(name)
+        self.name, self.named = name, NAMED.get(name)
         self._rendered: tuple[list[dict], str] = ([], "")
-        self.tokenizer = tokenizer.in_mode(self.seed.mode) if self.seed and self.seed.mode else tokenizer
-        if self.seed:
-            marks = [m for m in ("<|im_start|>", "<|im_end|>") if m in self.seed.user + self.seed.end]
+        self.tokenizer = tokenizer.in_mode(self.named.mode) if self.named and self.named.mode else tokenizer
+        if self.named:
+            marks = [m for m in ("<|im_start|>", "<|im_end|>") if m in self.named.user + self.named.end]
             missing = [m for m in marks if m not in tokenizer.specials]
             if missing:
                 raise ValueError(f"data.template: {name} needs the special token {missing[0]}, which the model lacks")
         elif not tokenizer.chat_template:
-            raise ValueError(f"data.template: the model has no chat template; choose one of {', '.join(SEEDS)}")
+            raise ValueError(f"data.template: the model has no chat template; choose one of {', '.join(NAMED)}")
 
     @property
     def joint(self) -> bool:
-        return self.seed is not None and self.seed.joint
+        return self.named is not None and self.named.joint
 
     @property
     def key(self) -> str:
-        """What the cache key holds of a template."""
-        return f"{self.name}:{self.seed!r}" if self.seed else f"auto:{self.tokenizer.chat_template}"
+        """What the reference cache's key holds of a template."""
+        if self.named is None:
+            return f"auto:{self.tokenizer.chat_template}"
+        return f"{self.name}:{self.named!r}".replace("NamedTemplate", "Seed")  # its first name: caches keep their keys
+
+    @property
+    def role_mark(self) -> str:
+        """What opens an answer, and would look like one's beginning inside it."""
+        return self.named.answer.strip() if self.named else "ASSISTANT:"
 
     def chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
         """`scored` are the indices of the assistant messages that carry loss, ascending."""
-        return self._seed_chunks(messages, scored) if self.seed else self._chat_chunks(messages, scored)
+        return self._named_chunks(messages, scored) if self.named else self._chat_chunks(messages, scored)
 
     # the model's own
 
@@ -171,16 +171,16 @@ class Template:
 
     # named ones
 
-    def _seed_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
-        seed = self.seed
-        assert seed is not None
-        system = seed.system + seed.system_end
+    def _named_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
+        named = self.named
+        assert named is not None
+        system = named.system + named.system_end
         rest = list(messages)
         offset = 0
         if rest and rest[0]["role"] == "system":
             own = text_of(rest.pop(0))
-            system = seed.system.replace("You are a helpful assistant.", own) if "<|im" in seed.system else own
-            system += seed.system_end
+            system = named.system.replace("You are a helpful assistant.", own) if "<|im" in named.system else own
+            system += named.system_end
             offset = 1
         chunks, open_text, number = [], system, 0
         for i, message in enumerate(rest):
@@ -188,38 +188,35 @@ class Template:
                 images = ""
                 for _ in range(image_count([message])):
                     number += 1
-                    images += seed.image.format(image=self.tokenizer.image_token, number=number)
+                    images += named.image.format(image=self.tokenizer.image_token, number=number)
                 text = text_of(message)
-                if seed.images_first:
-                    open_text += images + seed.user.format(text=text)
+                if named.images_first:
+                    open_text += images + named.user.format(text=text)
                 else:
-                    open_text += seed.user.format(text=images + text)
+                    open_text += named.user.format(text=images + text)
             elif message["role"] == "assistant":
-                open_text += seed.answer
-                answer = seed.lead + text_of(message)
-                end = seed.end.format(eos=self.tokenizer.eos)
+                open_text += named.answer
+                answer = named.lead + text_of(message)
+                end = named.end.format(eos=self.tokenizer.eos)
                 if i + offset in scored:
-                    chunks += [Chunk(open_text, False), Chunk(answer + end, True, len(seed.lead))]
-                    open_text = seed.between
+                    chunks += [Chunk(open_text, False), Chunk(answer + end, True, len(named.lead))]
+                    open_text = named.between
                 else:
-                    open_text += answer + end + seed.between
+                    open_text += answer + end + named.between
             else:
                 role = message["role"]
                 raise BadRow("template", f"template {self.name} has no place for a message of role {role!r}")
         return chunks
 
     def messages_masked(self, messages: Sequence[dict]) -> tuple[list[dict], list[str]]:
-        """Messages whose texts hold no special token any more; and those that were found."""
-        found: list[str] = []
-        out: list[dict[str, Any]] = []
-        for message in messages:
-            masked = []
-            for part in parts(message):
-                if part["type"] == "text":
-                    text, literals = self.tokenizer.mask(part["text"])
-                    found += literals
-                    masked.append({"type": "text", "text": text})
-                else:
-                    masked.append(part)
-            out.append({"role": message["role"], "content": masked})
-        return out, found
+        """Messages whose texts hold no special token any more; and the tokens that stood there, written out."""
+        literals: list[str] = []
+
+        def masked(part: dict) -> dict:
+            if part["type"] != "text":
+                return part
+            text, here = self.tokenizer.mask(part["text"])
+            literals.extend(here)
+            return {"type": "text", "text": text}
+
+        return [{"role": m["role"], "content": [masked(p) for p in parts(m)]} for m in messages], literals

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from mmfast.families import family_of
 from mmfast.families.base import image_token_id
 
 MASK_BASE = 0xF0000  # a supplementary private-use plane: no real text holds these
-ANCHORS = ("\n", "\t", "=", "")
+ANCHORS = ("\n", "\t", "=", "\u00a7")  # one character each
 
 
 @dataclass(slots=True)
@@ -106,10 +106,10 @@ class Tokenizer:
         return out
 
     def token(self, number: int) -> str:
-        found = self.special.id_to_token(number)
-        if found is None:
+        text = self.special.id_to_token(number)
+        if text is None:
             raise ValueError(f"the tokenizer has no token {number}, which config.json says stands beside an image")
-        return found
+        return text
 
     def in_mode(self, mode: str) -> Tokenizer:
         return Tokenizer(self.hf, self.image_token_id, self.chat_template, mode)
@@ -145,13 +145,13 @@ class Tokenizer:
         taken = self._find_mask.search(text)
         if taken:
             raise BadRow("text", f"the private-use character U+{ord(taken.group()):X} stands in a text")
-        found: list[str] = []
+        literals: list[str] = []
 
         def replace(match: re.Match) -> str:
-            found.append(match.group())
+            literals.append(match.group())
             return chr(MASK_BASE + self._literals.index(match.group()))
 
-        return self._find_literal.sub(replace, text), found
+        return self._find_literal.sub(replace, text), literals
 
     def unmask(self, text: str) -> str:
         return self._find_mask.sub(lambda m: self._literals[ord(m.group()) - MASK_BASE], text)
@@ -184,14 +184,7 @@ class Tokenizer:
 
     def encode_after(self, text: str) -> Encoded:
         """Ids of a text that goes on from another one: without the mark that some tokenizers put before a text."""
-        if self._marks_text_start:
-            for anchor in ANCHORS:
-                encoding = self.encode(anchor + text)
-                if all(b <= 1 or a >= 1 for a, b in encoding.offsets):
-                    kept = [i for i, (_, b) in enumerate(encoding.offsets) if b > 1]
-                    offsets = [(a - 1, b - 1) for a, b in (encoding.offsets[i] for i in kept)]
-                    return Encoded([encoding.ids[i] for i in kept], offsets)
-        return self.encode(text)
+        return (self._marks_text_start and _after_anchor(text, self.encode)) or self.encode(text)
 
     @cached_property
     def _marks_text_start(self) -> bool:
@@ -231,15 +224,14 @@ class Tokenizer:
         return self.special.encode(self.eos + "a", add_special_tokens=False).ids[1:] != plain
 
     def _encode_words(self, text: str, continued: bool) -> Encoded:
-        if not (continued and self._marks_text_start_only):
-            encoding = self.words.encode(text, add_special_tokens=False)
-            return self._checked(Encoded(encoding.ids, encoding.offsets), text)
-        for anchor in ANCHORS:  # text that is not at a start: encode it after a character that no token spans
-            encoding = self.words.encode(anchor + text, add_special_tokens=False)
-            if all(b <= 1 or a >= 1 for a, b in encoding.offsets):
-                kept = [(i, (a - 1, b - 1)) for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if b > 1]
-                return self._checked(Encoded([i for i, _ in kept], [o for _, o in kept]), text)
-        raise BadRow("special-words", "special tokens written out in a text cannot be told apart by this tokenizer")
+        def encode(words: str) -> Encoded:
+            encoding = self.words.encode(words, add_special_tokens=False)
+            return Encoded(encoding.ids, encoding.offsets)
+
+        encoded = _after_anchor(text, encode) if continued and self._marks_text_start_only else encode(text)
+        if encoded is None:
+            raise BadRow("special-words", "special tokens written out in a text cannot be told apart by this tokenizer")
+        return self._checked(encoded, text)
 
     def _checked(self, encoded: Encoded, text: str) -> Encoded:
         """A special token that the tokenizer does not mark as special is split after its first character."""
@@ -255,3 +247,13 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.specials.values()) - {self.hf.unk_token_id}  # unknown words may stay unknown
+
+
+def _after_anchor(text: str, encode: Callable[[str], Encoded]) -> Encoded | None:
+    """A text that does not stand at a start, encoded after a character that no token spans; None where each is."""
+    for anchor in ANCHORS:
+        whole = encode(anchor + text)
+        if all(b <= 1 or a >= 1 for a, b in whole.offsets):
+            kept = [(i, (a - 1, b - 1)) for i, (a, b) in zip(whole.ids, whole.offsets, strict=True) if b > 1]
+            return Encoded([i for i, _ in kept], [o for _, o in kept])
+    return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import accumulate
 
 import pytest
 from PIL import Image
@@ -10,8 +11,8 @@ from mmfast.data.examples import ExampleBuilder
 from mmfast.data.problems import BadRow
 from mmfast.data.records import ImageInfo, Record
 from mmfast.data.settings import DataSettings
-from mmfast.data.text.templates import SEEDS, Template
-from mmfast.data.text.tokens import Tokenizer
+from mmfast.data.text.templates import NAMED, Template
+from mmfast.data.text.tokens import ANCHORS, Encoded, Tokenizer, _after_anchor
 from tests.make.llama_tokenizer import llama_tokenizer
 
 INFO = ImageInfo(id="i", source="", width=1, height=1, tokens=576)
@@ -79,7 +80,7 @@ def test_golden_masks_last_turn():
 def test_modern_mode_differs_where_it_should(monkeypatch):
     from dataclasses import replace
 
-    monkeypatch.setitem(SEEDS, "vicuna_v1", replace(SEEDS["vicuna_v1"], mode="modern"))
+    monkeypatch.setitem(NAMED, "vicuna_v1", replace(NAMED["vicuna_v1"], mode="modern"))
     tok = tokenizer("legacy")
     example, _ = make(tok, "vicuna_v1")
     assert shown(tok, example.chosen) == MODERN
@@ -286,3 +287,19 @@ def test_gemma_images_stand_as_its_processor_writes_them(tmp_path):
     collapsed = [t for i, t in enumerate(want) if t != image or want[i - 1] != image]
     ((start, _),) = example.chosen.spans
     assert example.chosen.ids[:start].tolist() == collapsed
+
+
+@pytest.mark.parametrize("merged", ["", "\n", "\n\t", "\n\t=", "\n\t=\u00a7"])
+def test_text_that_goes_on_keeps_every_token_whatever_the_tokenizer_merges(merged):
+    """A tokenizer may make one token of a character and what follows it; a text encoded after one loses none."""
+
+    def encode(text):
+        widths = [2, *[1] * (len(text) - 2)] if text[0] in merged else [1] * len(text)
+        ends = list(accumulate(widths))
+        return Encoded([ord(text[b - 1]) for b in ends], [(b - n, b) for b, n in zip(ends, widths, strict=True)])
+
+    encoded = _after_anchor("abc", encode)
+    if len(merged) == len(ANCHORS):
+        assert encoded is None
+    else:
+        assert encoded == Encoded([97, 98, 99], [(0, 1), (1, 2), (2, 3)])
