@@ -128,7 +128,8 @@ def start(count: int) -> dict:
     from mmfast.data.symbols import collapse
 
     with tempfile.TemporaryDirectory() as folder:
-        parts, images = [], {}
+        parts: list[Path] = []
+        images: dict[str, ImageInfo] = {}
         for k in range(0, count, 10_000):
             examples, more = llava_pairs(min(10_000, count - k), 4, seed=k)
             renamed = {name: f"{k}-{name}" for name in more}

@@ -48,7 +48,7 @@ def train(config: Config, objective: Objective | None = None) -> dict[str, float
 
     `objective`: one of your own, in place of the [objective] section's (training/objective.py).
     """
-    check_trackers(list(config.log.trackers))
+    check_trackers(config.log.trackers)
     check_optimizer(config.optim)
     objective = objective or objective_of(config)
     runtime = start(config)

@@ -45,8 +45,8 @@ class ExampleBuilder:
             rejected = self._side(record, prompt, record.rejected, images, notes, "rejected")
             if np.array_equal(chosen.ids, rejected.ids) and chosen.images == rejected.images:
                 raise BadRow("identical", "chosen and rejected are the same tokens")
-        flags: dict[str, np.ndarray | None] = {"chosen": None, "rejected": None}
-        weights: dict[str, np.ndarray | None] = {"chosen": None, "rejected": None}
+        flags: dict[str, np.ndarray | None] = {}
+        weights: dict[str, np.ndarray | None] = {}
         mode = self.settings.segments
         if mode == "record" and record.segments:
             for name, side in (("chosen", chosen), ("rejected", rejected)):
@@ -56,23 +56,16 @@ class ExampleBuilder:
             flags["rejected"], flags["chosen"] = changed_flags(
                 mode, (rejected.ids, rejected.spans), (chosen.ids, chosen.spans), self.settings.insertions
             )
-        branches = {
-            name: side
-            and Branch(
-                ids=side.ids,
-                images=side.images,
-                spans=tuple(side.spans),
-                changed=flags[name],
-                weights=weights[name],
-            )
-            for name, side in (("chosen", chosen), ("rejected", rejected))
-        }
-        assert branches["chosen"] is not None
+
+        def branch(side: Side, name: str) -> Branch:
+            marks = {"changed": flags.get(name), "weights": weights.get(name)}
+            return Branch(ids=side.ids, images=side.images, spans=tuple(side.spans), **marks)
+
         example = Example(
             id=record.id,
             source=record.source,
-            chosen=branches["chosen"],
-            rejected=branches["rejected"],
+            chosen=branch(chosen, "chosen"),
+            rejected=None if rejected is None else branch(rejected, "rejected"),
             weight=record.weight,
         )
         return example, notes
@@ -146,10 +139,11 @@ class ExampleBuilder:
 
     def _images_of(self, messages: Sequence[dict], images: Sequence[ImageInfo]) -> list[ImageInfo]:
         """The images of a path in the order of its placeholders; a part may name its image by `index`."""
-        wanted = [p.get("index") for m in messages for p in parts(m) if p["type"] == "image"]
-        if wanted and all(i is not None for i in wanted):
-            return [images[i] for i in wanted]
-        if len(wanted) != len(images):
+        places = [p.get("index") for m in messages for p in parts(m) if p["type"] == "image"]
+        named = [images[i] for i in places if i is not None]
+        if named and len(named) == len(places):
+            return named
+        if len(places) != len(images):
             raise BadRow("image-count", f"{image_count(messages)} image tokens for {len(images)} images")
         return list(images)
 

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,6 +18,7 @@ from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import build, reopen
 from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
 from mmfast.directory import directory
@@ -159,10 +161,16 @@ class Job:
         if lora and not adapter:
             draw_lora(scorer, self.seed)
         if not scorer.adapter.proven:
-            why = prove(scorer, self.store, self.store.images, load_images)
+            why = prove(scorer, self._some_examples(), self.store.images, load_images)
             if why and runtime.main:
                 print(f"{scorer.adapter.config.model_type}: prefixes are not shared: {why}", file=sys.stderr)
         return Model(parallelize(scorer, self.parallel, mesh, getattr(torch, m.dtype)), load_images)
+
+    def _some_examples(self) -> list[Example]:
+        """The first example with images and the first without, as far as there are any."""
+        symbols = self.store.symbols
+        shown = np.diff(symbols.image_bounds)[symbols.branch_of[:, 0]] > 0
+        return [self.store[int(e)] for e in (*np.flatnonzero(shown)[:1], *np.flatnonzero(~shown)[:1])]
 
     def _mesh(self) -> DeviceMesh | None:
         if not torch.distributed.is_initialized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ def cut_back(folder: Path, step: int, *, evaluated: bool = True, aside: Path | N
         if not path.exists():
             continue
         lines = path.read_bytes().splitlines(keepends=True)
-        rows = [_row(line) for line in lines]
-        late = (i for i, row in enumerate(rows) if row is None or row["step"] > step)
-        end = next(late, len(rows))
-        keep = [i for i in range(end) if evaluated or rows[i]["step"] < step or not _of_evaluation(rows[i])]  # type: ignore[index]
+        rows = list(takewhile(lambda row: row is not None and row["step"] <= step, map(_row, lines)))
+        end = len(rows)
+        keep = [i for i, row in enumerate(rows) if row and (evaluated or row["step"] < step or not _of_evaluation(row))]
         if len(keep) == len(lines):
             continue
         if aside is not None:

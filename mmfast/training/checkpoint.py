@@ -59,7 +59,7 @@ def materialise(optimizer: torch.optim.Optimizer) -> None:
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """Trainable weights and their optimiser state, by name."""
     weights = trainable(model)
-    names = {p: name for name, p in weights.items()}
+    names: dict[Tensor, str] = {p: name for name, p in weights.items()}
     moments = {
         f"{names[p]}/{key}": value
         for p, state in optimizer.state.items()
@@ -112,7 +112,9 @@ class Checkpointer:
             for part in state.values()
             for t in part.values()
         ):
-            return self.stager.stage(state)
+            staged = self.stager.stage(state)
+            assert isinstance(staged, dict), "it is staged in this thread"
+            return staged
         return {name: {k: t.detach().to("cpu", copy=True) for k, t in part.items()} for name, part in state.items()}
 
     def poll(self) -> None:

@@ -78,6 +78,7 @@ class Evaluation:
         accepted = inspect.signature(type(self.scorer.model).forward).parameters  # generate() refuses any other name
         dtype = getattr(torch, self.job.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
+            generate: Any = model.generate
             if isinstance(self.scorer, FSDPModule):
                 self.scorer.unshard()  # embeddings and head: generate() does not go through the root's forward
             for number in range(count):
@@ -93,7 +94,7 @@ class Evaluation:
                 inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
                 inputs |= adapter.plain_inputs(tokens)
                 inputs = {name: t.to(device) for name, t in inputs.items() if name in accepted}
-                out = model.generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)
+                out = generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)
                 samples.append(
                     {
                         "images": [_thumbnail(self.store.open_image(name)) for name in branch.images],

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmfast.packages import how_to_install
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
-def check_trackers(names: list[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Raise before anything expensive if a tracker that was asked for is not installed."""
     for name in names:
         if importlib.util.find_spec(EXTRAS[name]) is None:
@@ -45,7 +46,7 @@ class Metrics:
         self,
         folder: Path,
         *,
-        trackers: list[str] | tuple[str, ...] = (),
+        trackers: Sequence[str] = (),
         project: str = "mmfast",
         name: str = "",
         settings: dict[str, Any] | None = None,

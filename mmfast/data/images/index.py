@@ -92,7 +92,7 @@ class ImageIndex:
         seen: Contents | None = None,
     ):
         self._make, self.keep = processor, keep
-        self._processor: ImageProcessor | None = None
+        self._processor: ImageProcessor | OwnProcessor | None = None
         self.infos: dict[str, ImageInfo] = dict(infos or {})
         self.bad: dict[str, BadRow] = {}
         self.contents: Contents = {}  # of every file that was asked for; what the examples depend on
