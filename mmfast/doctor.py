@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -47,29 +47,33 @@ class SelfTest:
 
 @dataclass
 class Findings:
-    python: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    devices: list[str] = field(default_factory=list)
-    native: dict[str, str] = field(default_factory=dict)
-    openmp: list[str] = field(default_factory=list)
-    backends: dict[str, str] = field(default_factory=dict)  # backend -> "usable" or why not, on this machine's device
-    attention: dict[str, str] = field(default_factory=dict)
-    tests: list[SelfTest] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    python: str
+    versions: dict[str, str]
+    devices: list[str]
+    native: dict[str, str]
+    openmp: list[str]
+    backends: dict[str, str]  # backend -> "usable" or why not, on this machine's device
+    attention: dict[str, str]
+    tests: list[SelfTest]
+    problems: list[str]
 
 
 def examine() -> Findings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = Findings(python=f"{platform.python_version()} ({sys.executable})")
-    found.versions = {name: _version(name) for name in PACKAGES}
-    found.devices = _devices()
-    found.native = _native(device, found.problems)
-    found.backends = {name: available(name, device) or "usable" for name in BACKENDS}
-    found.attention = _attention(device)
-    found.tests = _self_tests(device, found.problems)
-    found.openmp = openmp_runtimes()
+    problems: list[str] = []
+    found = Findings(
+        python=f"{platform.python_version()} ({sys.executable})",
+        versions={name: _version(name) for name in PACKAGES},
+        devices=_devices(),
+        native=_native(device, problems),
+        backends={name: available(name, device) or "usable" for name in BACKENDS},
+        attention=_attention(device),
+        tests=_self_tests(device, problems),
+        openmp=openmp_runtimes(),
+        problems=problems,
+    )
     if len(found.openmp) > 1:
-        found.problems.append(
+        problems.append(
             f"{len(found.openmp)} OpenMP runtimes share this process and will fight for the cores: "
             f"{', '.join(found.openmp)}. Import torch before anything that links its own, or remove that package."
         )
