@@ -56,10 +56,10 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     check_segments(config, examples)
     scorer = sketch(config)
     cost = step_cost(config, scorer)
-    made = make_plan(config, examples, store.images, scorer)
-    check_whole_steps(made, total_steps(config, made.steps_per_epoch))
-    every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
-    steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
+    schedule = make_plan(config, examples, store.images, scorer)
+    check_whole_steps(schedule, total_steps(config, schedule.steps_per_epoch))
+    every = max(1, -(-schedule.steps_per_epoch // MOST_STEPS))
+    steps = [schedule.step(0, s, ranks) for s in range(0, schedule.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
     mean = sum(float(s.costs.sum()) / ranks for s in steps)
     slowest = sum(float(s.costs.max(axis=0).sum()) for s in steps)
@@ -69,7 +69,7 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
     pack = build_pack(chosen, store.images, layout_of(scorer), gamma=config.objective.gamma)
     return Report(
         examples=len(examples),
-        steps_per_epoch=made.steps_per_epoch,
+        steps_per_epoch=schedule.steps_per_epoch,
         steps_planned=len(steps),
         ranks=ranks,
         tokens_one_by_one=sum(s.whole_tokens for s in steps),
@@ -80,7 +80,7 @@ def plan(config: Config, *, ranks: int = 1, device: str = "cpu", gpus_per_node: 
         micro_batches=float(np.mean([s.micro_batches for s in steps])),
         largest_pack=int(tokens.max()),
         balance=mean / slowest,
-        time_share=shares(made, steps, cost),
+        time_share=shares(schedule, steps, cost),
         memory=estimate(scorer, pack, setting_of(config, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
     )
 
@@ -130,17 +130,17 @@ def setting_of(
     )
 
 
-def shares(made: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
+def shares(schedule: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
     """Expected time by part, summed over the packs of `steps`."""
     parts = {"attention": 0.0, "head": 0.0, "vision": 0.0}
     linear = 0.0
     for step in steps:
         for pack in (p for rank in step.packs for p in rank if len(p)):
-            forest = made.forest(pack)[0]
-            tokens, _ = node_costs(made.symbols, forest, Cost())
+            forest = schedule.forest(pack)[0]
+            tokens, _ = node_costs(schedule.symbols, forest, Cost())
             linear += float(tokens.sum())
             for name in parts:
-                units = node_costs(made.symbols, forest, Cost(**{name: getattr(cost, name)}))[1]
+                units = node_costs(schedule.symbols, forest, Cost(**{name: getattr(cost, name)}))[1]
                 parts[name] += float(units.sum()) / UNIT - float(tokens.sum())
     total = linear + sum(parts.values())
     return {"decoder linear": linear / total} | {name: value / total for name, value in parts.items()}
