@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -47,33 +47,37 @@ class SelfTest:
 
 @dataclass
 class Findings:
-    python: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    devices: list[str] = field(default_factory=list)
-    native: dict[str, str] = field(default_factory=dict)
-    openmp: list[str] = field(default_factory=list)
-    backends: dict[str, str] = field(default_factory=dict)  # backend -> "usable" or why not, on this machine's device
-    attention: dict[str, str] = field(default_factory=dict)
-    tests: list[SelfTest] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    python: str
+    versions: dict[str, str]
+    devices: list[str]
+    native: dict[str, str]
+    openmp: list[str]
+    backends: dict[str, str]  # backend -> "usable" or why not, on this machine's device
+    attention: dict[str, str]
+    tests: list[SelfTest]
+    problems: list[str]
 
 
 def examine() -> Findings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = Findings(python=f"{platform.python_version()} ({sys.executable})")
-    found.versions = {name: _version(name) for name in PACKAGES}
-    found.devices = _devices()
-    found.native = _native(device, found.problems)
-    found.backends = {name: available(name, device) or "usable" for name in BACKENDS}
-    found.attention = _attention(device)
-    found.tests = _self_tests(device, found.problems)
-    found.openmp = openmp_runtimes()
-    if len(found.openmp) > 1:
-        found.problems.append(
-            f"{len(found.openmp)} OpenMP runtimes share this process and will fight for the cores: "
-            f"{', '.join(found.openmp)}. Import torch before anything that links its own, or remove that package."
+    problems: list[str] = []
+    findings = Findings(
+        python=f"{platform.python_version()} ({sys.executable})",
+        versions={name: _version(name) for name in PACKAGES},
+        devices=_devices(),
+        native=_native(device, problems),
+        backends={name: available(name, device) or "usable" for name in BACKENDS},
+        attention=_attention(device),
+        tests=_self_tests(device, problems),
+        openmp=openmp_runtimes(),
+        problems=problems,
+    )
+    if len(findings.openmp) > 1:
+        problems.append(
+            f"{len(findings.openmp)} OpenMP runtimes share this process and will fight for the cores: "
+            f"{', '.join(findings.openmp)}. Import torch before anything that links its own, or remove that package."
         )
-    return found
+    return findings
 
 
 def openmp_runtimes() -> list[str]:
@@ -107,8 +111,8 @@ def _cpu_flags() -> set[str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return set()
-    found = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
-    return set(found.group(1).split()) if found else set()
+    match = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
+    return set(match.group(1).split()) if match else set()
 
 
 def _native(device: torch.device, problems: list[str]) -> dict[str, str]:
@@ -263,9 +267,9 @@ def _test_segments(device: torch.device, backend: str) -> tuple[float, float]:
     return float((list(rejected), list(chosen)) != ([4], [4, 5])), 0.0
 
 
-def show(found: Findings, as_json: bool = False) -> None:
+def show(findings: Findings, as_json: bool = False) -> None:
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(asdict(findings), indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -279,12 +283,12 @@ def show(found: Findings, as_json: bool = False) -> None:
         console.print(grid)
         console.print()
 
-    table("Versions", [("python", found.python), *found.versions.items()])
-    table("Devices", [(name, rest) for name, _, rest in (line.partition(": ") for line in found.devices)])
-    table("Native module", list(found.native.items()))
-    table("Backends in order of preference (MMFAST_BACKEND overrides)", list(found.backends.items()))
-    table("Attention backends", list(found.attention.items()))
-    table("OpenMP runtimes in this process", [("", path) for path in found.openmp])
+    table("Versions", [("python", findings.python), *findings.versions.items()])
+    table("Devices", [(name, rest) for name, _, rest in (line.partition(": ") for line in findings.devices)])
+    table("Native module", list(findings.native.items()))
+    table("Backends in order of preference (MMFAST_BACKEND overrides)", list(findings.backends.items()))
+    table("Attention backends", list(findings.attention.items()))
+    table("OpenMP runtimes in this process", [("", path) for path in findings.openmp])
     grid = Table(
         title="Ops against their oracles (* is used; ms: a second call and its oracle)",
         title_justify="left",
@@ -293,13 +297,13 @@ def show(found: Findings, as_json: bool = False) -> None:
     )
     for column in ("op", "backend", "", "error", "ms"):
         grid.add_column(column)
-    for t in found.tests:
+    for t in findings.tests:
         verdict = t.reason or ("ok" if t.passed else "WRONG")
         numbers = ("", "") if t.reason else (f"{t.error:.1e}", f"{t.milliseconds:.0f}")
         grid.add_row(t.op, t.backend + ("*" if t.used else ""), verdict, *numbers)
     console.print(grid)
     console.print()
-    for problem in found.problems:
+    for problem in findings.problems:
         console.print(f"[red]problem:[/red] {problem}", highlight=False)
-    if not found.problems:
+    if not findings.problems:
         console.print("[green]no problems found[/green]")

@@ -95,12 +95,12 @@ def _noted(file: Path, folder: Path | None, kind: str, read: Callable[[Path], T]
     with suppress(OSError, ValueError):
         noted: T = json.loads(note.read_text())
         return noted
-    told = read(file)
+    answer = read(file)
     if note.name == f"{kind}-{_stamp(file)}.json":  # it was not written meanwhile
         with suppress(OSError):  # a cache that cannot be written costs time only
             folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(note, json.dumps(told).encode())
-    return told
+            write_bytes(note, json.dumps(answer).encode())
+    return answer
 
 
 def _stamp(file: Path) -> str:

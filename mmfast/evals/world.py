@@ -124,8 +124,8 @@ def greedy_captions(
         )
         inputs = inputs.to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        answers = made[:, inputs["input_ids"].shape[1] :]
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
         texts += [t.strip() for t in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
         if progress:
             progress(len(texts), len(scenes))

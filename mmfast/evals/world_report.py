@@ -110,7 +110,7 @@ def write_report(
 ) -> Path:
     """`captions` and `scores` by model name; the first name is the model before. Returns the path of the page."""
     first = next(iter(captions))
-    chosen = choose(scenes, captions[first], number)
+    picked = choose(scenes, captions[first], number)
     scored = [[labels[name], *shares(s), *wrong(s)] for name, s in scores.items()]
     changes = [
         phrases.as_html(phrases.changed(captions[first], texts, truths), labels[name], labels[first])
@@ -118,7 +118,7 @@ def write_report(
         if name != first
     ]
     figures = []
-    for n in chosen:
+    for n in picked:
         said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
         figures.append(f"<figure>{pages.picture(pages.png(render(scenes[n])), scenes[n].name)}<dl>{said}</dl></figure>")
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
@@ -139,8 +139,8 @@ def write_report(
     )
     title = "Greedy captions of held-out pictures"
     page.write_text(pages.page("mmfast demo", [text], heading=title, style=STYLE), encoding="utf-8")
-    shown = {m: [texts[n] for n in chosen] for m, texts in list(captions.items())[:PICTURED]}
-    _draw(page.with_suffix(".png"), [scenes[n] for n in chosen], shown, scores, labels)
+    shown = {m: [texts[n] for n in picked] for m, texts in list(captions.items())[:PICTURED]}
+    _draw(page.with_suffix(".png"), [scenes[n] for n in picked], shown, scores, labels)
     return page
 
 

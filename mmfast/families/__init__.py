@@ -65,14 +65,14 @@ def family_of(model_type: str) -> type[Adapter] | None:
 
 def families() -> dict[str, type[Adapter]]:
     """Every family that a file describes, by the file's name."""
-    found: dict[str, type[Adapter]] = {}
+    described: dict[str, type[Adapter]] = {}
     for place in PLACES:
         spec = importlib.util.find_spec(place)
         for file in pkgutil.iter_modules((spec.submodule_search_locations if spec else None) or []):
             kind = family_of(file.name)
             if kind is not None:
-                found.setdefault(file.name, kind)
-    return found
+                described.setdefault(file.name, kind)
+    return described
 
 
 def sources_outside(kind: type[Adapter] | None) -> list[str]:

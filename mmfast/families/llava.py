@@ -13,22 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-CLIP_LARGE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
-VICUNA_13B = {
-    "vocab_size": 32064,
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 40,
-}
+VICUNA_7B = {"vocab_size": 32064}  # the rest, and CLIP's tower, are transformers' defaults
+VICUNA_13B = VICUNA_7B | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+VICUNA_13B |= {"num_attention_heads": 40, "num_key_value_heads": 40}
 
 ORIGINAL = {
     "model.language_model.": "model.",
@@ -42,8 +29,8 @@ class Llava(Adapter):
     tower_depth = ("vision_config", "num_hidden_layers")
     chat = VICUNA
     published = {  # noqa: RUF012
-        "llava-hf/llava-1.5-7b-hf": {"text_config": {"vocab_size": 32064}, "vision_config": CLIP_LARGE},
-        "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B, "vision_config": CLIP_LARGE},
+        "llava-hf/llava-1.5-7b-hf": {"text_config": VICUNA_7B},
+        "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B},
     }
 
     def __init__(self, config: PretrainedConfig):

@@ -146,41 +146,29 @@ def expert_candidates(
             texts.setdefault(name, {})[k] = (row.value["value"], row)
     for row in iterate(scores):
         with bad_rows(problems, row.source):
-            yield from _of_image(row, texts, options, aspects, average, skip, singular)
+            name, value = row.value["key"], row.value["value"]
+            yield from [
+                Candidate(
+                    group=name,
+                    images=(image_path(name, options),),
+                    question=prompt_line(caption, options, k),
+                    text=text,
+                    scores={"score": caption_score(program, value["expert_scores"], aspects, average, skip, singular)},
+                    source=row.source,
+                    claims=tuple(judged_items(program, value["expert_scores"], aspects, skip, singular)),
+                    meta={"name": name, "k": k},
+                )
+                for k, program in _programs(row, set(texts.get(name, ())))
+                for text, caption in [texts[name][k]]
+            ]
 
 
-def _of_image(
-    row: Row,
-    texts: dict[str, dict[int, tuple[str, Row]]],
-    options: dict[str, Any],
-    aspects: Sequence[str],
-    average: bool,
-    skip: frozenset[str],
-    singular: Singular,
-) -> list[Candidate]:
-    name, value = row.value["key"], row.value["value"]
-    if kind_of(value) != "experts":
+def _programs(row: Row, present: Set[int]) -> list[tuple[int, Any]]:
+    """(Number, program) of each caption that is there."""
+    if kind_of(row.value["value"]) != "experts":
         raise BadRow("format", "not a row of expert scores (all_program, expert_scores)")
-    present = sorted(texts.get(name, {}))
-    programs, experts = value["all_program"], value["expert_scores"]
-    if len(programs) not in (len(present), max(present, default=-1) + 1):
-        raise BadRow("format", f"{len(programs)} programs for the captions {present} of image {name}")
-    numbers = present if len(programs) == len(present) else range(len(programs))
-    out = []
-    for k, program in zip(numbers, programs, strict=True):
-        if k not in texts[name]:
-            continue
-        text, caption = texts[name][k]
-        out.append(
-            Candidate(
-                group=name,
-                images=(image_path(name, options),),
-                question=prompt_line(caption, options, k),
-                text=text,
-                scores={"score": caption_score(program, experts, aspects, average, skip, singular)},
-                source=row.source,
-                claims=tuple(judged_items(program, experts, aspects, skip, singular)),
-                meta={"name": name, "k": k},
-            )
-        )
-    return out
+    programs, listed = row.value["value"]["all_program"], sorted(present)
+    if len(programs) not in (len(listed), max(listed, default=-1) + 1):
+        raise BadRow("format", f"{len(programs)} programs for the captions {listed} of image {row.value['key']}")
+    numbers = listed if len(programs) == len(listed) else range(len(programs))
+    return [(k, program) for k, program in zip(numbers, programs, strict=True) if k in present]

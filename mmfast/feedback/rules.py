@@ -133,19 +133,19 @@ def choose_pairs(
     pairs: list[Pair] = []
     empty = 0
     for group in groups.values():
-        found = at_most(rule.choose(group, score, rule.margin, seed), rule.per_prompt, seed)
-        found = [p for p in found if p[0].text != p[1].text]
-        empty += not found
-        pairs += found
-    told: dict[str, Any] = {"groups": len(groups), "groups without a pair": empty, "pairs": len(pairs)}
+        kept = at_most(rule.choose(group, score, rule.margin, seed), rule.per_prompt, seed)
+        kept = [p for p in kept if p[0].text != p[1].text]
+        empty += not kept
+        pairs += kept
+    counts: dict[str, Any] = {"groups": len(groups), "groups without a pair": empty, "pairs": len(pairs)}
     if rule.balance:
         pairs, balance = balanced(pairs)
-        told |= {
+        counts |= {
             "after length balance": len(pairs),
             "threshold": round(balance.threshold, 2),
             "mean words chosen / rejected": f"{balance.chosen_words:.1f} / {balance.rejected_words:.1f}",
         }
-    return [pair_record(n, a, b, (score(a), score(b))) for n, (a, b) in enumerate(pairs)], told
+    return [pair_record(n, a, b, (score(a), score(b))) for n, (a, b) in enumerate(pairs)], counts
 
 
 # SFT

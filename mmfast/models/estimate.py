@@ -210,12 +210,12 @@ def trace_decoder(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, in
     equal = len({tuple((p.shape, p.requires_grad) for p in layer.parameters()) for layer in layers}) == 1
     if not (setting.wrapped and equal and len(layers) > few + 1):
         return trace_layers(scorer, pack, setting)
-    told = []
+    traced = []
     for number in (few, few + 1):
         decoder.layers = layers[:number]
-        told.append(trace_layers(scorer, pack, setting))
+        traced.append(trace_layers(scorer, pack, setting))
         decoder.layers = layers
-    kept, most = (b + (len(layers) - few - 1) * (b - a) for a, b in zip(told[0][:2], told[1][:2], strict=True))
+    kept, most = (b + (len(layers) - few - 1) * (b - a) for a, b in zip(traced[0][:2], traced[1][:2], strict=True))
     return kept, most, 0
 
 
@@ -231,17 +231,17 @@ def trace_layers(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
         p.data = p.data.to(setting.dtype)  # as FSDP2 casts its masters
     parameters = [p for p in scorer.parameters() if p.requires_grad]
     hooks = []
-    made = at_peak = highest = 0
+    new = at_peak = highest = 0
 
     def leave(p: Tensor) -> None:
-        nonlocal made, at_peak, highest
+        nonlocal new, at_peak, highest
         assert p.grad is not None
         if setting.wrapped:
             p.grad = None
             return
-        made += p.grad.untyped_storage().nbytes()
+        new += p.grad.untyped_storage().nbytes()
         if tracker.peak > highest:  # the peak moved since the last gradient
-            highest, at_peak = tracker.peak, made
+            highest, at_peak = tracker.peak, new
 
     for p in parameters:
         hooks.append(p.register_post_accumulate_grad_hook(leave))

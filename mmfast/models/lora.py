@@ -29,12 +29,12 @@ class Lora:
     @classmethod
     def of(cls, config: Config) -> Lora | None:
         """The [model.lora] of a config: the one place where it is translated."""
-        given = config.model.lora
-        if given is None:
+        section = config.model.lora
+        if section is None:
             return None
-        names = tuple(name.strip() for name in given.targets.split(","))
-        targets = given.targets if given.targets == ALL_LINEAR else names
-        return cls(r=given.r, alpha=given.alpha, dropout=given.dropout, targets=targets)
+        names = tuple(name.strip() for name in section.targets.split(","))
+        targets = section.targets if section.targets == ALL_LINEAR else names
+        return cls(r=section.r, alpha=section.alpha, dropout=section.dropout, targets=targets)
 
 
 def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
@@ -43,38 +43,38 @@ def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
     inside = {id(m) for block in adapter.layers(model) for m in block.modules()}
     if spec.vision:
         inside |= {id(m) for block in adapter.vision_blocks(model) for m in block.modules()}
-    wanted = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
+    names = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
     head = model.get_output_embeddings()
-    if any(m is head and n.rsplit(".", 1)[-1] in wanted for n, m in model.named_modules()):
+    if any(m is head and n.rsplit(".", 1)[-1] in names for n, m in model.named_modules()):
         inside.add(id(head))
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
     if spec.targets == ALL_LINEAR:
         return linear
-    found = [n for n in linear if n.rsplit(".", 1)[-1] in wanted]
-    missing = [w for w in wanted if not any(n.rsplit(".", 1)[-1] == w for n in found)]
+    picked = [n for n in linear if n.rsplit(".", 1)[-1] in names]
+    missing = [w for w in names if not any(n.rsplit(".", 1)[-1] == w for n in picked)]
     if missing:
-        names = sorted({n.rsplit(".", 1)[-1] for n in linear})
-        raise ValueError(f"model.lora.targets: no linear layer {missing[0]!r}; this model has {', '.join(names)}")
-    return found
+        known = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ValueError(f"model.lora.targets: no linear layer {missing[0]!r}; this model has {', '.join(known)}")
+    return picked
 
 
 def settings_of(adapter_path: str) -> PeftConfig:
     """An initial adapter's own settings, for a fresh one of its shape: ranks, patterns and layers as it has them.
     Raises where they are not plain LoRA's."""
     try:
-        found = PeftConfig.from_pretrained(str(directory(adapter_path)))
+        settings = PeftConfig.from_pretrained(str(directory(adapter_path)))
     except (ValueError, OSError) as error:
         raise ValueError(f"model.adapter: {adapter_path} is no adapter of peft's layout: {error}") from None
-    if not isinstance(found, LoraConfig) or found.use_dora:
-        kind = "DoRA" if isinstance(found, LoraConfig) else found.peft_type
+    if not isinstance(settings, LoraConfig) or settings.use_dora:
+        kind = "DoRA" if isinstance(settings, LoraConfig) else settings.peft_type
         raise ValueError(f"model.adapter: {adapter_path} is {kind}; only plain LoRA is supported")
-    if found.modules_to_save:
+    if settings.modules_to_save:
         raise ValueError(
-            f"model.adapter: {adapter_path} replaces {found.modules_to_save[0]} as a whole (modules_to_save); only "
+            f"model.adapter: {adapter_path} replaces {settings.modules_to_save[0]} as a whole (modules_to_save); only "
             "plain LoRA is supported"
         )
-    found.inference_mode = False
-    return found
+    settings.inference_mode = False
+    return settings
 
 
 def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str = "") -> PeftModel:

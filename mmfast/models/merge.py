@@ -48,31 +48,33 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     folder = directory(adapter, weights=True)
     source = directory(base or settings["base_model_name_or_path"], weights=True)
     refuse_target(out, source, folder)
-    given = {k.removeprefix("base_model.model."): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
-    scales = scalings(adapter, settings, given, source)
+    tensors = {
+        k.removeprefix("base_model.model."): v for k, v in load_file(folder / "adapter_model.safetensors").items()
+    }
+    scales = scalings(adapter, settings, tensors, source)
 
     def replace(name: str, tensor: Tensor | None) -> Tensor | None:
         assert tensor is not None
         stem = name.removesuffix(".weight")
-        if name in given:
-            if given[name].shape != tensor.shape:
+        if name in tensors:
+            if tensors[name].shape != tensor.shape:
                 raise ValueError(f"{adapter}: {name} has another shape than in {source}: is it the adapter's base?")
-            return given[name]
+            return tensors[name]
         if stem not in scales:
             return tensor
-        return merged(tensor, given[f"{stem}.lora_A.weight"], given[f"{stem}.lora_B.weight"], scales[stem])
+        return merged(tensor, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"], scales[stem])
 
-    made = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
-        made.mkdir(parents=True)
-        rewrite_weights(source, made, replace)
-        copy_side_files(source, made, config_too=True)
-        worst = check(source, folder, made)
-        os.rename(made, out)
+        temporary.mkdir(parents=True)
+        rewrite_weights(source, temporary, replace)
+        copy_side_files(source, temporary, config_too=True)
+        worst = check(source, folder, temporary)
+        os.rename(temporary, out)
     except ValueError as error:
         raise ValueError(f"{error}; nothing is written") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return worst
 
 
@@ -99,13 +101,13 @@ def refuse_target(out: Path, base: Path, adapter: Path) -> None:
         raise ValueError(f"{out} is there already: name a new folder for the merged model, or remove it")
 
 
-def scalings(adapter: str | Path, settings: dict[str, Any], given: dict[str, Tensor], base: Path) -> dict[str, float]:
+def scalings(adapter: str | Path, settings: dict[str, Any], tensors: dict[str, Tensor], base: Path) -> dict[str, float]:
     """The factor of each adapted layer. Raises where a tensor of the adapter has no place in the base."""
-    inside, found = set(disk_names(base).values()), {}
-    for name in sorted(given):
+    inside, scales = set(disk_names(base).values()), {}
+    for name in sorted(tensors):
         stem, side, _ = name.partition(".lora_A.weight")
         place = name if not side else f"{stem}.weight"
-        if name.endswith(".lora_B.weight") and f"{name.removesuffix('.lora_B.weight')}.lora_A.weight" in given:
+        if name.endswith(".lora_B.weight") and f"{name.removesuffix('.lora_B.weight')}.lora_A.weight" in tensors:
             continue
         if place not in inside:
             raise ValueError(f"{adapter}: {name} has no place in {base}: is it the adapter's base?")
@@ -114,10 +116,12 @@ def scalings(adapter: str | Path, settings: dict[str, Any], given: dict[str, Ten
         ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
         rank = ranks.get(get_pattern_key([*ranks], stem), settings["r"])
         alpha = alphas.get(get_pattern_key([*alphas], stem), settings["lora_alpha"])
-        if rank != len(given[name]):
-            raise ValueError(f"{adapter}: {name} has rank {len(given[name])}, and its adapter_config.json says {rank}")
-        found[stem] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-    return found
+        if rank != len(tensors[name]):
+            raise ValueError(
+                f"{adapter}: {name} has rank {len(tensors[name])}, and its adapter_config.json says {rank}"
+            )
+        scales[stem] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    return scales
 
 
 @torch.no_grad()
@@ -133,11 +137,11 @@ def check(base: Path, adapter: Path, out: Path) -> float:
     for file in weight_files(out):
         with safe_open(file, "pt") as source:
             for key in set(source.keys()) & names.keys():
-                found, expected = source.get_tensor(key), rounded[names[key]]
-                allowed = torch.finfo(found.dtype).eps * expected.abs() + 1e-5 * expected.abs().max()
-                if not bool(((found.float() - expected).abs() <= allowed).all()):
-                    raise ValueError(f"the merged {key} is not what peft merges, beyond the rounding of {found.dtype}")
-                expected.copy_(expected.to(found.dtype))
+                stored, expected = source.get_tensor(key), rounded[names[key]]
+                allowed = torch.finfo(stored.dtype).eps * expected.abs() + 1e-5 * expected.abs().max()
+                if not bool(((stored.float() - expected).abs() <= allowed).all()):
+                    raise ValueError(f"the merged {key} is not what peft merges, beyond the rounding of {stored.dtype}")
+                expected.copy_(expected.to(stored.dtype))
     noise = difference(scores(model, rows), exact)
     del model, rounded
     worst = difference(scores(read(out), rows), exact)
@@ -180,11 +184,11 @@ def trial_rows(base: Path) -> list[dict[str, Tensor]]:
 
 def scores(model: nn.Module, rows: list[dict[str, Tensor]]) -> list[Tensor]:
     """Log-prob of each next token."""
-    found = []
+    logps = []
     for row in rows:
         logits = model(**row, use_cache=False).logits.float()[:, :-1]
-        found.append(logits.log_softmax(-1).gather(-1, row["input_ids"][:, 1:, None]))
-    return found
+        logps.append(logits.log_softmax(-1).gather(-1, row["input_ids"][:, 1:, None]))
+    return logps
 
 
 def difference(some: list[Tensor], others: list[Tensor]) -> float:

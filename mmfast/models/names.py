@@ -27,17 +27,17 @@ def disk_names(base: Path) -> dict[str, str]:
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     inside = model.state_dict()
-    found = {}
+    names = {}
     for file in weight_files(base):
         with safe_open(file, "pt") as source:
             for key in source.keys():  # noqa: SIM118 (not a dict)
                 name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
                 if converted is None and name in inside:
-                    found[key] = name
-    missing = [n for n, _ in model.named_parameters() if n not in set(found.values())]
+                    names[key] = name
+    missing = [n for n, _ in model.named_parameters() if n not in set(names.values())]
     if missing:
         raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
-    return found
+    return names
 
 
 def empty_model(base: Path) -> PreTrainedModel:

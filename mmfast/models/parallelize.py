@@ -62,19 +62,19 @@ def vision_trains(scorer: Scorer) -> bool:
 
 def blocks(scorer: Scorer) -> list[nn.Module]:
     """The repeated blocks that activations flow back through: the decoder's, and a trainable tower's."""
-    found = list(scorer.adapter.layers(scorer.model))
+    repeated = list(scorer.adapter.layers(scorer.model))
     if vision_trains(scorer) and scorer.adapter.has_dummy:
-        found += scorer.adapter.vision_blocks(scorer.model)
-    return found
+        repeated += scorer.adapter.vision_blocks(scorer.model)
+    return repeated
 
 
 def checkpoint_blocks(scorer: Scorer) -> None:
     """Keep each block's input only. The wrapper takes the block's place in its list, under the block's own names."""
-    chosen = {id(block) for block in blocks(scorer)}
+    inside = {id(block) for block in blocks(scorer)}
     for module in list(scorer.model.modules()):
         if isinstance(module, nn.ModuleList):
             for i, block in enumerate(module):
-                if id(block) in chosen:
+                if id(block) in inside:
                     module[i] = checkpoint_wrapper(block)
     scorer.register_deepstack()
 

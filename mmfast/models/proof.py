@@ -31,13 +31,13 @@ def refused_by_config(scorer: Scorer) -> str:
 
 
 def refused_by_mask(
-    scorer: Scorer, picked: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages
+    scorer: Scorer, trials: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages
 ) -> str:
     """What the masks of a plain forward say against sharing. Log-probs alone could miss them in half precision."""
     if scorer.own_attention != "sdpa":
         return ""
     found_masks.clear()
-    for example in picked:
+    for example in trials:
         plain_logps(scorer, example.chosen, infos, load_images, attention=PROBE)
     return found_masks[0] if found_masks else ""
 
@@ -49,21 +49,21 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
     Takes the first example with images and the first without. Raises if even single sequences come out wrong.
     """
     with_images = [e for e in examples if e.chosen.images]
-    picked = with_images[:1] + [e for e in examples if not e.chosen.images][:1]
+    trials = with_images[:1] + [e for e in examples if not e.chosen.images][:1]
     if scorer.adapter.image_token_id is not None and not with_images:
         raise ValueError("the proof of a vision-language model needs an example with an image")
     training = scorer.training
     scorer.eval()
     with scorer.in_one_dtype():
-        why = _why_not(scorer, picked, infos, load_images)
+        why = _why_not(scorer, trials, infos, load_images)
     scorer.train(training)
     return why
 
 
-def _why_not(scorer: Scorer, picked: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
-    why = refused_by_config(scorer) or refused_by_mask(scorer, picked, infos, load_images)
+def _why_not(scorer: Scorer, trials: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
+    why = refused_by_config(scorer) or refused_by_mask(scorer, trials, infos, load_images)
     worst = 0.0
-    for example in [] if why else picked:
+    for example in [] if why else trials:
         try:
             worst = max(worst, difference(scorer, example, infos, load_images))
         except CannotShare as refusal:
@@ -77,7 +77,7 @@ def _why_not(scorer: Scorer, picked: Sequence[Example], infos: Mapping[str, Imag
         )
     if why:
         scorer.run_unshared(why)
-        for example in picked:
+        for example in trials:
             worst = difference(scorer, example, infos, load_images)
             if not worst <= limit:
                 raise ValueError(

@@ -99,7 +99,7 @@ def _encode(
 
 def _index(folder: Path) -> dict[str, Path]:
     """image id -> its file"""
-    found = {}
+    files = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
@@ -109,8 +109,8 @@ def _index(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path} is damaged ({error}): delete it, its images are encoded again") from None
         if kind not in (FEATURES, TOWER) or not all("/" in key for key in names):
             raise ValueError(f"{path} is no file of a vision cache: take it out of that folder")
-        found.update({key.rpartition("/")[0]: path for key in names})
-    return found
+        files.update({key.rpartition("/")[0]: path for key in names})
+    return files
 
 
 class VisionCache:

@@ -60,37 +60,37 @@ def export_run(job: Job, scorer: Scorer, step: int, data: str, *, out: Path | No
     out = out or run / "export"
     for name in formats_of(config):
         final = out / ("llava-lora" if name == "llava" else name)
-        made, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
+        temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
         if runtime.main:
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir(parents=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
         runtime.barrier()
         base = directory(config.model.path, weights=True)
         if name == "hf":
-            rewrite_weights(base, made, live_weights(scorer), write=runtime.main)
+            rewrite_weights(base, temporary, live_weights(scorer), write=runtime.main)
         elif name == "peft":
-            save_peft(scorer, config.model.path, made, write=runtime.main)
+            save_peft(scorer, config.model.path, temporary, write=runtime.main)
         else:
-            save_original(scorer, config.model.path, made, aspect=config.data.aspect, write=runtime.main)
+            save_original(scorer, config.model.path, temporary, aspect=config.data.aspect, write=runtime.main)
         if runtime.main:
-            copy_side_files(base, made, config_too=name == "hf")
-            (made / "README.md").write_text(model_card(config, made, step, metrics_at(run, step), data))
+            copy_side_files(base, temporary, config_too=name == "hf")
+            (temporary / "README.md").write_text(model_card(config, temporary, step, metrics_at(run, step), data))
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 os.rename(final, old)
-            os.rename(made, final)
+            os.rename(temporary, final)
             shutil.rmtree(old, ignore_errors=True)
         runtime.barrier()
 
 
 def metrics_at(run: Path, step: int) -> dict[str, tuple[Any, int]]:
     """Each metric as it last was at `step`, and when that was."""
-    found = {}
+    metrics = {}
     path = run / "metrics.jsonl"
     for row in read(path) if path.exists() else ():
         if row["step"] <= step:
-            found.update({name: (value, row["step"]) for name, value in row.items() if name != "step"})
-    return found
+            metrics.update({name: (value, row["step"]) for name, value in row.items() if name != "step"})
+    return metrics
 
 
 def model_card(config: Config, folder: Path, step: int, metrics: dict[str, tuple[Any, int]], data: str) -> str:
@@ -145,11 +145,11 @@ def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge:
     if formats or merge:
         tree["export"] = {"formats": list(formats or ["hf"]), "merge": "hf" in (formats or ["hf"]) and adapts}
         config = build(tree)
-    found = {int(path.name.split("-")[1]): path for path in complete(run / "checkpoints")}
-    if not found or (step and step not in found):
-        told = f"of step {step}; there are those of {', '.join(map(str, found))}" if found else ""
-        raise ValueError(f"{run} has no complete checkpoint {told}".strip())
-    path = found[step or max(found)]
+    steps = {int(path.name.split("-")[1]): path for path in complete(run / "checkpoints")}
+    if not steps or (step and step not in steps):
+        which = f"of step {step}; there are those of {', '.join(map(str, steps))}" if steps else ""
+        raise ValueError(f"{run} has no complete checkpoint {which}".strip())
+    path = steps[step or max(steps)]
     tree["model"]["cache_vision"] = False  # no features are read
     runtime = start(config)
     try:

@@ -64,10 +64,10 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     check_segments(job)
     scorer = sketch(job)
     once = Pass(job, job.store, Model(scorer, lambda ids: {}))
-    made, cost = once.plan, once.cost
-    check_whole_steps(job, made)
-    every = max(1, -(-made.steps_per_epoch // MOST_STEPS))
-    steps = [made.step(0, s, ranks) for s in range(0, made.steps_per_epoch, every)]
+    schedule, cost = once.plan, once.cost
+    check_whole_steps(job, schedule)
+    every = max(1, -(-schedule.steps_per_epoch // MOST_STEPS))
+    steps = [schedule.step(0, s, ranks) for s in range(0, schedule.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
     mean = sum(float(s.costs.sum()) / ranks for s in steps)
     slowest = sum(float(s.costs.max(axis=0).sum()) for s in steps)
@@ -77,7 +77,7 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     pack = build_pack(part, job.store.images, once.layout, gamma=job.gamma)
     return Report(
         examples=len(job.store),
-        steps_per_epoch=made.steps_per_epoch,
+        steps_per_epoch=schedule.steps_per_epoch,
         steps_planned=len(steps),
         ranks=ranks,
         tokens_one_by_one=sum(s.unshared_tokens for s in steps),
@@ -88,7 +88,7 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
         micro_batches=float(np.mean([s.micro_batches for s in steps])),
         largest_pack=int(tokens.max()),
         balance=mean / slowest,
-        time_share=shares(made, steps, cost),
+        time_share=shares(schedule, steps, cost),
         memory=estimate(scorer, pack, setting_of(job, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
     )
 
@@ -136,14 +136,14 @@ def setting_of(job: Job, scorer: Scorer, ranks: int, gpus_per_node: int, device:
     )
 
 
-def shares(made: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
+def shares(schedule: Plan, steps: list[Any], cost: Cost) -> dict[str, float]:
     """Expected time by part, summed over the packs of `steps`."""
     parts = {"attention": 0.0, "head": 0.0, "vision": 0.0}
     linear = 0.0
     for step in steps:
         for pack in (p for rank in step.packs for p in rank if len(p)):
-            symbols = made.symbols.cut(pack)
-            forest, tokens, _ = forest_of(symbols, Cost(), share=made.share)
+            symbols = schedule.symbols.cut(pack)
+            forest, tokens, _ = forest_of(symbols, Cost(), share=schedule.share)
             linear += float(tokens.sum())
             for name in parts:
                 units = node_costs(symbols, forest, Cost(**{name: getattr(cost, name)}))[1]

@@ -71,12 +71,12 @@ def gpus_of(name: str) -> int:
 
 def recipes(folder: Path | str = FOLDER) -> list[dict[str, str | float]]:
     """Every recipe, loaded and checked: name, what it reproduces, GPUs assumed and the estimated GiB of each."""
-    found: list[dict[str, str | float]] = []
+    rows: list[dict[str, str | float]] = []
     for path in sorted(Path(folder).glob("*.toml")):
         config = load(path)
         row: dict[str, str | float] = {"name": path.stem, "about": config.about, "path": str(path)}
         if config.model.path in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
             row |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows

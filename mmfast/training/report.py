@@ -66,8 +66,8 @@ def _label(run: Path, runs: list[Path]) -> str:
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    found = [(row["step"], float(row[key])) for row in rows if key in row]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(row["step"], float(row[key])) for row in rows if key in row]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -117,8 +117,8 @@ def _words(samples: list[dict[str, Any]]) -> str:
     truths = [str(row["chosen"]) for row in samples if row["step"] == last and row.get("chosen")]
     before = answers[first] if first < last else truths
     heading = f"{len(answers[last])} answers, and {len(truths)} truths"
-    found = phrases.changed(before, answers[last], truths)
-    return phrases.as_html(found, heading, f"step {first}" if first < last else "truths", f"step {last}")
+    changes = phrases.changed(before, answers[last], truths)
+    return phrases.as_html(changes, heading, f"step {first}" if first < last else "truths", f"step {last}")
 
 
 def _sample(row: dict[str, Any]) -> str:

@@ -96,14 +96,14 @@ def group_records(scene: Scene, spec: WorldSpec) -> Iterator[dict]:
     """All pairs among up to `group_size` captions of one picture: fewer flaws are preferred."""
     rng = random.Random(f"group:{spec.seed}:{scene.name}")
     prompt = rng.choice(CAPTION_PROMPTS)
-    made: dict[str, Caption] = {}
+    by_text: dict[str, Caption] = {}
     for _ in range(20 * spec.group_size):
         worst = caption(scene, rng, Flaws(0.9, 0.9, 0.5, 0.3, 0.3))
         candidate = worst.corrected(rng.randint(0, len(worst.flaws)))
-        made.setdefault(candidate.text, candidate)
-        if len(made) == spec.group_size:
+        by_text.setdefault(candidate.text, candidate)
+        if len(by_text) == spec.group_size:
             break
-    captions = sorted(made.values(), key=lambda c: len(c.flaws))
+    captions = sorted(by_text.values(), key=lambda c: len(c.flaws))
     for a, better in enumerate(captions):
         for b, worse in enumerate(captions[a + 1 :], a + 1):
             if len(better.flaws) < len(worse.flaws):

@@ -101,8 +101,8 @@ def relation(thing: Thing) -> str | None:
 
 def relations(scene: Scene) -> dict[Kind, str]:
     """Where each single thing stands."""
-    found = {thing.kind: relation(thing) for thing in scene.things if thing.count == 1}
-    return {kind: where for kind, where in found.items() if where}
+    places = {thing.kind: relation(thing) for thing in scene.things if thing.count == 1}
+    return {kind: where for kind, where in places.items() if where}
 
 
 PARTNERS = {"circle": "square", "square": "circle"}  # confused with each other, both ways
@@ -123,15 +123,15 @@ def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 
     """A random scene: 1 to `kinds` kinds (more are likelier). Circles, squares and triangles stand alone, some with a
     word on them; crosses are one or two, stars one to three."""
     number = max(rng.randint(1, kinds), rng.randint(1, kinds))
-    chosen = sorted(rng.sample(KINDS, number), key=rank)
+    picked = sorted(rng.sample(KINDS, number), key=rank)
     while True:
-        counts = [rng.randint(1, MOST.get(shape, 1)) for _, shape in chosen]
+        counts = [rng.randint(1, MOST.get(shape, 1)) for _, shape in picked]
         # as if every cross were two, or the room left for the stars would tell their number
-        if sum(2 if shape == "cross" else n for (_, shape), n in zip(chosen, counts, strict=True)) <= 9:
+        if sum(2 if shape == "cross" else n for (_, shape), n in zip(picked, counts, strict=True)) <= 9:
             break
     cells = rng.sample(range(9), sum(counts))
     things = []
-    for (colour, shape), count in zip(chosen, counts, strict=True):
+    for (colour, shape), count in zip(picked, counts, strict=True):
         own, cells = tuple(sorted(cells[:count])), cells[count:]
         size = rng.choice(("small", "large"))
         alone = shape not in MOST

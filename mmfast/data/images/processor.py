@@ -1,6 +1,6 @@
 """ImageProcessor: how a model's images become pixels and slots, equal to transformers' Pillow processors to the bit.
 
-    square   squashed to the tower's size (Gemma-3, PaliGemma; aspect = "square")
+    square   squashed to the tower's size (Gemma-3; aspect = "square")
     crop     shortest edge to the tower's size, centre cut out (CLIP's own; loses the rest of the image)
     pad      padded with the mean colour to a square, then resized (LLaVA-1.5's training)
     anyres   LLaVA-NeXT: the whole squashed, and tiles of the best-fitting canvas
