@@ -21,7 +21,7 @@ EVAL = "nothing is evaluated: name held-out data in data.eval_path"
 
 
 def effects(c: Config) -> dict[str, tuple[bool, str]]:
-    """Key -> whether it acts in this config, and the way out where it does not."""
+    """For each key, whether it acts in this config, and the way out where it does not."""
     m, o, r, t = c.model, c.objective, c.reference, c.train
     pairs = o.kind == "dpo"
     losses = set(losses_of(c)) if pairs else set()
