@@ -75,7 +75,7 @@ class Side:
         return found
 
     def median(self, what: str) -> float:
-        """Without the first step (it allocates)."""
+        """The median over the steps but the first, which allocates."""
         return statistics.median(s[what] for s in self.steps[1:])
 
 

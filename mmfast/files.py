@@ -44,7 +44,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole of it or nothing, and on disk when this returns."""
+    """The file holds the whole text or what it held before, and is on disk when this returns."""
     write_bytes(path, text.encode(), durable=True)
 
 
@@ -66,7 +66,7 @@ def _sync(path: Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Of a file's bytes."""
+    """The sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -40,7 +40,7 @@ def page(title: str, parts: Iterable[str], *, heading: str = "", style: str = ""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Of HTML cells; headings are text."""
+    """A table of HTML cells under headings of text."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -61,26 +61,23 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def reference(
     config: ConfigFile,
     overrides: Overrides = None,
-    take: Annotated[
-        Path | None,
-        typer.Option("--import", help="Fill the cache from another system's file."),
-    ] = None,
-    give: Annotated[
+    source: Annotated[Path | None, typer.Option("--import", help="Fill the cache from another system's file.")] = None,
+    target: Annotated[
         Path | None, typer.Option("--export", help="Write data.path again with the log-probs in it: .json or .parquet.")
     ] = None,
 ) -> None:
     """Score the reference into the cache and print where it lies (train does this by itself on first use)."""
     from mmfast.config import load
 
-    if take and give:
+    if source and target:
         raise ValueError("--import and --export: choose one")
     settings = load(config, overrides or [])
     from mmfast.reference import exchange, scoring
 
-    if take:
-        print(f"{exchange.import_file(settings, take)} responses taken from {take}")
-    elif give:
-        print(f"{exchange.export_file(settings, give)} pairs written to {give}")
+    if source:
+        print(f"{exchange.import_file(settings, source)} responses taken from {source}")
+    elif target:
+        print(f"{exchange.export_file(settings, target)} pairs written to {target}")
     else:
         print(scoring.reference(settings))
 
@@ -89,9 +86,10 @@ def reference(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(help="Of how many ranks the run will be.")] = 1,
+    ranks: Annotated[int, typer.Option(help="Of how many ranks the run will be.", min=1)] = 1,
     gpus_per_node: Annotated[
-        int | None, typer.Option(help='Ranks of a node, which parallel.shard = "hybrid" shards over; default: 8.')
+        int | None,
+        typer.Option(help='Ranks of a node, which parallel.shard = "hybrid" shards over; default: 8.', min=1),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda: whose memory is estimated.")] = "cuda",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -101,13 +99,9 @@ def plan(
 
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device {device!r}: choose cpu or cuda")
-    if ranks < 1:
-        raise ValueError(f"--ranks {ranks}: at least one")
     settings = load(config, overrides or [])
     if gpus_per_node is not None and (settings.parallel.shard != "hybrid" or settings.parallel.shard_size):
         raise ValueError('--gpus-per-node has no effect: it is for parallel.shard = "hybrid" without shard_size')
-    if gpus_per_node is not None and gpus_per_node < 1:
-        raise ValueError(f"--gpus-per-node {gpus_per_node}: at least one")
     from mmfast.training import forecast as planning
 
     nodes = {} if gpus_per_node is None else {"gpus_per_node": gpus_per_node}

@@ -70,7 +70,7 @@ def sharing(symbols: Symbols) -> dict[str, Any]:
 
 
 def repeats(values: Iterable[Hashable]) -> int:
-    """How many are equal to an earlier one."""
+    """The number of values that are equal to an earlier one."""
     return sum(n - 1 for n in Counter(values).values())
 
 

@@ -3,6 +3,8 @@ effects.py has the keys that would merely do nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mmfast.config.schema import Config
 from mmfast.ops.kinds import KINDS, REFERENCE_FREE
 
@@ -18,7 +20,7 @@ def losses_of(c: Config) -> list[str]:
     return [name for name, _ in c.objective.losses()]
 
 
-def combinations(c: Config) -> list[tuple[bool, str]]:
+def contradictions(c: Config) -> Iterator[str]:
     m, o, r, t, e = c.model, c.objective, c.reference, c.train, c.export
     losses = losses_of(c)
     unknown = [name for name in losses if name not in KINDS]
@@ -27,74 +29,51 @@ def combinations(c: Config) -> list[tuple[bool, str]]:
     only_free = all(name in REFERENCE_FREE for name in losses)
     metrics = SFT_METRICS if sft else PAIR_METRICS
     warmup = c.optim.warmup
-    return [
-        (bool(unknown), f"objective.loss: {unknown} is not known; the pair losses are {', '.join(KINDS)}"),
-        (t.epochs is not None and t.steps is not None, "train.epochs and train.steps exclude each other: give one"),
-        (
-            lora and bool(m.adapter),
-            "model.adapter is trained further with its own LoRA settings: take [model.lora] out (model.lora=none)",
-        ),
-        (m.quantize != "" and not m.adapts, 'model.quantize = "nf4" freezes the base: it needs [model.lora]'),
-        (m.quantize != "" and e.merge, 'export.merge cannot merge into a quantised base: set model.quantize = ""'),
-        (m.cache_vision and "vision" not in m.freeze, 'model.cache_vision needs "vision" in model.freeze'),
-        (
-            m.adapts and "language" in m.freeze,
-            'LoRA trains the language model: take "language" out of model.freeze',
-        ),
-        (
-            m.adapts and "vision" not in m.freeze,
-            'model.freeze: beside LoRA the vision tower does not train: put "vision" into model.freeze',
-        ),
-        (not m.adapts and len(set(m.freeze)) == 3, "model.freeze leaves nothing to train"),
-        (
-            0 < m.max_pixels < m.min_pixels,
-            f"model.min_pixels = {m.min_pixels} is above model.max_pixels = {m.max_pixels}",
-        ),
-        (r.kind == "adapter-off" and not m.adapts, 'reference.kind = "adapter-off" needs [model.lora]: use "cached"'),
-        (
-            r.kind == "adapter-off" and bool(m.adapter),
-            'reference.kind = "adapter-off" would drop the initial adapter from the reference: use "cached"',
-        ),
-        (
-            not sft and r.kind == "none" and not only_free,
-            f'reference.kind = "none": the loss {o.loss!r} needs a reference (use "cached")',
-        ),
-        (
-            not sft and r.kind != "none" and only_free,
-            f'the loss {o.loss!r} reads no reference: set reference.kind = "none"',
-        ),
-        (o.compat == "dgpref" and o.gamma != 1.0, 'objective.compat = "dgpref" needs objective.gamma = 1'),
-        (
-            "robust" in losses and not 0 < o.label_smoothing < 0.5,
-            'objective.loss = "robust" needs objective.label_smoothing above 0 (at 0 it is sigmoid) and below 0.5',
-        ),
-        (
-            "exo_pair" in losses and o.label_smoothing == 0,
-            'objective.loss = "exo_pair" takes the logarithm of objective.label_smoothing: give one above 0, say 1e-3',
-        ),
-        (
-            o.divergence == "alpha_divergence" and o.alpha is None,
-            'objective.divergence = "alpha_divergence" needs objective.alpha',
-        ),
-        (
-            bool(t.best_metric) and t.best_metric not in metrics,
-            f"train.best_metric = {t.best_metric!r} is not measured; these are: {', '.join(metrics)}",
-        ),
-        (
-            warmup > 1 and warmup != int(warmup),
-            f"optim.warmup = {warmup}: below 1 it is a share of the steps, above it a whole number of steps",
-        ),
-        (
-            t.steps is not None and warmup >= 1 and warmup > t.steps,
-            f"optim.warmup = {warmup:g} steps is more than the run's {t.steps}: lower it, or give a share below 1",
-        ),
-        ("peft" in e.formats and not m.adapts, 'export.formats: "peft" needs [model.lora] or model.adapter'),
-        (
-            "llava" in e.formats and not m.adapts,
-            'export.formats: "llava" is an adapter layout: it needs [model.lora] or model.adapter',
-        ),
-        (
-            c.optim.master == "bf16-stochastic" and m.dtype != "bfloat16",
-            'optim.master = "bf16-stochastic" needs model.dtype = "bfloat16"',
-        ),
-    ]
+    if unknown:
+        yield f"objective.loss: {unknown} is not known; the pair losses are {', '.join(KINDS)}"
+    if t.epochs is not None and t.steps is not None:
+        yield "train.epochs and train.steps exclude each other: give one"
+    if lora and m.adapter:
+        yield "model.adapter is trained further with its own LoRA settings: take [model.lora] out (model.lora=none)"
+    if m.quantize != "" and not m.adapts:
+        yield 'model.quantize = "nf4" freezes the base: it needs [model.lora]'
+    if m.quantize != "" and e.merge:
+        yield 'export.merge cannot merge into a quantised base: set model.quantize = ""'
+    if m.cache_vision and "vision" not in m.freeze:
+        yield 'model.cache_vision needs "vision" in model.freeze'
+    if m.adapts and "language" in m.freeze:
+        yield 'LoRA trains the language model: take "language" out of model.freeze'
+    if m.adapts and "vision" not in m.freeze:
+        yield 'model.freeze: beside LoRA the vision tower does not train: put "vision" into model.freeze'
+    if not m.adapts and len(set(m.freeze)) == 3:
+        yield "model.freeze leaves nothing to train"
+    if 0 < m.max_pixels < m.min_pixels:
+        yield f"model.min_pixels = {m.min_pixels} is above model.max_pixels = {m.max_pixels}"
+    if r.kind == "adapter-off" and not m.adapts:
+        yield 'reference.kind = "adapter-off" needs [model.lora]: use "cached"'
+    if r.kind == "adapter-off" and m.adapter:
+        yield 'reference.kind = "adapter-off" would drop the initial adapter from the reference: use "cached"'
+    if not sft and r.kind == "none" and not only_free:
+        yield f'reference.kind = "none": the loss {o.loss!r} needs a reference (use "cached")'
+    if not sft and r.kind != "none" and only_free:
+        yield f'the loss {o.loss!r} reads no reference: set reference.kind = "none"'
+    if o.compat == "dgpref" and o.gamma != 1.0:
+        yield 'objective.compat = "dgpref" needs objective.gamma = 1'
+    if "robust" in losses and not 0 < o.label_smoothing < 0.5:
+        yield 'objective.loss = "robust" needs objective.label_smoothing above 0 (at 0 it is sigmoid) and below 0.5'
+    if "exo_pair" in losses and o.label_smoothing == 0:
+        yield 'objective.loss = "exo_pair" takes the logarithm of objective.label_smoothing: give one above 0, say 1e-3'
+    if o.divergence == "alpha_divergence" and o.alpha is None:
+        yield 'objective.divergence = "alpha_divergence" needs objective.alpha'
+    if t.best_metric and t.best_metric not in metrics:
+        yield f"train.best_metric = {t.best_metric!r} is not measured; these are: {', '.join(metrics)}"
+    if warmup > 1 and warmup != int(warmup):
+        yield f"optim.warmup = {warmup}: below 1 it is a share of the steps, above it a whole number of steps"
+    if t.steps is not None and warmup >= 1 and warmup > t.steps:
+        yield f"optim.warmup = {warmup:g} steps is more than the run's {t.steps}: lower it, or give a share below 1"
+    if "peft" in e.formats and not m.adapts:
+        yield 'export.formats: "peft" needs [model.lora] or model.adapter'
+    if "llava" in e.formats and not m.adapts:
+        yield 'export.formats: "llava" is an adapter layout: it needs [model.lora] or model.adapter'
+    if c.optim.master == "bf16-stochastic" and m.dtype != "bfloat16":
+        yield 'optim.master = "bf16-stochastic" needs model.dtype = "bfloat16"'

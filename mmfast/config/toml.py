@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mmfast.config.effects import idle
 from mmfast.config.overrides import ALIASES, apply
-from mmfast.config.rules import combinations
+from mmfast.config.rules import contradictions
 from mmfast.config.schema import Config, Lora, Section, Source, Term
 
 
@@ -45,7 +45,7 @@ def build(tree: dict[str, Any]) -> Config:
 
 def check(config: Config) -> None:
     """Combinations that contradict each other or could not take effect. All are named at once."""
-    wrong = [message for bad, message in combinations(config) if bad] + list(idle(config))
+    wrong = [*contradictions(config), *idle(config)]
     if wrong:
         raise ValueError("\n".join(wrong))
 

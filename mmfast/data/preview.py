@@ -20,7 +20,7 @@ from mmfast.data.formats.known import format_of, known_options, read_row
 from mmfast.data.images.index import ImageIndex, image_bytes
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow, Problem
-from mmfast.data.records import Branch, Example, Record
+from mmfast.data.records import Branch, Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
@@ -34,13 +34,21 @@ class Token:
     weight: float  # explicit weight, or 1
     changed: bool
 
+    @property
+    def marked(self) -> bool:
+        return self.changed or self.weight != 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    record: Record
     example: Example
     images: list[bytes]
     notes: list[Problem]
+
+    def sides(self) -> Iterator[tuple[str, Branch]]:
+        yield "chosen", self.example.chosen
+        if self.example.rejected is not None:
+            yield "rejected", self.example.rejected
 
 
 def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
@@ -90,7 +98,7 @@ def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -
                     for record in read_row(fmt, row, {"root": root, **data.options}):
                         infos = [index.look_up(i, root) for i in record.images]
                         example, notes = builder.build(record, infos)
-                        yield Shown(record, example, [image_bytes(i, root)[0] for i in record.images], notes)
+                        yield Shown(example, [image_bytes(i, root)[0] for i in record.images], notes)
                 except BadRow as error:
                     yield Problem(row.source, error.kind, str(error))
 
@@ -124,20 +132,17 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
 
     example = shown.example
     console.rule(f"{example.source}  id {example.id}  weight {example.weight:g}")
-    if console.is_terminal and console.color_system:
-        for data in shown.images:
-            console.print(thumbnail(data))
-    for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
-        if branch is None:
-            continue
+    plain = not (console.is_terminal and console.color_system)  # then brackets say what is scored
+    for data in () if plain else shown.images:
+        console.print(thumbnail(data))
+    for name, branch in shown.sides():
         text, inside = Text(), False
-        plain = not (console.is_terminal and console.color_system)  # then brackets say what is scored
         for token in tokens_of(tokenizer, branch):
             if plain and token.scored != inside:
                 text.append("⟧" if inside else "⟦")
             style, inside = "dim", token.scored
             if token.scored:
-                style = STYLES[name] + (" bold underline" if token.changed or token.weight != 1.0 else "")
+                style = STYLES[name] + (" bold underline" if token.marked else "")
             text.append(token.text, style)
             if token.weight != 1.0:
                 text.append(f"×{token.weight:g}", "dim italic")
@@ -157,6 +162,14 @@ STYLE = """section{border-top:1px solid #ccc;padding:1rem 0}img{max-height:14rem
 .x{font-weight:700;text-decoration:underline}sub{color:#555}.note{color:#8a6100}"""
 
 
+def _span(side: str, token: Token) -> str:
+    text = html.escape(token.text)
+    if not token.scored:
+        return text
+    weight = f"<sub>{token.weight:g}</sub>" if token.weight != 1.0 else ""
+    return f'<span class="{side[0]}{" x" if token.marked else ""}">{text}</span>{weight}'
+
+
 def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
     body = []
     for item in items:
@@ -167,17 +180,8 @@ def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
         head = f"{example.source} &middot; {example.id} &middot; weight {example.weight:g}"
         images = "".join(pages.picture(data, kind="") for data in item.images)
         sides = []
-        for name, branch in (("chosen", example.chosen), ("rejected", example.rejected)):
-            if branch is None:
-                continue
-            spans = []
-            for token in tokens_of(tokenizer, branch):
-                text = html.escape(token.text)
-                if token.scored:
-                    marked = " x" if token.changed or token.weight != 1.0 else ""
-                    weight = f"<sub>{token.weight:g}</sub>" if token.weight != 1.0 else ""
-                    text = f'<span class="{name[0]}{marked}">{text}</span>{weight}'
-                spans.append(text)
+        for name, branch in item.sides():
+            spans = [_span(name, token) for token in tokens_of(tokenizer, branch)]
             sides.append(f"<h3>{name}</h3><pre>{''.join(spans)}</pre>")
         notes = "".join(f'<p class="note">{html.escape(n.message)}</p>' for n in item.notes)
         body.append(f"<section><h2>{head}</h2>{images}{''.join(sides)}{notes}</section>")

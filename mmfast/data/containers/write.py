@@ -93,7 +93,7 @@ def _parquet(path: Path, rows: Iterator[dict], batch: int = 1024) -> None:
 
 
 def _columns(row: dict) -> dict:
-    """One type a column: contents as parts, ragged values as JSON text, images as {bytes, path}."""
+    """A row with one type a column: contents as parts, ragged values as JSON text, images as {bytes, path}."""
     out: dict[str, Any] = {}
     for name, value in row.items():
         nested = isinstance(value, dict) and name not in ("image", "question", "chosen", "rejected")

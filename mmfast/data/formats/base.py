@@ -91,7 +91,7 @@ LABEL = ("label", "kto_tag")  # TRL's and ms-swift's; LLaMA-Factory's
 
 
 def not_unpaired(value: dict) -> None:
-    """Answers judged one by one would all become targets, the bad ones too."""
+    """Raises where answers are judged one by one: all would become targets, the bad ones too."""
     for name in LABEL:
         if isinstance(value.get(name), bool):
             raise BadRow(

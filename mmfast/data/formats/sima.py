@@ -22,7 +22,7 @@ ASKED = ("image_path", "text", "question", "ground_truth", SAMPLE, GREEDY, "rank
 
 
 def kind_of(row: dict) -> str:
-    """pairs, critic, responses or prompts; "" if none of them."""
+    """The kind of a row: pairs, critic, responses or prompts; "" if none of them."""
     if {"conversations", "rejected_conversations"} <= set(row):
         return "pairs"
     if {"rank_result", SAMPLE, GREEDY} <= set(row):

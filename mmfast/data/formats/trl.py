@@ -58,7 +58,7 @@ def _part(part: Any, name: str, inside: list) -> dict:
 
 
 def _sided(row: dict, images: int, inside: list) -> tuple[list[dict], list[dict], list[dict] | None]:
-    """(prompt, chosen, rejected), whichever of TRL's forms the row has."""
+    """The prompt, chosen and rejected messages of a row, whichever of TRL's forms it has."""
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
@@ -91,7 +91,7 @@ def _sided(row: dict, images: int, inside: list) -> tuple[list[dict], list[dict]
 
 
 def _segments(value: Any) -> dict[str, list] | None:
-    """{"chosen": [[start, end(, weight)], ...], "rejected": ...}, characters of the last answer; checked."""
+    """Checks {"chosen": [[start, end(, weight)], ...], "rejected": ...}, which count characters of the last answer."""
     if value is None:
         return None
     if not isinstance(value, dict) or not set(value) <= {"chosen", "rejected"}:
@@ -105,7 +105,7 @@ def _segments(value: Any) -> dict[str, list] | None:
 
 
 def _decoded(value: Any) -> Any:
-    """Columns that Parquet holds as JSON text."""
+    """The value of a column, which Parquet holds as JSON text."""
     return json.loads(value) if isinstance(value, str) else value
 
 

@@ -104,7 +104,7 @@ class ImageIndex:
         self.used.clear()
 
     def look_up(self, image: Any, root: Path, number: int = 0) -> ImageInfo:
-        """`number`: which of the data's roots `root` is."""
+        """What is known of an image under `root`, the data's root of that `number`."""
         if self._make is None:
             raise BadRow("image-count", "the row has an image, but the model reads none")
         image = unwrapped(image)

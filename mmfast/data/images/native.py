@@ -65,7 +65,7 @@ def table(
 
 
 def planes(image: np.ndarray, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """float32[3, height, width], written to `out` where it is given."""
+    """The image as float32[3, height, width], written to `out` where it is given."""
     height, width = image.shape[:2]
     module: Any = native()
     if module is None or image.strides[1:] != (3, 1):
@@ -78,7 +78,7 @@ def planes(image: np.ndarray, values: np.ndarray, out: np.ndarray | None = None)
 
 
 def patches(image: np.ndarray, values: np.ndarray, patch: int, merge: int, frames: int) -> np.ndarray:
-    """float32[patches, 3 * frames * patch * patch] in Qwen's order: merged squares, the patches of one side by side."""
+    """The image as float32[patches, 3 * frames * patch * patch] in Qwen's order: merged squares, one after another."""
     height, width = image.shape[:2]
     rows, columns, size = height // patch, width // patch, 3 * frames * patch * patch
     module: Any = native()

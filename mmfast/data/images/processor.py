@@ -53,7 +53,7 @@ class ImageProcessor:
     def from_model_dir(
         path: str | Path, aspect: str = "auto", min_pixels: int = 0, max_pixels: int = 0
     ) -> ImageProcessor | OwnProcessor:
-        """From config.json and preprocessor_config.json of a model folder."""
+        """The processor that config.json and preprocessor_config.json of a model folder describe."""
         folder = Path(path)
         model = json.loads((folder / "config.json").read_text())
         family = family_of(model.get("model_type", ""))
@@ -81,7 +81,7 @@ class ImageProcessor:
         return self.preprocess(decode(data))
 
     def preprocess(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8[height, width, 3] -> arrays."""
+        """The arrays that the tower reads of uint8[height, width, 3]."""
         height, width = image.shape[:2]
         values = table(self.scale, self.mean, self.std)
         if self.aspect == "native":
@@ -117,7 +117,7 @@ class ImageProcessor:
         return out
 
     def digest(self) -> str:
-        """Changes whenever pixels or slots do."""
+        """A name that changes whenever pixels or slots do."""
         parts = {"version": VERSION, "pillow_13": PILLOW_13, **asdict(self)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -213,7 +213,7 @@ def _edge(config: dict[str, Any], default: int) -> int:
 def from_config(
     model: dict[str, Any], config: dict[str, Any], aspect: str, min_pixels: int, max_pixels: int
 ) -> ImageProcessor:
-    """Refuses what it would not reproduce to the bit."""
+    """The processor of these settings. What it would not reproduce to the bit is refused."""
     kind = model.get("model_type", "")
     family = family_of(kind)
     if aspect not in ASPECTS:

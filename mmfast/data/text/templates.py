@@ -125,7 +125,7 @@ class Template:
         return self.named.answer.strip() if self.named else "ASSISTANT:"
 
     def chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
-        """`scored` are the indices of the assistant messages that carry loss, ascending."""
+        """The messages as chunks; `scored` are the indices of the assistant's that carry loss, ascending."""
         return self._named_chunks(messages, scored) if self.named else self._chat_chunks(messages, scored)
 
     # the model's own
