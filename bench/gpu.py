@@ -1,6 +1,6 @@
 """Checks and measures every GPU backend in one run: python -m bench.gpu [--dry] [--minutes 7.5] [--only PART]
 
-First correctness against fp64 (bench/gpu_checks.py), then the peers (bench/gpu_rows.py), interleaved, medians of at
+First correctness against fp64 (bench/gpu_checks.py), then the peers (the ops' own files), interleaved, medians of at
 least 20. Rows go to bench/results/gpu.jsonl. A wrong result ends the run: nothing wrong is timed.
 --dry goes the same way on a CPU with tiny shapes and writes nothing: it shows that the script runs, no more.
 """
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from bench import gpu_checks, gpu_rows
+from bench import device as devices
+from bench import gpu_checks, linear_preference, logprob, preference, selective, splice
 from bench.timing import machine, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
@@ -47,23 +48,23 @@ def sanitizer_rows(seconds: float) -> Iterator[dict[str, Any]]:
 def rows(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     deadline = time.monotonic() + 60 * options.minutes
     parts = [options.only] if options.only else PARTS
-    setup = gpu_rows.Setup(device, 2 if options.dry else options.repeats, options.dry, deadline)
+    setup = devices.Setup(device, 2 if options.dry else options.repeats, options.dry, deadline)
     if "checks" in parts:
         yield from gpu_checks.run(device, options.small or options.dry)
     if "sanitizer" in parts and not options.dry:
         yield from sanitizer_rows(seconds=60)
     if set(parts) & {"roof", "head", "splice", "selective", "dpo"}:
-        yield from gpu_rows.roof(setup)
+        yield from devices.roof(setup)
     if "splice" in parts:
-        yield from gpu_rows.splice(setup)
+        yield from splice.device_rows(setup)
     if "preference" in parts:
-        yield from gpu_rows.preference(setup)
+        yield from preference.device_rows(setup)
     if "selective" in parts:
-        yield from gpu_rows.selective(setup)
+        yield from selective.device_rows(setup)
     if "head" in parts:
-        yield from gpu_rows.heads(setup)
+        yield from logprob.device_rows(setup)
     if "dpo" in parts:
-        yield from gpu_rows.dpo(setup)
+        yield from linear_preference.device_rows(setup)
 
 
 def main() -> int:
@@ -80,7 +81,7 @@ def main() -> int:
         print("bench.gpu: there is no CUDA device here, so nothing was measured (--dry runs the script on a CPU)")
         return NO_DEVICE
     device = torch.device("cpu" if options.dry else "cuda")
-    about = machine() | {"peer_versions": gpu_rows.versions()}
+    about = machine() | {"peer_versions": devices.versions()}
     found, failed = [], False
     for row in rows(options, device):
         found.append({**row, **about})

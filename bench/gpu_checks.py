@@ -19,7 +19,7 @@ from mmfast.ops.dispatch import BACKENDS, available
 from mmfast.ops.head.backends import FOLDS
 from mmfast.ops.kinds import KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.linear_preference import linear_preference_loss, pair_components
-from mmfast.ops.oracles.head import linear_logprob as oracle
+from mmfast.ops.oracles.logprob import linear_logprob as oracle
 from mmfast.ops.preference import preference_loss
 from mmfast.ops.selective import selective_logprob
 from mmfast.ops.splice import splice_embeddings, splice_torch

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from bench import heads, losses
+from bench import linear_preference, logprob, preference, segments, splice
 from bench.timing import machine, write_rows
 
 Row = dict[str, Any]
 SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
-    "linear_logprob": heads.linear_logprob_rows,
-    "linear_preference_loss": heads.linear_preference_rows,
-    "preference_loss": losses.preference_rows,
-    "splice_embeddings": losses.splice_rows,
-    "changed_segments": losses.segment_rows,
+    "linear_logprob": logprob.rows,
+    "linear_preference_loss": linear_preference.rows,
+    "preference_loss": preference.rows,
+    "splice_embeddings": splice.rows,
+    "changed_segments": segments.rows,
 }
 
 

@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,13 @@ def summary(seconds: list[float]) -> dict[str, float]:
     if isinstance(seconds, Seconds):
         row["processor_best_s"] = min(seconds.processor)
     return row
+
+
+def compared(op: str, shape: str, times: dict[str, list[float]], floor: str, **more: Any) -> Iterator[dict[str, Any]]:
+    """One row a run; each carries its ratio to the floor or peer named `floor`, of the same interleaved rounds."""
+    best = min(times[floor])
+    for peer, seconds in times.items():
+        yield {"op": op, "peer": peer, "shape": shape, **more, **summary(seconds), f"x_{floor}": min(seconds) / best}
 
 
 def peak_mib(run: Run, result_bytes: int = 0, warm: bool = False) -> float:

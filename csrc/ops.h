@@ -1,5 +1,5 @@
 // Every native op, declared once. Raw pointers in and out; no torch, no Python.
-// Shapes stand behind each pointer; a legend of the letters is in docs/ops.md.
+// Shapes stand behind each pointer; docs/ops/README.md says which files an op has.
 #pragma once
 #include <cstdint>
 
@@ -11,32 +11,40 @@ enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
 // Instruction set chosen at run time, best first: "avx512", "avx2", "baseline"; MMFAST_CPU caps it.
 const char* cpu_isa();
 
-// One tile of raw logits [rows, width] and where its results go (docs/ops/linear_logprob.md; mmfast/ops/head/folds.py has
-// the same in torch). The tile is fp32 or fp64 and is overwritten; out may be the tile itself.
+// One tile of raw logits [rows, width] and where its results go (docs/ops/linear_logprob.md; mmfast/ops/head/folds.py says
+// what each fold does). Sums are fp32, for fp64 logits fp64: the accumulator's dtype. On CPU the tile is fp32 or fp64 and is
+// overwritten; on a GPU it is fp32, bf16 or fp16 and is written only where it is an output. out may be the tile itself.
 struct LogitTile {
   void* logits;
   int64_t rows, width, stride;
   int dtype;
-  const void* bias;        // [width] of the tile's dtype, or null
+  const void* bias;        // [width] of the accumulator's dtype, or null
   const int64_t* targets;  // [rows]
   int64_t first;           // the tile's first column in the vocabulary
   double softcap;          // 0: none
   double temperature;
-  void* out;  // [rows, out_stride], or null: the tile's dtype, or bf16 beside an fp32 tile
+  void* out;  // [rows, out_stride], or null: the tile's dtype, or a 16-bit one beside an fp32 tile (on CPU bf16)
   int64_t out_stride;
   int out_dtype;
-  int threads;
 };
-// stats: [8, rows] running statistics in the order of mmfast/ops/head/folds.py; out_z (like out, its own stride) or null.
-void cpu_fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
-                      int64_t out_z_stride);
-// out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the tile's dtype.
-void cpu_fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d);
+// The folds have one signature on CPU and GPU. `queue` is the number of threads there, the stream (cudaStream_t) here.
+// stats: [8, rows] running statistics in the order of folds.py; out_z (like out, with its own stride) or null.
+using FoldForward = void(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
+                         int64_t out_z_stride, uintptr_t queue);
+// out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the accumulator's dtype.
+using FoldGradient = void(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d,
+                          uintptr_t queue);
 // acc[t, :] *= factor[t], rows with factor 1 skipped. dtype: of both.
-void cpu_rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype, int threads);
-// kept[t, v] *= scale[t, v / tile_width] (ones skipped), then kept[t, targets[t]] = entry[t]. scale, entry: fp32 (fp64).
-void cpu_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
-                int64_t tile_width, int dtype, int threads);
+using FoldRescale = void(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
+                         uintptr_t queue);
+// kept[t, v] *= scale[t, v / tile_width] (ones skipped), then kept[t, targets[t]] = entry[t]. kept, scale: contiguous;
+// scale, entry: of the accumulator's dtype.
+using FoldFinish = void(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
+                        int64_t width, int64_t tile_width, int dtype, uintptr_t queue);
+FoldForward cpu_fold_forward;
+FoldGradient cpu_fold_gradient;
+FoldRescale cpu_fold_rescale;
+FoldFinish cpu_fold_finish;
 
 // C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 with any strides, C fp32 with row stride c_stride; fp32 accumulation.
 // engine: one of cpu_gemm_engines(), best first. Throws std::invalid_argument where this CPU lacks it.
@@ -64,13 +72,12 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of,
                   int64_t* pack_tokens, int64_t* pack_cost);
 
-// Loss, metrics[6, P] and d loss / d logps[U] (skipped where null) of preference_loss. Float arrays are fp32 or fp64, as
-// dtype says; index, weights, ref_logps, pair_weights and delta may be null. Throws std::invalid_argument on a bad index.
+// Loss, metrics[6, P] and d loss / d logps[U] (skipped where null) of preference_loss (csrc/preference.h has the structs),
+// of fp32 or fp64 as dtype says. On CPU a bad index throws std::invalid_argument, and `stream` has no meaning.
 struct PreferenceSpec;
-void cpu_preference(int dtype, const void* logps, const int64_t* index, const void* weights, const void* ref_logps,
-                    const int32_t* responses, const int64_t* pairs, const void* pair_weights, const void* delta,
-                    int64_t U, int64_t N, int64_t R, int64_t P, const PreferenceSpec& spec, void* loss, void* metrics,
-                    void* grad);
+struct PreferenceTensors;
+using PreferenceLoss = void(const PreferenceTensors& tensors, const PreferenceSpec& spec, int dtype, uintptr_t stream);
+PreferenceLoss cpu_preference;
 
 // Flags of the tokens by which a (rejected) and b (chosen) differ: difflib's matching blocks of at least min_match tokens,
 // and what lies between them. insertions: 0 only where both sides have tokens, 1 one-sided too, 2 and beside the gap.

@@ -25,6 +25,16 @@ struct PreferenceSpec {
   double beta = 0.1, smoothing = 0, sft_weight = 0, f_alpha = 0, tau = 0, simpo_margin = 0, ld_alpha = 1, scale = 1;
 };
 
+// The arrays of one call: floats are fp32 or fp64 and may be null but for logps, as may index.
+struct PreferenceTensors {
+  const void *logps, *weights, *ref_logps, *pair_weights, *delta;
+  const int64_t *index, *pairs;
+  const int32_t* responses;
+  int64_t U, N, R, P;
+  void *loss, *metrics, *grad;  // grad may be null
+  void* scratch;                // on a GPU only
+};
+
 struct PairTerms {
   double value, d_chosen, d_rejected;  // the loss and its derivatives by the two log-ratios
 };

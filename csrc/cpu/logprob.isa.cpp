@@ -14,8 +14,8 @@ MMFAST_HD void store(T* to, T value) { *to = value; }
 MMFAST_HD void store(uint16_t* to, float value) { *to = to_bf16(value); }
 
 template <typename F>
-static void each_row(int64_t rows, int threads, F row) {
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+static void each_row(int64_t rows, uintptr_t threads, F row) {
+#pragma omp parallel for num_threads(int(threads)) if (threads > 1) schedule(static)
   for (int64_t t = 0; t < rows; ++t) row(t);
 }
 
@@ -80,11 +80,11 @@ static void weighted_exponentials(const T* z, int64_t n, T base, T center, const
 
 template <typename T, typename Out>
 static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares, bool total, Out* out_z,
-                    int64_t out_z_stride) {
+                    int64_t out_z_stride, uintptr_t threads) {
   const LogitMap<T> map = LogitMap<T>::of(tile.softcap, tile.temperature);
   const int64_t rows = tile.rows, n = tile.width;
   const bool plain = !entropy && !squares && !out_z && !(map.softcap > 0 && tile.out);
-  each_row(rows, tile.threads, [&](int64_t t) {
+  each_row(rows, threads, [&](int64_t t) {
     T* z = static_cast<T*>(tile.logits) + t * tile.stride;
     auto stat = [&](Stat which) -> T& { return stats[which * rows + t]; };
     map_row(tile, map, z);
@@ -124,21 +124,27 @@ static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares,
   });
 }
 
+// run(T{}, Out{}) for the dtypes of a tile and its output: equal ones, or bf16 beside fp32.
+template <typename F>
+static void with_types(int dtype, int out_dtype, F run) {
+  if (dtype == kF64) run(double(), double());
+  else if (out_dtype == kBF16) run(float(), uint16_t());
+  else run(float(), float());
+}
+
 void fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
-                  int64_t out_z_stride) {
-  if (tile.dtype == kF64)
-    forward(tile, static_cast<double*>(stats), entropy, squares, total, static_cast<double*>(out_z), out_z_stride);
-  else if (tile.out_dtype == kBF16)
-    forward(tile, static_cast<float*>(stats), entropy, squares, total, static_cast<uint16_t*>(out_z), out_z_stride);
-  else
-    forward(tile, static_cast<float*>(stats), entropy, squares, total, static_cast<float*>(out_z), out_z_stride);
+                  int64_t out_z_stride, uintptr_t threads) {
+  with_types(tile.dtype, tile.out_dtype, [&](auto x, auto y) {
+    forward(tile, static_cast<decltype(x)*>(stats), entropy, squares, total, static_cast<decltype(y)*>(out_z),
+            out_z_stride, threads);
+  });
 }
 
 template <typename T, typename Out>
-static void gradient(const LogitTile& tile, const T* lse, const T* a, const T* b, const T* d) {
+static void gradient(const LogitTile& tile, const T* lse, const T* a, const T* b, const T* d, uintptr_t threads) {
   const LogitMap<T> map = LogitMap<T>::of(tile.softcap, tile.temperature);
   const int64_t n = tile.width;
-  each_row(tile.rows, tile.threads, [&](int64_t t) {
+  each_row(tile.rows, threads, [&](int64_t t) {
     T* z = static_cast<T*>(tile.logits) + t * tile.stride;
     Out* out = static_cast<Out*>(tile.out) + t * tile.out_stride;
     map_row(tile, map, z);
@@ -158,20 +164,17 @@ static void gradient(const LogitTile& tile, const T* lse, const T* a, const T* b
   });
 }
 
-void fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d) {
-  if (tile.dtype == kF64)
-    gradient<double, double>(tile, static_cast<const double*>(lse), static_cast<const double*>(a),
-                             static_cast<const double*>(b), static_cast<const double*>(d));
-  else if (tile.out_dtype == kBF16)
-    gradient<float, uint16_t>(tile, static_cast<const float*>(lse), static_cast<const float*>(a),
-                              static_cast<const float*>(b), static_cast<const float*>(d));
-  else
-    gradient<float, float>(tile, static_cast<const float*>(lse), static_cast<const float*>(a),
-                           static_cast<const float*>(b), static_cast<const float*>(d));
+void fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d,
+                   uintptr_t threads) {
+  with_types(tile.dtype, tile.out_dtype, [&](auto x, auto y) {
+    using T = decltype(x);
+    gradient<T, decltype(y)>(tile, static_cast<const T*>(lse), static_cast<const T*>(a), static_cast<const T*>(b),
+                             static_cast<const T*>(d), threads);
+  });
 }
 
 template <typename T>
-static void scale_rows(T* acc, const T* factor, int64_t rows, int64_t width, int64_t stride, int threads) {
+static void scale_rows(T* acc, const T* factor, int64_t rows, int64_t width, int64_t stride, uintptr_t threads) {
   each_row(rows, threads, [&](int64_t t) {
     const T f = factor[t];
     if (f == 1) return;
@@ -181,11 +184,12 @@ static void scale_rows(T* acc, const T* factor, int64_t rows, int64_t width, int
   });
 }
 
-void rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype, int threads) {
-  if (dtype == kF64)
-    scale_rows(static_cast<double*>(acc), static_cast<const double*>(factor), rows, width, stride, threads);
-  else
-    scale_rows(static_cast<float*>(acc), static_cast<const float*>(factor), rows, width, stride, threads);
+void fold_rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
+                  uintptr_t threads) {
+  with_types(dtype, dtype, [&](auto x, auto) {
+    using T = decltype(x);
+    scale_rows(static_cast<T*>(acc), static_cast<const T*>(factor), rows, width, stride, threads);
+  });
 }
 
 MMFAST_HD float load(const float* from) { return *from; }
@@ -194,7 +198,7 @@ MMFAST_HD float load(const uint16_t* from) { return from_bf16(*from); }
 
 template <typename T, typename Kept>
 static void finish_rows(Kept* kept, const T* scale, const T* entry, const int64_t* targets, int64_t rows, int64_t width,
-                        int64_t tile_width, int threads) {
+                        int64_t tile_width, uintptr_t threads) {
   const int64_t tiles = (width + tile_width - 1) / tile_width;
   each_row(rows, threads, [&](int64_t t) {
     Kept* row = kept + t * width;
@@ -209,17 +213,13 @@ static void finish_rows(Kept* kept, const T* scale, const T* entry, const int64_
   });
 }
 
-void finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
-            int64_t tile_width, int dtype, int threads) {
-  if (dtype == kF64)
-    finish_rows(static_cast<double*>(kept), static_cast<const double*>(scale), static_cast<const double*>(entry), targets,
+void fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
+                 int64_t tile_width, int dtype, uintptr_t threads) {
+  with_types(dtype, dtype, [&](auto x, auto y) {
+    using T = decltype(x);
+    finish_rows(static_cast<decltype(y)*>(kept), static_cast<const T*>(scale), static_cast<const T*>(entry), targets,
                 rows, width, tile_width, threads);
-  else if (dtype == kBF16)
-    finish_rows(static_cast<uint16_t*>(kept), static_cast<const float*>(scale), static_cast<const float*>(entry), targets,
-                rows, width, tile_width, threads);
-  else
-    finish_rows(static_cast<float*>(kept), static_cast<const float*>(scale), static_cast<const float*>(entry), targets,
-                rows, width, tile_width, threads);
+  });
 }
 
 }  // namespace MMFAST_ISA

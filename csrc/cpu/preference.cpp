@@ -120,23 +120,19 @@ void run(const Data<T>& d, const int32_t* responses, const int64_t* pairs, const
 }
 
 template <typename T>
-void typed(const void* logps, const int64_t* index, const void* weights, const void* ref, const int32_t* responses,
-           const int64_t* pairs, const void* pair_weights, const void* delta, int64_t U, int64_t N, int64_t R, int64_t P,
-           const PreferenceSpec& spec, void* loss, void* metrics, void* grad) {
-  const Data<T> d{static_cast<const T*>(logps), static_cast<const T*>(weights), static_cast<const T*>(ref), index};
-  run<T>(d, responses, pairs, static_cast<const T*>(pair_weights), static_cast<const T*>(delta), U, N, R, P, spec,
-         static_cast<T*>(loss), static_cast<T*>(metrics), static_cast<T*>(grad));
+void typed(const PreferenceTensors& t, const PreferenceSpec& spec) {
+  const Data<T> d{static_cast<const T*>(t.logps), static_cast<const T*>(t.weights), static_cast<const T*>(t.ref_logps),
+                  t.index};
+  run<T>(d, t.responses, t.pairs, static_cast<const T*>(t.pair_weights), static_cast<const T*>(t.delta), t.U, t.N, t.R,
+         t.P, spec, static_cast<T*>(t.loss), static_cast<T*>(t.metrics), static_cast<T*>(t.grad));
 }
 
 }  // namespace
 
-void cpu_preference(int dtype, const void* logps, const int64_t* index, const void* weights, const void* ref_logps,
-                    const int32_t* responses, const int64_t* pairs, const void* pair_weights, const void* delta,
-                    int64_t U, int64_t N, int64_t R, int64_t P, const PreferenceSpec& spec, void* loss, void* metrics,
-                    void* grad) {
-  check(index, responses, pairs, U, N, R, P);
-  auto* f = dtype == kF64 ? typed<double> : typed<float>;
-  f(logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, U, N, R, P, spec, loss, metrics, grad);
+void cpu_preference(const PreferenceTensors& t, const PreferenceSpec& spec, int dtype, uintptr_t) {
+  check(t.index, t.responses, t.pairs, t.U, t.N, t.R, t.P);
+  if (dtype == kF64) typed<double>(t, spec);
+  else typed<float>(t, spec);
 }
 
 }  // namespace mmfast

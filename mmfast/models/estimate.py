@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from mmfast.families.base import FEATURES
 from mmfast.models.parallelize import vision_trains
 from mmfast.models.scorer import Scorer, projector_parameters
-from mmfast.ops.head.tiles import KEEP_BUDGET, TILE_BUDGET
+from mmfast.ops.head.spec import KEEP_BUDGET, TILE_BUDGET
 from mmfast.packing.cost import Cost
 from mmfast.packing.pack import Pack
 

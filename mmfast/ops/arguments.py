@@ -7,8 +7,8 @@ import os
 import torch
 from torch import Tensor
 
-WIDE = (torch.float32, torch.float64)
-FLOATS = (*WIDE, torch.bfloat16, torch.float16)
+EXACT = (torch.float32, torch.float64)
+FLOATS = (*EXACT, torch.bfloat16, torch.float16)
 INDEX = (torch.int64,)
 OFFSETS = (torch.int32, torch.int64)
 CHECK_ENV = "MMFAST_CHECK"
@@ -23,8 +23,8 @@ def check(
         raise ValueError(f"{op}: {name} must be a tensor, not {type(value).__name__}")
     refuse_dtensor(op, name, value)
     if value.dtype not in dtypes:
-        wanted = " or ".join(_short(d) for d in dtypes)
-        raise ValueError(f"{op}: {name} must be {wanted}, not {_short(value.dtype)}")
+        choices = " or ".join(_short(d) for d in dtypes)
+        raise ValueError(f"{op}: {name} must be {choices}, not {_short(value.dtype)}")
     if not _fits(value, shape):
         letters = ",".join(str(s) for s in shape)
         raise ValueError(f"{op}: {name} must have shape [{letters}], not {list(value.shape)}")
@@ -36,8 +36,8 @@ def _fits(value: Tensor, shape: Shape) -> bool:
     """A small preference_loss takes 25 us, its checks 5 of them: so no generator, and no shape unless needed."""
     if value.dim() != len(shape):
         return False
-    for axis, wanted in enumerate(shape):  # noqa: SIM110
-        if not isinstance(wanted, str) and wanted != value.shape[axis]:
+    for axis, size in enumerate(shape):  # noqa: SIM110
+        if not isinstance(size, str) and size != value.shape[axis]:
             return False
     return True
 

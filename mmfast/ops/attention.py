@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,87 +97,99 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
 def choose_attention(
     device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None, backend: str | None
 ) -> str:
-    wanted = backend or os.environ.get("MMFAST_ATTENTION") or "auto"
-    if wanted == "auto":
+    asked = backend or os.environ.get("MMFAST_ATTENTION") or "auto"
+    if asked == "auto":
         return next(name for name in BACKENDS if not _reason(name, device, dtype, head_dim, window))
-    if wanted not in BACKENDS:
-        raise ValueError(f"{OP}: unknown backend {wanted!r}: choose auto or one of {', '.join(BACKENDS)}")
-    if reason := _reason(wanted, device, dtype, head_dim, window):
-        raise ValueError(f"{OP}: backend {wanted!r} was asked for but cannot be used: it {reason}")
-    return wanted
+    if asked not in BACKENDS:
+        raise ValueError(f"{OP}: unknown backend {asked!r}: choose auto or one of {', '.join(BACKENDS)}")
+    if reason := _reason(asked, device, dtype, head_dim, window):
+        raise ValueError(f"{OP}: backend {asked!r} was asked for but cannot be used: it {reason}")
+    return asked
 
 
-# Each library call takes gathered k and v[K, Hkv, Dh] and returns [T, Hq, Dh].
+class Runs(NamedTuple):
+    """What a library's call is told beside q and the gathered k and v [K, Hkv, Dh]; the call returns [T, Hq, Dh]."""
+
+    q_offsets: Tensor  # int32, as are k_offsets
+    k_offsets: Tensor
+    max_q: int
+    max_k: int
+    scale: float
+    window: int | None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The window as (left, right) of the flash kernels, which do not count the token itself."""
+        return (self.window - 1 if self.window else -1, 0)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    found = varlen_attn(
-        q, k, v, q_offsets, k_offsets, a["max_q"], a["max_k"], scale=a["scale"],
-        window_size=_window(a["window"]), enable_gqa=q.shape[1] != k.shape[1],
+    out = varlen_attn(
+        q, k, v, runs.q_offsets, runs.k_offsets, runs.max_q, runs.max_k, scale=runs.scale, window_size=runs.sides,
+        enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
-    assert isinstance(found, Tensor)
-    return found
+    assert isinstance(out, Tensor)
+    return out
 
 
-def _window(window: int | None) -> tuple[int, int]:
-    """(left, right) of the flash kernels, which do not count the token itself."""
-    return (window - 1 if window else -1, 0)
+def _flash(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, runs: Runs, **options: Any) -> Tensor:
+    """A flash-attn function; some releases return the log-sum-exp too."""
+    out = attend(
+        q, k, v, cu_seqlens_q=runs.q_offsets, cu_seqlens_k=runs.k_offsets, softmax_scale=runs.scale, causal=True,
+        **options,
+    )  # fmt: skip
+    return out[0] if isinstance(out, tuple) else out
 
 
-def _flash2(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _sized(runs: Runs) -> dict[str, Any]:
+    return {
+        "max_seqlen_q": runs.max_q, "max_seqlen_k": runs.max_k, "window_size": runs.sides,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }  # fmt: skip
+
+
+def _flash2(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, max_seqlen_q=a["max_q"], max_seqlen_k=a["max_k"],
-        softmax_scale=a["scale"], causal=True, window_size=_window(a["window"]),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+    return _flash(flash_attn_varlen_func, q, k, v, runs, **_sized(runs))
 
 
-def _flash3(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _flash3(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from flash_attn_interface import flash_attn_varlen_func
 
-    found = flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, max_seqlen_q=a["max_q"], max_seqlen_k=a["max_k"],
-        softmax_scale=a["scale"], causal=True, window_size=_window(a["window"]),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
-    return found[0] if isinstance(found, tuple) else found  # older releases return the log-sum-exp too
+    return _flash(flash_attn_varlen_func, q, k, v, runs, **_sized(runs))
 
 
-def _flash4(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _flash4(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from flash_attn.cute.interface import flash_attn_varlen_func
 
-    found = flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q=q_offsets, cu_seqlens_k=k_offsets, softmax_scale=a["scale"], causal=True
-    )
-    return found[0] if isinstance(found, tuple) else found
+    return _flash(flash_attn_varlen_func, q, k, v, runs)
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _xformers(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
     # The mask is built from host integers: two small copies from the device, which wait for it.
     bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(
-        q_seqlen=q_offsets.diff().tolist(), kv_seqlen=k_offsets.diff().tolist()
+        q_seqlen=runs.q_offsets.diff().tolist(), kv_seqlen=runs.k_offsets.diff().tolist()
     )
     group = q.shape[1] // k.shape[1]
     k, v = (x[:, :, None].expand(-1, -1, group, -1) for x in (k, v))
     q = q.unflatten(1, (k.shape[1], group))
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=a["scale"])[0].flatten(1, 2)
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=runs.scale)[0].flatten(1, 2)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, a: dict[str, Any]) -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    mask = flex_mask(q_offsets, k_offsets, q.shape[0], k.shape[0], a["window"])
+    mask = flex_mask(runs.q_offsets, runs.k_offsets, q.shape[0], k.shape[0], runs.window)
     block_mask = create_block_mask(mask, None, None, q.shape[0], k.shape[0], device=q.device)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    found = _compiled_flex()(q, k, v, block_mask=block_mask, scale=a["scale"], enable_gqa=q.shape[1] != k.shape[1])
-    return found[0].transpose(0, 1)
+    out = _compiled_flex()(q, k, v, block_mask=block_mask, scale=runs.scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out[0].transpose(0, 1)
 
 
 @lru_cache(maxsize=1)
@@ -259,5 +271,5 @@ def tree_attention(
             q, k, v, q_offsets, k_index, k_offsets, k_copies, k_copy_offsets, scale, window or 0
         )[0]  # fmt: skip
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
-    sizes = {"max_q": max_q, "max_k": max_k, "scale": scale, "window": window}
-    return _CALLS[name](q, k, v, q_offsets.to(torch.int32), k_offsets.to(torch.int32), sizes)
+    runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
+    return _CALLS[name](q, k, v, runs)

@@ -7,6 +7,7 @@ log-sum-exp for the backward pass, so nothing is computed twice but the scores.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -36,10 +37,15 @@ def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tens
     return seen & (j > i - window) if window > 0 else seen
 
 
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | None]:
+    """(whether torch's own causal mask is the run's, else the mask as a bias) for the blocked CPU kernel."""
+    queries, keys = q.shape[1], k.shape[1]
+    if window <= 0 and queries == keys:
+        return True, None
+    mask = run_mask(queries, keys, window, q.device)
     if mask is None:
-        return None
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+        return False, None
+    return False, torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
 
 
 def _forward(
@@ -47,8 +53,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """q[Hq, lq, Dh], k and v[Hkv, lk, Dh] of one run -> out[Hq, lq, Dh], log-sum-exp[Hq, lq]."""
     if q.device.type == "cpu" if blocked is None else blocked:
-        causal = window <= 0 and q.shape[1] == k.shape[1]
-        bias = None if causal else _bias(run_mask(q.shape[1], k.shape[1], window, q.device), q.dtype)
+        causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
         return out[0], lse[0]
     scores, values = _scores(q, k, scale, window), v.to(accumulator(q.dtype))
@@ -71,12 +76,11 @@ def _gradients(
     blocked: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if q.device.type == "cpu" if blocked is None else blocked:
-        causal = window <= 0 and q.shape[1] == k.shape[1]
-        bias = None if causal else _bias(run_mask(q.shape[1], k.shape[1], window, q.device), q.dtype)
-        found = _flash_cpu_backward(
+        causal, bias = _blocked_mask(q, k, window)
+        d_q, d_k, d_v = _flash_cpu_backward(
             grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale
         )
-        return found[0][0], found[1][0], found[2][0]
+        return d_q[0], d_k[0], d_v[0]
     acc, heads = accumulator(q.dtype), k.shape[0]
     weights = torch.exp(_scores(q, k, scale, window) - lse[..., None]).unflatten(0, (heads, -1))
     grad, out = grad.to(acc), out.to(acc)
@@ -89,6 +93,12 @@ def _gradients(
     return d_q.to(q.dtype), d_k.to(q.dtype), d_v.to(q.dtype)
 
 
+def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(its queries, its places in k_index) of each run that has queries."""
+    ends = zip(pairwise(q_offsets.tolist()), pairwise(k_offsets.tolist()), strict=True)
+    return ((slice(*queries), slice(*keys)) for queries, keys in ends if queries[0] < queries[1])
+
+
 @custom_op("mmfast::tree_attention_loop")
 def attention_loop(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
@@ -97,17 +107,13 @@ def attention_loop(
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     q = _dense_width(q)
-    queries, keys = q_offsets.tolist(), k_offsets.tolist()
-    for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
-        if a == b:
-            continue
-        rows = k_index[c:d]
-        found, total = _forward(
-            q[a:b].transpose(0, 1), k.index_select(0, rows).transpose(0, 1), v.index_select(0, rows).transpose(0, 1),
+    for mine, keys in _runs(q_offsets, k_offsets):
+        rows = k_index[keys]
+        run_out, run_lse = _forward(
+            q[mine].transpose(0, 1), k.index_select(0, rows).transpose(0, 1), v.index_select(0, rows).transpose(0, 1),
             scale, window,
         )  # fmt: skip
-        out[a:b] = found.transpose(0, 1)
-        lse[a:b] = total.transpose(0, 1)
+        out[mine], lse[mine] = run_out.transpose(0, 1), run_lse.transpose(0, 1)
     return out, lse
 
 
@@ -127,19 +133,14 @@ def attention_loop_backward(
     d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
     d_v = torch.zeros_like(d_k)
     q, grad = _dense_width(q), _dense_width(grad)
-    queries, keys = q_offsets.tolist(), k_offsets.tolist()
-    for (a, b), (c, d) in zip(pairwise(queries), pairwise(keys), strict=True):
-        if a == b:
-            continue
-        rows = k_index[c:d]
-        found = _gradients(
-            grad[a:b].transpose(0, 1), q[a:b].transpose(0, 1), k.index_select(0, rows).transpose(0, 1),
-            v.index_select(0, rows).transpose(0, 1), out[a:b].transpose(0, 1), lse[a:b].transpose(0, 1).contiguous(),
+    for mine, keys in _runs(q_offsets, k_offsets):
+        rows = k_index[keys]
+        gradients = _gradients(
+            grad[mine].transpose(0, 1), q[mine].transpose(0, 1), k.index_select(0, rows).transpose(0, 1),
+            v.index_select(0, rows).transpose(0, 1), out[mine].transpose(0, 1), lse[mine].transpose(0, 1).contiguous(),
             scale, window,
         )  # fmt: skip
-        d_q[a:b] = found[0].transpose(0, 1)
-        d_k[c:d] = found[1].transpose(0, 1)
-        d_v[c:d] = found[2].transpose(0, 1)
+        d_q[mine], d_k[keys], d_v[keys] = (g.transpose(0, 1) for g in gradients)
     return d_q, d_k, d_v
 
 
@@ -151,19 +152,17 @@ def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor,
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, q_offsets, k_index, k_offsets, copies, copy_offsets, ctx.scale, ctx.window = inputs
-    ctx.save_for_backward(q, k, v, *output, q_offsets, k_index, k_offsets, copies, copy_offsets)
+    ctx.scale, ctx.window = inputs[8:]
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
 
 
 def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
     refuse_double_backward("tree_attention")
-    q, k, v, out, lse, q_offsets, k_index, k_offsets, copies, copy_offsets = ctx.saved_tensors
-    d_q, d_k, d_v = attention_loop_backward(
-        grad, q, k, v, out, lse, q_offsets, k_index, k_offsets, ctx.scale, ctx.window
-    )
+    *saved, copies, copy_offsets = ctx.saved_tensors
+    d_q, d_k, d_v = attention_loop_backward(grad, *saved, ctx.scale, ctx.window)
     backend = segment_backend(d_k)
     d_k, d_v = (segment_sum(x, copies, copy_offsets, backend) for x in (d_k, d_v))
-    return d_q, d_k, d_v, None, None, None, None, None, None, None
+    return d_q, d_k, d_v, *[None] * 7
 
 
 attention_loop.register_autograd(_backward, setup_context=_setup)

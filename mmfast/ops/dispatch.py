@@ -66,7 +66,7 @@ def dotted(version: int) -> str:
 
 def _device_code(architectures: str, capability: tuple[int, int]) -> str:
     """What CMake's list ("80-real,90a-real,80-virtual") holds for a GPU: "real", "virtual" (PTX), or nothing."""
-    found = ""
+    best = ""
     for item in architectures.split(","):
         entry = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual|)", item)
         if entry is None:
@@ -76,8 +76,8 @@ def _device_code(architectures: str, capability: tuple[int, int]) -> str:
         if kind != "-virtual" and major == capability[0] and minor <= capability[1] and (exact or letter != "a"):
             return "real"
         if kind != "-real" and (major, minor) <= capability and (exact or not letter):
-            found = "virtual"
-    return found
+            best = "virtual"
+    return best
 
 
 def available(backend: str, device: torch.device) -> str:
@@ -108,12 +108,12 @@ def choose(op: str, device: torch.device, supported: dict[str, str], backend: st
     `supported` maps each backend that implements the op to "" or to the reason why these arguments do not suit it.
     `backend=` and then MMFAST_BACKEND override the choice; an override that cannot be honoured raises.
     """
-    wanted = backend or os.environ.get("MMFAST_BACKEND") or ""
-    if wanted:
-        reason = available(wanted, device) or supported.get(wanted, f"{op} has no {wanted} implementation")
+    asked = backend or os.environ.get("MMFAST_BACKEND") or ""
+    if asked:
+        reason = available(asked, device) or supported.get(asked, f"{op} has no {asked} implementation")
         if reason:
-            raise ValueError(f"{op}: backend {wanted!r} was asked for but cannot be used: {reason}")
-        return wanted
+            raise ValueError(f"{op}: backend {asked!r} was asked for but cannot be used: {reason}")
+        return asked
     for name in BACKENDS:
         if name == "triton" and device.type == "cpu":
             continue  # the interpreter is for tests, which ask for it by name

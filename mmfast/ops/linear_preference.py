@@ -19,12 +19,15 @@ from torch import Tensor
 from mmfast.ops import logprob
 from mmfast.ops.arguments import INDEX, check, check_offsets, check_range, refuse_double_backward
 from mmfast.ops.head import tiles
-from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
-from mmfast.ops.head.folds import Folds, FoldSpec
+from mmfast.ops.head.backends import folds_for
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept, slopes_of
+from mmfast.ops.head.call import prepare as prepare_head
+from mmfast.ops.head.spec import HeadSpec, compute_dtype
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.kinds import SORTING
 from mmfast.ops.launch import custom_op, refuse_capture
 from mmfast.ops.preference import PreferenceOutput, preference_loss, preference_raw, prepare
+from mmfast.ops.preference_kernels import PreferenceTensors
 from mmfast.ops.preference_math import PreferenceSpec
 from mmfast.ops.rows import accumulator
 
@@ -57,51 +60,45 @@ def linear_preference_loss(
     components: pair_components(...) of these arguments, made where they were on the host; without it a chunked call on
     a GPU waits for the device once to read them.
     """
-    head_options: dict[str, Any] = {
-        "rows": rows, "bias": bias, "lora": lora, "softcap": softcap, "temperature": temperature,
-        "tile_budget": tile_budget, "keep_budget": keep_budget, "backend": backend,
-    }  # fmt: skip
-    call = logprob.prepare(OP, hidden, weight, targets, **head_options)
-    chunked = call.path == "recompute" and objective.get("loss", "sigmoid") not in SORTING
-    if not chunked:
-        logps = logprob.run(call)[0]
-        return preference_loss(
-            logps, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
-        )
-    refuse_capture(OP, call.x, "its rows go through in chunks planned on the host (let keep_budget hold all rows)")
-    like = call.x.new_empty(targets.shape[0], dtype=accumulator(call.x.dtype))
-    tensors, spec, loss_backend = prepare(
-        like, ref_logps, responses, pairs, index=index, weights=weights, backend=backend, **objective
+    call = prepare_head(
+        OP, hidden, weight, targets, rows=rows, bias=bias, lora=lora, softcap=softcap, temperature=temperature,
+        tile_budget=tile_budget, keep_budget=keep_budget, backend=backend,
     )  # fmt: skip
-    users = targets.shape[0]
+    scored: dict[str, Any] = {"index": index, "weights": weights, "backend": backend}
+    x = call.head.x
+    chunked = call.spec.path(x, weight.shape[0]) == "recompute" and objective.get("loss", "sigmoid") not in SORTING
+    if not chunked:
+        return preference_loss(logprob.run(call)[0], ref_logps, responses, pairs, **scored, **objective)
+    # Check the loss's arguments against log-probs yet to be made, then plan the chunks on the host.
+    refuse_capture(OP, x, "its rows go through in chunks planned on the host (let keep_budget hold all rows)")
+    count = targets.shape[0]
+    like = x.new_empty(count, dtype=accumulator(x.dtype))
+    tensors, spec, loss_backend = prepare(like, ref_logps, responses, pairs, **scored, **objective)
     if components is None:
-        check_offsets(OP, "responses", responses, users if index is None else index.shape[0])
+        check_offsets(OP, "responses", responses, count if index is None else index.shape[0])
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
-            check_range(OP, "index", index, 0, users)
-        components = pair_components(responses, pairs, index, users)
-    check(OP, "components", components, INDEX, (users,))
+            check_range(OP, "index", index, 0, count)
+        components = pair_components(responses, pairs, index, count)
+    check(OP, "components", components, INDEX, (count,))
     if components.device.type != "cpu":
         raise ValueError(f"{OP}: components must be on the host, it is on {components.device}")
-    limit = call.keep_budget // (weight.shape[0] * tiles.compute_dtype(call.x.dtype, call.x.device).itemsize)
-    order, bounds = chunks(components, limit)
+    order, bounds = chunks(components, call.spec.keep_budget // (weight.shape[0] * compute_dtype(x).itemsize))
     total, metrics, *_ = _linear_preference(
-        call.x, call.weight, targets, bias, call.u, call.b, *tensors,
-        softcap, temperature, spec.kind, spec.divergence, spec.average, spec.sft_average,
-        list(spec[4:]), order.to(call.x.device, non_blocking=True), bounds, call.wants, call.tile_budget,
-        call.keep_budget, backend or "", loss_backend,
+        *call.head, *tensors[1:], order.to(x.device, non_blocking=True), bounds, call.spec.flat(), spec.flat(),
+        call.wants, call.backend, loss_backend,
     )  # fmt: skip
     return PreferenceOutput(total, *metrics.unbind(0))
 
 
-def pair_components(responses: Tensor, pairs: Tensor, index: Tensor | None, users: int) -> Tensor:
-    """int64 [users] on the host: a number for each scored row, equal for rows whose gradients depend on one another.
+def pair_components(responses: Tensor, pairs: Tensor, index: Tensor | None, rows: int) -> Tensor:
+    """int64 [rows] on the host: a number for each scored row, equal for rows whose gradients depend on one another.
 
-    Entries are joined by pairs, and by rows they share. Rows in no pair have component 0 ... users - 1 like any other.
+    Entries are joined by pairs, and by rows they share. Rows in no pair have component 0 ... rows - 1 like any other.
     """
     offsets = responses.tolist()
-    scored = list(range(users)) if index is None else index.tolist()
-    parent = list(range(users + len(offsets) - 1))  # rows, then entries
+    scored = list(range(rows)) if index is None else index.tolist()
+    parent = list(range(rows + len(offsets) - 1))  # rows, then entries
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -111,11 +108,11 @@ def pair_components(responses: Tensor, pairs: Tensor, index: Tensor | None, user
 
     for e in range(len(offsets) - 1):
         for u in scored[offsets[e] : offsets[e + 1]]:
-            parent[root(u)] = root(users + e)
+            parent[root(u)] = root(rows + e)
     for chosen, rejected in pairs.tolist():
-        parent[root(users + chosen)] = root(users + rejected)
+        parent[root(rows + chosen)] = root(rows + rejected)
     names: dict[int, int] = {}
-    return torch.tensor([names.setdefault(root(u), len(names)) for u in range(users)], dtype=torch.int64)
+    return torch.tensor([names.setdefault(root(u), len(names)) for u in range(rows)], dtype=torch.int64, device="cpu")
 
 
 def chunks(components: Tensor, limit: int) -> tuple[Tensor, list[int]]:
@@ -136,93 +133,67 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @custom_op("mmfast::linear_preference")
 def _linear_preference(
-    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None,
+    x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
     index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor,
-    pair_weights: Tensor | None, delta: Tensor | None, softcap: float | None, temperature: float, kind: int,
-    divergence: int, average: bool, sft_average: bool, numbers: list[float], order: Tensor, bounds: list[int],
-    wants: list[bool], tile_budget: int, keep_budget: int, backend: str, loss_backend: str,
+    pair_weights: Tensor | None, delta: Tensor | None, order: Tensor, bounds: list[int], options: list[float],
+    objective: list[float], wants: list[bool], backend: str, loss_backend: str,
 ) -> Outputs:  # fmt: skip
     """loss, metrics; d loss / d x, u, weight, B, bias as `wants` says."""
     check_range(OP, "targets", targets, 0, weight.shape[0])
-    spec = FoldSpec(softcap, temperature)
-    objective = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
-    folds = logprob.folds_for(OP, x, backend)
-    head = logprob.head_of(x, weight, bias, u, b, targets)
-    acc = accumulator(x.dtype)
-    logps = x.new_zeros(x.shape[0], dtype=acc)
-
-    def objective_at(values: Tensor, want_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        return preference_raw(
-            values, index, weights, ref_logps, responses, pairs, pair_weights, delta, objective, want_grad, loss_backend
-        )
-
-    into = HeadGradients.make(head, (wants[2], wants[3], wants[4]), wide=len(bounds) > 2)
-    dx = x.new_zeros(x.shape) if wants[0] else x.new_empty(0)
-    du = u.new_zeros(u.shape) if wants[1] and u is not None else x.new_empty(0)
+    head, spec, loss_spec = (
+        Head(x, u, weight, b, bias, targets).dense(),
+        HeadSpec.of(options),
+        PreferenceSpec.of(objective),
+    )
+    folds = folds_for(OP, x, backend)
+    logps = x.new_zeros(x.shape[0], dtype=accumulator(x.dtype))
+    tensors = PreferenceTensors(logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
+    gradients = HeadGradients.make(head, wants[2:], add=len(bounds) > 2)
+    inputs = [t.new_zeros(t.shape) if want and t is not None else x.new_empty(0)
+              for t, want in zip((x, u), wants[:2], strict=True)]  # fmt: skip
     with torch.autocast(x.device.type, enabled=False):
         for start, stop in itertools.pairwise(bounds):
-            chosen = order[start:stop]
-            part = head.take(chosen)
-            # a chunk's gradient reads its own log-probs only, so those still to come may be anything finite
-            grads = _chunk(
-                part, spec, folds, logps, chosen, objective_at, into, wants[0] or wants[1], tile_budget, keep_budget
-            )
-            for out, grad, want in zip((dx, du), grads, wants, strict=False):
+            rows = order[start:stop]
+            part = head.cut(rows)
+            path = spec.path(part.x, weight.shape[0])
+            out = tiles.forward(part, spec, folds)
+            logps[rows] = out.logp
+            # A chunk's c = dL/dlogp reads its own log-probs only: those still to come may be anything finite.
+            c = preference_raw(tensors, loss_spec, True, loss_backend)[2][rows]
+            if path == "kept":
+                from_kept(part, out.kept, -c * out.row_factor, gradients, spec, folds)
+                grads = [g * c[:, None] for g in out.gradients]
+            else:
+                slopes = slopes_of(c, None, out.saved(), spec)
+                grads = by_recomputing(part, out.lse, slopes, gradients, spec, folds)
+            for result, grad, want in zip(inputs, grads, wants, strict=False):
                 if want:
-                    out[chosen] = grad.to(out.dtype)
-        total, metrics, _ = objective_at(logps, want_grad=False)
-
-    def narrow(grad: Tensor | None, like: Tensor | None) -> Tensor:
-        return x.new_empty(0) if grad is None or like is None else grad.to(like.dtype)
-
-    return total, metrics, dx, du, narrow(into.weight, weight), narrow(into.b, b), narrow(into.bias, bias)
-
-
-def _chunk(
-    part: Head, spec: FoldSpec, folds: Folds, logps: Tensor, chosen: Tensor, objective_at: Any, into: HeadGradients,
-    input_grad: bool, tile_budget: int, keep_budget: int,
-) -> list[Tensor]:  # fmt: skip
-    """One chunk, forward and backward: its log-probs go into `logps`, its head gradients into `into`; returns the
-    gradients of its inputs."""
-    path = tiles.choose_path(part.x, part.weight.shape[0], input_grad, True, False, keep_budget)
-    out = tiles.forward(part, spec, folds, path, input_grad, False, tile_budget)
-    logps[chosen] = out.logp
-    c = objective_at(logps)[2][chosen]
-    if path == "kept":
-        from_kept(part, out.kept, -c * out.row_factor, into, tile_budget, folds)
-        return [g * c[:, None] for g in out.gradients]
-    d = c * out.rest * out.slope
-    return by_recomputing(
-        part, spec, out.lse, -c / spec.temperature, None, d, into, input_grad, tile_budget, folds
-    )  # fmt: skip
+                    result[rows] = grad.to(result.dtype)
+        total, metrics, _ = preference_raw(tensors, loss_spec, False, loss_backend)
+    return (total, metrics, *inputs, *gradients.results(head))  # type: ignore[return-value]
 
 
 @_linear_preference.register_fake
-def _(
-    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, u: Tensor | None, b: Tensor | None, *others: Any
-) -> Outputs:
-    pairs, wants = others[4], others[-5]
+def _(x: Tensor, *others: Any) -> Outputs:
+    pairs, wants = others[9], others[-3]
     acc = accumulator(x.dtype)
     grads = [
         t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
-        for t, want in zip((x, u, weight, b, bias), wants, strict=True)
+        for t, want in zip((x, *others[:4]), wants, strict=True)
     ]
     return (x.new_empty((), dtype=acc), x.new_empty((6, pairs.shape[0]), dtype=acc), *grads)  # type: ignore[return-value]
 
 
 def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    ctx.wants = inputs[22]
+    ctx.wants = inputs[-3]
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:])
 
 
 def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     refuse_double_backward(OP)
-    result: list[Tensor | None] = [None] * 27
-    for i, grad, want in zip((0, 4, 1, 5, 3), ctx.saved_tensors, ctx.wants, strict=True):
-        if want:
-            result[i] = grad * d_loss.to(grad.dtype)
-    return tuple(result)
+    pairs = zip(ctx.saved_tensors, ctx.wants, strict=True)
+    return (*(grad * d_loss.to(grad.dtype) if want else None for grad, want in pairs), *[None] * 15)
 
 
 _linear_preference.register_autograd(_backward, setup_context=_setup)

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import OFFSETS, WIDE, Shape, check, check_offsets, check_range, refuse_double_backward
-from .dispatch import choose, native
+from . import launch
+from .arguments import EXACT, OFFSETS, Shape, check, check_offsets, check_range, refuse_double_backward
+from .dispatch import choose
 from .kinds import SORTING
-from .launch import address, custom_op, on_its_device
-from .preference_device import preference_cuda, preference_triton
+from .preference_kernels import PreferenceTensors, Raw, preference_native, preference_triton
 from .preference_math import PreferenceSpec, aot_terms, make_spec, pair_terms
-from .rows import DTYPE_CODES, invert, segment_sum_torch
+from .rows import invert, segment_sum_torch
 
 OP = "preference_loss"
 METRICS = ("losses", "margins", "chosen_rewards", "rejected_rewards", "chosen_logps", "rejected_logps")
@@ -39,15 +39,11 @@ class PreferenceOutput(NamedTuple):
     rejected_logps: Tensor
 
 
-Raw = tuple[Tensor, Tensor, Tensor]  # loss[], metrics[6, P] in the order of METRICS, d loss / d logps[U]
-
-
-def preference_torch(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec,
-) -> Raw:  # fmt: skip
+def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
     """The torch backend, any device: masks [2P, N] in fp64. Rows of `inside`: the chosen sides, then the rejected."""
-    count, entries = logps.shape[0] if index is None else index.shape[0], responses.shape[0] - 1
+    logps, index, weights, ref_logps, responses, pairs, pair_weights, delta = tensors
+    # Which tokens stand in which side, and what they weigh.
+    count = tensors.tokens
     w = torch.ones(count, dtype=torch.float64, device=logps.device) if weights is None else weights.double()
     sides = pairs.t().reshape(-1)
     begin, end = responses[sides].long()[:, None], responses[sides + 1].long()[:, None]
@@ -67,6 +63,7 @@ def preference_torch(
         product = torch.where(inside, w * values, 0.0)
         return (product * share).sum(1) * unit, product.sum(1) * unit
 
+    # The sums of every side, the loss of every pair, and its derivatives by the two sums.
     own = logps.double() if index is None else logps.double().index_select(0, index)
     s, whole = totals(own)
     ref = torch.zeros_like(s) if ref_logps is None else totals(ref_logps.double())[0]
@@ -81,63 +78,36 @@ def preference_torch(
     chosen, rejected = spec.beta * (s_c - ref_c), spec.beta * (s_r - ref_r)
     metrics = torch.stack([value, chosen - rejected, chosen, rejected, s_c, s_r]).to(logps.dtype)
 
+    # The gradient of every token, summed over the tokens that one log-prob scores.
     factor = (torch.cat([pair_weight, pair_weight]) * spec.scale * unit)[:, None]
     slopes = torch.cat([d_c, d_r])[:, None] * share - torch.cat([sft, torch.zeros_like(sft)])[:, None]
     by_token = torch.where(inside, factor * slopes, 0.0).sum(0) * w
     grad = by_token if index is None else segment_sum_torch(by_token, *invert(index, logps.shape[0]))
-    assert entries >= 0
     return (value.sum() * spec.scale).to(logps.dtype), metrics, grad.to(logps.dtype)
 
 
-def _preference_cpu(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec, want_grad: bool,
-) -> Raw:  # fmt: skip
-    module: Any = native()
-    count, sides = logps.shape[0], pairs.shape[0]
-    loss, metrics = logps.new_empty(()), logps.new_empty((len(METRICS), sides))
-    grad = torch.empty_like(logps) if want_grad else logps.new_empty(0)
-    tensors = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
-    module.cpu_preference(
-        DTYPE_CODES[logps.dtype], *(address(x) for x in tensors),
-        count, count if index is None else index.shape[0], responses.shape[0] - 1, sides,
-        *spec, loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0,
-    )  # fmt: skip
-    return loss, metrics, grad
-
-
-@on_its_device
 def preference_raw(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec, want_grad: bool = True,
-    backend: str = "torch",
+    tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
 ) -> Raw:  # fmt: skip
-    """One backend's kernel, without autograd: the seam for kernels and for linear_preference_loss.
-
-    Contiguous logps[U], weights[N], ref_logps[N], pair_weights[P], delta[] of one dtype (fp32 or fp64); index[N] and
-    pairs[P, 2] int64, responses[R+1] int32. Without want_grad the third result is empty.
-    """
-    arguments = (logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, spec)
-    if backend == "cpu":
-        return _preference_cpu(*arguments, want_grad)
-    if backend == "cuda":
-        return preference_cuda(*arguments, want_grad)
-    if backend == "triton":
-        return preference_triton(*arguments, want_grad)
-    loss, metrics, grad = preference_torch(*arguments)
-    return loss, metrics, grad if want_grad else grad[:0]
+    """One backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without want_grad
+    the third result is empty."""
+    with launch.device_of(tensors.logps):
+        if backend in ("cpu", "cuda"):
+            return preference_native(backend, tensors, spec, want_grad)
+        if backend == "triton":
+            return preference_triton(tensors, spec, want_grad)
+        loss, metrics, grad = preference_torch(tensors, spec)
+        return loss, metrics, grad if want_grad else grad[:0]
 
 
-@custom_op("mmfast::preference_loss")
+@launch.custom_op("mmfast::preference_loss")
 def _preference(
     logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, kind: int, divergence: int, average: bool,
-    sft_average: bool, numbers: list[float], want_grad: bool, backend: str,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, options: list[float], want_grad: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    spec = PreferenceSpec(kind, divergence, average, sft_average, *numbers)
-    return preference_raw(
-        logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, spec, want_grad, backend
-    )
+    tensors = PreferenceTensors(logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
+    return preference_raw(tensors, PreferenceSpec.of(options), want_grad, backend)
 
 
 @_preference.register_fake
@@ -154,7 +124,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ignore[no-untyped-def]
     refuse_double_backward(OP)
-    return (d_loss * ctx.saved_tensors[0], *[None] * 14)
+    return (d_loss * ctx.saved_tensors[0], *[None] * 10)
 
 
 _preference.register_autograd(_backward, setup_context=_setup)
@@ -175,15 +145,14 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _eager(
-    tensors: tuple[Tensor | None, ...], logps: Tensor, spec: PreferenceSpec, want_grad: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+    tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, backend: str
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
-    index, weights, ref_logps, responses, pairs, pair_weights, delta = tensors
-    assert responses is not None and pairs is not None
-    loss, metrics, grad = preference_raw(
-        logps.detach(), index, weights, ref_logps, responses, pairs, pair_weights, delta, spec, want_grad, backend
-    )
-    return (_WithGradient.apply(logps, loss, grad) if want_grad else loss), metrics
+    if not want_grad:
+        return preference_raw(tensors, spec, False, backend)[:2]
+    logps = tensors.logps
+    loss, metrics, grad = preference_raw(PreferenceTensors(logps.detach(), *tensors[1:]), spec, True, backend)
+    return _WithGradient.apply(logps, loss, grad), metrics
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,18 +172,17 @@ def preference_loss(
     Entry e holds the tokens responses[e]..responses[e+1] of index, weights and ref_logps; index[n] is the log-prob that
     scores token n (None: logps in order, U == N). Losses are summed and divided by pair_count (None: P).
     """
-    tensors, spec, chosen = prepare(
+    tensors, spec, name = prepare(
         logps, ref_logps, responses, pairs, index=index, weights=weights, pair_weights=pair_weights,
         pair_count=pair_count, delta=delta, backend=backend, loss=loss, beta=beta, average=average,
         label_smoothing=label_smoothing, sft_weight=sft_weight, sft_average=sft_average, f_divergence=f_divergence,
         f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin, ld_alpha=ld_alpha,
     )  # fmt: skip
-    logps = logps.contiguous()
     want_grad = logps.requires_grad and torch.is_grad_enabled()
     if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-        total, metrics = _eager(tensors, logps, spec, want_grad, chosen)
+        total, metrics = _eager(tensors, spec, want_grad, name)
     else:
-        total, metrics, _ = _preference(logps, *tensors, *spec[:4], list(spec[4:]), want_grad, chosen)
+        total, metrics, _ = _preference(*tensors, spec.flat(), want_grad, name)
     return PreferenceOutput(total, *metrics.unbind(0))
 
 
@@ -222,10 +190,10 @@ def prepare(
     logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
     weights: Tensor | None = None, pair_weights: Tensor | None = None, pair_count: float | None = None,
     delta: Tensor | None = None, backend: str | None = None, **objective: Any,
-) -> tuple[tuple[Tensor | None, ...], PreferenceSpec, str]:  # fmt: skip
-    """Check preference_loss's arguments: (index, weights, ref_logps, responses, pairs, pair_weights, delta as
-    preference_raw takes them, spec, backend). Of `logps` only length, dtype and device are read."""
-    check(OP, "logps", logps, WIDE, ("U",))
+) -> tuple[PreferenceTensors, PreferenceSpec, str]:  # fmt: skip
+    """Check preference_loss's arguments: what preference_raw takes, and the backend."""
+    # Shapes and dtypes, an argument at a time; floats take the dtype of logps.
+    check(OP, "logps", logps, EXACT, ("U",))
     device, dtype = logps.device, logps.dtype
     check(OP, "responses", responses, OFFSETS, ("R+1",), device)
     check(OP, "pairs", pairs, OFFSETS, ("P", 2), device)
@@ -241,27 +209,24 @@ def prepare(
         ("delta", delta, ()),
     ):
         if value is not None:
-            check(OP, name, value, WIDE, shape, device)
+            check(OP, name, value, EXACT, shape, device)
             value = _as(value.detach(), dtype)
         ready[name] = value
     spec = make_spec(
         pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
         has_pair_weights=pair_weights is not None, has_delta=delta is not None, **objective,
     )  # fmt: skip
-    chosen = preference_backend(device, spec, backend)
-    if chosen != "cpu":  # the native kernel looks at every index in its own pass
-        if responses.shape[0] == 0:
-            raise ValueError(f"{OP}: responses needs at least one entry (a lone 0 where there is nothing)")
+    name = preference_backend(device, spec, backend)
+    if name != "cpu":  # the native kernel looks at every index in its own pass
         check_offsets(OP, "responses", responses, count)
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
-    tensors = (
-        None if index is None else _as(index, torch.int64), ready["weights"],
-        ready["ref_logps"], _as(responses, torch.int32), _as(pairs, torch.int64),
-        ready["pair_weights"], ready["delta"],
+    tensors = PreferenceTensors(
+        logps.contiguous(), None if index is None else _as(index, torch.int64), ready["weights"], ready["ref_logps"],
+        _as(responses, torch.int32), _as(pairs, torch.int64), ready["pair_weights"], ready["delta"],
     )  # fmt: skip
-    return tensors, spec, chosen
+    return tensors, spec, name
 
 
 def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The preference losses: specification, value and derivatives in closed form (the twin of csrc/preference.h).
+"""The preference losses: specification, value and derivatives in closed form (as in csrc/preference.h).
 
 a_c and a_r are the log-ratios S - S_ref of the chosen and the rejected side (S averaged when `average`; S_ref = 0 for
 the reference-free kinds), n their sums of weights. docs/ops/preference_loss.md has every formula with its paper.
@@ -36,6 +36,15 @@ class PreferenceSpec(NamedTuple):
     simpo_margin: float
     ld_alpha: float
     scale: float  # 1 / pair_count
+
+    def flat(self) -> list[float]:
+        """As a custom op takes it."""
+        return [float(value) for value in self]
+
+    @staticmethod
+    def of(flat: list[float]) -> PreferenceSpec:
+        kind, divergence, average, sft_average, *numbers = flat
+        return PreferenceSpec(int(kind), int(divergence), bool(average), bool(sft_average), *numbers)
 
     @property
     def name(self) -> str:

@@ -26,14 +26,14 @@ INSERTIONS = ("ignore", "own", "both")
 
 
 def _ids(name: str, value: Sequence[int] | np.ndarray) -> np.ndarray:
-    found = np.asarray(value)
-    if found.size == 0:
-        found = found.astype(np.int32)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"{OP}: {name} must be a flat list of integers, not {found.dtype} of shape {found.shape}")
-    if found.dtype != np.int32 and found.size and (found.max() > 2**31 - 1 or found.min() < -(2**31)):
+    ids = np.asarray(value)
+    if ids.size == 0:
+        ids = ids.astype(np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{OP}: {name} must be a flat list of integers, not {ids.dtype} of shape {ids.shape}")
+    if ids.dtype != np.int32 and ids.size and (ids.max() > 2**31 - 1 or ids.min() < -(2**31)):
         raise ValueError(f"{OP}: {name} holds an id outside int32")
-    return np.ascontiguousarray(found, dtype=np.int32)
+    return np.ascontiguousarray(ids, dtype=np.int32)
 
 
 def changed_flags(
@@ -76,11 +76,11 @@ def _difflib(
     a: np.ndarray, b: np.ndarray, min_match: int, autojunk: bool, insertions: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The oracle, and the fallback where the extension was not built."""
-    found = SequenceMatcher(None, a.tolist(), b.tolist(), autojunk=autojunk).get_matching_blocks()
+    blocks = SequenceMatcher(None, a.tolist(), b.tolist(), autojunk=autojunk).get_matching_blocks()
     flags = np.zeros(len(a), dtype=np.bool_), np.zeros(len(b), dtype=np.bool_)
     start = [0, 0]
-    for block in found:
-        if block.size < min_match and block is not found[-1]:
+    for block in blocks:
+        if block.size < min_match and block is not blocks[-1]:
             continue
         stop = [block.a, block.b]
         gaps = [stop[i] > start[i] for i in range(2)]

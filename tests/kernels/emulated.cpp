@@ -1,5 +1,5 @@
 // The CUDA ops run by csrc/cuda/emulate.h on the host, as a Python module.
-#include "cuda/bindings.h"
+#include "bindings.h"
 #include "cuda/common.cuh"
 
 namespace {
@@ -16,6 +16,7 @@ __global__ void pass_on(int* out, bool first, bool barrier) {
 }  // namespace
 
 PYBIND11_MODULE(emulated, m) {
+  mmfast::bind_logit_tile(m);
   mmfast::bind_cuda(m);
   m.def("backwards", [](bool on) { mmfast::emulate::backwards() = on; });
   m.def("is_backwards", [] { return mmfast::emulate::backwards(); });

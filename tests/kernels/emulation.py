@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from mmfast.ops import dispatch, preference_device, rows, splice
-from mmfast.ops.head import folds_device
+from mmfast.ops import dispatch, preference_kernels, rows, splice
+from mmfast.ops.head import folds_native
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]
@@ -76,5 +76,5 @@ def emulate_cuda(monkeypatch: pytest.MonkeyPatch, module: Any = None) -> None:
     module = module or emulated()
     available = dispatch.available
     monkeypatch.setattr(dispatch, "available", lambda name, device: "" if name == "cuda" else available(name, device))
-    for place in (folds_device, preference_device, rows, splice):
+    for place in (folds_native, preference_kernels, rows, splice):
         monkeypatch.setattr(place, "native", lambda: module)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_checks, gpu_rows
+from bench import gpu_checks, preference, selective, splice
+from bench.device import Setup, roof
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,9 +22,9 @@ def test_without_a_device_it_says_so_and_exits_with_2() -> None:
 
 def test_the_small_parts_run_dry() -> None:
     cpu = torch.device("cpu")
-    setup = gpu_rows.Setup(cpu, repeats=2, dry=True, deadline=time.monotonic() + 600)
+    setup = Setup(cpu, repeats=2, dry=True, deadline=time.monotonic() + 600)
     rows = [
-        row for part in (gpu_rows.roof, gpu_rows.splice, gpu_rows.preference, gpu_rows.selective) for row in part(setup)
+        row for part in (roof, splice.device_rows, preference.device_rows, selective.device_rows) for row in part(setup)
     ]
     assert all(row["median_s"] > 0 and row["repeats"] == 2 for row in rows)
     assert {"roof", "splice_embeddings", "preference_loss", "selective_logprob"} == {row["op"] for row in rows}

@@ -9,22 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.backends import TorchFolds
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, Tile
-from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
+from mmfast.ops.head.backends import TorchFolds, TritonFolds
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, M, S, Tile
+from mmfast.ops.head.folds_native import NativeFolds
+from mmfast.ops.head.spec import HeadSpec
 from tests.kernels.emulation import emulated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # the interpreter truncates to bf16
 EVERYTHING = {"entropy": True, "squares": True, "total": True}
-SPECS = [FoldSpec(None, 1.0, **EVERYTHING), FoldSpec(4.0, 0.7, **EVERYTHING)]
+SPECS = [HeadSpec(**EVERYTHING), HeadSpec(4.0, 0.7, **EVERYTHING)]
 
 
 def folds_of(backend: str) -> Folds:
     if backend == "triton":
         pytest.importorskip("triton")
         return TritonFolds()
-    return CudaFolds() if DEVICE == "cuda" else CudaFolds(emulated())
+    return NativeFolds("cuda") if DEVICE == "cuda" else NativeFolds("cuda", emulated())
 
 
 def logits(rows: int, width: int, dtype: torch.dtype = torch.float32, shift: float = 0.0) -> Tensor:
@@ -42,7 +43,7 @@ def new_stats(rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def run(
-    folds: Folds, z: Tensor, bias: Tensor | None, targets: Tensor, spec: FoldSpec, widths: list[int], out: torch.dtype,
+    folds: Folds, z: Tensor, bias: Tensor | None, targets: Tensor, spec: HeadSpec, widths: list[int], out: torch.dtype,
     device: str, wants: str = "pz",
 ) -> dict[str, Tensor]:  # fmt: skip
     """Folds all tiles; statistics after the last, factors and outputs of each."""
@@ -85,7 +86,7 @@ def close(got: Tensor, want: Tensor, tolerance: float) -> None:
 )
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_forward(
-    backend: str, rows: int, widths: list[int], dtype: torch.dtype, out: torch.dtype, spec: FoldSpec
+    backend: str, rows: int, widths: list[int], dtype: torch.dtype, out: torch.dtype, spec: HeadSpec
 ) -> None:
     z = logits(rows, sum(widths), dtype)
     g = torch.Generator().manual_seed(1)
@@ -124,7 +125,7 @@ def test_outputs_are_optional_and_may_be_the_tile(backend: str, wants: str) -> N
 @pytest.mark.parametrize("width, entropy", [(64, False), (2500, True), (33, True)])
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_gradient(
-    backend: str, width: int, entropy: bool, dtype: torch.dtype, out: torch.dtype, spec: FoldSpec
+    backend: str, width: int, entropy: bool, dtype: torch.dtype, out: torch.dtype, spec: HeadSpec
 ) -> None:  # fmt: skip
     rows, first = 4, 100
     z = logits(rows, width, dtype)

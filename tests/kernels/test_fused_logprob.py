@@ -23,7 +23,7 @@ def oracle(hidden, weight, targets, rows, bias, softcap, temperature):
     [(130, 130, 300, 40, {}), (50, 140, 700, 33, {"bias": 1.0, "softcap": 5.0, "temperature": 0.7}), (3, 1, 1, 8, {})],
 )
 def test_against_fp64(T: int, U: int, V: int, D: int, extras: dict[str, float], dtype: torch.dtype) -> None:
-    from mmfast.kernels.fused_logprob import fused_logprob
+    from mmfast.kernels.logprob_fused import fused_logprob
 
     g = torch.Generator().manual_seed(U)
     hidden = torch.randn(T, 2 * D, generator=g).to(dtype)[:, :D]  # rows are not contiguous
@@ -42,7 +42,7 @@ def test_against_fp64(T: int, U: int, V: int, D: int, extras: dict[str, float], 
 
 @pytest.mark.parametrize("shift", [-4096.0, 4096.0])
 def test_a_common_shift_changes_nothing(shift: float) -> None:
-    from mmfast.kernels.fused_logprob import fused_logprob
+    from mmfast.kernels.logprob_fused import fused_logprob
 
     g = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(20, 16, generator=g), torch.randn(500, 16, generator=g)
@@ -56,7 +56,7 @@ def test_a_common_shift_changes_nothing(shift: float) -> None:
 
 @pytest.mark.parametrize("p", [0.5, 0.99, 0.9999])
 def test_confident_targets(p: float) -> None:
-    from mmfast.kernels.fused_logprob import fused_logprob
+    from mmfast.kernels.logprob_fused import fused_logprob
 
     V = 1000
     hidden = torch.ones(1, 16)
@@ -68,7 +68,7 @@ def test_confident_targets(p: float) -> None:
 
 
 def test_no_rows() -> None:
-    from mmfast.kernels.fused_logprob import fused_logprob
+    from mmfast.kernels.logprob_fused import fused_logprob
 
     hidden, weight = torch.zeros(4, 8, device=DEVICE), torch.zeros(5, 8, device=DEVICE)
     logp, lse = fused_logprob(hidden, weight, torch.zeros(0, dtype=torch.int64, device=DEVICE))

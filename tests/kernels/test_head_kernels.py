@@ -9,8 +9,8 @@ import torch
 from bench.gpu_checks import PATHS, head_inputs, head_problems
 from mmfast.ops import linear_logprob
 from mmfast.ops.head import backends
-from mmfast.ops.head.folds_device import CudaFolds
-from mmfast.ops.oracles.head import linear_logprob as oracle
+from mmfast.ops.head.folds_native import NativeFolds
+from mmfast.ops.oracles.logprob import linear_logprob as oracle
 from mmfast.ops.selective import selective_logprob
 from tests.kernels.emulation import emulated
 
@@ -29,7 +29,7 @@ def test_every_path(
         pytest.importorskip("triton")
     elif DEVICE.type == "cpu":
         module = emulated()
-        monkeypatch.setitem(backends.FOLDS, "torch", lambda: CudaFolds(module))
+        monkeypatch.setitem(backends.FOLDS, "torch", lambda: NativeFolds("cuda", module))
         backend = "torch"
     given = head_inputs((12, 40, 203), dtype, DEVICE)
     assert not head_problems(given, path, options, PATHS[path][2], backend, path, DEVICE)
@@ -45,7 +45,7 @@ def test_selective_reads_the_logits_where_they_are(
         pytest.importorskip("triton")
     elif DEVICE.type == "cpu":
         module = emulated()
-        monkeypatch.setitem(backends.FOLDS, "torch", lambda: CudaFolds(module))
+        monkeypatch.setitem(backends.FOLDS, "torch", lambda: NativeFolds("cuda", module))
         backend = "torch"
     g = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(6, 205, generator=g)).to(DEVICE, dtype)

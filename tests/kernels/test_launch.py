@@ -120,7 +120,7 @@ def test_native_launches_are_guarded(name: str, inside: list[int], monkeypatch: 
 @pytest.mark.parametrize("name", ["linear_logprob", "preference_loss", "splice_embeddings", "fused"])
 def test_triton_launches_are_guarded(name: str, inside: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from mmfast.kernels import fold, fused_logprob, preference, splice
+    from mmfast.kernels import logprob, logprob_fused, preference, splice
 
     launches = []
 
@@ -133,7 +133,7 @@ def test_triton_launches_are_guarded(name: str, inside: list[int], monkeypatch: 
             launches.append(self.kernel)
             return self.kernel[grid]
 
-    for module in (fold, fused_logprob, preference, splice):
+    for module in (logprob, logprob_fused, preference, splice):
         for label in [label for label in vars(module) if label.endswith("_kernel")]:
             monkeypatch.setattr(module, label, Kernel(getattr(module, label)))
     subject = subjects.fused_logprob() if name == "fused" else SUBJECTS[name]()
@@ -146,4 +146,4 @@ def test_a_launch_outside_a_guard_is_seen(inside: list[int], monkeypatch: pytest
     emulate_cuda(monkeypatch, Watched(emulated(), inside, []))
     acc = torch.ones(2, 8)
     with pytest.raises(AssertionError, match="cuda_fold_rescale is launched outside"):
-        backends.folds_of("cuda").rescale(acc, torch.ones(2))
+        backends.FOLDS["cuda"]().rescale(acc, torch.ones(2))

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import STATS, FoldSpec, M, Tile
-from mmfast.ops.head.folds_device import CudaFolds
-from mmfast.ops.preference_device import preference_cuda
+from mmfast.ops.head.folds import STATS, M, Tile
+from mmfast.ops.head.folds_native import NativeFolds
+from mmfast.ops.head.spec import HeadSpec
+from mmfast.ops.preference_kernels import PreferenceTensors, preference_native
 from mmfast.ops.rows import DTYPE_CODES
 from tests.kernels.emulation import emulated
 from tests.kernels.test_preference_kernels import arguments, spec_of
 
-SPEC = FoldSpec(5.0, 0.7, entropy=True, squares=True, total=True)
+SPEC = HeadSpec(5.0, 0.7, entropy=True, squares=True, total=True)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_folds(width: int, dtype: torch.dtype) -> None:
     lse, a, b, d = torch.randn(4, 5, generator=g)
 
     def run() -> list[Tensor]:
-        folds = CudaFolds(emulated())
+        folds = NativeFolds("cuda", emulated())
         stats = torch.zeros(STATS, 5)
         stats[M] = -torch.inf
         probs, probs_z, grad, kept = (torch.empty(5, width, dtype=dtype) for _ in range(4))
@@ -79,7 +80,7 @@ def test_preference(lengths: tuple[int, ...]) -> None:
     given = arguments("sigmoid", torch.float32, lengths)
     given[1][::2] = 5  # one log-prob scores more tokens than the kernel orders in local memory
     spec = spec_of("sigmoid", given, sft_weight=0.3, ld_alpha=0.5)
-    run = lambda: list(preference_cuda(*given, spec, True, module=emulated()))  # noqa: E731
+    run = lambda: list(preference_native("cuda", PreferenceTensors(*given), spec, True, emulated()))  # noqa: E731
     assert all(torch.equal(x, y) for x, y in zip(*both_ways(run), strict=True))
 
 

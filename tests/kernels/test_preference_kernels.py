@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmfast.ops.kinds import DIVERGENCES, DIVERGING, KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.preference import preference_torch
-from mmfast.ops.preference_device import preference_cuda, preference_triton
+from mmfast.ops.preference_kernels import PreferenceTensors, preference_native, preference_triton
 from mmfast.ops.preference_math import make_spec
 from tests.kernels.emulation import emulated
 
@@ -36,18 +36,18 @@ def arguments(kind: str, dtype: torch.dtype = torch.float64, lengths: tuple[int,
 
 
 def run(backend: str, given: list[Any], spec: Any, want_grad: bool = True) -> tuple[Tensor, ...]:
-    moved = [None if t is None else t.to(DEVICE) for t in given]
+    moved = PreferenceTensors(*(None if t is None else t.to(DEVICE) for t in given))
     if backend == "triton":
         pytest.importorskip("triton")
-        out = preference_triton(*moved, spec, want_grad)
+        out = preference_triton(moved, spec, want_grad)
     else:
-        out = preference_cuda(*moved, spec, want_grad, module=None if DEVICE == "cuda" else emulated())
+        out = preference_native("cuda", moved, spec, want_grad, None if DEVICE == "cuda" else emulated())
     return tuple(t.cpu() for t in out)
 
 
 def check(backend: str, given: list[Any], spec: Any, tolerance: float = 1e-10) -> None:
     wide = [t.double() if t is not None and t.is_floating_point() else t for t in given]
-    for got, want in zip(run(backend, given, spec), preference_torch(*wide, spec), strict=True):
+    for got, want in zip(run(backend, given, spec), preference_torch(PreferenceTensors(*wide), spec), strict=True):
         assert got.dtype == given[0].dtype
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
@@ -139,11 +139,11 @@ def test_a_call_can_be_captured(backend: str, average: bool) -> None:
     given = arguments("sigmoid")
     spec = spec_of("sigmoid", given, average=average, sft_weight=0.3)
     want = run(backend, given, spec)
-    moved = [None if t is None else t.to(DEVICE) for t in given]
+    moved = PreferenceTensors(*(None if t is None else t.to(DEVICE) for t in given))
     module = None if DEVICE == "cuda" or backend == "triton" else emulated()
     with NoHost():
         if backend == "triton":
-            got = preference_triton(*moved, spec, True)
+            got = preference_triton(moved, spec, True)
         else:
-            got = preference_cuda(*moved, spec, True, module=module)
+            got = preference_native("cuda", moved, spec, True, module)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))

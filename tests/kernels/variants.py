@@ -48,7 +48,7 @@ def splice() -> Iterator[Variant]:
 
 
 def fused_logprob() -> Iterator[Variant]:
-    from mmfast.kernels import fused_logprob as fused
+    from mmfast.kernels import logprob_fused as fused
 
     scalars = {name: "i32" for name in ("U", "V", "D", "tiles_per_split")}
     scalars |= {"hidden_stride": "i64", "weight_stride": "i64", "softcap": "fp32", "inverse_temperature": "fp32"}
@@ -86,7 +86,7 @@ def fused_logprob() -> Iterator[Variant]:
 
 
 def fold() -> Iterator[Variant]:
-    from mmfast.kernels import fold
+    from mmfast.kernels import logprob
 
     scalars = {name: "fp32" for name in ("softcap", "inverse_temperature", "to_tanh")}
     tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i64"} | scalars
@@ -98,17 +98,17 @@ def fold() -> Iterator[Variant]:
         flags = {"HAS_BIAS": options, "HAS_SOFTCAP": options}
         yield Variant(
             label,
-            fold.fold_forward_kernel,
+            logprob.fold_forward_kernel,
             tile
             | {"tile": f"*{dtype}", "stats": "*fp32", "U": "i64", "probs": f"*{out}", "probs_z": f"*{out}"}
             | {"probs_stride": "i64", "probs_z_stride": "i64"},
-            flags | {"PROBS": True, "PROBS_Z": options, "BLOCK": fold.STEP},
+            flags | {"PROBS": True, "PROBS_Z": options, "BLOCK": logprob.STEP},
             num_warps=8,
             multiples_of_16=("tile_stride", "width", "probs_stride", "probs_z_stride"),
         )
         yield Variant(
             label,
-            fold.fold_gradient_kernel,
+            logprob.fold_gradient_kernel,
             tile
             | {name: "*fp32" for name in ("lse", "a", "b", "d")}
             | {"tile": f"*{dtype}", "out": f"*{out}", "out_stride": "i64"},
@@ -117,7 +117,7 @@ def fold() -> Iterator[Variant]:
         )
     yield Variant(
         "sizes of 1",
-        fold.fold_forward_kernel,
+        logprob.fold_forward_kernel,
         {name: kind for name, kind in tile.items() if name not in ("width", "first", "tile_stride")}
         | {"tile": "*fp32", "stats": "*fp32", "probs": "*fp32", "probs_z": "*fp32"},
         dict.fromkeys(("width", "first", "tile_stride", "U", "probs_stride", "probs_z_stride"), 1)
@@ -125,14 +125,14 @@ def fold() -> Iterator[Variant]:
     )
     yield Variant(
         "fp32",
-        fold.fold_rescale_kernel,
+        logprob.fold_rescale_kernel,
         {"acc": "*fp32", "stride": "i64", "factor": "*fp32", "width": "i64"},
         {"BLOCK": 1024},
         multiples_of_16=("stride", "width"),
     )
     yield Variant(
         "bf16",
-        fold.fold_finish_kernel,
+        logprob.fold_finish_kernel,
         {"kept": "*bf16", "stride": "i64", "columns": "i64", "scale": "*fp32", "scale_stride": "i64", "width": "i64"}
         | {"targets": "*i64", "entry": "*fp32"},
         {"BLOCK": 2048},

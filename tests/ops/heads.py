@@ -10,7 +10,7 @@ from torch import Tensor
 from mmfast.ops import linear_logprob
 from mmfast.ops.dispatch import available
 from mmfast.ops.head.backends import FOLDS
-from mmfast.ops.oracles import head as reference
+from mmfast.ops.oracles import logprob as reference
 
 CPU_BACKENDS = [b for b in ("torch", "cpu") if b in FOLDS and not available(b, torch.device("cpu"))]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import linear_logprob
-from mmfast.ops.oracles.head import linear_logprob as oracle
+from mmfast.ops.oracles.logprob import linear_logprob as oracle
 from tests.ops.heads import error
 
 VOCAB = 700  # several tiles on every backend: at least 256 columns (folds), 128 (the fused kernel, 4 ranges)

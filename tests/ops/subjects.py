@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmfast import ops
 from mmfast.ops.linear_preference import pair_components
-from mmfast.ops.oracles.head import linear_logprob as head_oracle
-from mmfast.ops.oracles.head import selective_logprob as selective_oracle
+from mmfast.ops.oracles.logprob import linear_logprob as head_oracle
+from mmfast.ops.oracles.logprob import selective_logprob as selective_oracle
 from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS
 from mmfast.ops.preference_math import make_spec

@@ -15,7 +15,7 @@ SHAPES = [(1, 1, 1), (5, 33, 7), (13, 31, 64), (12, 96, 1025), (37, 70, 2050), (
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_equals_fp64(engine: str, transposed: bool, accumulate: bool) -> None:
-    from mmfast.ops.head.folds_cpu import bf16_product
+    from mmfast.ops.head.folds_native import bf16_product
 
     torch.manual_seed(0)
     for rows, columns, depth in SHAPES:
@@ -32,7 +32,7 @@ def test_equals_fp64(engine: str, transposed: bool, accumulate: bool) -> None:
 @pytest.mark.parametrize("engine", native().cpu_gemm_engines().split(",") if native() else [])  # type: ignore[union-attr]
 def test_a_lone_row_or_column_keeps_any_stride(engine: str) -> None:
     """torch calls a [U,1] matrix contiguous whatever its column stride: a transposed [1,U], a column of a matrix."""
-    from mmfast.ops.head.folds_cpu import bf16_product
+    from mmfast.ops.head.folds_native import bf16_product
 
     column, row = torch.randn(9, 7).bfloat16()[:, 3:4], torch.randn(1, 5).bfloat16()
     for a, b in ((column, row), (torch.randn(1, 9).bfloat16().T, torch.randn(5, 1).bfloat16().T)):
@@ -43,7 +43,7 @@ def test_a_lone_row_or_column_keeps_any_stride(engine: str) -> None:
 
 
 def test_an_engine_this_cpu_lacks_is_named() -> None:
-    from mmfast.ops.head.folds_cpu import bf16_product
+    from mmfast.ops.head.folds_native import bf16_product
 
     a = torch.ones(2, 2).bfloat16()
     with pytest.raises(ValueError, match="no bf16 GEMM engine avx1024"):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CHECK = """
 import torch
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds_cpu import bf16_engine
+from mmfast.ops.head.folds_native import bf16_engine
 from tests.ops.heads import error, make, run, run_reference
 assert native().cpu_isa() == "{isa}" and bf16_engine() == ""
 for dtype, limit in ((torch.float64, 1e-11), (torch.float32, 2e-5), (torch.bfloat16, 2e-2)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import linear_logprob
+from mmfast.ops.head.spec import HeadSpec
 from tests.ops.heads import CPU_BACKENDS, error, make, run, run_reference
 
 PATHS = {  # name: (trained head, entropy_grad, keep_budget)
@@ -67,8 +68,6 @@ def test_opcheck(bias: bool, lora: bool, trained: bool) -> None:
     t = case.tensors
     x = t["hidden"].detach()[case.options["rows"]].requires_grad_()
     u = t["u"].detach()[case.options["rows"]].requires_grad_() if lora else None
-    args = (
-        x, t["weight"], case.targets, t.get("bias"), u, t.get("b"), None, 1.0, True, False, True, True, True, trained,
-        1 << 20, 1 << 20, "",
-    )  # fmt: skip
+    spec = HeadSpec(0.0, 1.0, True, True, True, False, True, trained, 1 << 20, 1 << 20)
+    args = (x, u, t["weight"], t.get("b"), t.get("bias"), case.targets, spec.flat(), "")
     torch.library.opcheck(torch.ops.mmfast.linear_logprob.default, args)

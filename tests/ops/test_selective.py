@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from mmfast.ops import selective_logprob
-from mmfast.ops.oracles import head as reference
+from mmfast.ops.head.spec import HeadSpec
+from mmfast.ops.oracles import logprob as reference
 from tests.ops.heads import CPU_BACKENDS, error
 
 both = pytest.mark.parametrize("backend", CPU_BACKENDS)
+ALL = HeadSpec(entropy=True, squares=True, total=True, entropy_grad=True)
 FLAGS = {"return_entropy": True, "return_logsumsq": True, "return_mean_logit": True, "return_top1": True}
 
 
@@ -93,7 +95,7 @@ def test_gradcheck_opcheck_compile() -> None:
         return selective_logprob(x, targets, softcap=9.0, return_entropy=True, entropy_grad=True)
 
     assert torch.autograd.gradcheck(both_outputs, (values,))
-    arguments = (values.detach().float().requires_grad_(), targets, None, 1.0, True, True, True, True, False, "")
+    arguments = (values.detach().float().requires_grad_(), targets, ALL.flat(), False, "")
     torch.library.opcheck(torch.ops.mmfast.selective_logprob.default, arguments)
     compiled = torch.compile(both_outputs, fullgraph=True, backend="aot_eager")
     got, want = compiled(values), both_outputs(values)

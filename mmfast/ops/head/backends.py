@@ -1,37 +1,33 @@
-"""The folds in plain torch, and the table of all: which backend folds how."""
+"""The folds in plain torch and in Triton, and the table of all: which backend folds how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, FoldSpec, M, S, Tile
-from mmfast.ops.head.folds_cpu import CpuFolds
-from mmfast.ops.head.folds_device import CudaFolds, TritonFolds
-from mmfast.ops.head.gemm import torch_product
-from mmfast.ops.oracles.head import map_logits
+from mmfast.ops.dispatch import choose
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, M, S, Tile
+from mmfast.ops.head.folds_native import NativeFolds
+from mmfast.ops.head.spec import HeadSpec
+from mmfast.ops.oracles.logprob import map_logits
 
 
-def _mapped(tile: Tile, spec: FoldSpec) -> Tensor:
+def _mapped(tile: Tile, spec: HeadSpec) -> Tensor:
     z = tile.logits if tile.bias is None else tile.logits + tile.bias
-    return map_logits(z, spec.softcap, spec.temperature)
+    return map_logits(z, spec.softcap or None, spec.temperature)
 
 
-def _slope(z: Tensor, spec: FoldSpec) -> Tensor | float:
-    return 1.0 if spec.softcap is None else 1 - (z * (spec.temperature / spec.softcap)) ** 2
+def _slope(z: Tensor, spec: HeadSpec) -> Tensor | float:
+    return 1 - (z * (spec.temperature / spec.softcap)) ** 2 if spec.softcap else 1.0
 
 
-class TorchFolds:
+class TorchFolds(Folds):
     """Line by line what the native folds do, in torch."""
 
-    low_precision_tiles = False
-
-    def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
-        torch_product(a, b, out, accumulate)
-
-    def forward(self, tile: Tile, stats: Tensor, spec: FoldSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
         z = _mapped(tile, spec)
         here, column = tile.target_columns()
         if spec.total:
@@ -63,7 +59,7 @@ class TorchFolds:
             probs.copy_(weighted)
 
     def gradient(
-        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: FoldSpec, out: Tensor
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
     ) -> None:
         z = _mapped(tile, spec)
         here, column = tile.target_columns()
@@ -82,9 +78,40 @@ class TorchFolds:
         kept.scatter_(1, targets[:, None], entry[:, None].to(kept.dtype))
 
 
-# What a backend cannot take is said in logprob.py (_unsupported).
-FOLDS: dict[str, Callable[[], Folds]] = {"torch": TorchFolds, "cpu": CpuFolds, "cuda": CudaFolds, "triton": TritonFolds}
+class TritonFolds(Folds):
+    """The folds of kernels/logprob.py."""
+
+    low_precision_tiles = True
+
+    def __init__(self) -> None:
+        from mmfast.kernels import logprob
+
+        self.kernels = logprob
+
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
+        self.kernels.fold_forward(*tile, stats, spec.softcap, spec.temperature, probs, probs_z)
+
+    def gradient(
+        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
+    ) -> None:
+        self.kernels.fold_gradient(*tile, lse, a, b, d, spec.softcap, spec.temperature, out)
+
+    def rescale(self, acc: Tensor, factor: Tensor) -> None:
+        self.kernels.fold_rescale(acc, factor)
+
+    def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
+        self.kernels.fold_finish(kept, scale, width, targets, entry)
 
 
-def folds_of(backend: str) -> Folds:
-    return FOLDS[backend]()
+FOLDS: dict[str, Callable[[], Folds]] = {
+    "torch": TorchFolds, "cpu": partial(NativeFolds, "cpu"), "cuda": partial(NativeFolds, "cuda"), "triton": TritonFolds
+}  # fmt: skip
+
+
+IN_FP32 = dict.fromkeys(FOLDS, "")
+IN_FP64 = IN_FP32 | dict.fromkeys(("cuda", "triton"), "float64 runs on backend 'torch' there")
+
+
+def folds_for(op: str, x: Tensor, backend: str) -> Folds:
+    """The folds of one call: of `backend`, or of the first that suits where it is ""."""
+    return FOLDS[choose(op, x.device, IN_FP64 if x.dtype == torch.float64 else IN_FP32, backend or None)]()

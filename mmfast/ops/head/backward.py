@@ -7,14 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import Folds, FoldSpec
-from mmfast.ops.head.tiles import Head, compute_dtype, tile_width
+from mmfast.ops.head.folds import Folds
+from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.tiles import Head, Saved
 from mmfast.ops.rows import accumulator
+
+
+def slopes_of(c: Tensor | None, h: Tensor | None, saved: Saved, spec: HeadSpec) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(a, b, d) of Folds.gradient, from c = dL/dlogp and h = dL/dentropy; None is zero."""
+    c = torch.zeros_like(saved.logp) if c is None else c
+    a, d = -c, c * saved.p_others * saved.slope
+    if h is None:
+        return a / spec.temperature, None, d
+    p = saved.logp.exp()
+    a = a - h * saved.entropy
+    d = d - h * saved.slope * torch.where(p > 0, p * (saved.logp + saved.entropy), 0.0)
+    return a / spec.temperature, -h / spec.temperature, d
 
 
 @dataclass
 class HeadGradients:
-    """Of weight, B and bias where wanted. Wide ones add up chunk after chunk in fp32; else each is written once."""
+    """The gradients of weight, B and bias where wanted: written once each, or added to in fp32, chunk after chunk."""
 
     weight: Tensor | None
     b: Tensor | None
@@ -22,16 +35,17 @@ class HeadGradients:
     add: bool  # whether to add to what is there
 
     @staticmethod
-    def make(head: Head, wants: tuple[bool, bool, bool], wide: bool = False) -> HeadGradients:
+    def make(head: Head, wants: list[bool], add: bool = False) -> HeadGradients:
+        """`wants` says for weight, B and bias whether a gradient is asked for."""
         acc = accumulator(head.x.dtype)
-        make = torch.zeros_like if wide or head.x.shape[0] == 0 else torch.empty_like
+        make = torch.zeros_like if add or head.x.shape[0] == 0 else torch.empty_like
 
         def like(t: Tensor | None, want: bool, dtype: torch.dtype | None) -> Tensor | None:
             return make(t, dtype=dtype, memory_format=torch.contiguous_format) if want and t is not None else None
 
-        dtype = acc if wide else None
+        dtype = acc if add else None
         weight, b = like(head.weight, wants[0], dtype), like(head.b, wants[1], dtype)
-        return HeadGradients(weight, b, like(head.bias, wants[2], acc), add=wide)
+        return HeadGradients(weight, b, like(head.bias, wants[2], acc), add)
 
     def put(self, start: int, stop: int, transposed: Tensor, x: Tensor | None, u: Tensor | None, folds: Folds) -> None:
         """Rows start..stop: `transposed` [v,U] times x and u [U,*], accumulated in fp32 and rounded once."""
@@ -42,9 +56,9 @@ class HeadGradients:
             if self.add or out.dtype == transposed.dtype:
                 folds.product(transposed, right, out, accumulate=self.add)
             else:
-                wide = torch.empty_like(out, dtype=transposed.dtype)
-                folds.product(transposed, right, wide)
-                out.copy_(wide)
+                exact = torch.empty_like(out, dtype=transposed.dtype)
+                folds.product(transposed, right, exact)
+                out.copy_(exact)
 
     def put_bias(self, start: int, stop: int, dz: Tensor, column: Tensor | None) -> None:
         if self.bias is None:
@@ -55,51 +69,52 @@ class HeadGradients:
         else:
             self.bias[start:stop] = total
 
+    def results(self, head: Head) -> list[Tensor]:
+        """Those of weight, B and bias in their dtypes; what was not wanted has no elements."""
+        pairs = zip((self.weight, self.b, self.bias), (head.weight, head.b, head.bias), strict=True)
+        return [head.x.new_empty(0) if g is None or t is None else g.to(t.dtype) for g, t in pairs]
+
 
 def from_kept(
-    head: Head, kept: Tensor, coefficient: Tensor, into: HeadGradients, tile_budget: int, folds: Folds
+    head: Head, kept: Tensor, coefficient: Tensor, gradients: HeadGradients, spec: HeadSpec, folds: Folds
 ) -> None:
     """kept^T diag(coefficient) X: one GEMM where the result needs no buffer, else one a tile."""
     column = coefficient[:, None]
-    x = (head.x * column).to(kept.dtype) if into.weight is not None else None
-    u = (head.u * column).to(kept.dtype) if into.b is not None and head.u is not None else None
-    users, vocab = kept.shape
-    direct = not into.add and into.bias is None and head.x.dtype == kept.dtype
-    width = vocab if direct else tile_width(users, vocab, tile_budget)
-    for start in range(0, vocab if users else 0, width):
+    x = (head.x * column).to(kept.dtype) if gradients.weight is not None else None
+    u = (head.u * column).to(kept.dtype) if gradients.b is not None and head.u is not None else None
+    rows, vocab = kept.shape
+    direct = not gradients.add and gradients.bias is None and head.x.dtype == kept.dtype
+    width = vocab if direct else spec.tile_width(rows, vocab)
+    for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        into.put(start, stop, kept[:, start:stop].T, x, u, folds)
-        into.put_bias(start, stop, kept[:, start:stop], column)
+        gradients.put(start, stop, kept[:, start:stop].T, x, u, folds)
+        gradients.put_bias(start, stop, kept[:, start:stop], column)
 
 
 def by_recomputing(
     head: Head,
-    spec: FoldSpec,
     lse: Tensor,
-    a: Tensor,
-    b: Tensor | None,
-    d: Tensor,
-    into: HeadGradients,
-    input_grad: bool,
-    tile_budget: int,
+    slopes: tuple[Tensor, Tensor | None, Tensor],
+    gradients: HeadGradients,
+    spec: HeadSpec,
     folds: Folds,
 ) -> list[Tensor]:
-    """Each tile of logits again, overwritten by dL/dlogits (Folds.gradient), then used by each GEMM that needs it.
-    Returns the gradients of x and u, if wanted."""
-    x, users, vocab = head.x, head.x.shape[0], head.weight.shape[0]
-    acc, store = accumulator(x.dtype), compute_dtype(x.dtype, x.device)
-    sums = [x.new_zeros(users, w.shape[1], dtype=acc) for _, w in head.inputs()] if input_grad else []
-    right = [t.to(store) for t, _ in head.inputs()]
-    width = tile_width(users, vocab, tile_budget)
-    buffer = x.new_empty(users * width, dtype=acc)
-    store_buffer = buffer if store == acc else x.new_empty(users * width, dtype=store)
-    for start in range(0, vocab if users else 0, width):
+    """Each tile of logits again, overwritten by dL/dlogits (Folds.gradient, `slopes` are its a, b and d), then used by
+    each GEMM that needs it. Returns the gradients of x and u if spec.input_grad."""
+    x, rows, vocab = head.x, head.x.shape[0], head.weight.shape[0]
+    acc, store = accumulator(x.dtype), compute_dtype(x)
+    sums = [x.new_zeros(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if spec.input_grad else []
+    right = [t.to(store) for t, _ in head.terms()]
+    width = spec.tile_width(rows, vocab)
+    buffer = x.new_empty(rows * width, dtype=acc)
+    store_buffer = buffer if store == acc else x.new_empty(rows * width, dtype=store)
+    for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        shape, size = (users, stop - start), users * (stop - start)
+        shape, size = (rows, stop - start), rows * (stop - start)
         tile, dz = buffer[:size].view(shape), store_buffer[:size].view(shape)
-        folds.gradient(head.tile(folds, start, tile), lse, a, b, d, spec, dz)
-        for g, (_, w) in zip(sums, head.inputs(), strict=bool(sums)):
+        folds.gradient(head.tile(folds, start, tile), lse, *slopes, spec, dz)
+        for g, (_, w) in zip(sums, head.terms(), strict=bool(sums)):
             folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)
-        into.put(start, stop, dz.T, right[0], right[1] if len(right) > 1 else None, folds)
-        into.put_bias(start, stop, dz, None)
+        gradients.put(start, stop, dz.T, right[0], right[1] if len(right) > 1 else None, folds)
+        gradients.put_bias(start, stop, dz, None)
     return [g.to(x.dtype) for g in sums]

@@ -12,10 +12,12 @@ are exact for confident tokens too, where 1 - p_y taken from a rounded p_y would
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
+
+from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.head.spec import HeadSpec
 
 # Rows of the running statistics, one contiguous [STATS, U] tensor (float32; float64 for float64 inputs).
 M = 0  # maximum of the other columns seen so far, -inf at first
@@ -27,15 +29,6 @@ TOTAL = 5  # sum of z over all columns, the target's too; kept if spec.total
 CENTER = 6  # a row's weighted mean logit in its first tile; set if probs_z is asked for
 FACTOR = 7  # written by every tile: e^(m_before - m_after), what sums from earlier tiles are multiplied by
 STATS = 8
-
-
-@dataclass(frozen=True)
-class FoldSpec:
-    softcap: float | None
-    temperature: float
-    entropy: bool = False
-    squares: bool = False
-    total: bool = False
 
 
 class Tile(NamedTuple):
@@ -52,23 +45,25 @@ class Tile(NamedTuple):
         return (local >= 0) & (local < width), local.clamp(0, width - 1)[:, None]
 
 
-class Folds(Protocol):
+class Folds:
     """What a backend supplies. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
 
-    low_precision_tiles: bool  # tiles may also be bf16 or fp16; a tile is overwritten only where it is an output too
+    low_precision_tiles = False  # tiles may also be bf16 or fp16; a tile is overwritten only where it is an output too
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         """out = a b or out += a b, accumulated in fp32; out is fp32 or of a's dtype. a, b may be transposed views."""
+        torch_product(a, b, out, accumulate)
 
     def forward(
         self,
         tile: Tile,
         stats: Tensor,  # [STATS,U], updated
-        spec: FoldSpec,
+        spec: HeadSpec,
         probs: Tensor | None,  # [U,v], out: E = s_v e^(z - m), target entry 0. May be the tile's logits
         probs_z: Tensor | None,  # [U,v], out: E (z - center), target entry 0. Never the tile's logits
     ) -> None:
         """Fold one tile into the statistics and write its exponentials relative to the maximum after this tile."""
+        raise NotImplementedError
 
     def gradient(
         self,
@@ -77,13 +72,16 @@ class Folds(Protocol):
         a: Tensor,  # [U]
         b: Tensor | None,  # [U]; None: zero
         d: Tensor,  # [U]
-        spec: FoldSpec,
+        spec: HeadSpec,
         out: Tensor,  # [U,v]; may be the tile's logits
     ) -> None:
         """out = s_v e^(z - lse) (a + b (z - lse)); the target's entry is d (its slope is in d already)."""
+        raise NotImplementedError
 
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         """acc[t] *= factor[t]; acc is [U,D] fp32 (fp64). Most factors are 1."""
+        raise NotImplementedError
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        """kept[t, v] *= scale[t, v // width] (most are 1), then kept[t, y_t] = entry[t]. kept is [U,V]."""
+        """kept[t, v] *= scale[t, v // width] (most are 1), then kept[t, y_t] = entry[t]. kept is [U,V], contiguous."""
+        raise NotImplementedError

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import available
+from mmfast.ops.head.call import Call
 from mmfast.ops.launch import custom_op
 
 NAME = "triton-fused"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def fused_logprob(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-    needs_gradient: bool,
-    others: dict[str, bool],
-) -> Tensor:
-    """Log-probs only, from checked arguments; `others` tells which further arguments of linear_logprob are in use."""
+def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
+    """Log-probs only; `others` tells which further arguments of linear_logprob are in use."""
     op = f"linear_logprob: backend {NAME!r}"
+    x, _, weight, _, bias, targets = call.head
     if reason := available("triton", x.device):
         raise ValueError(f"{op} cannot be used: {reason}")
     if used := [name for name, value in others.items() if value]:
         raise ValueError(f"{op} returns log-probs of hidden, weight and bias only: leave out {', '.join(used)}")
     if x.dtype not in DTYPES:
         raise ValueError(f"{op} takes fp32, bf16 or fp16, not {x.dtype}")
-    if needs_gradient:
+    if any(call.wants):
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
     if not torch.compiler.is_compiling():
         check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
-    return _fused(x, weight, targets, bias, softcap, temperature)
+    return _fused(x, weight, targets, bias, call.spec.softcap, call.spec.temperature)
 
 
 @custom_op("mmfast::fused_logprob")
 def _fused(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-) -> Tensor:
-    from mmfast.kernels.fused_logprob import fused_logprob as kernel
+    x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float, temperature: float
+) -> Tensor:  # fmt: skip
+    from mmfast.kernels.logprob_fused import fused_logprob as kernel
 
     x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (x, weight))
     bias = None if bias is None else bias.contiguous()
-    return kernel(x, weight, targets.contiguous(), None, bias, softcap, temperature)[0]
+    return kernel(x, weight, targets.contiguous(), None, bias, softcap or None, temperature)[0]
 
 
 @_fused.register_fake
-def _(x: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> Tensor:
+def _(x: Tensor, weight: Tensor, targets: Tensor, *options: object) -> Tensor:
     return x.new_empty(targets.shape[0], dtype=torch.float32)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOW = (torch.bfloat16, torch.float16)
-
 
 def torch_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
     """out = a b, or out += a b. a and b share a dtype; out has it too or is fp32."""

@@ -55,7 +55,7 @@ def pair_loss(spec: PreferenceSpec, c: Tensor, r: Tensor, n_c: Tensor, n_r: Tens
         return ((1 - eps) * -logsigmoid(x) - eps * -logsigmoid(-x)) / (1 - 2 * eps)
     if kind == "exo_pair":
         q = torch.stack([sigma(x), sigma(-x)])
-        p = torch.tensor([1 - eps, eps], dtype=q.dtype)
+        p = torch.tensor([1 - eps, eps], dtype=q.dtype, device=q.device)
         return (q * (q.log() - p.log())).sum()
     if kind == "discopop":
         gate = sigma(x / spec.tau)
@@ -81,7 +81,7 @@ def preference_reference(
         span, weight = values[begin:end], w[begin:end]
         share = torch.ones_like(span)
         share[shorter:] = spec.ld_alpha
-        n = weight.sum() if bool(weight.sum() != 0) else torch.ones((), dtype=w.dtype)
+        n = weight.sum() if bool(weight.sum() != 0) else torch.ones((), dtype=w.dtype, device=w.device)
         unit = n if spec.average else 1
         return (span * weight * share).sum() / unit, n, (span * weight).sum() / unit
 

@@ -1,4 +1,5 @@
-"""The folds over one tile of logits, as mmfast/ops/head/folds.py describes them. Twins of csrc/cuda/fold.cu.
+"""The folds over one tile of logits, as mmfast/ops/head/folds.py describes them. The same folds as in
+csrc/cuda/logprob.cu.
 
 One program a row. It walks the tile in blocks of columns, twice: for the maximum, then for the sums and exponentials.
 """
@@ -155,8 +156,8 @@ def fold_finish_kernel(kept, stride, columns, scale, scale_stride, width, target
         tl.store(row + y, value.to(kept.dtype.element_ty))
 
 
-def scalars(softcap: float | None, temperature: float) -> tuple[float, float, float]:
-    """softcap, 1 / temperature, and what takes a mapped logit back to its tanh."""
+def scalars(softcap: float, temperature: float) -> tuple[float, float, float]:
+    """Returns the softcap (0: none), 1 / temperature, and what takes a mapped logit back to its tanh."""
     return softcap or 1.0, 1.0 / temperature, temperature / softcap if softcap else 0.0
 
 
@@ -170,7 +171,7 @@ def fold_forward(
     targets: Tensor,
     first: int,
     stats: Tensor,
-    softcap: float | None,
+    softcap: float,
     temperature: float,
     probs: Tensor | None,
     probs_z: Tensor | None,
@@ -182,7 +183,7 @@ def fold_forward(
     to, to_z = (tile if t is None else t for t in (probs, probs_z))
     fold_forward_kernel[(rows,)](
         tile, tile.stride(0), tile if bias is None else bias, targets, first, stats, rows, width, cap, inverse, to_tanh,
-        to, to.stride(0), to_z, to_z.stride(0), HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
+        to, to.stride(0), to_z, to_z.stride(0), HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap != 0,
         PROBS=probs is not None, PROBS_Z=probs_z is not None, BLOCK=block_of(width), num_warps=8,
     )  # fmt: skip
 
@@ -196,7 +197,7 @@ def fold_gradient(
     a: Tensor,
     b: Tensor | None,
     d: Tensor,
-    softcap: float | None,
+    softcap: float,
     temperature: float,
     out: Tensor,
 ) -> None:
@@ -205,11 +206,11 @@ def fold_gradient(
         return
     block = min(block_of(width), 2048)
     lse, a, d = lse.contiguous(), a.contiguous(), d.contiguous()
-    twin = a if b is None else b.contiguous()
+    b_or_a = a if b is None else b.contiguous()
     fold_gradient_kernel[(rows, triton.cdiv(width, block))](
-        tile, tile.stride(0), tile if bias is None else bias, targets, first, lse, a, twin, d, out,
+        tile, tile.stride(0), tile if bias is None else bias, targets, first, lse, a, b_or_a, d, out,
         out.stride(0), width, *scalars(softcap, temperature), HAS_BIAS=bias is not None,
-        HAS_SOFTCAP=softcap is not None, HAS_B=b is not None, BLOCK=block, num_warps=4,
+        HAS_SOFTCAP=softcap != 0, HAS_B=b is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
 

@@ -7,22 +7,25 @@ flops counts 2 U D V a needed pass for everybody, recomputed passes never.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.device import Setup, result, timed
 from bench.timing import Run, interleave, peak_mib, summary
-from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
+from mmfast.ops import linear_logprob
 from mmfast.ops.dispatch import native
 
+Row = dict[str, Any]
 CPU_SHAPES = [(512, 1024, 32000), (128, 1024, 32000)]
 GPU_SHAPES = [
     (u, d, v) for d, v in ((4096, 32000), (3584, 152064), (2048, 248320)) for u in (128, 256, 1024, 2048, 8192)
 ]
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> logp
+HEADS = [(d, v, u) for u in (1024, 8192, 256, 2048, 128) for d, v in ((4096, 32000), (3584, 152064), (2048, 248320))]
 
 
 def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def torch_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")
+    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")  # type: ignore[attr-defined]
 
 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -50,9 +53,9 @@ def peers(device: torch.device) -> dict[str, Head]:
     heads: dict[str, Head] = {"mmfast": linear_logprob}
     if device.type == "cuda":
         for backend in ("cuda", "triton"):
-            heads[f"mmfast-{backend}"] = partial(linear_logprob, backend=backend)
+            heads[f"mmfast-{backend}"] = lambda h, w, y, b=backend: linear_logprob(h, w, y, backend=b)
     elif native():
-        heads["mmfast-torch"] = partial(linear_logprob, backend="torch")
+        heads["mmfast-torch"] = lambda h, w, y: linear_logprob(h, w, y, backend="torch")
     heads["eager"] = eager
     heads["torch.compile"] = torch.compile(eager)
     heads["torch.linear_cross_entropy"] = torch_linear_cross_entropy
@@ -100,7 +103,7 @@ def working(runs: dict[str, Run], chosen: str = "") -> dict[str, Run]:
     return good
 
 
-def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = CPU_SHAPES if device.type == "cpu" else GPU_SHAPES
     if options.quick:
@@ -148,76 +151,56 @@ def linear_logprob_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]
                     }
 
 
-def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor, ref_weight: Tensor) -> Run:
-    """Liger takes the reference's hidden states, not its log-probs: one pass more."""
-    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
-
-    loss = LigerFusedLinearDPOLoss(compiled=False)
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            loss(weight, hidden, targets, ref_input=reference, ref_weight=ref_weight)[0], (hidden, weight)
-        )
-
-    return run
+COMPILED = torch.compile(eager, dynamic=True)  # once for all shapes
 
 
-def gradient(loss: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss(), inputs)
+def providers(setup: Setup) -> dict[str, Head]:
+    """bench.heads' peers; our backends by their names."""
+    found = peers(setup.device)
+    del found["torch.compile"]
+    if setup.device.type == "cuda":
+        del found["mmfast"]  # is the first of those named
+    return found if setup.dry else found | {"torch.compile": COMPILED}  # a compiler's minute is no dry run
 
 
-def head_then_loss(head: Head, given: tuple[Tensor, ...]) -> Tensor:
-    hidden, weight, targets, *rest = given
-    return preference_loss(head(hidden, weight, targets), *rest).loss
+def device_rows(setup: Setup) -> Iterator[Row]:
+    shapes = [(64, 1000, 32)] if setup.dry else HEADS
+    for dim, vocab, users in shapes:
+        hidden = torch.randn(users, dim, device=setup.device, dtype=torch.bfloat16)
+        weight = (torch.randn(vocab, dim, device=setup.device) * dim**-0.5).to(torch.bfloat16)
+        targets = torch.randint(0, vocab, (users,), device=setup.device)
+        upstream = torch.randn(users, device=setup.device)
+        for train_head in (False, True):
+            mode = "trained head" if train_head else "frozen head"
+            if setup.late(f"linear_logprob {users}x{dim}x{vocab} {mode}"):
+                continue
+            heads_here = providers(setup)
+            runs = working({k: step(h, hidden, weight, targets, upstream, train_head) for k, h in heads_here.items()})
+            flops = 2 * users * dim * vocab * (3 if train_head else 2)
+            gradients = hidden.nbytes + (weight.nbytes if train_head else 0)
+            memory = {name: peak_mib(run, gradients) for name, run in runs.items()}
+            for name, seconds in timed(setup, runs).items():
+                yield result(setup, "linear_logprob", name, mode, [users, dim, vocab], seconds, flops=flops,
+                             peak_mib=memory[name], dtype="bfloat16")  # fmt: skip
+        yield from no_gradient(setup, hidden, weight, targets)
 
 
-def in_chunks(budget: int, given: tuple[Tensor, ...]) -> Tensor:
-    hidden, weight, targets, *rest = given
-    return linear_preference_loss(hidden, weight, targets, *rest, keep_budget=budget).loss
-
-
-def linear_preference_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """DPO with a trained head where P - Y does not fit keep_budget (here a quarter of it): chunks, 3 passes, beside the
-    same ops one after the other, which recompute (4 passes), eager torch and Liger. Reference log-probs are given."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pairs_count, length, dim, vocab = (8, 32, 1024, 32000) if device.type == "cpu" else (16, 128, 4096, 32000)
-    if options.quick:
-        pairs_count, length, dim, vocab = 4, 8, 64, 1000
-    users = 2 * pairs_count * length
-    for name in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
-        dtype = getattr(torch, name)
-        torch.manual_seed(0)
-        hidden = torch.randn(users, dim, device=device).to(dtype).requires_grad_()
-        weight = (torch.randn(vocab, dim, device=device) * dim**-0.5).to(dtype).requires_grad_()
-        targets = torch.randint(0, vocab, (users,), device=device)
-        responses = torch.arange(0, users + 1, length, dtype=torch.int32, device=device)
-        pairs = torch.arange(2 * pairs_count, device=device).view(2, -1).T.contiguous()
-        ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(users, device=device)
-        budget = users * vocab * dtype.itemsize // 4
-        given = hidden, weight, targets, ref, responses, pairs
-        small: Head = partial(linear_logprob, keep_budget=budget)
-        batched = hidden.detach().view(2 * pairs_count, length, dim).requires_grad_()
-        labels = targets.view(2 * pairs_count, length)
-        runs: dict[str, Run] = {
-            "mmfast": partial(gradient, partial(in_chunks, budget, given), given[:2]),
-            "mmfast, head then loss": partial(gradient, partial(head_then_loss, small, given), given[:2]),
-            "eager": partial(gradient, partial(head_then_loss, eager, given), given[:2]),
-            "liger": liger_dpo(batched, weight, labels, batched.detach(), weight.detach()),
-        }
-        runs["bare GEMMs"] = bare_gemms(hidden.detach(), weight.detach(), True)
-        runs = working(runs, options.peers)
-        times = interleave(runs, 2 if options.quick else options.repeats, warm=True)
-        floor = summary(times["bare GEMMs"])
-        for peer, seconds in times.items():
-            memory = None if peer == "bare GEMMs" else peak_mib(runs[peer], hidden.nbytes + weight.nbytes, warm=True)
-            yield {
-                "op": "linear_preference_loss",
-                "peer": peer,
-                "shape": [pairs_count, length, dim, vocab],
-                "dtype": name,
-                "mode": "trained head, a quarter of P - Y kept",
-                **summary(seconds),
-                "floor_best_s": floor["best_s"],
-                "floor_processor_s": floor["processor_best_s"],
-                "peak_mib": memory,
-            }
+def no_gradient(setup: Setup, hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[Row]:
+    """What a reference pass runs: one GEMM pass."""
+    shape = [hidden.shape[0], hidden.shape[1], weight.shape[0]]
+    if setup.late(f"linear_logprob {shape} without gradient"):
+        return
+    runs: dict[str, Run] = {
+        name: (lambda h=h: h(hidden, weight, targets))
+        for name, h in providers(setup).items()
+        if name != "torch.compile"
+    }
+    if setup.device.type == "cuda":
+        runs["mmfast-triton-fused"] = lambda: linear_logprob(hidden, weight, targets, backend="triton-fused")
+    with torch.no_grad():
+        runs = working(runs)
+        memory = {name: peak_mib(run) for name, run in runs.items()}
+        times = timed(setup, runs)
+    for name, seconds in times.items():
+        yield result(setup, "linear_logprob", name, "no gradient", shape, seconds, flops=2 * math.prod(shape),
+                     peak_mib=memory[name], dtype="bfloat16")  # fmt: skip

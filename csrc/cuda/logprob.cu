@@ -145,16 +145,15 @@ __global__ void __launch_bounds__(kGradientThreads) fold_rescale_kernel(float* a
   store<N>(acc + t * stride + at, x);
 }
 
-// kept[t, v] *= scale[t, v / width], then kept[t, y_t] = entry[t]. Blocks (row, tile); a tile whose scale is 1 is left.
+// kept[t, v] *= scale[t, v / tile_width], then kept[t, y_t] = entry[t]. Blocks (row, tile); a tile whose scale is 1 is left.
 template <class T, int N>
 __global__ void __launch_bounds__(kGradientThreads) fold_finish_kernel(
-    T* kept, int64_t stride, int64_t columns, const acc_t<T>* scale, int64_t scale_stride, int64_t width,
-    const int64_t* targets, const acc_t<T>* entry) {
+    T* kept, int64_t width, const acc_t<T>* scale, int64_t tile_width, const int64_t* targets, const acc_t<T>* entry) {
   using A = acc_t<T>;
-  const int64_t t = blockIdx.x, first = blockIdx.y * width;
-  const int64_t end = first + width < columns ? first + width : columns, y = targets[t];
-  T* row = kept + t * stride;
-  const A f = scale[t * scale_stride + blockIdx.y];
+  const int64_t t = blockIdx.x, first = blockIdx.y * tile_width;
+  const int64_t end = first + tile_width < width ? first + tile_width : width, y = targets[t];
+  T* row = kept + t * width;
+  const A f = scale[t * gridDim.y + blockIdx.y];
   if (f != A(1))
     for (int64_t at = first + int64_t(threadIdx.x) * N; at < end; at += int64_t(blockDim.x) * N) {
       A x[N];
@@ -175,7 +174,7 @@ void in_units(bool fits, F&& run) {
 }
 
 template <class A>
-Fold<A> fold_of(const FoldTile& tile) {
+Fold<A> fold_of(const LogitTile& tile) {
   return {static_cast<const A*>(tile.bias), tile.targets, tile.first, tile.rows, tile.width,
           LogitMap<A>::of(tile.softcap, tile.temperature)};
 }
@@ -198,15 +197,16 @@ bool units_fit(const void* pointer, int64_t stride, int64_t n) {
   return !pointer || (aligned16(pointer) && stride % n == 0 && (n * sizeof(T)) % 16 == 0);
 }
 template <class T, class Out>
-bool tile_fits(const FoldTile& tile, int64_t n) {
-  return units_fit<T>(tile.tile, tile.stride, n) && units_fit<acc_t<T>>(tile.bias, 0, n);
+bool tile_fits(const LogitTile& tile, int64_t n) {
+  return units_fit<T>(tile.logits, tile.stride, n) && units_fit<acc_t<T>>(tile.bias, 0, n) &&
+         units_fit<Out>(tile.out, tile.out_stride, n);
 }
 }  // namespace
 
-void cuda_fold_forward(const FoldTile& tile, void* stats, int out_dtype, void* probs, int64_t probs_stride, void* probs_z,
-                       int64_t probs_z_stride, uintptr_t stream) {
+void cuda_fold_forward(const LogitTile& tile, void* stats, bool, bool, bool, void* out_z, int64_t out_z_stride,
+                       uintptr_t stream) {
   if (tile.rows == 0) return;
-  with_types("linear_logprob", tile.dtype, out_dtype, [&](auto x, auto y) {
+  with_types("linear_logprob", tile.dtype, tile.out_dtype, [&](auto x, auto y) {
     using T = decltype(x);
     using Out = decltype(y);
     using A = acc_t<T>;
@@ -215,19 +215,17 @@ void cuda_fold_forward(const FoldTile& tile, void* stats, int out_dtype, void* p
       const int64_t units = (tile.width + N - 1) / N;
       const unsigned threads = unsigned(units < kFoldThreads ? (units + kWarp - 1) / kWarp * kWarp : kFoldThreads);
       launch("linear_logprob", fold_forward_kernel<T, Out, N>, unsigned(tile.rows), threads ? threads : kWarp, stream,
-             fold_of<A>(tile), static_cast<const T*>(tile.tile), tile.stride, static_cast<A*>(stats),
-             static_cast<Out*>(probs), probs_stride, static_cast<Out*>(probs_z), probs_z_stride);
+             fold_of<A>(tile), static_cast<const T*>(tile.logits), tile.stride, static_cast<A*>(stats),
+             static_cast<Out*>(tile.out), tile.out_stride, static_cast<Out*>(out_z), out_z_stride);
     };
-    const bool fits = tile_fits<T, Out>(tile, 8) && units_fit<Out>(probs, probs_stride, 8) &&
-                      units_fit<Out>(probs_z, probs_z_stride, 8);
-    in_units(fits, run);
+    in_units(tile_fits<T, Out>(tile, 8) && units_fit<Out>(out_z, out_z_stride, 8), run);
   });
 }
 
-void cuda_fold_gradient(const FoldTile& tile, const void* lse, const void* a, const void* b, const void* d, int out_dtype,
-                        void* out, int64_t out_stride, uintptr_t stream) {
+void cuda_fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d,
+                        uintptr_t stream) {
   if (tile.rows == 0 || tile.width == 0) return;
-  with_types("linear_logprob", tile.dtype, out_dtype, [&](auto x, auto y) {
+  with_types("linear_logprob", tile.dtype, tile.out_dtype, [&](auto x, auto y) {
     using T = decltype(x);
     using Out = decltype(y);
     using A = acc_t<T>;
@@ -235,15 +233,16 @@ void cuda_fold_gradient(const FoldTile& tile, const void* lse, const void* a, co
       constexpr int N = decltype(n)::value;
       const dim3 grid(unsigned(tile.rows), blocks_for(tile.width, int64_t(kGradientThreads) * N));
       launch("linear_logprob", fold_gradient_kernel<T, Out, N>, grid, kGradientThreads, stream, fold_of<A>(tile),
-             static_cast<const T*>(tile.tile), tile.stride, static_cast<const A*>(lse), static_cast<const A*>(a),
-             static_cast<const A*>(b), static_cast<const A*>(d), static_cast<Out*>(out), out_stride);
+             static_cast<const T*>(tile.logits), tile.stride, static_cast<const A*>(lse), static_cast<const A*>(a),
+             static_cast<const A*>(b), static_cast<const A*>(d), static_cast<Out*>(tile.out), tile.out_stride);
     };
-    const bool fits = tile_fits<T, Out>(tile, 8) && units_fit<Out>(out, out_stride, 8);
-    in_units(fits, run);
+    in_units(tile_fits<T, Out>(tile, 8), run);
   });
 }
 
-void cuda_fold_rescale(void* acc, int64_t stride, int64_t rows, int64_t width, const void* factor, uintptr_t stream) {
+void cuda_fold_rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
+                       uintptr_t stream) {
+  if (dtype != kF32) bad_dtype("linear_logprob", dtype);
   if (rows == 0 || width == 0) return;
   auto run = [&](auto kernel, int64_t n) {
     const dim3 grid(unsigned(rows), blocks_for(width, kGradientThreads * n));
@@ -254,20 +253,19 @@ void cuda_fold_rescale(void* acc, int64_t stride, int64_t rows, int64_t width, c
   else run(fold_rescale_kernel<1>, 1);
 }
 
-void cuda_fold_finish(void* kept, int64_t stride, int64_t rows, int64_t columns, int dtype, const void* scale,
-                      int64_t scale_stride, int64_t tiles, int64_t width, const int64_t* targets, const void* entry,
-                      uintptr_t stream) {
-  if (rows == 0 || columns == 0) return;
+void cuda_fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
+                      int64_t width, int64_t tile_width, int dtype, uintptr_t stream) {
+  if (rows == 0 || width == 0) return;
+  const unsigned tiles = blocks_for(width, tile_width);
   with_float("linear_logprob", dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     auto run = [&](auto n) {
-      launch("linear_logprob", fold_finish_kernel<T, decltype(n)::value>, dim3(unsigned(rows), unsigned(tiles)),
-             kGradientThreads, stream, static_cast<T*>(kept), stride, columns, static_cast<const A*>(scale), scale_stride,
-             width, targets, static_cast<const A*>(entry));
+      launch("linear_logprob", fold_finish_kernel<T, decltype(n)::value>, dim3(unsigned(rows), tiles),
+             kGradientThreads, stream, static_cast<T*>(kept), width, static_cast<const A*>(scale), tile_width, targets,
+             static_cast<const A*>(entry));
     };
-    const bool fits = units_fit<T>(kept, stride, 8) && width % 8 == 0;
-    in_units(fits, run);
+    in_units(units_fit<T>(kept, width, 8) && tile_width % 8 == 0, run);
   });
 }
 

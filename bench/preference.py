@@ -1,0 +1,86 @@
+"""preference_loss beside a careful eager loss: whole calls with backward, and the kernel alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.device import Row, Run, Setup, graphed, result, timed
+from bench.timing import compared, interleave
+from mmfast.ops.preference import preference_loss, preference_raw
+from mmfast.ops.preference_kernels import PreferenceTensors
+from mmfast.ops.preference_math import make_spec
+
+
+def eager_dpo(logps: Tensor, ref: Tensor, w: Tensor, entry: Tensor, entries: int, pairs: Tensor, beta: float) -> Tensor:
+    """What a careful user writes: two segment sums, a log-sigmoid, the metrics TRL logs."""
+    s = torch.zeros(entries, dtype=logps.dtype, device=logps.device).index_add(0, entry, w * logps)
+    s_ref = torch.zeros_like(s).index_add(0, entry, w * ref)
+    ratio = s - s_ref
+    chosen, rejected = ratio[pairs[:, 0]], ratio[pairs[:, 1]]
+    loss = -F.logsigmoid(beta * (chosen - rejected)).sum() / len(pairs)
+    with torch.no_grad():
+        rewards = beta * chosen, beta * rejected
+        metrics = rewards[0] - rewards[1], s[pairs[:, 0]], s[pairs[:, 1]], rewards[0] > rewards[1]
+    assert len(metrics) == 4
+    return loss
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Whole calls with backward; and the kernel alone. A round is 100 calls."""
+    for pairs_count, length in [(4, 120)] if options.quick else [(1, 120), (4, 120), (16, 150), (64, 150)]:
+        entries = 2 * pairs_count
+        n = entries * length
+        g = torch.Generator().manual_seed(0)
+        logps = (-torch.rand(n, generator=g)).requires_grad_()
+        ref, w = -torch.rand(n, generator=g), torch.rand(n, generator=g) + 0.5
+        responses = torch.arange(0, n + 1, length, dtype=torch.int32)
+        pairs = torch.arange(entries).view(-1, 2)
+        entry = torch.arange(entries).repeat_interleave(length)
+        spec = make_spec("sigmoid", pairs=pairs_count)
+        raw = PreferenceTensors(logps.detach(), None, w, ref, responses, pairs, None, None)
+        runs = {
+            "eager": lambda a=(logps, ref, w, entry, entries, pairs): eager_dpo(*a, 0.1).backward(),
+            "mmfast": lambda a=(logps, ref, responses, pairs), w=w: preference_loss(*a, weights=w).loss.backward(),
+            "mmfast kernel": lambda a=raw, s=spec: preference_raw(a, s, backend="cpu"),
+        }
+        many = {name: (lambda run=run: [run() for _ in range(100)]) for name, run in runs.items()}
+        times = interleave(many, options.repeats)
+        times = {name: [t / 100 for t in seconds] for name, seconds in times.items()}
+        yield from compared("preference_loss", f"P={pairs_count},L={length}", times, "eager", mode="forward+backward")
+
+
+def device_rows(setup: Setup) -> Iterator[Row]:
+    for count, length in [(2, 10)] if setup.dry else [(1, 120), (16, 120), (64, 120), (256, 120)]:
+        if setup.late(f"preference_loss {count} pairs"):
+            return
+        entries, n = 2 * count, 2 * count * length
+        logps = -torch.rand(n, device=setup.device)
+        ref, w = -torch.rand(n, device=setup.device), torch.rand(n, device=setup.device) + 0.5
+        responses = torch.arange(0, n + 1, length, dtype=torch.int32, device=setup.device)
+        pairs = torch.arange(entries, device=setup.device).view(-1, 2)
+        entry = torch.arange(entries, device=setup.device).repeat_interleave(length)
+        index = torch.randperm(n, device=setup.device)
+        spec = make_spec("sigmoid", pairs=count)
+        leaf = logps.clone().requires_grad_()
+        backend = "cuda" if setup.device.type == "cuda" else "cpu"
+        plain = PreferenceTensors(logps, None, w, ref, responses, pairs, None, None)
+        indexed = plain._replace(rows=index)
+        kernels = {
+            name: graphed(lambda t=tensors, s=spec, b=backend: preference_raw(t, s, True, b), setup.device)
+            for name, tensors in {"mmfast kernel": plain, "mmfast kernel, index": indexed}.items()
+        }
+        calls: dict[str, Run] = {
+            "eager": lambda a=(leaf, ref, w, entry, entries, pairs): eager_dpo(*a, 0.1).backward(),
+            "mmfast": lambda a=(leaf, ref, responses, pairs), w=w: preference_loss(*a, weights=w).loss.backward(),
+        }
+        for name, seconds in timed(setup, kernels).items():
+            yield result(
+                setup, "preference_loss", name, "device time of one call", [count, length], [s / 100 for s in seconds]
+            )
+        for name, seconds in timed(setup, calls).items():
+            yield result(setup, "preference_loss", name, "forward+backward", [count, length], seconds)

@@ -1,0 +1,94 @@
+"""A call of the head, checked: what linear_logprob and linear_preference_loss have in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, check_same_dtype
+from mmfast.ops.head.spec import KEEP_BUDGET, TILE_BUDGET, HeadSpec, budget_for
+from mmfast.ops.head.tiles import Head
+from mmfast.ops.rows import gather_rows
+
+
+class Call(NamedTuple):
+    head: Head  # rows gathered, autocast applied
+    spec: HeadSpec  # budgets filled in
+    wants: list[bool]  # whether x, u, weight, B, bias need a gradient
+    backend: str  # "": the first that suits
+
+
+def prepare(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    lora: tuple[Tensor, Tensor] | None,
+    tile_budget: int | None,
+    keep_budget: int | None,
+    backend: str | None,
+    **logit_options: object,
+) -> Call:
+    """Check everything on the host; nothing is computed but casts and the gather of the rows."""
+    # Shapes and dtypes, an argument at a time.
+    check(op, "hidden", hidden, FLOATS, ("T", "D"))
+    length, dim, device = *hidden.shape, hidden.device
+    check(op, "weight", weight, FLOATS, ("V", dim), device)
+    vocab = weight.shape[0]
+    if vocab == 0 or dim == 0:
+        raise ValueError(f"{op}: weight is empty, shape {list(weight.shape)}")
+    check(op, "targets", targets, INDEX, (length if rows is None else "U",), device)
+    if rows is not None:
+        check(op, "rows", rows, INDEX, (targets.shape[0],), device)
+    if bias is not None:
+        check(op, "bias", bias, FLOATS, (vocab,), device)
+    if lora is not None:
+        check(op, "lora[0]", lora[0], FLOATS, (length, "r"), device)
+        check(op, "lora[1]", lora[1], FLOATS, (vocab, lora[0].shape[1]), device)
+    u, b = (None, None) if lora is None else lora
+    spec = logit_spec(op, **logit_options)  # type: ignore[arg-type]
+    # Autocast as F.linear has it: what is multiplied is cast, the bias is not.
+    if torch.is_autocast_enabled(device.type) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        u, b = (None if t is None else t.to(dtype) for t in (u, b))
+    for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
+        if t is not None:
+            check_same_dtype(op, name, t, "hidden", hidden)
+    if rows is not None:
+        check_range(op, "rows", rows, 0, hidden.shape[0])
+        hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
+        u = None if u is None else gather_rows(u, rows)
+    # What needs a gradient decides the path; budgets decide what is kept for it.
+    head = Head(hidden, u, weight, b, bias, targets)
+    wants = [t is not None and t.requires_grad for t in head[:5]] if torch.is_grad_enabled() else [False] * 5
+    if tile_budget is None:
+        tile_budget = budget_for(device, TILE_BUDGET)
+    if keep_budget is None:
+        keep_budget = budget_for(device, KEEP_BUDGET)
+    spec = HeadSpec(*spec[:6], any(wants[:2]), any(wants[2:]), tile_budget, keep_budget)
+    return Call(head, spec, wants, backend or "")
+
+
+def logit_spec(
+    op: str,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+    entropy_grad: bool = False,
+    return_logsumsq: bool = False,
+    return_mean_logit: bool = False,
+) -> HeadSpec:
+    """The public options, checked."""
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{op}: softcap must be above 0, or None for no cap; got {softcap}")
+    if not temperature > 0:
+        raise ValueError(f"{op}: temperature must be above 0, got {temperature}")
+    if entropy_grad and not return_entropy:
+        raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
+    return HeadSpec(softcap or 0.0, temperature, return_entropy, return_logsumsq, return_mean_logit, entropy_grad)

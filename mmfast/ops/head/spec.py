@@ -1,0 +1,56 @@
+"""What one call of the head asks for, and the way of computing that follows from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MIB = 1 << 20
+TILE_BUDGET = {"cpu": 24 * MIB, "cuda": 64 * MIB}  # narrower tiles make slower GEMMs; on CPU 64 MiB cost memory
+KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
+
+
+class HeadSpec(NamedTuple):
+    """Everything about a call that is not a tensor. A custom op takes it as one list of numbers."""
+
+    softcap: float = 0.0  # 0: none
+    temperature: float = 1.0
+    entropy: bool = False
+    squares: bool = False
+    total: bool = False
+    entropy_grad: bool = False
+    input_grad: bool = False  # x or u needs a gradient
+    head_grad: bool = False  # so does the weight, B or the bias
+    tile_budget: int = 0  # bytes of one fp32 tile of logits
+    keep_budget: int = 0  # bytes of probabilities that may be kept for the backward pass
+
+    def flat(self) -> list[float]:
+        return [float(value) for value in self]
+
+    @staticmethod
+    def of(flat: list[float]) -> HeadSpec:
+        return HeadSpec._make((*flat[:2], *map(bool, flat[2:8]), *map(int, flat[8:])))
+
+    def path(self, x: Tensor, vocab: int) -> str:
+        """The row of the table in tiles.py that a call over the rows `x` takes."""
+        if not self.head_grad:
+            return "direct" if self.input_grad else "stats"
+        size = x.shape[0] * vocab * compute_dtype(x).itemsize
+        return "recompute" if self.entropy_grad or size > self.keep_budget else "kept"
+
+    def tile_width(self, rows: int, vocab: int, budgets: int = 1) -> int:
+        """Columns of a tile of `budgets` budgets (at least 256): a multiple of 64, all tiles about equally wide."""
+        widest = max(budgets * self.tile_budget // (4 * max(rows, 1)), 256)
+        tiles = -(-vocab // (widest - widest % 64))
+        return min(-(-vocab // (64 * tiles)) * 64, vocab)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that tiles of probabilities are stored in. CPUs multiply fp16 no faster than fp32."""
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def budget_for(device: torch.device, budgets: dict[str, int]) -> int:
+    return budgets.get(device.type, budgets["cuda"])

@@ -1,0 +1,65 @@
+"""preference_loss in native code (preference.cpp and preference.cu of csrc/) and in Triton (kernels/preference.py)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dispatch import native
+from .kinds import DIVERGENCES, KINDS
+from .launch import address, stream
+from .preference_math import PreferenceSpec
+from .rows import DTYPE_CODES, invert, segment_sum_torch
+
+Raw = tuple[Tensor, Tensor, Tensor]  # loss[], metrics[6, P] in the order of METRICS, d loss / d logps[U]
+
+
+class PreferenceTensors(NamedTuple):
+    """The tensors of one call as kernels take them: contiguous, floats of one dtype (fp32 or fp64)."""
+
+    logps: Tensor  # [U]
+    rows: Tensor | None  # int64 [N], the log-prob that scores each token; None: in order
+    weights: Tensor | None  # [N]
+    ref_logps: Tensor | None  # [N]
+    responses: Tensor  # int32 [R+1]
+    pairs: Tensor  # int64 [P,2]
+    pair_weights: Tensor | None  # [P]
+    delta: Tensor | None  # []
+
+    @property
+    def tokens(self) -> int:
+        """N, the scored tokens."""
+        return self.logps.shape[0] if self.rows is None else self.rows.shape[0]
+
+
+def preference_native(
+    half: str, tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, module: Any = None
+) -> Raw:  # fmt: skip
+    """`half` is "cpu" or "cuda"; tests put in a module that runs the CUDA kernel on the host."""
+    module = module or native()
+    logps, on_gpu = tensors.logps, half == "cuda"
+    sizes = (logps.shape[0], tensors.tokens, tensors.responses.shape[0] - 1, tensors.pairs.shape[0])
+    loss, metrics = logps.new_empty(()), logps.new_empty((6, sizes[3]))
+    # An index of no tokens has no address, which a kernel takes for no index: it would leave the gradient unwritten.
+    new = torch.empty_like if sizes[1] else torch.zeros_like
+    grad = new(logps) if want_grad else logps.new_empty(0)
+    scratch = logps.new_empty(module.cuda_preference_scratch(*sizes), dtype=torch.uint8) if on_gpu else None
+    run = module.cuda_preference if on_gpu else module.cpu_preference
+    run(
+        DTYPE_CODES[logps.dtype], *(address(t) for t in tensors), *sizes, *spec, loss.data_ptr(), metrics.data_ptr(),
+        grad.data_ptr() if want_grad else 0, address(scratch), stream(logps),
+    )  # fmt: skip
+    return loss, metrics, grad
+
+
+def preference_triton(tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool) -> Raw:
+    from mmfast.kernels.preference import preference
+
+    logps, rows = tensors.logps, tensors.rows
+    settings = spec._asdict() | {"kind": KINDS[spec.kind], "divergence": DIVERGENCES[spec.divergence]}
+    loss, metrics, by_token = preference(*tensors, settings, want_grad)
+    if want_grad and rows is not None:
+        by_token = segment_sum_torch(by_token, *invert(rows, logps.shape[0]))
+    return loss, metrics, by_token.to(logps.dtype)
