@@ -20,7 +20,7 @@ import torch
 from mmfast import ops
 from mmfast.ops.attention import explain
 from mmfast.ops.dispatch import BACKENDS, available, cuda_half_fault, dotted, native
-from mmfast.ops.oracles import head as oracle
+from mmfast.ops.oracles import logprob as oracle
 
 PACKAGES = (
     "mmfast", "torch", "transformers", "triton", "peft", "safetensors", "numpy", "pyarrow", "pillow", "torchao",
