@@ -29,6 +29,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
     held_out = bool(c.data.eval_path)
     named_runs = bool({"wandb", "trackio"} & set(c.log.trackers))
     return {
+        # What pairs alone have: a reference, a loss and its parameters
         "reference.kind": (pairs or r.kind == "none", PAIRS),  # "none" is what SFT does
         "reference.model": (cached, CACHED),
         "reference.path": (cached, CACHED),
@@ -74,6 +75,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
         "objective.tau": ("discopop" in losses, 'it is the temperature of objective.loss = "discopop"'),
         "objective.simpo_margin": ("simpo" in losses, 'it is the target margin of objective.loss = "simpo"'),
         "objective.compat": (cached, CACHED),
+        # Rates of parts that may be frozen, and the schedule's own keys
         "optim.projector_lr": (
             "projector" not in m.freeze,
             'the projector is frozen: take "projector" out of model.freeze',
@@ -87,6 +89,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
             'optim.schedule = "constant" ends at the peak: choose another',
         ),
         "optim.decay_share": (c.optim.schedule == "wsd", 'it belongs to optim.schedule = "wsd"'),
+        # Evaluation, data, ranks, trackers, export
         "train.best_metric": (
             held_out and t.eval_every > 0,
             "there is no choice between evaluations: set data.eval_path and train.eval_every",

@@ -29,6 +29,7 @@ def contradictions(c: Config) -> Iterator[str]:
     only_free = all(name in REFERENCE_FREE for name in losses)
     metrics = SFT_METRICS if sft else PAIR_METRICS
     warmup = c.optim.warmup
+    # Names, lengths, the parts that train
     if unknown:
         yield f"objective.loss: {unknown} is not known; the pair losses are {', '.join(KINDS)}"
     if t.epochs is not None and t.steps is not None:
@@ -49,6 +50,7 @@ def contradictions(c: Config) -> Iterator[str]:
         yield "model.freeze leaves nothing to train"
     if 0 < m.max_pixels < m.min_pixels:
         yield f"model.min_pixels = {m.min_pixels} is above model.max_pixels = {m.max_pixels}"
+    # Reference and objective
     if r.kind == "adapter-off" and not m.adapts:
         yield 'reference.kind = "adapter-off" needs [model.lora]: use "cached"'
     if r.kind == "adapter-off" and m.adapter:

@@ -236,6 +236,7 @@ def _bind_or_build(
 
 def _build(data: DataSettings, folder: Path, place: Place, progress: bool, manifest: dict[str, Any]) -> Variant:
     global _maker
+    # What reads rows, and what the store's manifest says of it
     template = Template(data.template, Tokenizer.load(folder))
     reads_images = template.tokenizer.image_token_id is not None
     processor = partial(ImageProcessor.from_model_dir, folder, data.aspect, data.min_pixels, data.max_pixels)
@@ -248,10 +249,12 @@ def _build(data: DataSettings, folder: Path, place: Place, progress: bool, manif
         "tokenizer": template.tokenizer.digest,
         "processor": processor().digest() if reads_images else "",
     }
+    # What other variants of this place know already: images, and whole rows where a row's name is its own
     known = [image for variant in place.variants() for image in variant.images]
     nearest = place.nearest()
     unique = all(len({Path(name).name for name in some}) == len(some) for some in _file_names(data))  # "file:row" is
     earlier = Earlier(nearest) if nearest and unique else None
+    # Parts, in several processes; taken only if neither data nor pictures changed meanwhile
     for _ in range(3):
         place.building.mkdir(exist_ok=True)
         jobs = (
@@ -320,6 +323,7 @@ def _run(jobs: Iterator[tuple[Path, int, list[Row]]], workers: int, progress: bo
                 else:
                     yield target, file, rows
 
+        # In this process, or in a pool that is kept busy
         if workers <= 1:
             for job in todo():
                 done(_work(*job))

@@ -36,6 +36,7 @@ class ExampleBuilder:
 
     def build(self, record: Record, images: Sequence[ImageInfo]) -> tuple[Example, list[Problem]]:
         """`images` are record.images, looked up, in order. Raises BadRow."""
+        # Both sides as tokens
         _check_weight(record.weight, "weight")
         notes: list[Problem] = []
         chosen = self._side(record, record.chosen_prompt or record.prompt, record.chosen, images, notes, "chosen")
@@ -45,6 +46,7 @@ class ExampleBuilder:
             rejected = self._side(record, prompt, record.rejected, images, notes, "rejected")
             if np.array_equal(chosen.ids, rejected.ids) and chosen.images == rejected.images:
                 raise BadRow("identical", "chosen and rejected are the same tokens")
+        # Which tokens differ from the other side, or weigh more or less
         flags: dict[str, np.ndarray | None] = {}
         weights: dict[str, np.ndarray | None] = {}
         mode = self.settings.segments

@@ -164,10 +164,12 @@ class Symbols:
     def cut(self, numbers: np.ndarray) -> Symbols:
         """These examples, in this order, with no more than their own branches, each example's its own; images keep
         their numbers."""
+        # Every example gets branches of its own, one after another
         numbers = np.asarray(numbers, np.int64)
         pairs = self.branch_of[numbers]
         branches = pairs[pairs >= 0]
         pairs[pairs >= 0] = np.arange(len(branches))
+        # All that is counted by branch, and the names
         rows = np.stack([2 * self.name_of[numbers], 2 * self.name_of[numbers] + 1], axis=1).reshape(-1)
         flat, bounds = _gather(self.flat, self.bounds, branches)
         spans, span_bounds = _gather(self.spans, self.span_bounds, branches)
@@ -235,6 +237,16 @@ def response_key(branch: Branch) -> str:
     digest = hashlib.sha256(f"{spans}|{','.join(branch.images)}|".encode())
     digest.update(branch.ids.astype("<i4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def expanded(
+    branch: Branch, images: Mapping[str, ImageInfo], image_token_id: int | None
+) -> tuple[list[int], list[int]]:
+    """Its ids with each image's slots written out, and where each id of the branch begins among them."""
+    sizes = np.ones(len(branch.ids), np.int64)
+    if image_token_id is not None:
+        sizes[branch.ids == image_token_id] = [images[name].tokens for name in branch.images]
+    return np.repeat(branch.ids, sizes).tolist(), offsets_of(sizes)[:-1].tolist()
 
 
 def branches_of(example: Example) -> tuple[Branch, ...]:

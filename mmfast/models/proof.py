@@ -7,18 +7,19 @@ comparison can. Where it fails, sharing is refused with the reason and the model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.symbols import expanded
 from mmfast.models.attention import PROBE, CannotShare, found_masks
 from mmfast.models.scorer import Scorer
 from mmfast.models.unshared import plain_logprob
 from mmfast.packing import build_pack
+from mmfast.packing.build import LoadImages
 
-LoadImages = Callable[[list[str]], dict[str, Tensor]]
 KNOWN_LAYERS = ("full_attention", "sliding_attention")
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats a token
 HALF = 0.25  # bf16 and fp16: a GEMM's rounding differs with its row count
@@ -101,26 +102,26 @@ def difference(scorer: Scorer, example: Example, infos: Mapping[str, ImageInfo],
     return float(torch.stack(gaps).max())
 
 
+def own_inputs(
+    scorer: Scorer, ids: Sequence[int], pixels: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What the model's own forward takes of a sequence and its images."""
+    tokens = torch.tensor([ids], device=scorer.device)
+    accepted = inspect.signature(type(scorer.model).forward).parameters  # generate() refuses any other name
+    inputs = {"input_ids": tokens, **pixels, **scorer.adapter.plain_inputs(tokens)}
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    return {name: value.to(scorer.device) for name, value in inputs.items() if name in accepted}
+
+
 def plain_logps(
     scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages, attention: str = ""
 ) -> Tensor:
     """One sequence, ids and pixels, through the unpatched model with its own attention."""
-    adapter = scorer.adapter
-    ids: list[int] = []
-    starts: list[int] = []  # of each token of the branch, in the expanded sequence
-    pictures = iter(branch.images)
-    for token in branch.ids.tolist():
-        starts.append(len(ids))
-        ids += [token] * (infos[next(pictures)].tokens if token == adapter.image_token_id else 1)
-    tokens = torch.tensor([ids], device=scorer.device)
-    images = load_images(list(dict.fromkeys(branch.images))) if branch.images else {}
-    accepted = inspect.signature(type(scorer.model).forward).parameters
-    inputs = {n: t.to(scorer.device) for n, t in images.items()} | adapter.plain_inputs(tokens)
-    inputs = {n: t for n, t in inputs.items() if n in accepted}
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(scorer.dtype)
+    ids, starts = expanded(branch, infos, scorer.adapter.image_token_id)
+    images = load_images(list(branch.images)) if branch.images else {}
+    inputs = own_inputs(scorer, ids, images, scorer.dtype)
     with scorer.generating(attention) as model:
-        logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0]
-    scored = [starts[p] for start, end in branch.spans for p in range(start, end)]
-    rows = torch.tensor(scored, device=scorer.device)
-    return plain_logprob(logits[rows - 1], tokens[0, rows])
+        logits = model(use_cache=False, **inputs).logits[0]
+    rows = torch.tensor([starts[p] for start, end in branch.spans for p in range(start, end)], device=scorer.device)
+    return plain_logprob(logits[rows - 1], inputs["input_ids"][0, rows])

@@ -35,6 +35,7 @@ def build_pack(
     reference    response_key -> float32 reference log-prob of each scored token; None: Pack.ref_logps is None
     load_images  image ids -> the tensors a family's tower reads, for images in exactly that order
     """
+    # Flat symbols, their forest, the stream it spells, and what is scored of it
     if isinstance(examples, Symbols):
         symbols = examples.renumbered()  # images' numbers order siblings, and must not depend on the rest of the data
     else:
@@ -126,11 +127,13 @@ def _runs(forest: Forest, stream: _Stream) -> dict:
     """Runs of a node followed by its first child's run, and the keys each run sees: its ancestors', then its own."""
     parent = forest.parent.tolist()
     offsets = stream.token_offsets.tolist()
+    # A run begins where a node does not follow its parent directly
     heads = [node for node, above in enumerate(parent) if above < 0 or above != node - 1]
     starts: list[int] = []
     ends: list[int] = []
     k_offsets = [0]
     q_offsets = [offsets[head] for head in heads] + [offsets[-1]]
+    # Each run sees the nodes above it, from the root on, then itself
     for r, head in enumerate(heads):
         above, path = parent[head], []
         while above >= 0:
@@ -206,6 +209,7 @@ def _entries(symbols: Symbols, scored: _Scored, gamma: float, reference: Logps |
     index: list[np.ndarray] = []
     logps: list[np.ndarray] = []
     entry_of: list[list[int]] = []
+    # Sides with the same response and the same weights are one entry
     for e, sides in enumerate(symbols.branch_of.tolist()):
         entries = []
         for b in sides if pairs else sides[:1]:
@@ -222,6 +226,7 @@ def _entries(symbols: Symbols, scored: _Scored, gamma: float, reference: Logps |
                     logps.append(_reference_logps(lookup, key, symbols.told(e), len(weight)))
             entries.append(seen[name])
         entry_of.append(entries)
+    # As tensors
     pair_weights = symbols.example_weights.astype(np.float32)
     empty = [np.empty(0, np.int64)]
     return dict(

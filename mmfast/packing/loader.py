@@ -109,6 +109,7 @@ class PackLoader:
                     planned.append((step, m))
                     yield pack.tolist(), step.normaliser
 
+        # Workers build what `keys` asks for, in that order
         loader = DataLoader(
             self.builder,
             batch_size=None,
@@ -121,6 +122,7 @@ class PackLoader:
         packs: Any = iter(loader)
         if self.workers:  # they do not hear Python's SIGTERM when it exits, and it would wait for them for ever
             atexit.register(packs._shutdown_workers)
+        # Each pack goes out with the step it belongs to
         try:
             for pack in _ahead(packs, self.device):
                 step, m = planned.popleft()

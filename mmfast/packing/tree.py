@@ -47,6 +47,7 @@ def prefix_forest(symbols: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, 
 
 def prefix_forest_plain(symbols: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, share: bool = True) -> Forest:
     """The plain twin of prefix_forest: a trie of single symbols whose unbranched chains are then joined."""
+    # A trie of single symbols
     trie: dict = {}
     stops: dict[int, list[int]] = {}  # id of a trie dict -> branches that end there
     for b in range(len(starts)):
@@ -57,6 +58,7 @@ def prefix_forest_plain(symbols: np.ndarray, starts: np.ndarray, ends: np.ndarra
         for depth, symbol in enumerate(path):
             level = level.setdefault(symbol, {"at": int(starts[b]) + depth, "below": {}})["below"]
         stops.setdefault(id(level), []).append(b)
+    # Chains without a branch become one node; children in the order of their first symbols
     parent: list[int] = []
     start: list[int] = []
     end: list[int] = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmfast.config import Config
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.symbols import expanded
 from mmfast.files import whole, write_bytes
 from mmfast.job.opening import Job
 from mmfast.job.runtime import start
@@ -84,6 +85,7 @@ def import_reference(
         values_of_row = table.get(place(example.source, Path(path).is_dir()))
         if values_of_row is None:
             raise ValueError(f"example {example.id} ({example.source}): its row in {path} has no reference log-probs")
+        # Its values at our scored positions, which must add up to what the file says
         for branch, (total, _, values) in ((example.chosen, values_of_row[:3]), (example.rejected, values_of_row[3:])):
             scored = np.asarray(values, np.float32)[_positions(branch, len(values), images, image_token, example)]
             if not np.isfinite(scored).all():
@@ -190,15 +192,13 @@ def _positions(
 ) -> np.ndarray:
     """Where the scored tokens stand in a per-token list of `length` values."""
     scored = _scored(branch)
+    ids, starts = expanded(branch, images, image_token)
     if length == len(branch.ids) - 1:
         return scored - 1
-    extra = np.zeros(len(branch.ids), np.int64)
-    sizes = [images[name].tokens - 1 for name in branch.images]
-    if length == len(branch.ids) - 1 + sum(sizes) and sizes:
-        extra[branch.ids == image_token] = sizes
-        return scored - 1 + np.cumsum(extra)[scored]
+    if length == len(ids) - 1:
+        return np.asarray(starts)[scored] - 1
     raise ValueError(
         f"example {example.id} ({example.source}): its per-token list has {length} values, our sequence "
-        f"{len(branch.ids)} tokens ({len(branch.ids) + sum(sizes)} with images expanded): "
+        f"{len(branch.ids)} tokens ({len(ids)} with images expanded): "
         "the template or the tokenizer differs"
     )

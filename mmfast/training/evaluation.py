@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import base64
-import inspect
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
 from mmfast.config.schema import Train
 from mmfast.data.store import ExampleStore
+from mmfast.data.symbols import expanded
 from mmfast.directory import directory
 from mmfast.job.opening import Job, Model
 from mmfast.job.passes import Pass
 from mmfast.models.parallelize import evaluating
+from mmfast.models.proof import own_inputs
 from mmfast.packing.build import Logps
+from mmfast.pages import png, small
 from mmfast.reference.live import LiveReference
 from mmfast.training.objective import Objective
 
@@ -72,34 +72,29 @@ class Evaluation:
         if not count:
             return []
         tokenizer = AutoTokenizer.from_pretrained(directory(self.job.model.path))
-        load_images = self.job.image_loader(prepared=False)
-        adapter, device = self.scorer.adapter, self.job.runtime.device
+        load_images, dtype = self.job.image_loader(prepared=False), getattr(torch, self.job.model.dtype)
         samples = []
-        accepted = inspect.signature(type(self.scorer.model).forward).parameters  # generate() refuses any other name
-        dtype = getattr(torch, self.job.model.dtype)
         with evaluating(self.scorer), self.scorer.generating() as model:
             generate: Any = model.generate
             if isinstance(self.scorer, FSDPModule):
                 self.scorer.unshard()  # embeddings and head: generate() does not go through the root's forward
             for number in range(count):
+                # The prompt with its images' slots, and their pixels
                 branch = self.store[number].chosen
                 begin, end = branch.spans[-1]
-                prompt = branch.ids[:begin].tolist()
-                sizes = iter(self.store.images[name].tokens for name in branch.images)
-                ids = [t for i in prompt for t in ([i] * next(sizes) if i == adapter.image_token_id else [i])]
-                tokens = torch.tensor([ids], device=device)
-                inputs = load_images(list(branch.images)) if branch.images else {}
-                if "pixel_values" in inputs:
-                    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-                inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-                inputs |= adapter.plain_inputs(tokens)
-                inputs = {name: t.to(device) for name, t in inputs.items() if name in accepted}
-                out = generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)
+                ids, starts = expanded(branch, self.store.images, self.scorer.adapter.image_token_id)
+                prompt = ids[: starts[begin]]
+                images = load_images(list(branch.images)) if branch.images else {}
+                inputs = own_inputs(self.scorer, prompt, images, dtype)
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                # The answer, beside the one in the data
+                answer = generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)[0, len(prompt) :]
+                pictures = [png(small(self.store.open_image(name), 320)) for name in branch.images]
                 samples.append(
                     {
-                        "images": [_thumbnail(self.store.open_image(name)) for name in branch.images],
-                        "prompt": tokenizer.decode(prompt),
-                        "answer": tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True),
+                        "images": [base64.b64encode(picture).decode() for picture in pictures],
+                        "prompt": tokenizer.decode(branch.ids[:begin].tolist()),
+                        "answer": tokenizer.decode(answer, skip_special_tokens=True),
                         "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
                     }
                 )
@@ -109,11 +104,3 @@ class Evaluation:
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for sample in samples:
                 file.write(json.dumps({"step": step, **sample}) + "\n")
-
-
-def _thumbnail(data: bytes) -> str:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    image.thumbnail((320, 320))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()

@@ -66,6 +66,7 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     once = Pass(job, job.store, Model(scorer, lambda ids: {}))
     schedule, cost = once.plan, once.cost
     check_whole_steps(job, schedule)
+    # So many steps of the first epoch, and the largest pack among them
     every = max(1, -(-schedule.steps_per_epoch // MOST_STEPS))
     steps = [schedule.step(0, s, ranks) for s in range(0, schedule.steps_per_epoch, every)]
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])

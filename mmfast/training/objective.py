@@ -104,6 +104,7 @@ class Pairs(Objective):
             )
             for (name, _), options in zip(self.losses, self.options, strict=True)
         ]
+        # The sum of all, and metrics of the first
         main = outputs[0]
         total = main.loss
         for (_, weight), output in zip(self.losses[1:], outputs[1:], strict=True):

@@ -142,6 +142,7 @@ def choose(
         path, info, damaged, evaluated = newest
         for text in damaged:
             say(f"{text}: going back to an older checkpoint")
+        # What may not change has not: settings, data, weights, length
         start = Start(path, info, check_settings(path, info["config"], config), evaluated)
         check_identity(path, info["identity"], identity(), start.changed)
         total, step = config.train.total_steps(info["steps_per_epoch"]), info["step"]
@@ -156,6 +157,7 @@ def choose(
         )
         if start.finished:
             return start
+        # Every byte of it is as it was written; else the one before
         problem = saver.problem(path)
         if not problem:
             return start
@@ -177,6 +179,7 @@ def _next(folder: Path, resume: str, given_up: list[Path]) -> tuple[Path, dict[s
         if problem := damage(path):
             raise ValueError(f"{problem}; name an older one in train.resume")
         return path, read_info(path), [], evaluation(path) is not None
+    # The newest whole one, not beyond what metrics.jsonl tells
     last, told = last_whole_step(folder)
     damaged = [] if not told or given_up else [told]
     there = present(checkpoints)
