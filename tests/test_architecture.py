@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
 
 from mmfast.config.schema import Section
+from mmfast.train import train
+from tests.make.tiny_run import make_config, write_pairs
 from tests.test_house import FLOORS, height, imports, modules
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
@@ -69,6 +72,30 @@ def test_the_walk_of_the_config_names_every_module_that_reads_it():
     readers |= {"config.toml"}  # of the room itself: what a run writes beside it
     assert set(told) == readers - OF_OTHER_COMMANDS
     assert len(told) == len(set(told)) <= READERS
+
+
+def test_nobody_else_reads_it_in_a_run(tiny, tmp_path, monkeypatch):
+    """Seen while a run goes on, with LoRA, a reference, evaluation, samples and an export: who asks for a key."""
+    readers: set[str] = set()
+    ask = Section.__getattribute__
+
+    def noted(section: Section, name: str) -> object:
+        if type(section).__module__ == Section.__module__ and name in type(section).model_fields:
+            readers.add(sys._getframe(1).f_globals["__name__"])
+        return ask(section, name)
+
+    (tmp_path / "held-out").mkdir()
+    held_out = write_pairs(tmp_path / "held-out", 4)
+    keys = {"train.steps": 2, "train.eval_every": 1, "train.eval_samples": 1, "train.best_metric": "eval/loss"}
+    keys |= {"data.eval_path": str(held_out), "model.lora.r": 4, "export.formats": ["hf"]}
+    config = make_config(tmp_path, *tiny, **keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(Section, "__getattribute__", noted)
+        train(config)
+    seen = {name.removeprefix("mmfast.") for name in readers if name.startswith("mmfast.")}
+    told = {module.strip("`") for _, module, *_ in rows("The walk of the config")}
+    assert {name for name in seen - told if name.split(".")[0] != "config"} == set()
+    assert told - seen == {"models.sharded", "config.toml"}, "of more ranks than one; asks for no single key"
 
 
 def test_a_reader_of_the_config_is_seen():
