@@ -267,7 +267,7 @@ def feature_rows(pack: Pack) -> int:
 
 
 def head_bytes(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int, int]:
-    """Bytes (kept between the passes, more while going forward, more while going back); see ops/head.py."""
+    """Bytes (kept between the passes, more while going forward, more while going back); see ops/head/tiles.py."""
     weight = scorer.model.get_output_embeddings().weight
     users, (vocab, width), each = len(pack.targets), weight.shape, setting.dtype.itemsize
     tile = max(min(TILE_BUDGET[setting.device], users * vocab * 4), users * 256 * 4)
