@@ -44,14 +44,14 @@ def build_pack(
         raise ValueError("a pack holds pairs or SFT examples, not both: run them as two objectives")
     forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=layout.share)
     stream = _Stream(symbols, forest, images, layout)
-    scored = _scored_rows(symbols, forest, stream)
+    rows, targets, scored = _scored_rows(symbols, forest, stream)
     return Pack(
         tokens=torch.from_numpy(stream.tokens),
         features=torch.from_numpy(stream.features),
         positions=torch.from_numpy(stream.positions),
         **_runs(forest, stream),
-        rows=torch.from_numpy(scored.rows),
-        targets=torch.from_numpy(scored.targets),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(targets),
         normaliser=step_normaliser(symbols.normalisers(gamma)) if normaliser is None else normaliser,
         images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
         image_ids=stream.image_ids,
@@ -160,17 +160,8 @@ def _runs(forest: Forest, stream: _Stream) -> dict:
     )
 
 
-class _Scored:
-    """The distinct (row, target) of a pack, and for each branch which of them score its tokens."""
-
-    def __init__(self, rows: np.ndarray, targets: np.ndarray, index: np.ndarray, offsets: np.ndarray) -> None:
-        self.rows, self.targets, self.index, self.offsets = rows, targets, index, offsets
-
-    def of(self, branch: int) -> np.ndarray:
-        return self.index[self.offsets[branch] : self.offsets[branch + 1]]
-
-
-def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
+def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct (row, target) of a pack, and which of them scores each scored token of all branches."""
     parent, offsets = forest.parent.tolist(), stream.symbol_offsets.tolist()
     nodes: list[int] = []  # every branch's path, from its root on
     counts = []
@@ -196,10 +187,10 @@ def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> _Scored:
     row = stream.symbol_ends[paths[path_starts[owner] + scored - 1]] - 1
     targets = int(target.max(initial=0)) + 1
     distinct, index = np.unique(row * targets + target, return_inverse=True)
-    return _Scored(distinct // targets, distinct % targets, index.reshape(-1), symbols.scored_bounds)
+    return distinct // targets, distinct % targets, index.reshape(-1)
 
 
-def _entries(symbols: Symbols, scored: _Scored, gamma: float, reference: Logps | None) -> dict:
+def _entries(symbols: Symbols, scored: np.ndarray, gamma: float, reference: Logps | None) -> dict:
     """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts."""
     lookup = reference if reference is None or callable(reference) else reference.__getitem__
     pairs = symbols.is_pairs
@@ -221,7 +212,7 @@ def _entries(symbols: Symbols, scored: _Scored, gamma: float, reference: Logps |
                 seen[name] = len(keys)
                 keys.append(key)
                 weights.append(weight)
-                index.append(scored.of(b))
+                index.append(scored[symbols.scored_bounds[b] : symbols.scored_bounds[b + 1]])
                 if lookup is not None:
                     logps.append(_reference_logps(lookup, key, symbols.told(e), len(weight)))
             entries.append(seen[name])
