@@ -1,11 +1,13 @@
 """`mmfast data ...` as a user runs it."""
 
 import json
+from inspect import signature
 
 import pytest
 from typer.testing import CliRunner
 
-from mmfast.cli.data import app
+from mmfast.cli.data import KEYS, app, check, show
+from mmfast.config.schema import Data
 from mmfast.data.formats.known import read_records
 from tests.make import format_samples as samples
 
@@ -167,3 +169,12 @@ def test_sima_pairs_name_replies_without_a_verdict(rows, picture, tmp_path):
     result = run(app, ["pairs", path, "--rule", "sima", "-o", str(tmp_path / "o.jsonl")])
     assert result.exit_code == 0 and "1 records" in result.output
     assert result.output.count("the critic's reply holds no [[1]] or [[2]] [no-verdict]") == 2
+
+
+@pytest.mark.parametrize("command", [show, check])
+def test_an_option_of_a_data_key_says_what_the_key_says(command):
+    options = signature(command).parameters
+    for key in KEYS:
+        option, field = options[key].default, Data.model_fields[key]
+        assert (option.default, option.help) == (field.default, field.description), key
+    assert options["file"].default.help and next(iter(options)) == "file"

@@ -7,7 +7,7 @@ Rows are counted from 0 everywhere: "file:row" in messages, in ids and in Exampl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from mmfast.data.containers.pickles import load_pickle
 from mmfast.data.containers.splits import one_split, saved_split
 from mmfast.data.problems import BadRow, check_texts
 
-JSONL = (".jsonl", ".ndjson")
-PICKLE = (".pkl", ".pickle")
-CONTAINERS = (".json", *JSONL, ".parquet", ".arrow", ".tsv", *PICKLE)
+NO_DATA = ("dataset_info.json", "state.json")  # left by the datasets library, as is cache-*
 TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path")
 
 
@@ -37,32 +35,28 @@ def data_files(path: str | Path) -> list[Path]:
     """The files behind a path: itself, those of a pattern, or the shards of one split of a directory, in name order."""
     path = Path(path)
     if not path.exists() and any(c in path.name for c in "*?["):
-        files = [f for f in sorted(path.parent.glob(path.name)) if f.suffix.lower() in CONTAINERS]
+        files = [f for f in sorted(path.parent.glob(path.name)) if f.suffix.lower() in READERS]
         if files:
             return files
     if not path.exists():
         raise ValueError(f"data.path: {path} does not exist (data sets on a hub: download them first)")
     if path.is_file():
-        if path.suffix.lower() not in CONTAINERS:
-            raise ValueError(f"data.path: {path.name}: unknown file type; known are {', '.join(CONTAINERS)}")
+        if path.suffix.lower() not in READERS:
+            raise ValueError(f"data.path: {path.name}: unknown file type; known are {', '.join(READERS)}")
         return [path]
     if (path / "dataset_dict.json").exists():
         return data_files(saved_split(path))
-    for suffix in (".parquet", ".arrow", *JSONL, ".json", *PICKLE, ".tsv"):
-        if suffix == ".json":
-            files = [f for f in sorted(path.glob("*.json")) if f.name not in ("dataset_info.json", "state.json")]
-        else:
-            files = sorted(path.rglob(f"*{suffix}")) if suffix == ".parquet" else sorted(path.glob(f"*{suffix}"))
-        files = [f for f in files if not f.name.startswith("cache-")]  # left by the datasets library
-        if files:
+    for suffix in (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".pkl", ".pickle", ".tsv"):
+        named = path.rglob(f"*{suffix}") if suffix == ".parquet" else path.glob(f"*{suffix}")
+        if files := [f for f in sorted(named) if f.name not in NO_DATA and not f.name.startswith("cache-")]:
             one_split(path, files)
             return files
-    raise ValueError(f"data.path: the directory {path} holds no {', '.join(CONTAINERS)} file")
+    raise ValueError(f"data.path: the directory {path} holds no {', '.join(READERS)} file")
 
 
 def iterate(path: str | Path) -> Iterator[Row]:
     for file in data_files(path):
-        for i, value in enumerate(_values(file)):
+        for i, value in enumerate(READERS[file.suffix.lower()](file)):
             if value is not None:  # a blank line keeps its number
                 yield Row(file, i, _checked(value))
 
@@ -75,27 +69,10 @@ def _checked(value: Any) -> Any:
     return value
 
 
-def _values(file: Path) -> Iterator[Any]:
-    suffix = file.suffix.lower()
-    if suffix in JSONL:
-        return _json_lines(file)
-    if suffix == ".json":
-        return _json_array(file) if _first_character(file) == "[" else _json_document(file)
-    if suffix == ".parquet":
-        return _parquet(file)
-    if suffix == ".arrow":
-        return _arrow(file)
-    if suffix == ".tsv":
-        return _tsv(file)
-    return _pickle(file)
-
-
-def _first_character(file: Path) -> str:
+def _json(file: Path) -> Iterator[Any]:
     with open(file, encoding="utf-8-sig") as f:
-        while chunk := f.read(4096):
-            if chunk.strip():
-                return chunk.lstrip()[0]
-    return ""
+        first = next((chunk.lstrip()[0] for chunk in iter(lambda: f.read(4096), "") if chunk.strip()), "")
+    return _json_array(file) if first == "[" else _json_document(file)
 
 
 def _parse_line(text: str) -> Any:
@@ -211,3 +188,13 @@ def _pickle(file: Path) -> Iterator[Any]:
             yield value if isinstance(value, dict) else BadRow("pickle", f"a {type(value).__name__}, not a dict")
     else:
         raise ValueError(f"{file.name}: pickles a {type(content).__name__}; a dict or a list of dicts is read")
+
+
+READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".json": _json,
+    **dict.fromkeys((".jsonl", ".ndjson"), _json_lines),
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".tsv": _tsv,
+    **dict.fromkeys((".pkl", ".pickle"), _pickle),
+}

@@ -121,10 +121,8 @@ class Tokenizer:
     @cached_property
     def bos_ids(self) -> list[int]:
         """What the tokenizer puts before a text of its own accord."""
-        ids = self.special.encode("a", add_special_tokens=True)
-        return [i for i, m in zip(ids.ids, ids.special_tokens_mask, strict=True) if m][
-            : next((k for k, m in enumerate(ids.special_tokens_mask) if not m), 0)
-        ]
+        whole = self.special.encode("a", add_special_tokens=True)
+        return whole.ids[: whole.special_tokens_mask.index(0)] if 0 in whole.special_tokens_mask else []
 
     # special tokens as words
 
