@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +18,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from mmfast.config.schema import Parallel
 from mmfast.models.scorer import Scorer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parallel:
-    shard: str = "full"  # "full", "hybrid", "none"
-    shard_size: int = 0  # "hybrid": ranks that hold one copy; 0: those of a node
-    activation_checkpointing: bool = True
-    compile: bool = False
-    offload: bool = False
 
 
 def mesh_shape(parallel: Parallel, world: int, local: int) -> tuple[int, int]:
     """(replicas, shards)"""
-    if parallel.shard not in ("full", "hybrid", "none"):
-        raise ValueError(f'parallel.shard is {parallel.shard!r}; choose "full", "hybrid" or "none"')
     if parallel.shard_size and parallel.shard != "hybrid":
         raise ValueError(f'parallel.shard_size is for shard = "hybrid"; shard is {parallel.shard!r}')
     if parallel.shard == "none":

@@ -15,7 +15,7 @@ from mmfast.job.runtime import Runtime
 from mmfast.models.estimate import Memory, Setting, estimate
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora, settings_of
-from mmfast.models.parallelize import Parallel, checkpoint_blocks, mesh_shape
+from mmfast.models.parallelize import checkpoint_blocks, mesh_shape
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Plan, build_pack
 from mmfast.packing.cost import UNIT, Cost, node_costs
@@ -113,7 +113,7 @@ def setting_of(
             f'parallel.shard = "hybrid" shards over the ranks of a node, and {ranks} ranks are no whole nodes of '
             f"{local}: give --gpus-per-node or parallel.shard_size"
         )
-    _, shards = mesh_shape(Parallel(shard=p.shard, shard_size=p.shard_size), ranks, local)
+    _, shards = mesh_shape(p, ranks, local)
     half = config.optim.master == "bf16-stochastic"
     state = 2 * (2 if half else 4) if config.optim.name == "adamw" else 2 * 1.02  # 8 bits and a scale a block
     return Setting(
