@@ -97,22 +97,15 @@ def _version(package: str) -> str:
 
 
 def _devices() -> list[str]:
-    flags = _cpu_flags()
-    wide = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
+    info = Path("/proc/cpuinfo")
+    flags = re.search(r"^flags\s*:(.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
+    known = flags[1].split() if flags else []
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in known]
     lines = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {' '.join(wide) or 'baseline'}"]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         lines.append(f"cuda:{i}: {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}")
     return lines
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    match = re.search(r"^flags\s*:\s*(.*)$", text, re.MULTILINE)
-    return set(match.group(1).split()) if match else set()
 
 
 def _native(device: torch.device, problems: list[str]) -> dict[str, str]:

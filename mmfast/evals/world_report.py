@@ -63,24 +63,21 @@ def print_tables(
     console: Console, scores: Mapping[str, Score], labels: Mapping[str, str], judge: Judge, controls: Sequence[str]
 ) -> None:
     """Narrow enough for 80 columns."""
-    tables = [
-        ("greedy captions of held-out pictures", SHARES, {n: shares(s) for n, s in scores.items()}),
-        ("wrong / claimed", tuple(PLURALS.values()), {n: wrong(s) for n, s in scores.items()}),
-    ]
-    for title, headings, rows in tables:
-        shown = Table(title=title)
-        shown.add_column("", overflow="fold")
+    for title, headings, cells in (
+        ("greedy captions of held-out pictures", SHARES, shares),
+        ("wrong / claimed", tuple(PLURALS.values()), wrong),
+    ):
+        table = Table(title=title)
+        table.add_column("", overflow="fold")
         for heading in headings:
-            shown.add_column(heading, justify="right", no_wrap=True)
-        for name, cells in rows.items():
-            shown.add_row(labels[name], *cells)
-        console.print(shown)
-    shown = Table(title="controls: nothing to see, nothing to gain")
-    for heading in ("", "gave", ""):
-        shown.add_column(heading)
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, score in scores.items():
+            table.add_row(labels[name], *cells(score))
+        console.print(table)
+    table = Table("", "gave", "", title="controls: nothing to see, nothing to gain")
     for row in controls_said(scores, labels, judge, controls):
-        shown.add_row(*row)
-    console.print(shown)
+        table.add_row(*row)
+    console.print(table)
 
 
 def choose(scenes: Sequence[Scene], before: Sequence[str], number: int) -> list[int]:

@@ -166,7 +166,8 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
         head_gradient = count(p for p in root if p.requires_grad) * each
         in_backward += block * (each + 4)
     else:
-        head_gradient = head_grad_bytes(scorer, setting)
+        head = scorer.model.get_output_embeddings().weight
+        head_gradient = head.numel() * each if head.requires_grad else 0
     moments = [
         (before, 0, 0, vision),
         (before, end_of_forward, kept + forward, rows),
@@ -279,11 +280,6 @@ def head_bytes(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int, 
     if whole <= KEEP_BUDGET[setting.device]:
         return whole + 2 * users * width * each, (tile if each < 4 else 0) + sums, users * width * each
     return 2 * users * width * each, tile + stored, tile + stored + sums
-
-
-def head_grad_bytes(scorer: Scorer, setting: Setting) -> int:
-    weight = scorer.model.get_output_embeddings().weight
-    return weight.numel() * setting.dtype.itemsize if weight.requires_grad else 0
 
 
 def vision_bytes(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int]:

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from mmfast.config import Config
+from mmfast import config
 from mmfast.directory import directory
 from mmfast.models.scorer import Scorer, projector_parameters
 
 ALL_LINEAR = "language-linear"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    r: int = 64
-    alpha: float = 128
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = ALL_LINEAR  # or names of linear layers: ("q_proj", "v_proj")
-    vision: bool = (
-        False  # also the tower's layers of these names (with "language-linear": every linear layer of its blocks)
-    )
+class Lora(config.Lora):
+    """The [model.lora] of a config, and what that cannot say."""
+
+    # names joined by commas, or a tuple of them: ("q_proj", "v_proj")
+    targets: str | tuple[str, ...] = ALL_LINEAR  # type: ignore[assignment]
+    vision: bool = False  # also the tower's layers of these names (ALL_LINEAR: every linear layer of its blocks)
 
     @classmethod
-    def of(cls, config: Config) -> Lora | None:
-        """The [model.lora] of a config: the one place where it is translated."""
-        section = config.model.lora
-        if section is None:
-            return None
-        names = tuple(name.strip() for name in section.targets.split(","))
-        targets = section.targets if section.targets == ALL_LINEAR else names
-        return cls(r=section.r, alpha=section.alpha, dropout=section.dropout, targets=targets)
+    def of(cls, settings: config.Config) -> Lora | None:
+        section = settings.model.lora
+        return cls(**section.model_dump()) if section else None
 
 
 def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
@@ -43,7 +33,7 @@ def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
     inside = {id(m) for block in adapter.layers(model) for m in block.modules()}
     if spec.vision:
         inside |= {id(m) for block in adapter.vision_blocks(model) for m in block.modules()}
-    names = (spec.targets,) if isinstance(spec.targets, str) else tuple(spec.targets)
+    names = [n.strip() for n in spec.targets.split(",")] if isinstance(spec.targets, str) else [*spec.targets]
     head = model.get_output_embeddings()
     if any(m is head and n.rsplit(".", 1)[-1] in names for n, m in model.named_modules()):
         inside.add(id(head))
@@ -87,7 +77,7 @@ def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str =
         peft = get_peft_model(scorer.model, spec, low_cpu_mem_usage=shapes_only)
     else:
         assert spec is not None
-        config = LoraConfig(
+        plain = LoraConfig(
             r=spec.r,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number
             lora_dropout=spec.dropout,
@@ -95,7 +85,7 @@ def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str =
             bias="none",
             task_type="CAUSAL_LM",
         )
-        peft = get_peft_model(scorer.model, config, low_cpu_mem_usage=shapes_only)
+        peft = get_peft_model(scorer.model, plain, low_cpu_mem_usage=shapes_only)
     refuse_what_is_not_lora(peft)
     for p in trains:
         p.requires_grad_(True)

@@ -20,13 +20,13 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import directory, weight_files
 from mmfast.families import adapter_for, model_class
 from mmfast.models.export import copy_side_files, merged, rewrite_weights
-from mmfast.models.names import disk_names
+from mmfast.models.names import disk_names, empty_model
 
 HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"}
 DESCRIBES = {  # how the adapter was made, or which layers have one: its tensors tell that
@@ -176,8 +176,7 @@ def trial_rows(base: Path) -> list[dict[str, Tensor]]:
         return rows
     ids = np.concatenate([draw.choice(words, 4), np.full(slots, family.image_token_id), draw.choice(words, 20)])
     tokens = torch.from_numpy(ids)[None]
-    kinds: Any = AutoModelForImageTextToText._model_mapping[type(config)]
-    accepted = inspect.signature(kinds.forward).parameters
+    accepted = inspect.signature(type(empty_model(base)).forward).parameters
     inputs = processor.collate([processor.preprocess(picture)]) | family.plain_inputs(tokens)
     return [*rows, {"input_ids": tokens, **{k: v for k, v in inputs.items() if k in accepted}}]
 

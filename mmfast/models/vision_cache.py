@@ -65,7 +65,7 @@ def write_vision_cache(
     """Encode the images that the folder does not hold yet; returns how many were. The tower must be loaded."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    held = set(_index(folder))
+    held = _index(folder)[0]
     missing = [i for i in dict.fromkeys(image_ids) if i not in held]
     kind = what_is_cached(scorer)
     for start in range(0, len(missing), IMAGES_A_FILE):
@@ -97,9 +97,10 @@ def _encode(
     return tensors
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """image id -> its file"""
-    files = {}
+def _index(folder: Path) -> tuple[dict[str, Path], str]:
+    """(image id -> its file, what the files hold: FEATURES, TOWER or, of none, "".)"""
+    files: dict[str, Path] = {}
+    kinds = set()
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
@@ -110,7 +111,9 @@ def _index(folder: Path) -> dict[str, Path]:
         if kind not in (FEATURES, TOWER) or not all("/" in key for key in names):
             raise ValueError(f"{path} is no file of a vision cache: take it out of that folder")
         files.update({key.rpartition("/")[0]: path for key in names})
-    return files
+        kinds.add(kind)
+    assert len(kinds) < 2, f"{folder} holds {kinds}"
+    return files, next(iter(kinds), "")
 
 
 class VisionCache:
@@ -120,14 +123,8 @@ class VisionCache:
     def __init__(self, folder: str | Path, adapter: Adapter):
         self.adapter = adapter
         self.folder = Path(folder)
-        self.files = _index(Path(folder))
+        self.files, self.kind = _index(Path(folder))
         self.open: dict[Path, safe_open] = {}
-        self.kind = ""
-        for path in set(self.files.values()):
-            with safe_open(path, "pt") as file:
-                kind = file.metadata()["kind"]
-            assert self.kind in ("", kind), f"{folder} holds both {self.kind} and {kind}"
-            self.kind = kind
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "open": {}}

@@ -85,12 +85,9 @@ def export_run(job: Job, scorer: Scorer, step: int, data: str, *, out: Path | No
 
 def metrics_at(run: Path, step: int) -> dict[str, tuple[Any, int]]:
     """Each metric as it last was at `step`, and when that was."""
-    metrics = {}
     path = run / "metrics.jsonl"
-    for row in read(path) if path.exists() else ():
-        if row["step"] <= step:
-            metrics.update({name: (value, row["step"]) for name, value in row.items() if name != "step"})
-    return metrics
+    rows = [row for row in (read(path) if path.exists() else ()) if row["step"] <= step]
+    return {name: (value, row["step"]) for row in rows for name, value in row.items() if name != "step"}
 
 
 def model_card(config: Config, folder: Path, step: int, metrics: dict[str, tuple[Any, int]], data: str) -> str:

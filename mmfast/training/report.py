@@ -42,7 +42,7 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     picture = out.with_suffix(".png")
     _plot(rows, picture)
     parts = [
-        _table({label: _last(values) for label, values in rows.items()}),
+        _table({label: {k: v for row in values for k, v in row.items()} for label, values in rows.items()}),
         f"<p>{pages.picture(picture.read_bytes(), 'curves')}</p>",
     ]
     for run in runs:
@@ -93,13 +93,6 @@ def _plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
-
-
-def _last(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for row in rows:
-        merged.update(row)
-    return merged
 
 
 def _table(runs: dict[str, dict[str, Any]]) -> str:

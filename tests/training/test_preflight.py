@@ -205,7 +205,7 @@ def test_an_adapter_and_targets_that_cannot_be_are_refused_before_the_model_load
 def test_one_translation_of_lora_settings_with_the_same_defaults():
     assert models.Lora.of(load("", [])) is None
     given = load("", ["model.lora.targets=q_proj, v_proj", "model.lora.r=8"])
-    assert models.Lora.of(given) == models.Lora(r=8, alpha=128, dropout=0.0, targets=("q_proj", "v_proj"))
+    assert models.Lora.of(given) == models.Lora(r=8, alpha=128, dropout=0.0, targets="q_proj, v_proj")
     ours, theirs = schema.Lora(), models.Lora()
     assert (ours.r, ours.alpha, ours.dropout, ours.targets) == (theirs.r, theirs.alpha, theirs.dropout, theirs.targets)
 
