@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick lint types profile sanitize compilers install-check pythons clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -35,6 +35,11 @@ QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py 
   ops/test_preference.py ops/test_attention.py models/test_proof.py config training/test_metrics.py training/test_optim.py)
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
+
+# The op suite on this machine's GPU: every backend there, the kernels themselves, waits and repeats (tests/ops/conftest.py).
+gpu: setup
+	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: there is no CUDA device here')"
+	$(PY) -m pytest -q -m gpu
 
 lint: setup
 	$(PY) -m ruff check .

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def timed(setup: Setup, runs: Mapping[str, Run]) -> dict[str, list[float]]:
     for r in range(setup.repeats + 2):
         for name, run in runs.items():
             if setup.device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
                 start.record()
                 run()
@@ -92,15 +93,20 @@ def roof(setup: Setup) -> Iterator[Row]:
     yield result(setup, "roof", "copy_", "float32", [size], times["copy"], bytes=2 * size)
 
 
+def hundred(run: Run) -> None:
+    for _ in range(100):
+        run()
+
+
 def graphed(run: Run, device: torch.device) -> Run:
     """Device time alone: 100 replays of the captured launches."""
     if device.type != "cuda":
-        return lambda: [run() for _ in range(100)]
-    side = torch.cuda.Stream()
+        return partial(hundred, run)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return lambda: [graph.replay() for _ in range(100)]
+    return partial(hundred, graph.replay)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.device import Row, Setup, result, timed
 from bench.logprob import Head, bare_gemms, eager, working
-from bench.timing import Run, interleave, peak_mib, summary
+from bench.timing import Run, gradient, interleave, peak_mib, summary
 from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
 from mmfast.ops.linear_preference import pair_components
 
@@ -27,6 +28,18 @@ def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor
         )
 
     return run
+
+
+def together(
+    h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor, keep_budget: int
+) -> Tensor:  # fmt: skip
+    return linear_preference_loss(h, w, y, ref, responses, pairs, keep_budget=keep_budget).loss
+
+
+def composed(
+    head: Head, h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor
+) -> Tensor:  # fmt: skip
+    return preference_loss(head(h, w, y), ref, responses, pairs).loss
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -48,24 +61,15 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(users, device=device)
         budget = users * vocab * dtype.itemsize // 4
 
-        def gradient(loss: Tensor, inputs: tuple[Tensor, Tensor] = (hidden, weight)) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(loss, inputs)
-
-        def composed(head: Head, h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs) -> Tensor:  # type: ignore[no-untyped-def]
-            return preference_loss(head(h, w, y), r, o, p).loss
-
-        def small(h: Tensor, w: Tensor, y: Tensor, k: int = budget) -> Tensor:
-            return linear_logprob(h, w, y, keep_budget=k)
-
-        def fused(h=hidden, w=weight, y=targets, r=ref, o=responses, p=pairs, k=budget) -> Tensor:  # type: ignore[no-untyped-def]
-            return linear_preference_loss(h, w, y, r, o, p, keep_budget=k).loss
-
+        inputs, batch = [hidden, weight], (targets, ref, responses, pairs)
         batched = hidden.detach().view(2 * pairs_count, length, dim).requires_grad_()
         labels = targets.view(2 * pairs_count, length)
         runs: dict[str, Run] = {
-            "mmfast": lambda f=fused, g=gradient: g(f()),
-            "mmfast, head then loss": lambda c=composed, s=small, g=gradient: g(c(s)),
-            "eager": lambda c=composed, g=gradient: g(c(eager)),
+            "mmfast": partial(gradient, together, inputs, *inputs, *batch, budget),
+            "mmfast, head then loss": partial(
+                gradient, composed, inputs, partial(linear_logprob, keep_budget=budget), *inputs, *batch
+            ),
+            "eager": partial(gradient, composed, inputs, eager, *inputs, *batch),
             "liger": liger_dpo(batched, weight, labels, batched.detach(), weight.detach()),
         }
         runs["bare GEMMs"] = bare_gemms(hidden.detach(), weight.detach(), True)
@@ -109,7 +113,8 @@ def device_rows(setup: Setup) -> Iterator[Row]:
         from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
 
         op = LigerFusedLinearDPOLoss(use_ref_model=False, compiled=not setup.dry)
-        return op(w, x.view(2 * count, length, dim), targets.view(2 * count, length))[0]
+        loss: Tensor = op(w, x.view(2 * count, length, dim), targets.view(2 * count, length))[0]
+        return loss
 
     for train_head in (False, True):
         if setup.late("linear DPO"):
@@ -117,14 +122,11 @@ def device_rows(setup: Setup) -> Iterator[Row]:
         leaves = [hidden.detach().requires_grad_(), weight.detach().requires_grad_(train_head)]
         needed = [leaf for leaf in leaves if leaf.requires_grad]
         runs = working({
-            "mmfast": lambda needed=needed, leaves=leaves: torch.autograd.grad(ours(*leaves), needed),
-            "LigerFusedLinearDPOLoss": lambda needed=needed, leaves=leaves: torch.autograd.grad(liger(*leaves), needed),
+            "mmfast": partial(gradient, ours, needed, *leaves),
+            "LigerFusedLinearDPOLoss": partial(gradient, liger, needed, *leaves),
         })  # fmt: skip
         if train_head:  # a quarter of the rows at a time
-            small = rows * vocab // 2
-            runs["mmfast, four chunks"] = lambda needed=needed, leaves=leaves, small=small: torch.autograd.grad(
-                ours(*leaves, small), needed
-            )
+            runs["mmfast, four chunks"] = partial(gradient, ours, needed, *leaves, rows * vocab // 2)
         flops = 2 * rows * dim * vocab * (3 if train_head else 2)
         memory = {name: peak_mib(run, sum(t.nbytes for t in needed)) for name, run in runs.items()}
         for name, seconds in timed(setup, runs).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,28 +35,30 @@ def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def torch_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")  # type: ignore[attr-defined]
+    return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none")
 
 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
+    logp: Tensor = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]  # type: ignore[no-untyped-call]
+    return logp
 
 
 def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
 
-    return -LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets)
+    loss: Tensor = LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets)
+    return -loss
 
 
 def peers(device: torch.device) -> dict[str, Head]:
     heads: dict[str, Head] = {"mmfast": linear_logprob}
     if device.type == "cuda":
         for backend in ("cuda", "triton"):
-            heads[f"mmfast-{backend}"] = lambda h, w, y, b=backend: linear_logprob(h, w, y, backend=b)
+            heads[f"mmfast-{backend}"] = partial(linear_logprob, backend=backend)
     elif native():
-        heads["mmfast-torch"] = lambda h, w, y: linear_logprob(h, w, y, backend="torch")
+        heads["mmfast-torch"] = partial(linear_logprob, backend="torch")
     heads["eager"] = eager
     heads["torch.compile"] = torch.compile(eager)
     heads["torch.linear_cross_entropy"] = torch_linear_cross_entropy
@@ -191,12 +194,12 @@ def no_gradient(setup: Setup, hidden: Tensor, weight: Tensor, targets: Tensor) -
     if setup.late(f"linear_logprob {shape} without gradient"):
         return
     runs: dict[str, Run] = {
-        name: (lambda h=h: h(hidden, weight, targets))
-        for name, h in providers(setup).items()
+        name: partial(head, hidden, weight, targets)
+        for name, head in providers(setup).items()
         if name != "torch.compile"
     }
     if setup.device.type == "cuda":
-        runs["mmfast-triton-fused"] = lambda: linear_logprob(hidden, weight, targets, backend="triton-fused")
+        runs["mmfast-triton-fused"] = partial(linear_logprob, hidden, weight, targets, backend="triton-fused")
     with torch.no_grad():
         runs = working(runs)
         memory = {name: peak_mib(run) for name, run in runs.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.device import Row, Run, Setup, graphed, result, timed
+from bench.device import Row, Run, Setup, graphed, hundred, result, timed
 from bench.timing import compared, interleave
 from mmfast.ops.preference import preference_loss, preference_raw
 from mmfast.ops.preference_kernels import PreferenceTensors
@@ -30,6 +32,14 @@ def eager_dpo(logps: Tensor, ref: Tensor, w: Tensor, entry: Tensor, entries: int
     return loss
 
 
+def loss_of(logps: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
+    return preference_loss(logps, ref, responses, pairs, weights=weights).loss
+
+
+def backward(loss: Callable[..., Tensor], *arguments: Any) -> None:
+    torch.autograd.backward(loss(*arguments))
+
+
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Whole calls with backward; and the kernel alone. A round is 100 calls."""
     for pairs_count, length in [(4, 120)] if options.quick else [(1, 120), (4, 120), (16, 150), (64, 150)]:
@@ -43,15 +53,14 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         entry = torch.arange(entries).repeat_interleave(length)
         spec = make_spec("sigmoid", pairs=pairs_count)
         raw = PreferenceTensors(logps.detach(), None, w, ref, responses, pairs, None, None)
-        runs = {
-            "eager": lambda a=(logps, ref, w, entry, entries, pairs): eager_dpo(*a, 0.1).backward(),
-            "mmfast": lambda a=(logps, ref, responses, pairs), w=w: preference_loss(*a, weights=w).loss.backward(),
-            "mmfast kernel": lambda a=raw, s=spec: preference_raw(a, s, backend="cpu"),
+        runs: dict[str, Run] = {
+            "eager": partial(backward, eager_dpo, logps, ref, w, entry, entries, pairs, 0.1),
+            "mmfast": partial(backward, loss_of, logps, ref, responses, pairs, w),
+            "mmfast kernel": partial(preference_raw, raw, spec, backend="cpu"),
         }
-        many = {name: (lambda run=run: [run() for _ in range(100)]) for name, run in runs.items()}
-        times = interleave(many, options.repeats)
-        times = {name: [t / 100 for t in seconds] for name, seconds in times.items()}
-        yield from compared("preference_loss", f"P={pairs_count},L={length}", times, "eager", mode="forward+backward")
+        times = interleave({name: partial(hundred, run) for name, run in runs.items()}, options.repeats)
+        each = {name: [t / 100 for t in seconds] for name, seconds in times.items()}
+        yield from compared("preference_loss", f"P={pairs_count},L={length}", each, "eager", mode="forward+backward")
 
 
 def device_rows(setup: Setup) -> Iterator[Row]:
@@ -71,12 +80,12 @@ def device_rows(setup: Setup) -> Iterator[Row]:
         plain = PreferenceTensors(logps, None, w, ref, responses, pairs, None, None)
         indexed = plain._replace(rows=index)
         kernels = {
-            name: graphed(lambda t=tensors, s=spec, b=backend: preference_raw(t, s, True, b), setup.device)
+            name: graphed(partial(preference_raw, tensors, spec, True, backend), setup.device)
             for name, tensors in {"mmfast kernel": plain, "mmfast kernel, index": indexed}.items()
         }
         calls: dict[str, Run] = {
-            "eager": lambda a=(leaf, ref, w, entry, entries, pairs): eager_dpo(*a, 0.1).backward(),
-            "mmfast": lambda a=(leaf, ref, responses, pairs), w=w: preference_loss(*a, weights=w).loss.backward(),
+            "eager": partial(backward, eager_dpo, leaf, ref, w, entry, entries, pairs, 0.1),
+            "mmfast": partial(backward, loss_of, leaf, ref, responses, pairs, w),
         }
         for name, seconds in timed(setup, kernels).items():
             yield result(

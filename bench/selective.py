@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.device import Row, Setup, result, timed
 from bench.logprob import working
-from bench.timing import peak_mib
+from bench.timing import gradient, peak_mib
 from mmfast.ops import selective_logprob
 
 
@@ -21,12 +22,14 @@ def device_rows(setup: Setup) -> Iterator[Row]:
     logits = torch.randn(users, vocab, device=setup.device, dtype=torch.bfloat16).requires_grad_()
     targets = torch.randint(0, vocab, (users,), device=setup.device)
     upstream = torch.randn(users, device=setup.device)
-    found: dict[str, Callable[[], Tensor]] = {
-        f"mmfast-{b}": (lambda b=b: selective_logprob(logits, targets, backend=b))
-        for b in (("cuda", "triton") if setup.device.type == "cuda" else ("cpu", "torch"))
+    backends = ("cuda", "triton") if setup.device.type == "cuda" else ("cpu", "torch")
+    calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        f"mmfast-{b}": partial(selective_logprob, backend=b) for b in backends
     }
-    found["log_softmax + gather"] = lambda: torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0]
-    runs = working({k: (lambda f=f: torch.autograd.grad((f() * upstream).sum(), logits)) for k, f in found.items()})
+    calls["log_softmax + gather"] = lambda z, y: torch.log_softmax(z.float(), -1).gather(-1, y[:, None])[:, 0]
+    runs = working({
+        name: partial(gradient, call, [logits], logits, targets, upstream=upstream) for name, call in calls.items()
+    })  # fmt: skip
     memory = {name: peak_mib(run, logits.nbytes) for name, run in runs.items()}
     for name, seconds in timed(setup, runs).items():
         yield result(setup, "selective_logprob", name, "forward+backward", [users, vocab], seconds,

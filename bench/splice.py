@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from bench.device import Row, Run, Setup, result, timed
 from bench.logprob import working
-from bench.timing import compared, interleave, peak_mib
+from bench.timing import compared, gradient, interleave, peak_mib
 from mmfast.ops.splice import splice_embeddings
 
 
@@ -20,6 +21,14 @@ def hf_merge(tokens: Tensor, table: Tensor, images: Tensor, image_token: int) ->
     embedded = F.embedding(tokens, table)
     mask = (tokens == image_token)[:, None].expand_as(embedded)
     return embedded.masked_scatter(mask, images)
+
+
+def copies(source: Tensor, target: Tensor | None, part: Tensor) -> None:
+    """What the forward and the backward pass move, copied: into memory that is there, or into new memory."""
+    if target is None:
+        _ = source.clone(), source[: len(part)].clone()
+    else:
+        target.copy_(source), part.copy_(source[: len(part)])
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -40,23 +49,18 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             out = torch.empty_like(images)
             shape = f"T={t},D={d}"
 
-            def ours(a=(tokens, table, images, features)) -> Tensor:
-                return splice_embeddings(*a)
-
-            def theirs(a=(tokens, table, images)) -> Tensor:
-                return hf_merge(*a, 999)
-
-            forward = {
-                "embedding + masked_scatter": lambda f=theirs: f().detach(),
-                "mmfast": lambda f=ours: f().detach(),
-                "copy": lambda s=source, t=target: t.copy_(s),
-                "copy into new memory": lambda s=source: s.clone(),
+            theirs, ours = partial(hf_merge, tokens, table, images, 999), partial(splice_embeddings, tokens, table)
+            forward: dict[str, Run] = {
+                "embedding + masked_scatter": theirs,
+                "mmfast": partial(ours, images, features),
+                "copy": partial(target.copy_, source),
+                "copy into new memory": source.clone,
             }
-            both = {
-                "embedding + masked_scatter": lambda f=theirs, i=images, g=grad: torch.autograd.grad(f(), i, g),
-                "mmfast": lambda f=ours, i=images, g=grad: torch.autograd.grad(f(), i, g),
-                "copy": lambda s=source, t=target, o=out: (t.copy_(s), o.copy_(s[: len(o)])),
-                "copy into new memory": lambda s=source, o=out: (s.clone(), s[: len(o)].clone()),
+            both: dict[str, Run] = {
+                "embedding + masked_scatter": partial(gradient, theirs, [images], upstream=grad),
+                "mmfast": partial(gradient, ours, [images], images, features, upstream=grad),
+                "copy": partial(copies, source, target, out),
+                "copy into new memory": partial(copies, source, None, out),
             }
             for mode, runs in (("forward", forward), ("forward+backward", both)):
                 yield from compared("splice_embeddings", shape, interleave(runs, max(options.repeats, 9)), "copy",
@@ -74,16 +78,15 @@ def device_rows(setup: Setup) -> Iterator[Row]:
     upstream = torch.randn(t, d, device=setup.device).to(torch.bfloat16)
     target = torch.empty_like(upstream)
     ours = {f"mmfast-{b}": b for b in (("cuda", "triton") if setup.device.type == "cuda" else ("cpu", "torch"))}
-    forward: dict[str, Run] = {"copy of the result": lambda: target.copy_(upstream)}
+    forward: dict[str, Run] = {"copy of the result": partial(target.copy_, upstream)}
     both: dict[str, Run] = {}
     for name, backend in ours.items():
-        forward[name] = lambda b=backend: splice_embeddings(tokens, table, images.detach(), features, backend=b)
-        both[name] = lambda b=backend: torch.autograd.grad(
-            splice_embeddings(tokens, table, images, features, backend=b), images, upstream
-        )
-    forward["embedding + masked_scatter"] = lambda: hf_merge(tokens, table, images.detach(), vocab - 1)
-    both["embedding + masked_scatter"] = lambda: torch.autograd.grad(
-        hf_merge(tokens, table, images, vocab - 1), images, upstream
+        call = partial(splice_embeddings, tokens, table, backend=backend)
+        forward[name] = partial(call, images.detach(), features)
+        both[name] = partial(gradient, call, [images], images, features, upstream=upstream)
+    forward["embedding + masked_scatter"] = partial(hf_merge, tokens, table, images.detach(), vocab - 1)
+    both["embedding + masked_scatter"] = partial(
+        gradient, hf_merge, [images], tokens, table, images, vocab - 1, upstream=upstream
     )
     moved = {"forward": 2 * upstream.nbytes, "forward+backward": 2 * upstream.nbytes + 2 * images.nbytes}
     for mode, runs in (("forward", forward), ("forward+backward", both)):

@@ -10,12 +10,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Run = Callable[[], object]
 
@@ -52,6 +53,13 @@ def interleave(runs: Mapping[str, Run], repeats: int = 9, pause: float = 0.0, wa
     return times
 
 
+def gradient(
+    loss: Callable[..., Tensor], inputs: Sequence[Tensor], *arguments: Any, upstream: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of loss(*arguments) by `inputs`."""
+    return torch.autograd.grad(loss(*arguments), inputs, upstream)
+
+
 def summary(seconds: list[float]) -> dict[str, float]:
     row: dict[str, float] = {
         "best_s": min(seconds),
@@ -63,7 +71,9 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return row
 
 
-def compared(op: str, shape: str, times: dict[str, list[float]], floor: str, **more: Any) -> Iterator[dict[str, Any]]:
+def compared(
+    op: str, shape: str, times: Mapping[str, list[float]], floor: str, **more: Any
+) -> Iterator[dict[str, Any]]:
     """One row a run; each carries its ratio to the floor or peer named `floor`, of the same interleaved rounds."""
     best = min(times[floor])
     for peer, seconds in times.items():

@@ -1,5 +1,5 @@
 // One pair's preference loss and its derivatives, in closed form: shared by the CPU and CUDA kernels, and line for line
-// the twin of mmfast/ops/preference_math.py. Formulas and papers: docs/ops/preference_loss.md.
+// as in mmfast/ops/preference_math.py. Formulas and papers: docs/ops/preference_loss.md.
 #pragma once
 #include <cmath>
 #include <cstdint>

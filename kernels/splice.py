@@ -1,6 +1,6 @@
 """splice_embeddings: rows copied once from one of two tables, and the segment sum of its backward.
 
-Twins of csrc/cuda/splice.cu.
+The same kernels as in csrc/cuda/splice.cu.
 """
 
 import torch

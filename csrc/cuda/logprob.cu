@@ -66,11 +66,11 @@ __global__ void __launch_bounds__(kFoldThreads) fold_forward_kernel(
 #pragma unroll
     for (int j = 0; j < N; ++j) e[j] = at + j == y || at + j >= fold.width ? A(0) : exp_or_zero(z[j] - base);
   };
-  // s_v e, and times (z - center) for the entropy's twin; a zero stays zero whatever stands beside it.
-  auto write = [&](const A(&z)[N], const A(&e)[N], int64_t at, Out* to, bool twin, A center) {
+  // s_v e, and times (z - center) for the entropy's gradient; a zero stays zero whatever stands beside it.
+  auto write = [&](const A(&z)[N], const A(&e)[N], int64_t at, Out* to, bool centered, A center) {
     A out[N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) out[j] = e[j] > 0 ? e[j] * slope_of(fold.map, z[j]) * (twin ? z[j] - center : A(1)) : e[j];
+    for (int j = 0; j < N; ++j) out[j] = e[j] > 0 ? e[j] * slope_of(fold.map, z[j]) * (centered ? z[j] - center : A(1)) : e[j];
     store_some<N>(to + at, fold.width - at, out);
   };
   for (int64_t at = start; at < fold.width; at += step) {

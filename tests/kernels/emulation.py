@@ -18,9 +18,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from mmfast.ops import dispatch, preference_kernels, rows, splice
-from mmfast.ops.head import folds_native
+from mmfast.ops.head import backends, folds_native
+from mmfast.ops.head.folds_native import NativeFolds
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]
@@ -69,6 +71,17 @@ def emulated() -> ModuleType:
     spec.loader.exec_module(module)
     module.backwards(os.environ.get("MMFAST_EMULATE_BACKWARDS") == "1")
     return module
+
+
+def folds_on_a_gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name to ask a head op for, so that it runs these folds: without a device "cuda" stands in for "torch"."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    elif not torch.cuda.is_available():
+        module = emulated()
+        monkeypatch.setitem(backends.FOLDS, "torch", lambda: NativeFolds("cuda", module))
+        return "torch"
+    return backend
 
 
 def emulate_cuda(monkeypatch: pytest.MonkeyPatch, module: Any = None) -> None:

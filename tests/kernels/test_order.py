@@ -17,7 +17,7 @@ from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.preference_kernels import PreferenceTensors, preference_native
 from mmfast.ops.rows import DTYPE_CODES
 from tests.kernels.emulation import emulated
-from tests.kernels.test_preference_kernels import arguments, spec_of
+from tests.kernels.test_preference import arguments, spec_of
 
 SPEC = HeadSpec(5.0, 0.7, entropy=True, squares=True, total=True)
 

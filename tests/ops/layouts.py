@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mmfast import ops
-from tests.ops.heads import error
+from tests.ops.logprob_cases import error
+from tests.ops.places import generator
 
 Arguments = dict[str, Tensor]
 PLAIN = re.compile(r"^(int|float|bool|str)( \| None)?$")
@@ -95,10 +96,6 @@ class Subject:
     limit: float = 2e-5  # of an output, relative to the largest
     gradient_limit: float = 2e-5
     leaves: bool = True  # whether what is trained is a leaf
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0) -> Tensor:

@@ -16,7 +16,8 @@ from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS
 from mmfast.ops.preference_math import make_spec
 from mmfast.ops.splice import splice_torch
-from tests.ops.layouts import Arguments, Subject, generator, normal
+from tests.ops.layouts import Arguments, Subject, normal
+from tests.ops.places import generator
 from tests.ops.trees import DEEP
 
 
@@ -205,7 +206,7 @@ def linear_preference_loss(chunked: bool, size: str = "usual", dtype: torch.dtyp
         found = ops.linear_preference_loss(**plain, **OBJECTIVE, **budget, tile_budget=1, backend=backend)
         return [found.loss, *(getattr(found, name) for name in METRICS)]
 
-    arguments["components"] = torch.zeros(head["targets"].shape[0], dtype=torch.int64)
+    arguments["components"] = torch.zeros(head["targets"].shape[0], dtype=torch.int64, device="cpu")
     rowless = lambda a: no_entries(a) | nobody(a) | {"components": a["components"][:0]}  # noqa: E731
     return Subject(
         ops.linear_preference_loss, arguments, oracle, call,
@@ -252,7 +253,7 @@ def attention_oracle(a: Arguments, scale: float = 0.4, window: int = 4) -> list[
 
 
 def tree_attention(dtype: torch.dtype = torch.float32, width: int = 8) -> Subject:
-    t = DEEP
+    t = DEEP.to(torch.get_default_device())
     copies, copy_offsets = t.inverse()
     arguments = {
         "q": normal(t.size, 4, width, dtype=dtype, seed=1), "k": normal(t.size, 2, width, dtype=dtype, seed=2),

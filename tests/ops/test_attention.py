@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
 from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
+from tests.ops.places import generator
 
 from .trees import DEEP, PAIR, tree
 
@@ -38,15 +39,17 @@ def by_paths(t, q, k, v, window, scale=None):
 
 
 def inputs(t, heads=4, kv=2, width=8, dtype=torch.float64, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     make = lambda h: torch.randn(t.size, h, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()  # noqa: E731
     return make(heads), make(kv), make(kv)
 
 
 def call(t, q, k, v, **extra):
+    t = t.to(q.device)
     return tree_attention(q, k, v, t.q_offsets, t.k_index, t.k_offsets, max_q=t.max_q, max_k=t.max_k, **extra)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("t", [PAIR, DEEP, tree((4,)), tree((1,), (1,))], ids=["pair", "deep", "plain", "single"])
 @pytest.mark.parametrize("heads,kv,width", [(4, 2, 8), (3, 3, 32), (8, 1, 40)])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
@@ -60,6 +63,7 @@ def test_equals_independent_sequences_forward_and_backward(t, heads, kv, width, 
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.usefixtures("device")
 def test_given_inverse_scale_and_strided_inputs():
     q, k, v = inputs(DEEP)
     copies, offsets = DEEP.inverse()
@@ -74,6 +78,7 @@ def test_given_inverse_scale_and_strided_inputs():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
 def test_lower_precisions(dtype, bound, width):
@@ -92,7 +97,7 @@ def test_lower_precisions(dtype, bound, width):
 @pytest.mark.parametrize("queries,keys,window", [(5, 5, 0), (3, 9, 0), (1, 4, 0), (4, 7, 2)])
 def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window):
     """The path that other devices take in fp32."""
-    g = torch.Generator().manual_seed(1)
+    g = generator(1)
     q = torch.randn(4, queries, 8, generator=g, dtype=torch.float64)
     k, v = (torch.randn(2, keys, 8, generator=g, dtype=torch.float64) for _ in "kv")
     grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
@@ -106,6 +111,7 @@ def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.usefixtures("device")
 def test_gradcheck_and_opcheck():
     t = tree((2, (1,), (2,)))
     q, k, v = inputs(t, 2, 1, 4)
@@ -115,17 +121,18 @@ def test_gradcheck_and_opcheck():
     torch.library.opcheck(attention_loop, arguments)
 
 
-def test_compiles_whole_and_works_without_gradient_and_under_autocast():
+def test_compiles_whole_and_works_without_gradient_and_under_autocast(device):
     q, k, v = inputs(PAIR, dtype=torch.float32)
     compiled = torch.compile(lambda *x: call(PAIR, *x).sin().sum(), fullgraph=True, backend="aot_eager")
     first = torch.autograd.grad(compiled(q, k, v), (q, k, v))
     second = torch.autograd.grad(call(PAIR, q, k, v).sin().sum(), (q, k, v))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         assert call(PAIR, q, k, v).dtype == torch.float32
 
 
+@pytest.mark.usefixtures("device")
 def test_empty_stream_keeps_its_gradient():
     t = tree()
     q, k, v = inputs(t)
@@ -136,11 +143,12 @@ def test_empty_stream_keeps_its_gradient():
 
 
 @pytest.mark.parametrize("window", [None, 2])
-def test_the_flex_mask_is_the_trees_mask(window):
+def test_the_flex_mask_is_the_trees_mask(device, window):
+    deep = DEEP.to(device)
     q, k, v = (x.detach().float() for x in inputs(DEEP, 2, 2))
-    mask = flex_mask(DEEP.q_offsets, DEEP.k_offsets, DEEP.size, len(DEEP.k_index), window)
-    blocks = create_block_mask(mask, None, None, DEEP.size, len(DEEP.k_index), device="cpu")
-    gathered = (x[DEEP.k_index].transpose(0, 1)[None] for x in (k, v))
+    mask = flex_mask(deep.q_offsets, deep.k_offsets, deep.size, len(deep.k_index), window)
+    blocks = create_block_mask(mask, None, None, DEEP.size, len(DEEP.k_index), device=device)
+    gathered = (x[deep.k_index].transpose(0, 1)[None] for x in (k, v))
     found = flex_attention(q.transpose(0, 1)[None], *gathered, block_mask=blocks)[0].transpose(0, 1)
     torch.testing.assert_close(found, call(DEEP, q, k, v, window=window), rtol=1e-5, atol=1e-5)
 
@@ -192,20 +200,19 @@ def test_wrong_arguments_are_named(change, message):
         tree_attention(**(arguments | change))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("window", [None, 3])
-def test_gpu_backends(backend, window):
+def test_every_backend_in_bf16(device, attention, window):
+    """On its device against fp64; here those that a CPU has."""
     t = tree((129, (60,), (70, (5,), (9,))), (33,), (200, (1,), (17,)))
-    if reason := explain("cuda", torch.bfloat16, 64, window)[backend]:
+    if reason := explain(device, torch.bfloat16, 64, window)[attention]:
         pytest.skip(reason)
-    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs(t, 4, 2, 64, torch.bfloat16))
-    moved = [x.cuda() for x in (t.q_offsets, t.k_index, t.k_offsets)]
-    out = tree_attention(q, k, v, *moved, max_q=t.max_q, max_k=t.max_k, window=window, backend=backend)
-    exact = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
+    q, k, v = inputs(t, 4, 2, 64, torch.bfloat16)
+    out = call(t, q, k, v, window=window, backend=attention)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     wanted = by_paths(t, *exact, window)
     grad = torch.randn(q.shape, dtype=torch.float64)
-    assert (out.double().cpu() - wanted).abs().max() < 2e-2 * wanted.abs().max()
-    found = torch.autograd.grad(out, (q, k, v), grad.to("cuda", torch.bfloat16))
-    for a, b in zip(found, torch.autograd.grad(wanted, exact, grad), strict=True):
-        assert (a.double().cpu() - b).abs().max() < 4e-2 * b.abs().max()
+    assert (out.double() - wanted).abs().max() < 2e-2 * wanted.abs().max()
+    ours = torch.autograd.grad(out, (q, k, v), grad.bfloat16())
+    for a, b in zip(ours, torch.autograd.grad(wanted, exact, grad), strict=True):
+        assert (a.double() - b).abs().max() < 4e-2 * b.abs().max()

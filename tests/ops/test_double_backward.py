@@ -29,6 +29,7 @@ def loss_of(subject: Subject, backend: str | None = None) -> tuple[Tensor, list[
     return subject.call(leaf, backend)[0].sum(), [leaf[name] for name in subject.trained]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_create_graph_is_refused(name: str) -> None:
     loss, trained = loss_of(NONLINEAR[name]())
@@ -41,6 +42,7 @@ def test_create_graph_is_refused(name: str) -> None:
     assert all(bool(g.any()) for g in torch.autograd.grad(loss, trained))
 
 
+@pytest.mark.usefixtures("device")
 def test_a_gradient_penalty_is_not_dropped() -> None:
     """The silent form: loss + |gradient|^2, whose second term had no gradient."""
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4)
@@ -50,6 +52,7 @@ def test_a_gradient_penalty_is_not_dropped() -> None:
         (loss + grad.pow(2).sum()).backward()
 
 
+@pytest.mark.usefixtures("device")
 def test_splice_is_linear_so_create_graph_is_right() -> None:
     """Its gradient does not depend on its inputs: nothing is lost. Where the upstream gradient does, it raises."""
     subject = subjects.splice_embeddings()
@@ -62,6 +65,7 @@ def test_splice_is_linear_so_create_graph_is_right() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_is_no_double_backward(reentrant: bool) -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4)
@@ -70,6 +74,7 @@ def test_checkpointing_is_no_double_backward(reentrant: bool) -> None:
     assert torch.equal(hidden.grad, torch.autograd.grad(call(hidden), hidden)[0])
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["linear_logprob, kept", "selective_logprob", "preference_loss"])
 def test_a_compiled_backward_pass_goes_through(name: str) -> None:
     subject = NONLINEAR[name]()

@@ -59,6 +59,7 @@ class Compared(TorchDispatchMode):
         return real
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_fakes_are_true(name: str) -> None:
     subject = SUBJECTS[name]()

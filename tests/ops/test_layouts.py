@@ -14,11 +14,9 @@ from torch import Tensor
 
 from mmfast import ops
 from tests.ops import layouts, subjects
-from tests.ops.heads import CPU_BACKENDS
 from tests.ops.layouts import Subject, tensor_arguments, walk
 from tests.ops.subjects import PATHS, SIZES
 
-both = pytest.mark.parametrize("backend", CPU_BACKENDS)
 DTYPES = [torch.float32, torch.bfloat16]
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "linear_logprob": lambda: subjects.linear_logprob("kept"),
@@ -66,7 +64,6 @@ def test_a_kernel_that_ignores_a_stride_is_caught() -> None:
     assert {line.split(":")[0] for line in found} >= {"bias transposed", "bias stepped", "bias expanded along 0"}
 
 
-@both
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", PATHS)
 def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
@@ -74,7 +71,6 @@ def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
         assert not walk(subjects.linear_logprob(path, size, dtype), backend, size != "usual"), size
 
 
-@both
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_logprob_without_rows(backend: str, dtype: torch.dtype) -> None:
     """Then hidden itself is what the kernels read, not a gathered copy."""
@@ -90,7 +86,6 @@ def test_linear_logprob_without_rows(backend: str, dtype: torch.dtype) -> None:
         assert not walk(subject, backend, size != "usual"), (path, size)
 
 
-@both
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_selective_logprob(backend: str, inplace: bool, dtype: torch.dtype) -> None:
@@ -98,7 +93,6 @@ def test_selective_logprob(backend: str, inplace: bool, dtype: torch.dtype) -> N
         assert not walk(subjects.selective_logprob(inplace, dtype, users, vocab), backend)
 
 
-@both
 def test_logits_that_share_memory_are_not_overwritten(backend: str) -> None:
     one = torch.randn(1, 9, requires_grad=True)
     targets = torch.tensor([1, 2, 3])
@@ -106,13 +100,11 @@ def test_logits_that_share_memory_are_not_overwritten(backend: str) -> None:
         ops.selective_logprob(one.expand(3, 9), targets, inplace_backward=True, backend=backend)
 
 
-@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_preference_loss(backend: str, dtype: torch.dtype) -> None:
     assert not walk(subjects.preference_loss(dtype), backend)
 
 
-@both
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_linear_preference_loss(backend: str, chunked: bool, dtype: torch.dtype) -> None:
@@ -120,13 +112,13 @@ def test_linear_preference_loss(backend: str, chunked: bool, dtype: torch.dtype)
         assert not walk(subjects.linear_preference_loss(chunked, size, dtype), backend, size != "usual"), size
 
 
-@both
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_splice_embeddings(backend: str, dtype: torch.dtype) -> None:
     for width in (6, 1):
         assert not walk(subjects.splice_embeddings(dtype, width), backend)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_tree_attention(dtype: torch.dtype) -> None:
     for width in (8, 40):

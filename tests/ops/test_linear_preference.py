@@ -11,9 +11,9 @@ from torch import Tensor
 from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
 from mmfast.ops import linear_preference as module
 from mmfast.ops.linear_preference import chunks, pair_components
-from tests.ops.heads import CPU_BACKENDS, error
+from tests.ops.logprob_cases import error
+from tests.ops.places import generator
 
-both = pytest.mark.parametrize("backend", CPU_BACKENDS)
 VOCAB, DIM = 300, 6
 
 
@@ -38,7 +38,7 @@ class Batch:
 
 
 def make(dtype: torch.dtype = torch.float64, frozen: tuple[str, ...] = ()) -> Batch:
-    g = torch.Generator().manual_seed(5)
+    g = generator(5)
     lengths = [5, 3, 4, 6, 5, 2, 1]
     shared = 2  # entries 3 and 4 begin with the same two scored rows
     index, at = [], 0
@@ -89,7 +89,6 @@ def bytes_of(rows: int, dtype: torch.dtype = torch.float64) -> int:
 BUDGETS = {"all kept": 10**9, "two chunks": bytes_of(12), "three chunks": bytes_of(11), "none fits": 0}
 
 
-@both
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(
     "objective", [{}, {"loss": "ipo", "sft_weight": 0.3}, {"loss": "sigmoid", "average": True, "beta": 2.0}], ids=str
@@ -104,7 +103,6 @@ def test_equals_head_then_loss(backend: str, budget: str, objective: dict) -> No
         assert error(got, want) < 1e-11
 
 
-@both
 @pytest.mark.parametrize(
     "frozen", [("weight",), ("weight", "bias", "u", "b"), ("hidden", "u"), ("hidden", "weight", "u", "b")], ids=str
 )
@@ -116,7 +114,6 @@ def test_partly_trained(backend: str, frozen: tuple[str, ...]) -> None:
         assert error(got, want) < 1e-11
 
 
-@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_lower_precision(backend: str, dtype: torch.dtype) -> None:
     """Chunks add up in fp32: no worse than one GEMM over all rows."""
@@ -179,7 +176,8 @@ def test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(largest) <= max(rows * VOCAB, 24 * 320)  # what is kept, or one tile
 
 
-def test_citizenship(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_citizenship(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMFAST_CHECK", "1")
     batch = make()
     with torch.no_grad():
         assert not linear_preference_loss(**batch.arguments(), **batch.options).loss.requires_grad
@@ -189,7 +187,7 @@ def test_citizenship(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(2 * a, b) for a, b in zip(first, second, strict=True))
     for message, change in {
         "linear_preference_loss: targets holds 999": {"targets": torch.full_like(batch.targets, 999)},
-        "linear_preference_loss: components must have shape": {"components": torch.tensor([0])},
+        "linear_preference_loss: components must have shape": {"components": torch.tensor([0], device="cpu")},
         "linear_preference_loss: hidden must have shape": {"hidden": torch.zeros(3)},
         "unknown loss": {"loss": "best"},
         "linear_preference_loss: pairs holds 7": {"pairs": torch.tensor([[0, 7]]), "pair_weights": None},
@@ -204,6 +202,7 @@ def test_citizenship(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.isfinite(torch.autograd.grad(sorting.loss, batch.weight)[0]).all()
 
 
+@pytest.mark.usefixtures("device")
 def test_empty() -> None:
     weight, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(0, 4, requires_grad=True)
     none = torch.empty(0, dtype=torch.int64)
@@ -216,6 +215,7 @@ def test_empty() -> None:
         assert out.loss == 0 and dx.shape == (0, 4) and dw.count_nonzero() == 0
 
 
+@pytest.mark.usefixtures("device")
 def test_compile_fullgraph() -> None:
     batch = make(torch.float32)
     components = pair_components(batch.options["responses"], batch.options["pairs"], batch.options["index"], 24)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmfast.ops import linear_logprob
 from mmfast.ops.head.spec import HeadSpec
-from tests.ops.heads import CPU_BACKENDS, error, make, run, run_reference
+from tests.ops.logprob_cases import error, make, run, run_reference
 
 PATHS = {  # name: (trained head, entropy_grad, keep_budget)
     "direct": (False, False, None),
@@ -28,7 +28,6 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_the_oracle_in_fp64(backend: str, path: str, options: dict) -> None:
@@ -44,6 +43,7 @@ def test_equals_the_oracle_in_fp64(backend: str, path: str, options: dict) -> No
         assert error(got, want) < 1e-11, name
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("path", PATHS)
 def test_gradcheck(path: str) -> None:
     trained, entropy_grad, keep = PATHS[path]
@@ -62,6 +62,7 @@ def test_gradcheck(path: str) -> None:
     assert torch.autograd.gradcheck(function, tuple(case.tensors.values()))
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("bias", "lora", "trained"), list(itertools.product((False, True), repeat=3)))
 def test_opcheck(bias: bool, lora: bool, trained: bool) -> None:
     case = make(tokens=3, dim=4, vocab=13, users=4, dtype=torch.float32, bias=bias, lora=lora, trained=trained)

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from mmfast.ops import linear_logprob
 from mmfast.ops.head import tiles as algorithm
-from tests.ops.heads import CPU_BACKENDS, Case, error, make, run, run_reference
-
-both = pytest.mark.parametrize("backend", CPU_BACKENDS)
+from tests.ops.logprob_cases import Case, error, make, run, run_reference
 
 
-@both
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_rows_keep_their_grad_fn(backend: str, trained: bool) -> None:
     hidden = torch.randn(0, 4, requires_grad=True)
@@ -26,7 +23,6 @@ def test_no_rows_keep_their_grad_fn(backend: str, trained: bool) -> None:
         assert weight.grad is not None and weight.grad.count_nonzero() == 0
 
 
-@both
 @pytest.mark.parametrize(("users", "vocab"), [(1, 1), (3, 1), (1, 2), (1, 300), (2, 257)])
 def test_smallest_shapes(backend: str, users: int, vocab: int) -> None:
     for keep in (None, 0):
@@ -39,7 +35,6 @@ def test_smallest_shapes(backend: str, users: int, vocab: int) -> None:
             assert torch.allclose(got, want, atol=1e-12)
 
 
-@both
 def test_layouts(backend: str) -> None:
     """Non-contiguous hidden, weight and targets; targets that repeat."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -55,7 +50,6 @@ def test_layouts(backend: str) -> None:
             assert error(a, b) < (2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
-@both
 def test_tied_embeddings(backend: str) -> None:
     """The weight is also the embedding: both gradients arrive."""
     table = torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
@@ -67,7 +61,6 @@ def test_tied_embeddings(backend: str) -> None:
     assert error(a, b) < 1e-12
 
 
-@both
 def test_row_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(algorithm, "ROW_BLOCK", 4)
     for keep, entropy_grad in ((None, False), (0, False), (None, True)):
@@ -80,6 +73,7 @@ def test_row_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert error(got, want) < 1e-11
 
 
+@pytest.mark.usefixtures("device")
 def test_outputs_carry_no_gradient_unless_asked() -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4)
     y = torch.tensor([1, 2, 3])
@@ -97,6 +91,7 @@ def test_outputs_carry_no_gradient_unless_asked() -> None:
         assert not linear_logprob(hidden, weight, y).requires_grad
 
 
+@pytest.mark.usefixtures("device")
 def test_twice_backward() -> None:
     case = make(trained=True)
     logp = linear_logprob(**case.arguments(), **case.options)
@@ -105,7 +100,6 @@ def test_twice_backward() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@both
 def test_same_bits_every_time(backend: str) -> None:
     results = []
     for _ in range(3):
@@ -116,12 +110,11 @@ def test_same_bits_every_time(backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@both
 @pytest.mark.parametrize("trained", [False, True])
-def test_autocast(backend: str, trained: bool) -> None:
+def test_autocast(backend: str, device: torch.device, trained: bool) -> None:
     """As F.linear does: fp32 parameters are multiplied in bf16, and their gradients come back in fp32."""
     case = make(8, 32, 500, 8, torch.float32, rows=False, trained=trained, bias=True, lora=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         logp = linear_logprob(**case.arguments(), backend=backend)
     assert logp.dtype == torch.float32
     grads = torch.autograd.grad(logp.sum(), case.trained())
@@ -134,6 +127,7 @@ def test_autocast(backend: str, trained: bool) -> None:
         assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("trained", [False, True])
 def test_compile_fullgraph(trained: bool) -> None:
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> Tensor:

@@ -8,48 +8,40 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.heads import CPU_BACKENDS, Case, error, make, run, run_reference
+from tests.ops.logprob_cases import error, make, problems, run, run_reference
 from tests.ops.test_logprob import PATHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = {  # tokens, dim, vocab, users
     "aligned": (24, 64, 1024, 32),
     "ragged": (29, 51, 1003, 37),
+    "one word": (1, 32, 1, 1),
 }
 
 
-def truth_and_rival(case: Case, entropy_grad: bool) -> tuple:
-    """The fp64 oracle from the case's own (rounded) inputs, and plain torch in the case's dtype."""
-    dtype = next(iter(case.tensors.values())).dtype
-    return (
-        run_reference(case.clone(torch.float64), torch.float64, entropy_grad),
-        run_reference(case, dtype, entropy_grad),
-    )
+def check(backend: str, sizes: tuple[int, ...], path: str, dtype: torch.dtype, **options: object) -> None:
+    trained, entropy_grad, keep = PATHS[path]
+    case = make(*sizes, dtype, trained=trained, confidence=(0.5, 0.99, 0.9999)[: sizes[3]], **options)
+    assert not problems(case, backend, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_error_against_fp64(backend: str, dtype: torch.dtype, path: str, shape: str) -> None:
-    trained, entropy_grad, keep = PATHS[path]
     options = {"bias": True, "lora": True, "softcap": 20.0} if shape == "ragged" else {}
-    tokens, dim, vocab, users = SHAPES[shape]
-    case = make(
-        tokens, dim, vocab, users, dtype, trained=trained, confidence=(0.5, 0.99, 0.9999), **options
-    )  # fmt: skip
-    (truth, true_grads), (rival, rival_grads) = truth_and_rival(case, entropy_grad)
-    ours, grads = run(case, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1, backend=backend)
-    assert ours["logp"].dtype == torch.float32
-    for name in ("logp", "entropy", "logsumsq"):
-        assert (ours[name] - truth[name]).abs().max() < 1e-4, name
-        assert error(ours[name], truth[name]) < 2 * error(rival[name], truth[name]) + 1e-4, name
-    for name, got, want, other in zip(case.tensors, grads, true_grads, rival_grads, strict=False):
-        assert got.dtype == case.tensors[name].dtype
-        assert error(got, want) < 2 * error(other, want) + 1e-4, name
+    check(backend, SHAPES[shape], path, dtype, **options)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sizes", [(300, 256, 5000, 300), (64, 128, 32001, 64)], ids=str)
+def test_error_at_the_sizes_of_a_gpu(backend: str, dtype: torch.dtype, path: str, sizes: tuple[int, ...]) -> None:
+    check(backend, sizes, path, dtype)
+    check(backend, sizes, path, dtype, bias=True, softcap=8.0, temperature=0.7)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_confident_tokens_keep_their_gradient(backend: str, trained: bool) -> None:
     """p_y from .5 to .999999 in bf16: each row's own gradient is right, not only the largest row's."""
@@ -65,7 +57,6 @@ def test_confident_tokens_keep_their_gradient(backend: str, trained: bool) -> No
         assert abs(float(ours["logp"][row].detach() / truth["logp"][row].detach()) - 1) < 2e-2
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shift", [-300.0, 4096.0, -4096.0])
 @pytest.mark.parametrize("trained", [False, True])
@@ -85,7 +76,6 @@ def test_shifted_logits(backend: str, dtype: torch.dtype, shift: float, trained:
         assert error(got, want) < (2e-2 if dtype == torch.bfloat16 else 5e-3)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_maximum_that_rises_by_hundreds(backend: str, trained: bool) -> None:
     """The running maximum moves in every tile, and the target of some rows lies in an early, vanished one."""
@@ -100,7 +90,6 @@ def test_a_maximum_that_rises_by_hundreds(backend: str, trained: bool) -> None:
         assert error(got, want) < 1e-4
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_minus_infinity_in_the_bias(backend: str) -> None:
     """Padded vocabularies are masked so; whole tiles may be."""
     case = make(5, 8, 900, 5, torch.float32, rows=False, trained=True, bias=True)
@@ -120,7 +109,6 @@ def test_minus_infinity_in_the_bias(backend: str) -> None:
                     assert error(got, want) < 1e-5
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_nan_stays_nan(backend: str) -> None:
     """A non-finite step must be seen by the trainer."""
     case = make(3, 8, 600, 3, torch.float32, rows=False)

@@ -8,22 +8,21 @@ import torch
 from mmfast.ops import selective_logprob
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.oracles import logprob as reference
-from tests.ops.heads import CPU_BACKENDS, error
+from tests.ops.logprob_cases import error
+from tests.ops.places import generator
 
-both = pytest.mark.parametrize("backend", CPU_BACKENDS)
 ALL = HeadSpec(entropy=True, squares=True, total=True, entropy_grad=True)
 FLAGS = {"return_entropy": True, "return_logsumsq": True, "return_mean_logit": True, "return_top1": True}
 
 
 def logits_of(dtype: torch.dtype, users: int = 13, vocab: int = 517) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(3)
+    g = generator(3)
     logits = torch.randn(users, vocab, generator=g, dtype=torch.float64) * 3
     targets = torch.randint(0, vocab, (users,), generator=g)
     logits[0, targets[0]] = 20.0  # p_y = .99999
     return logits.to(dtype), targets
 
 
-@both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("entropy_grad", [False, True])
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "temperature": 1.7}], ids=str)
@@ -39,7 +38,7 @@ def test_against_the_oracle(backend: str, dtype: torch.dtype, entropy_grad: bool
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for got, want in zip(ours, truth, strict=True):
         assert error(got, want) < tolerance
-    g = torch.Generator().manual_seed(7)
+    g = generator(7)
     c, h = (torch.randn(len(targets), generator=g, dtype=torch.float64) for _ in range(2))
     h = h * entropy_grad
     got, want = (
@@ -56,11 +55,10 @@ def test_against_the_oracle(backend: str, dtype: torch.dtype, entropy_grad: bool
         assert torch.equal(made.detach(), values)
 
 
-@both
-def test_row_blocks_and_layouts(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_blocks_and_layouts(backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmfast.ops import selective
 
-    monkeypatch.setitem(selective.TILE_BUDGET, "cpu", 5 * 4 * 517)  # five rows at a time
+    monkeypatch.setitem(selective.TILE_BUDGET, device.type, 5 * 4 * 517)  # five rows at a time
     values, targets = logits_of(torch.float32)
     for leaf in (values.clone(), values.T.contiguous().T, torch.cat([values, values], 1)[:, :517]):
         leaf = leaf.detach().requires_grad_()
@@ -71,7 +69,6 @@ def test_row_blocks_and_layouts(backend: str, monkeypatch: pytest.MonkeyPatch) -
         assert error(got, true) < 1e-5
 
 
-@both
 def test_edges(backend: str) -> None:
     empty = torch.empty(0, 9, requires_grad=True)
     logp = selective_logprob(empty, torch.empty(0, dtype=torch.int64), backend=backend)
@@ -87,6 +84,7 @@ def test_edges(backend: str) -> None:
     assert (got - torch.log_softmax(shifted.double(), -1)[torch.arange(4), torch.arange(4)]).abs().max() < 1e-5
 
 
+@pytest.mark.usefixtures("device")
 def test_gradcheck_opcheck_compile() -> None:
     values, targets = logits_of(torch.float64, 3, 11)
     values.requires_grad_()
@@ -104,6 +102,7 @@ def test_gradcheck_opcheck_compile() -> None:
     assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("device")
 def test_in_place_is_guarded() -> None:
     values, targets = logits_of(torch.float32)
     leaf = values.requires_grad_()

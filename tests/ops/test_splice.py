@@ -6,12 +6,11 @@ from torch import nn
 
 from mmfast.ops.rows import gather_rows, invert, segment_sum
 from mmfast.ops.splice import _splice, splice_embeddings, splice_torch
-
-BACKENDS = ["torch", "cpu"]
+from tests.ops.places import generator
 
 
 def inputs(dtype=torch.float64, width=5, seed=0, repeat=True):
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
     table = torch.randn(11, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
     images = torch.randn(6, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
     features = torch.tensor([-1, 0, 1, 2, -1, -1, 3, 4, 5] + ([1, 1, -1] if repeat else []))
@@ -20,7 +19,6 @@ def inputs(dtype=torch.float64, width=5, seed=0, repeat=True):
     return tokens, table, images, features
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 5, 300])
 def test_forward_is_exact_and_backward_is_the_ordered_sum(backend, dtype, width):
@@ -35,7 +33,6 @@ def test_forward_is_exact_and_backward_is_the_ordered_sum(backend, dtype, width)
         torch.testing.assert_close(a, b.to(dtype), rtol=1e-6 if dtype == torch.float32 else 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_embedding_and_masked_scatter(backend):
     """What Hugging Face models do."""
     tokens, table, images, features = inputs(torch.float32, repeat=False)
@@ -46,7 +43,6 @@ def test_equals_embedding_and_masked_scatter(backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_segment_sum(backend):
     values = torch.randn(40, 3, 7, dtype=torch.float64)
     index = torch.randint(-1, 9, (40,))
@@ -62,6 +58,7 @@ def test_segment_sum(backend):
     assert segment_sum(ones, torch.arange(513), torch.tensor([0, 512, 513]), backend).flatten().tolist() == [512, 1]
 
 
+@pytest.mark.usefixtures("device")
 def test_gather_rows_gradcheck():
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([4, 0, 4, 2, 4, 1])
@@ -69,7 +66,6 @@ def test_gather_rows_gradcheck():
     assert torch.equal(gather_rows(x, index), x[index])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_opcheck_compile(backend):
     tokens, table, images, features = inputs()
     run = lambda t, i: splice_embeddings(tokens, t, i, features, backend=backend)  # noqa: E731
@@ -81,8 +77,7 @@ def test_gradcheck_opcheck_compile(backend):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_frozen_sides_empty_inputs_strides_and_autocast(backend):
+def test_frozen_sides_empty_inputs_strides_and_autocast(backend, device):
     tokens, table, images, features = inputs(torch.float32)
     frozen = table.detach()
     out = splice_embeddings(tokens, frozen, images, features, backend=backend)
@@ -94,13 +89,12 @@ def test_frozen_sides_empty_inputs_strides_and_autocast(backend):
     assert table.grad.eq(0).all()
     strided = table.detach().t().contiguous().t()
     assert torch.equal(splice_embeddings(tokens, strided, images, features, backend=backend), out)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         mixed = splice_embeddings(tokens, frozen, images.bfloat16(), features, backend=backend)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, splice_torch(tokens, frozen, images.bfloat16().float(), features))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "change,message",
     [
@@ -115,12 +109,14 @@ def test_frozen_sides_empty_inputs_strides_and_autocast(backend):
         ({"table": torch.zeros(11, 5, 1, dtype=torch.float64)}, r"table must have shape \[V,D\], not \[11, 5, 1\]"),
         (
             {"table": torch.zeros(11, 5, dtype=torch.float64, device="meta")},
-            "on cpu, but the other tensors are on meta",
+            "on (cpu|cuda:0), but the other tensors are on meta",
         ),
     ],
 )
-def test_wrong_arguments_are_named(backend, change, message):
+def test_wrong_arguments_are_named(backend, device, change, message, monkeypatch):
+    monkeypatch.setenv("MMFAST_CHECK", "1")
     names = ("tokens", "table", "image_features", "features")
+    change = {k: v.to(device) if isinstance(v, torch.Tensor) and not v.is_meta else v for k, v in change.items()}
     with pytest.raises(ValueError, match=message):
         splice_embeddings(**(dict(zip(names, inputs(), strict=True)) | change), backend=backend)
 

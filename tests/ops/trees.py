@@ -19,6 +19,10 @@ class Tree:
     max_k: int
     size: int
 
+    def to(self, device: torch.device) -> Tree:
+        tensors = (t.to(device) for t in (self.q_offsets, self.k_index, self.k_offsets))
+        return Tree(*tensors, self.paths, self.max_q, self.max_k, self.size)
+
     def inverse(self) -> tuple[Tensor, Tensor]:
         copies = [[j for j, t in enumerate(self.k_index.tolist()) if t == i] for i in range(self.size)]
         offsets = [0]

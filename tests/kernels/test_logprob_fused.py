@@ -1,7 +1,12 @@
-"""The fully fused forward against fp64: ragged shapes, repeated rows, shifted logits, confident targets."""
+"""The fully fused forward against fp64, alone and as backend="triton-fused": ragged shapes, repeated rows, shifted
+logits, confident targets."""
 
 import pytest
 import torch
+
+from mmfast.ops import linear_logprob
+from mmfast.ops.oracles.logprob import linear_logprob as oracle_op
+from tests.ops.logprob_cases import make
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,3 +78,25 @@ def test_no_rows() -> None:
     hidden, weight = torch.zeros(4, 8, device=DEVICE), torch.zeros(5, 8, device=DEVICE)
     logp, lse = fused_logprob(hidden, weight, torch.zeros(0, dtype=torch.int64, device=DEVICE))
     assert logp.shape == lse.shape == (0,)
+
+
+def test_by_name() -> None:
+    with torch.device(DEVICE):
+        case = make(40, 32, 300, 40, torch.bfloat16, bias=True, softcap=5.0)
+        want = oracle_op(**case.arguments(), **case.options)["logp"]
+        with torch.no_grad():
+            got = linear_logprob(**case.arguments(), **case.options, backend="triton-fused")
+    assert got.dtype == torch.float32 and (got.double() - want).abs().max() < 1e-4
+
+
+def test_it_refuses_what_it_cannot_do() -> None:
+    hidden, weight = torch.randn(3, 8, device=DEVICE), torch.randn(5, 8, device=DEVICE)
+    targets = torch.tensor([0, 4, 2], device=DEVICE)
+    with pytest.raises(ValueError, match="return_entropy"):
+        linear_logprob(hidden, weight, targets, return_entropy=True, backend="triton-fused")
+    with pytest.raises(ValueError, match="no gradient"):
+        linear_logprob(hidden.requires_grad_(), weight, targets, backend="triton-fused")
+    with torch.no_grad():
+        assert linear_logprob(hidden, weight, targets, backend="triton-fused").shape == (3,)
+    with pytest.raises(ValueError, match="fp32, bf16 or fp16"):
+        linear_logprob(hidden.detach().double(), weight.double(), targets, backend="triton-fused")

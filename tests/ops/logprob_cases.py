@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import linear_logprob
-from mmfast.ops.dispatch import available
-from mmfast.ops.head.backends import FOLDS
 from mmfast.ops.oracles import logprob as reference
-
-CPU_BACKENDS = [b for b in ("torch", "cpu") if b in FOLDS and not available(b, torch.device("cpu"))]
+from tests.ops.places import generator
 
 
 @dataclass
@@ -54,7 +51,7 @@ def make(
     **options: object,
 ) -> Case:
     """Random arguments. `confidence`: probabilities that the first targets get (a bump along their weight row)."""
-    g = torch.Generator().manual_seed(seed)
+    g = generator(seed)
 
     def normal(*shape: int, grad: bool = True, scale: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=g, dtype=torch.float64) * scale).to(dtype).requires_grad_(grad)
@@ -91,21 +88,47 @@ def _make_confident(case: Case, confidence: tuple[float, ...]) -> None:
 
 def upstream(case: Case, entropy_grad: bool = False) -> tuple[Tensor, Tensor | None]:
     """Random, non-uniform gradients of logp and entropy."""
-    g = torch.Generator().manual_seed(99)
+    g = generator(99)
     n = len(case.targets)
     c = torch.randn(n, generator=g, dtype=torch.float64) * torch.rand(n, generator=g, dtype=torch.float64).exp()
     return c, torch.randn(n, generator=g, dtype=torch.float64) if entropy_grad else None
 
 
-def run(case: Case, **options: object) -> tuple[dict[str, Tensor], list[Tensor]]:
+FLAGS = {"return_entropy": True, "return_logsumsq": True, "return_mean_logit": True, "return_top1": True}
+
+
+def run(case: Case, logp_only: bool = False, **options: object) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(outputs, gradients of the trained tensors) of linear_logprob."""
+    values = linear_logprob(**case.arguments(), **case.options, **options, **({} if logp_only else FLAGS))
+    names = ("logp", "entropy", "logsumsq", "mean_logit", "top1")
+    outputs = {"logp": values} if logp_only else dict(zip(names, values, strict=True))
+    return outputs, _gradients(case, outputs, bool(options.get("entropy_grad")))
+
+
+def problems(case: Case, backend: str, logp_only: bool = False, **options: object) -> list[str]:
+    """What is wrong with linear_logprob here: a log-prob, entropy or sum is 1e-4 off, or an error beyond twice that of
+    plain torch in the same dtype + 1e-4, against fp64 from the case's own (rounded) inputs; or two calls differ."""
     entropy_grad = bool(options.get("entropy_grad"))
-    values = linear_logprob(
-        **case.arguments(), **case.options, **options,
-        return_entropy=True, return_logsumsq=True, return_mean_logit=True, return_top1=True,
-    )  # fmt: skip
-    outputs = dict(zip(("logp", "entropy", "logsumsq", "mean_logit", "top1"), values, strict=True))
-    return outputs, _gradients(case, outputs, entropy_grad)
+    dtype = case.tensors["hidden"].dtype
+    truth, true_grads = run_reference(case.clone(torch.float64), torch.float64, entropy_grad)
+    rival, rival_grads = run_reference(case, dtype, entropy_grad)
+    ours, grads = run(case, logp_only, backend=backend, **options)
+    again, grads_again = run(case, logp_only, backend=backend, **options)
+    found = [] if ours["logp"].dtype == torch.float32 else [f"log-probs are {ours['logp'].dtype}"]
+    trained = [name for name, t in case.tensors.items() if t.requires_grad]
+    for name in ("logp", "entropy", "logsumsq"):
+        if name in ours and not (off := float((ours[name] - truth[name]).detach().abs().max())) < 1e-4:
+            found.append(f"{name} is {off:.1e} off")
+    sums = [name for name in ("logp", "entropy", "logsumsq") if name in ours]
+    compared = [(name, ours[name], truth[name], rival[name]) for name in sums]
+    compared += zip(trained, grads, true_grads, rival_grads, strict=True)
+    for name, got, want, other in compared:
+        if not error(got, want) < 2 * error(other, want) + 1e-4:
+            found.append(f"{name} has error {error(got, want):.1e}, torch {error(other, want):.1e}")
+    dtypes = {name: (g.dtype, case.tensors[name].dtype) for name, g in zip(trained, grads, strict=True)}
+    found += [f"{name} has a gradient of {got}" for name, (got, want) in dtypes.items() if got != want]
+    same = zip([*ours.values(), *grads], [*again.values(), *grads_again], strict=True)
+    return found if all(torch.equal(a, b) for a, b in same) else [*found, "two calls differ"]
 
 
 def run_reference(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmfast.ops import linear_logprob
 from mmfast.ops.oracles.logprob import linear_logprob as oracle
-from tests.ops.heads import error
+from tests.ops.logprob_cases import error
+from tests.ops.places import generator
 
 VOCAB = 700  # several tiles on every backend: at least 256 columns (folds), 128 (the fused kernel, 4 ranges)
 MASKS = {
@@ -24,7 +25,7 @@ MASKS = {
 
 def problems(mask: str, trained: bool, dtype: torch.dtype, **options: Any) -> list[str]:
     """What linear_logprob (options: backend, budgets, temperature) gets wrong under this mask."""
-    g = torch.Generator().manual_seed(3)
+    g = generator(3)
     hidden = torch.randn(6, 16, generator=g, dtype=torch.float64).to(dtype)
     weight = (torch.randn(VOCAB, 16, generator=g, dtype=torch.float64) / 2).to(dtype)
     bias = torch.randn(VOCAB, generator=g)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mmfast.ops import linear_logprob, linear_preference_loss
-from tests.ops.test_trainer_example import PAGE, losses
+from tests.ops.test_preference_trainer import PAGE, losses
 
 trl = pytest.importorskip("trl")
 

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from mmfast.ops import linear_logprob, selective_logprob
-from tests.ops.heads import CPU_BACKENDS
-from tests.ops.masked import MASKS, problems
+from tests.ops.logprob_masked import MASKS, problems
 
 PATHS = {"direct": {}, "kept": {}, "recompute": {"keep_budget": 0}, "tempered": {"temperature": 0.6}}
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("mask", MASKS)
@@ -20,7 +18,6 @@ def test_masked_tokens_are_as_good_as_absent(mask: str, path: str, dtype: torch.
     assert not problems(mask, path != "direct", dtype, backend=backend, **PATHS[path])
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_masked_target_has_probability_0(backend: str) -> None:
     hidden, weight = torch.randn(2, 4), torch.randn(600, 4)
     bias = torch.zeros(600)
@@ -31,7 +28,6 @@ def test_a_masked_target_has_probability_0(backend: str) -> None:
     assert logp[0] == -torch.inf and logp[1].isfinite() and entropy.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_masked_logits(backend: str) -> None:
     logits = torch.randn(3, 50)
     logits[:, :30] = -torch.inf

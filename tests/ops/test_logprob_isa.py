@@ -16,7 +16,7 @@ CHECK = """
 import torch
 from mmfast.ops.dispatch import native
 from mmfast.ops.head.folds_native import bf16_engine
-from tests.ops.heads import error, make, run, run_reference
+from tests.ops.logprob_cases import error, make, run, run_reference
 assert native().cpu_isa() == "{isa}" and bf16_engine() == ""
 for dtype, limit in ((torch.float64, 1e-11), (torch.float32, 2e-5), (torch.bfloat16, 2e-2)):
     for trained, entropy_grad in ((False, True), (True, False), (True, True)):

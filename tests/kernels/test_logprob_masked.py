@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.kernels.emulation import emulate_cuda
-from tests.ops.masked import MASKS, problems
+from tests.ops.logprob_masked import MASKS, problems
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="emulated and interpreted where there is no GPU")
 

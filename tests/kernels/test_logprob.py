@@ -1,0 +1,36 @@
+"""linear_logprob whole, on the GPU's folds: every path, forward and backward, against fp64.
+
+Without a device the CUDA kernels stand in for the torch folds (emulated on the host), Triton runs in its interpreter.
+"""
+
+import pytest
+import torch
+
+from tests.kernels.emulation import folds_on_a_gpu
+from tests.ops.logprob_cases import make, problems
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PATHS = {
+    "stats": (False, False, 0),
+    "direct": (True, False, 0),
+    "kept": (True, True, 1 << 30),
+    "recompute": (True, True, 0),
+}
+OPTIONS = {"bias": True, "softcap": 8.0, "temperature": 0.7}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "all options"])
+@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_every_path(
+    backend: str, path: str, options: dict, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The plain call asks for log-probs alone, the other for all outputs and the entropy's gradient."""
+    backend = folds_on_a_gpu(backend, monkeypatch)
+    input_grad, head_grad, keep = PATHS[path]
+    with DEVICE:
+        case = make(12, 40, 203, 12, dtype, trained=head_grad, confidence=(0.5, 0.99, 0.9999), **options)
+        case.tensors["hidden"].requires_grad_(input_grad)
+        entropy = bool(options) and input_grad
+        assert not problems(case, backend, logp_only=not options, keep_budget=keep, tile_budget=1, entropy_grad=entropy)
