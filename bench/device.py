@@ -52,7 +52,7 @@ def timed(setup: Setup, runs: Mapping[str, Run]) -> dict[str, list[float]]:
     for r in range(setup.repeats + 2):
         for name, run in runs.items():
             if setup.device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 torch.cuda.synchronize()
                 start.record()
                 run()
@@ -102,7 +102,7 @@ def graphed(run: Run, device: torch.device) -> Run:
     """Device time alone: 100 replays of the captured launches."""
     if device.type != "cuda":
         return partial(hundred, run)
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)

@@ -41,7 +41,7 @@ def torch_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    logp: Tensor = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]  # type: ignore[no-untyped-call]
+    logp: Tensor = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
     return logp
 
 
