@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile, schedule
 
@@ -46,9 +47,11 @@ def profile_step(config: Config, out: Path = OUT) -> tuple[profile, Path]:
 
     # The first step allocates, and what comes before it is no step; the second warms the profiler.
     recorder = profile(
-        activities=activities, schedule=schedule(wait=1, warmup=1, active=1, repeat=1), on_trace_ready=write,
+        activities=activities,
+        schedule=schedule(wait=1, warmup=1, active=1, repeat=1),
+        on_trace_ready=write,
         profile_memory=True,
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         config.data.cache = str(config.cache_dir())
         config.output_dir = folder
@@ -64,19 +67,29 @@ def profile_step(config: Config, out: Path = OUT) -> tuple[profile, Path]:
 
 
 def table(recorded: profile, rows: int = ROWS) -> str:
-    """The ops that took most time of their own, on the GPU where there is one, and the sums over all."""
+    """The ops that took most time of their own, on the GPU where there is one, and the sums over all. Kernels have no
+    rows of their own: their time is that of the op which launched them."""
     ops = [
-        (event.key, event.count, event.self_cpu_time_total / 1e3, event.self_device_time_total / 1e3,
-         event.self_cpu_memory_usage / 2**20, event.self_device_memory_usage / 2**20)
+        (event.key, event.count, *of_its_own(event))
         for event in recorded.key_averages()
-        if not event.key.startswith(("ProfilerStep", "[memory]"))
-    ]  # fmt: skip
+        if event.device_type == DeviceType.CPU and not event.key.startswith(("ProfilerStep", "[memory]"))
+    ]
     ops.sort(key=lambda op: (op[3], op[2]), reverse=True)
-    sums = [sum(op[column] for op in ops) for column in range(1, 6)]
-    lines = [f"{op[0][:52]:52} {op[1]:7} {op[2]:10.2f} {op[3]:10.2f} {op[4]:10.1f} {op[5]:10.1f}" for op in ops[:rows]]
-    lines.append(f"{'all ops':52} {sums[0]:7} {sums[1]:10.2f} {sums[2]:10.2f} {sums[3]:10.1f} {sums[4]:10.1f}")
-    head = f"{HEADINGS[0]:52} {HEADINGS[1]:>7} " + " ".join(f"{heading:>10}" for heading in HEADINGS[2:])
-    return "\n".join([head, *lines])
+    sums = [sum(column) for column in list(zip(*ops, strict=True))[1:]]
+    lines = [HEADINGS, *(line(*op) for op in ops[:rows]), line("all ops", *sums)]
+    return "\n".join(
+        f"{first[:52]:52} {calls:>7} " + " ".join(f"{n:>10}" for n in rest) for first, calls, *rest in lines
+    )
+
+
+def of_its_own(event: Any) -> tuple[float, float, float, float]:
+    """CPU and GPU milliseconds, CPU and GPU MiB, without those of the ops inside."""
+    milliseconds = event.self_cpu_time_total / 1e3, event.self_device_time_total / 1e3
+    return *milliseconds, event.self_cpu_memory_usage / 2**20, event.self_device_memory_usage / 2**20
+
+
+def line(op: str, calls: int, *numbers: float) -> tuple[str, ...]:
+    return op, str(calls), *(f"{number:.2f}" for number in numbers)
 
 
 def tiny(folder: Path) -> Config:

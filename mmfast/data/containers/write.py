@@ -29,8 +29,7 @@ def json_text(value: Any) -> str:
 
 def _jsonl(path: Path, rows: Iterator[dict]) -> None:
     with open(path, "w", encoding="utf-8") as f:
-        for row in rows:
-            f.write(json_text(row) + "\n")
+        f.writelines(json_text(row) + "\n" for row in rows)
 
 
 def _json(path: Path, rows: Iterator[dict]) -> None:

@@ -116,8 +116,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     prompt, chosen, rejected = _sided(value, len(images), inside)
     own: dict[str, Any] = {}
     for name in ("chosen_prompt", "rejected_prompt"):
-        if value.get(name) is not None:
-            side = value[name]
+        if (side := value.get(name)) is not None:
             messages = [question(side, len(images))] if isinstance(side, str) else _messages(side, name, inside)
             own[name] = tuple(place_images(messages, len(images)))
     if inside and images:
@@ -143,20 +142,13 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
 
 def write(record: Record) -> Written:
     """The canonical form: everything a record has."""
-    row: dict[str, Any] = {"id": record.id, "images": list(record.images), "prompt": list(record.prompt)}
-    row["chosen"] = list(record.chosen)
-    if record.rejected is not None:
-        row["rejected"] = list(record.rejected)
-    for name in ("chosen_prompt", "rejected_prompt"):
-        side = getattr(record, name)
-        if side is not None:
-            row[name] = list(side)
+    row: dict[str, Any] = {"id": record.id, "images": list(record.images)}
+    for name in ("prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt"):
+        if (messages := getattr(record, name)) is not None:
+            row[name] = list(messages)
     if record.weight != 1.0:
         row["weight"] = record.weight
-    for name in ("segments", "scores", "meta"):
-        if getattr(record, name):
-            row[name] = getattr(record, name)
-    return row, []
+    return row | {name: value for name in ("segments", "scores", "meta") if (value := getattr(record, name))}, []
 
 
 def _accepts(row: dict) -> bool:

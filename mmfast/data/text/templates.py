@@ -174,31 +174,24 @@ class Template:
     def _named_chunks(self, messages: Sequence[dict], scored: Sequence[int]) -> list[Chunk]:
         named = self.named
         assert named is not None
-        system = named.system + named.system_end
-        rest = list(messages)
-        offset = 0
+        system, rest = named.system, list(messages)
         if rest and rest[0]["role"] == "system":
             own = text_of(rest.pop(0))
-            system = named.system.replace("You are a helpful assistant.", own) if "<|im" in named.system else own
-            system += named.system_end
-            offset = 1
-        chunks, open_text, number = [], system, 0
-        for i, message in enumerate(rest):
+            system = system.replace("You are a helpful assistant.", own) if "<|im" in system else own
+        chunks, open_text, number = [], system + named.system_end, 0
+        for i, message in enumerate(rest, start=len(messages) - len(rest)):
             if message["role"] == "user":
                 images = ""
                 for _ in range(image_count([message])):
                     number += 1
                     images += named.image.format(image=self.tokenizer.image_token, number=number)
-                text = text_of(message)
-                if named.images_first:
-                    open_text += images + named.user.format(text=text)
-                else:
-                    open_text += named.user.format(text=images + text)
+                before, inside = (images, "") if named.images_first else ("", images)
+                open_text += before + named.user.format(text=inside + text_of(message))
             elif message["role"] == "assistant":
                 open_text += named.answer
                 answer = named.lead + text_of(message)
                 end = named.end.format(eos=self.tokenizer.eos)
-                if i + offset in scored:
+                if i in scored:
                     chunks += [Chunk(open_text, False), Chunk(answer + end, True, len(named.lead))]
                     open_text = named.between
                 else:
