@@ -76,7 +76,7 @@ def tiny_tokenizer(family: str, vocab: int = 512) -> PreTrainedTokenizerFast:
 
 def tokenizer_of(chat: Chat, vocab: int = 512) -> PreTrainedTokenizerFast:
     special = (*chat.named.values(), *chat.others)
-    trained = Tokenizer.from_str(_trained(special, min(vocab, 1024), chat.named["bos_token"] if chat.bos else None))
+    trained = Tokenizer.from_str(_trained(special, min(vocab, 1024), chat.named.get("bos_token")))
     return PreTrainedTokenizerFast(
         tokenizer_object=trained,
         additional_special_tokens=[*chat.others],
