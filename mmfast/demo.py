@@ -114,12 +114,12 @@ def _step(metrics: Path) -> int:
 
 
 def make_base(
-    out: Path, world: Path, seed: int, steps: int, follow: Callable[[str], Follow], run: dict[str, int]
+    out: Path, world: Path, seed: int, follow: Callable[[str], Follow], run: dict[str, int]
 ) -> tuple[Path, bool]:
     """(The base model's directory, whether it was there already.)"""
     model, stamp = out / "base" / "export" / "hf", out / "base.json"
     warm = WarmUp(seed=seed)
-    settings = base_settings(world, out / "seeing", out / "base", seed=seed, steps=steps)
+    settings = base_settings(world, out / "seeing", out / "base", seed=seed)
     recipe = json.dumps({"world": (world / "world.json").read_text(), "warm": asdict(warm), "settings": settings})
     if stamp.exists() and stamp.read_text() == recipe and model.exists():
         return model, True
@@ -132,13 +132,7 @@ def make_base(
 
 
 def demo(
-    out: str | Path = "runs/demo",
-    *,
-    seed: int = 0,
-    base_steps: int = 1000,
-    align_steps: int = 100,
-    processes: int = 0,
-    console: Console | None = None,
+    out: str | Path = "runs/demo", *, seed: int = 0, processes: int = 0, console: Console | None = None
 ) -> dict[str, Any]:
     """The whole job; returns results.json, under "scores" each Score by name ("base" and those of RUNS)."""
     console, began, worked = console or Console(), time.monotonic(), processor_seconds()
@@ -151,12 +145,15 @@ def demo(
     with Parts(console) as parts:
         parts.say(f"mmfast demo  {out}  {device}, {processes} processes of {threads} threads")
         world = write_world(out / "world", WorldSpec(seed=seed), parts.part("world: pictures and captions"))
-        base, kept = make_base(out, world, seed, base_steps, parts.part, run)
+        base, kept = make_base(out, world, seed, parts.part, run)
         if kept:
             parts.say("the base model is there already")
         models = {"base": base}
         for name, one in RUNS.items():
-            models[name] = _align(one, out, name, world, base, seed, align_steps, parts.part, run)
+            reference, pairs = ("reference-blind", "blind.jsonl") if one.blind else ("reference", "pairs.jsonl")
+            kept_at = {"reference": out / reference, "pairs": pairs}
+            settings = align_settings(world, base, out / name, seed=seed, **kept_at, **one.settings)
+            models[name] = launch(settings, out / f"{name}.toml", parts.part(f"align: {one.label}"), **run)
         scenes = read_scenes(world)
         captions: dict[str, list[str]] = {}
         for name, path in models.items():
@@ -183,18 +180,6 @@ def demo(
     console.print(f"{results['seconds']:.0f} s; pictures, captions and what changed in the words: {page}")
     console.print(f"every caption of every model: {out / 'captions.jsonl'}")
     return results | {"scores": scores}
-
-
-def _align(
-    one: Alignment, out: Path, name: str, world: Path, base: Path, seed: int, steps: int,
-    part: Callable[[str], Follow], run: dict[str, int],
-) -> Path:  # fmt: skip
-    reference = out / ("reference-blind" if one.blind else "reference")
-    settings = align_settings(
-        world, base, out / name, reference=reference, seed=seed, steps=steps,
-        pairs="blind.jsonl" if one.blind else "pairs.jsonl", **one.settings,
-    )  # fmt: skip
-    return launch(settings, out / f"{name}.toml", part(f"align: {one.label}"), **run)
 
 
 def write_captions(

@@ -12,7 +12,7 @@ objects are invented as before (docs/benchmarks.md). Intervals are 95% percentil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,8 @@ class Score:
     counted: np.ndarray = field(repr=False, compare=False)  # [captions, columns]: what each caption adds
 
     def as_dict(self) -> dict[str, Any]:
-        """Without what each caption adds: plain JSON."""
-        return {
-            **{name: getattr(self, name) for name in SHARES},
-            "captions": self.captions,
-            "claims": {name: list(pair) for name, pair in self.claims.items()},
-            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
-        }
+        """Without what each caption adds; JSON can hold it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
 
 def _counted(text: str, scene: Scene) -> list[int]:

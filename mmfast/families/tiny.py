@@ -38,12 +38,11 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """A tokenizer's special tokens and chat template."""
+    """A tokenizer's special tokens and chat template. It puts its bos_token, where it has one, in front."""
 
     named: dict[str, str]
     others: tuple[str, ...] = ()
     template: str
-    bos: bool = False  # the tokenizer puts it in front
     image: dict[str, str] = field(default_factory=dict)  # those that a processor looks up by name
 
 
@@ -61,7 +60,6 @@ VICUNA = Chat(
     named={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
     others=("<image>",),
     image={"image_token": "<image>"},
-    bos=True,
     template=(
         "{{ bos_token }}{% for m in messages %}"
         "{% if m['role'] == 'system' %}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} "

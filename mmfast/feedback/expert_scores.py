@@ -91,15 +91,14 @@ def verdicts(
 
 
 def judged_items(
-    program: dict[str, Any], expert: dict[str, Any], aspects: Sequence[str], skip: Iterable[str], singular: Singular
+    program: dict[str, Any], expert: dict[str, Any], aspects: Iterable[str], skip: Iterable[str], singular: Singular
 ) -> list[tuple[str, bool]]:
-    """Each judged item as a claim: its words, and whether it holds."""
-    out = []
-    for aspect in dict.fromkeys(aspects):
-        for item, verdict in verdicts(program, expert, aspect, WHOLE_IMAGE | set(skip), singular):
-            if verdict in (1, -1):
-                out.append((" ".join(map(str, item)) if isinstance(item, tuple) else str(item), verdict == 1))
-    return out
+    """Each judged item as a claim: its words, and whether it holds. Those of a repeated aspect come again."""
+    vague = WHOLE_IMAGE | set(skip)
+    if unknown := [aspect for aspect in aspects if aspect not in CHECKS]:
+        raise ValueError(f"--aspects: unknown aspect {unknown[0]!r}; known are {', '.join(CHECKS)}")
+    items = [pair for aspect in aspects for pair in verdicts(program, expert, aspect, vague, singular)]
+    return [(" ".join(map(str, i)) if isinstance(i, tuple) else str(i), v == 1) for i, v in items if v in (1, -1)]
 
 
 def caption_score(
@@ -111,17 +110,8 @@ def caption_score(
     singular: Singular | None = None,
 ) -> float:
     """Minus the share of judged items that are wrong (average), or their number. A repeated aspect counts again."""
-    vague, singular = WHOLE_IMAGE | set(skip), singular or singulars()
-    wrong = judged = 0
-    for aspect in aspects:
-        if aspect not in CHECKS:
-            raise ValueError(f"--aspects: unknown aspect {aspect!r}; known are {', '.join(CHECKS)}")
-        values = [value for _, value in verdicts(program, expert, aspect, vague, singular)]
-        wrong += values.count(-1)
-        judged += values.count(-1) + values.count(1)
-    if average:
-        return -wrong / judged if judged else 0.0
-    return -float(wrong)
+    holds = [holds for _, holds in judged_items(program, expert, aspects, skip, singular or singulars())]
+    return -holds.count(False) / (len(holds) or 1 if average else 1)
 
 
 def expert_candidates(
@@ -155,7 +145,7 @@ def expert_candidates(
                     text=text,
                     scores={"score": caption_score(program, value["expert_scores"], aspects, average, skip, singular)},
                     source=row.source,
-                    claims=tuple(judged_items(program, value["expert_scores"], aspects, skip, singular)),
+                    claims=tuple(judged_items(program, value["expert_scores"], dict.fromkeys(aspects), skip, singular)),
                     meta={"name": name, "k": k},
                 )
                 for k, program in _programs(row, set(texts.get(name, ())))

@@ -20,6 +20,7 @@ from mmfast.feedback.candidates import Candidate, complete, grouped, pair_record
 
 Score = Callable[[Candidate], float]
 Pair = tuple[Candidate, Candidate]  # better, worse
+ASKED = "\nPlease answer so that these attributes, each from 0 (lowest) to 4 (highest), hold: "  # a line of its own
 ATTRIBUTES = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
 
 
@@ -191,26 +192,21 @@ def every_answer(candidates: Iterable[Candidate]) -> list[Record]:
 # SteerLM
 
 
-def conditioning(values: Sequence[float], names: Sequence[str] = ATTRIBUTES) -> str:
-    """What stands behind a question in training, and at inference with the wanted values. Strip it at its newline."""
-    listed = ",".join(f"{n}:{v:g}" for n, v in zip(names, values, strict=True))
-    return f"\nPlease answer so that these attributes, each from 0 (lowest) to 4 (highest), hold: {listed}"
-
-
-def _values(candidate: Candidate, names: Sequence[str]) -> list[float]:
+def _attributes(candidate: Candidate, names: Sequence[str]) -> str:
+    """Its scores as "Helpfulness:4,Correctness:3"."""
     missing = [n for n in names if n not in candidate.scores]
     if missing:
         raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(candidate.scores)) or 'none'})")
-    return [candidate.scores[n] for n in names]
+    return ",".join(f"{n}:{candidate.scores[n]:g}" for n in names)
 
 
 def steerlm(
     candidates: Iterable[Candidate], names: Sequence[str] = ATTRIBUTES, problems: list[Problem] | None = None
 ) -> list[Record]:
-    """Every answer, asked for by its own scores."""
+    """Every answer, asked for by its own scores; at inference the wanted ones stand there."""
     return [
-        sft_record(n, replace(c, question=c.question + conditioning(_values(c, names), names)))
-        for n, c in enumerate(complete(candidates, lambda c: _values(c, names), problems))
+        sft_record(n, replace(c, question=c.question + ASKED + _attributes(c, names)))
+        for n, c in enumerate(complete(candidates, lambda c: _attributes(c, names), problems))
     ]
 
 
@@ -227,13 +223,11 @@ def hindsight(
     The worse answer carries loss only with data.turns = "all".
     """
     out: list[Record] = []
-    whole = complete(candidates, lambda c: (score(c), _values(c, names)), problems)
+    whole = complete(candidates, lambda c: (score(c), _attributes(c, names)), problems)
     for group in grouped(whole).values():
         for better, worse in best_against_random(group, score, margin, seed):
-            scored, wanted = (
-                ",".join(f"{n}:{v:g}" for n, v in zip(names, _values(c, names), strict=True)) for c in (worse, better)
-            )
-            turn = f"On a scale from 0 to 4 that answer has {scored}. Give one that has {wanted}"
+            scored, better_scored = (_attributes(c, names) for c in (worse, better))
+            turn = f"On a scale from 0 to 4 that answer has {scored}. Give one that has {better_scored}"
             record = sft_record(len(out), better)
             history = ({"role": "assistant", "content": worse.text}, {"role": "user", "content": turn})
             out.append(replace(record, prompt=(*record.prompt, *history)))

@@ -191,4 +191,4 @@ def scores(model: nn.Module, rows: list[dict[str, Tensor]]) -> list[Tensor]:
 
 
 def difference(some: list[Tensor], others: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True))
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(some, others, strict=True)]).max())  # NaN if any is

@@ -62,29 +62,26 @@ def prove(scorer: Scorer, examples: Sequence[Example], infos: Mapping[str, Image
 
 
 def _why_not(scorer: Scorer, trials: Sequence[Example], infos: Mapping[str, ImageInfo], load_images: LoadImages) -> str:
-    why = refused_by_config(scorer) or refused_by_mask(scorer, trials, infos, load_images)
-    worst = 0.0
-    for example in [] if why else trials:
-        try:
-            worst = max(worst, difference(scorer, example, infos, load_images))
-        except CannotShare as refusal:
-            why = str(refusal)
-            break
+    def worst() -> float:  # NaN where any is
+        return float(torch.tensor([difference(scorer, trial, infos, load_images) for trial in trials]).max())
+
     limit = TOLERANCE.get(scorer.dtype, HALF)
-    if not why and not worst <= limit:
-        why = (
-            f"scored as a tree, a token's log-prob differs by {worst:.2g} nat from the plain forward "
-            "(a mask over images or prompts that the tree does not have, or the like)"
-        )
+    why = refused_by_config(scorer) or refused_by_mask(scorer, trials, infos, load_images)
+    try:
+        if not why and not (gap := worst()) <= limit:
+            why = (
+                f"scored as a tree, a token's log-prob differs by {gap:.2g} nat from the plain forward "
+                "(a mask over images or prompts that the tree does not have, or the like)"
+            )
+    except CannotShare as refusal:
+        why = str(refusal)
     if why:
         scorer.run_unshared(why)
-        for example in trials:
-            worst = difference(scorer, example, infos, load_images)
-            if not worst <= limit:
-                raise ValueError(
-                    f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
-                    f"at a time through its embeddings a log-prob still differs by {worst:.2g} nat from its plain one"
-                )
+        if not (gap := worst()) <= limit:
+            raise ValueError(
+                f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
+                f"at a time through its embeddings a log-prob still differs by {gap:.2g} nat from its plain one"
+            )
     return why
 
 

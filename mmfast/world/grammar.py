@@ -26,22 +26,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .scenes import (
-    COLOURS,
-    COLUMNS,
-    KINDS,
-    MOST,
-    PARTNERS,
-    ROWS,
-    SHAPES,
-    TWINS,
-    WORDS,
-    Kind,
-    Scene,
-    Thing,
-    relation,
-    relations,
-)  # fmt: skip
+from .scenes import COLOURS, COLUMNS, KINDS, MOST, PARTNERS, ROWS, SHAPES, TWINS, WORDS, Kind, Scene, Thing
+from .scenes import relation as place_of
+from .scenes import relations as places_of
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -170,7 +157,7 @@ def _slot(thing: Thing, flaw: str, text: str, truth: str) -> Slot:
 def _facts(thing: Thing, rng: random.Random, flaws: Flaws) -> list[Slot]:
     """Where a thing stands and what it says."""
     slots: list[Slot] = []
-    true = relation(thing)
+    true = place_of(thing)
     if true is not None:
         turned = thing.shape == "triangle" and rng.random() < flaws.relation
         said = OPPOSITE[true] if turned else true
@@ -299,7 +286,7 @@ def judged(text: str, scene: Scene) -> dict[str, tuple[int, int]]:
     right = len(said.kinds) - len(absent)
     true: dict[str, tuple[dict[Kind, Any], dict[Kind, Any]]] = {
         "count": (said.counts, {kind: thing.count for kind, thing in things.items()}),
-        "relation": (said.relations, relations(scene)),
+        "relation": (said.relations, places_of(scene)),
         "word": (said.words, {kind: thing.word for kind, thing in things.items()}),
     }
     tally = {

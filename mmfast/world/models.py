@@ -76,7 +76,7 @@ def tiny_tokenizer(family: str, vocab: int = 512) -> PreTrainedTokenizerFast:
 
 def tokenizer_of(chat: Chat, vocab: int = 512) -> PreTrainedTokenizerFast:
     special = (*chat.named.values(), *chat.others)
-    trained = Tokenizer.from_str(_trained(special, min(vocab, 1024), chat.named["bos_token"] if chat.bos else None))
+    trained = Tokenizer.from_str(_trained(special, min(vocab, 1024), chat.named.get("bos_token")))
     return PreTrainedTokenizerFast(
         tokenizer_object=trained,
         additional_special_tokens=[*chat.others],
@@ -111,14 +111,11 @@ def build(family: str, *, seed: int = 0, size: Size | str = "tiny", dtype: str =
         raise ValueError(f"vocab = {size.vocab} is below the tokenizer's {len(tokenizer)} tokens; raise it")
     tiny = _described(family)[0].tiny(size, tokenizer)
     config = AutoConfig.for_model(family, **tiny.config)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model = model_class(config).from_config(config, dtype=getattr(torch, dtype))
         if tiny.blind:
             torch.nn.init.normal_(model.get_parameter(tiny.blind), std=size.init)
-    finally:
-        torch.random.set_rng_state(state)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -126,23 +123,11 @@ def build(family: str, *, seed: int = 0, size: Size | str = "tiny", dtype: str =
     return model, tokenizer, images, tiny_processor(family, tokenizer, images, size)
 
 
-def tiny_model(
-    family: str,
-    path: str | Path,
-    *,
-    seed: int = 0,
-    size: Size | str = "tiny",
-    dtype: str = "float32",
-    **dials: Any,
-) -> Path:
-    """Writes a tiny model of `family` (one of FAMILIES) to `path` as a model directory and returns the path.
-
-    `size` is a Size or the name of one in SIZES; `dials` override its fields: tiny_model("llava", path, layers=1).
-    """
-    path = Path(path)
-    model, tokenizer, images, processor = build(family, seed=seed, size=size, dtype=dtype, **dials)
-    save(path, model, tokenizer, images, processor)
-    return path
+def tiny_model(family: str, path: str | Path, **settings: Any) -> Path:
+    """Writes a tiny model of `family` (one of FAMILIES) to `path` as a model directory and returns the path. `settings`
+    are build()'s: tiny_model("llava", path, seed=1, layers=1)."""
+    save(path, *build(family, **settings))
+    return Path(path)
 
 
 def save(path: str | Path, model: Any, tokenizer: Any, images: Any, processor: Any) -> None:

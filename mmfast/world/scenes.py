@@ -69,9 +69,6 @@ class Scene:
     def kinds(self) -> set[Kind]:
         return {thing.kind for thing in self.things}
 
-    def thing(self, kind: Kind) -> Thing | None:
-        return next((thing for thing in self.things if thing.kind == kind), None)
-
     def annotation(self) -> dict:
         """Everything that is true of the picture, as plain JSON."""
         return {
@@ -119,10 +116,10 @@ def rank(kind: Kind) -> tuple[int, int, int, int]:
     return _CLASSES[shape], _PAIRS[colour], tuple(COLOURS).index(colour), SHAPES.index(shape)
 
 
-def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 0.6) -> Scene:
-    """A random scene: 1 to `kinds` kinds (more are likelier). Circles, squares and triangles stand alone, some with a
+def draw_scene(rng: random.Random, name: str) -> Scene:
+    """A random scene: 1 to 4 kinds (more are likelier). Circles, squares and triangles stand alone, some with a
     word on them; crosses are one or two, stars one to three."""
-    number = max(rng.randint(1, kinds), rng.randint(1, kinds))
+    number = max(rng.randint(1, 4), rng.randint(1, 4))
     picked = sorted(rng.sample(KINDS, number), key=rank)
     while True:
         counts = [rng.randint(1, MOST.get(shape, 1)) for _, shape in picked]
@@ -135,16 +132,16 @@ def draw_scene(rng: random.Random, name: str, *, kinds: int = 4, words: float = 
         own, cells = tuple(sorted(cells[:count])), cells[count:]
         size = rng.choice(("small", "large"))
         alone = shape not in MOST
-        word = rng.choice(WORDS) if alone and size == "large" and rng.random() < words else None
+        word = rng.choice(WORDS) if alone and size == "large" and rng.random() < 0.6 else None
         things.append(Thing(colour, shape, size, own, word))
     return Scene(name, rng.choice(tuple(BACKGROUNDS)), tuple(things))
 
 
-def scenes(seed: int, split: str, number: int, *, start: int = 0) -> Iterator[Scene]:
+def scenes(seed: int, split: str, number: int) -> Iterator[Scene]:
     """Scenes of a split. No scene of one split has the same content as one of another: the first letter of a digest
     of the content says which side it belongs to, so held-out scenes are truly unseen."""
     held_out = split == "test"
-    for i in range(start, start + number):
+    for i in range(number):
         rng = random.Random(f"scene:{seed}:{split}:{i}")
         while True:
             scene = draw_scene(rng, f"{split}-{i:05d}")
@@ -178,8 +175,8 @@ def _write(draw: ImageDraw.ImageDraw, word: str, x: int, y: int) -> None:
                     draw.rectangle((u, v, u + 1, v + 1), fill=(0, 0, 0))
 
 
-def render(scene: Scene, scale: int = 1) -> Image.Image:
-    """The picture: 84 x 84 pixels times `scale`."""
+def render(scene: Scene) -> Image.Image:
+    """The picture: 84 x 84 pixels."""
     image = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -195,4 +192,4 @@ def render(scene: Scene, scale: int = 1) -> Image.Image:
                 draw.polygon(_polygon(thing.shape, x, y, r), fill=fill)
             if thing.word:
                 _write(draw, thing.word, x, y)
-    return image if scale == 1 else image.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST)
+    return image

@@ -21,7 +21,7 @@ PINPOINTS = {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
 def chat(image: str, *others: str, **named: str) -> Chat:
     named = {"image_token": image, **named}
     template = VICUNA.template.replace("<image>", image)
-    return Chat(named=VICUNA.named, others=(*named.values(), *others), image=named, bos=True, template=template)
+    return Chat(named=VICUNA.named, others=(*named.values(), *others), image=named, template=template)
 
 
 def internvl() -> tuple:

@@ -13,10 +13,10 @@ from mmfast.feedback import expert_scores as experts
 from mmfast.feedback.candidates import Candidate, read_candidates, score_of
 from mmfast.feedback.expert_scores import caption_score, expert_candidates, parse_decomposition
 from mmfast.feedback.rules import (
+    ASKED,
     RULES,
     balanced,
     choose_pairs,
-    conditioning,
     every_answer,
     every_pair,
     flip_labels,
@@ -279,7 +279,7 @@ def test_steerlm():
     asked = record.prompt[0]["content"]
     assert asked.startswith("q1\nPlease answer")
     assert asked.endswith(": Helpfulness:4,Correctness:4,Coherence:4,Complexity:1,Verbosity:1")
-    assert asked == "q1" + conditioning((4, 4, 4, 1, 1))
+    assert asked == f"q1{ASKED}Helpfulness:4,Correctness:4,Coherence:4,Complexity:1,Verbosity:1"
     (two,) = hindsight(GROUPS, score_of("Helpfulness + Correctness + Coherence"), 10, 0)
     roles = [m["role"] for m in (*two.prompt, *two.chosen)]
     assert roles == ["user", "assistant", "user", "assistant"]

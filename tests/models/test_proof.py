@@ -98,6 +98,15 @@ def test_a_model_that_is_wrong_even_alone_is_refused_altogether():
         prove(scorer, case.examples, case.infos, case.load_images)
 
 
+def test_log_probs_that_are_no_numbers_prove_nothing():
+    model = tiny_text("Qwen2Config")
+    scorer = Scorer(model, adapter_for(model.config))
+    case = everything("text", scorer.adapter)
+    scorer.decoder.norm.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(ValueError, match=r"cannot be trained: .* differs by nan"):
+        prove(scorer, case.examples, case.infos, case.load_images)
+
+
 def test_tree_attention_without_a_tree_raises_and_generation_is_plain():
     model = world.build("llava")[0]
     scorer = Scorer(model, adapter_for(model.config))

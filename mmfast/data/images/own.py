@@ -11,7 +11,7 @@ import hashlib
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import PIL
@@ -50,28 +50,33 @@ class OwnProcessor:
             return unchecked.from_args_and_dict([parts.get(half) for half in halves], settings)
         except (ImportError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             cause = str(error).strip().split(". ")[0].split("\n")[0]
-            raise ValueError(
-                f"model_type {self.name!r}: no family's file describes its images, and transformers' own processor of "
-                f"it cannot be made here ({type(error).__name__}: {cause}). See docs/models.md for such a file"
-            ) from None
+            self._refuse(
+                "no family's file describes its images, and transformers' own processor of it cannot be made here "
+                f"({type(error).__name__}: {cause}). See docs/models.md for such a file"
+            )
+
+    @cached_property
+    def beside(self) -> tuple[list[int], list[int]]:
+        """The ids that stand before and after an image's slots."""
+        return self._slots(self._run(np.zeros((PROBE[1], PROBE[0], 3), np.uint8)))[1:]
 
     def marks(self) -> tuple[str, str]:
         """(What the chat template writes for an image, what the model reads.)"""
-        before, _, after = self._around(self._run(np.zeros((PROBE[1], PROBE[0], 3), np.uint8)))
-        tokenizer = self.processor.tokenizer
+        tokenizer, (before, after) = self.processor.tokenizer, self.beside
         image = tokenizer.convert_ids_to_tokens(self.image_id)
         text = tokenizer.decode(before) + image + tokenizer.decode(after)
         if tokenizer(text, add_special_tokens=False).input_ids != [*before, self.image_id, *after]:
-            raise ValueError(
-                f"model_type {self.name!r}: what its processor writes around an image is no text: {text!r}"
-            )
+            self._refuse(f"what its processor writes around an image is no text: {text!r}")
         return getattr(self.processor, "image_token", image), text
 
     def _geometry(self, width: int, height: int) -> tuple[int, tuple[int, int, int] | None]:
         """As ImageProcessor.geometry."""
         inputs = self._run(np.zeros((height, width, 3), np.uint8))
+        slots, *beside = self._slots(inputs)
+        if tuple(beside) != self.beside:
+            self._refuse(f"its processor writes other words beside an image of {width} x {height} than beside others")
         grid = inputs.get("image_grid_thw")
-        return self._around(inputs)[1], None if grid is None else tuple(grid[0].tolist())
+        return slots, None if grid is None else tuple(grid[0].tolist())
 
     def load(self, data: bytes) -> dict[str, np.ndarray]:
         return self.preprocess(decode(data))
@@ -92,8 +97,8 @@ class OwnProcessor:
         picture = PIL.Image.fromarray(image)
         return dict(self.processor(images=[[picture]], text=[text], return_tensors="pt", add_special_tokens=False))
 
-    def _around(self, inputs: dict[str, Tensor]) -> tuple[list[int], int, list[int]]:
-        """(Ids before the slots, their number, ids after.)"""
+    def _slots(self, inputs: dict[str, Tensor]) -> tuple[int, list[int], list[int]]:
+        """(Slots of the image, ids before, ids after.)"""
         ids = inputs["input_ids"][0].tolist()
         slots = ids.count(self.image_id)
         first = ids.index(self.image_id) if slots else 0
@@ -101,11 +106,14 @@ class OwnProcessor:
             inner = next((i for i in ids[first:] if i != self.image_id), self.image_id)
             splits = getattr(self.processor.image_processor, "do_image_splitting", False)
             hint = ": set do_image_splitting to false in its preprocessor_config.json" if splits else ""
-            raise ValueError(
-                f"model_type {self.name!r}: its processor writes {self.processor.tokenizer.decode([inner])!r} between "
-                f"the slots of one image, which mmfast keeps in one block{hint}"
+            self._refuse(
+                f"its processor writes {self.processor.tokenizer.decode([inner])!r} between the slots of one image, "
+                f"which mmfast keeps in one block{hint}"
             )
-        return ids[:first], slots, ids[first + slots :]
+        return slots, ids[:first], ids[first + slots :]
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ValueError(f"model_type {self.name!r}: {why}")
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
