@@ -35,7 +35,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @cache
 def _installed(backend: str) -> str:
-    """Empty if the library behind `backend` can be imported here, else the reason why not."""
+    """Returns "" if the library behind `backend` can be imported here, else the reason why not."""
     module = {"flash3": "flash_attn_interface", "flash2": "flash_attn", "xformers": "xformers"}.get(backend)
     if module and importlib.util.find_spec(module) is None:
         return f"{module} is not installed"
@@ -57,7 +57,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, window: int | None = None) -> dict[str, str]:
-    """For every backend, in the order of preference: "" if it suits, else the reason why not."""
+    """Says for every backend, in the order of preference, "" if it suits, else the reason why not."""
     device = torch.device(device)
     return {name: _reason(name, device, dtype, head_dim, window) for name in BACKENDS}
 
@@ -108,7 +108,7 @@ def choose_attention(
 
 
 class Runs(NamedTuple):
-    """What a library's call is told beside q and the gathered k and v [K, Hkv, Dh]; the call returns [T, Hq, Dh]."""
+    """A library's call gets these beside q and the gathered k and v [K, Hkv, Dh]; it returns [T, Hq, Dh]."""
 
     q_offsets: Tensor  # int32, as are k_offsets
     k_offsets: Tensor
@@ -119,7 +119,7 @@ class Runs(NamedTuple):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """The window as (left, right) of the flash kernels, which do not count the token itself."""
+        """The flash kernels take the window as (left, right) and do not count the token itself."""
         return (self.window - 1 if self.window else -1, 0)
 
 
@@ -135,7 +135,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
 
 
 def _flash(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, runs: Runs, **options: Any) -> Tensor:
-    """A flash-attn function; some releases return the log-sum-exp too."""
+    """Calls a flash-attn function, which in some releases returns the log-sum-exp too."""
     out = attend(
         q, k, v, cu_seqlens_q=runs.q_offsets, cu_seqlens_k=runs.k_offsets, softmax_scale=runs.scale, causal=True,
         **options,
@@ -202,7 +202,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
 def flex_mask(
     q_offsets: Tensor, k_offsets: Tensor, queries: int, keys: int, window: int | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The mask of the runs as a function of (batch, head, query row, gathered key row)."""
+    """Returns the mask of the runs as a function of (batch, head, query row, gathered key row)."""
     q_run = torch.searchsorted(q_offsets[1:], torch.arange(queries, device=q_offsets.device), right=True)
     k_run = torch.searchsorted(k_offsets[1:], torch.arange(keys, device=k_offsets.device), right=True)
     shift = (k_offsets[1:] - q_offsets[1:]).to(torch.int64)[q_run]  # the last query stands on the last key
@@ -224,11 +224,12 @@ def tree_attention(
     scale: float | None = None, window: int | None = None, k_copies: Tensor | None = None,
     k_copy_offsets: Tensor | None = None, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """q[T, Hq, Dh], k and v[T, Hkv, Dh] of the stream -> [T, Hq, Dh].
+    """Attention of q[T, Hq, Dh] over k and v[T, Hkv, Dh] of the stream gives [T, Hq, Dh].
 
     max_q and max_k are the longest run in queries and in keys (host integers). window counts the token itself; None is
     no limit. k_copies and k_copy_offsets are the inverse of k_index (see Pack); without them it is sorted at each call.
     """
+    # Shapes and dtypes, then how they fit together, then the indices.
     check(OP, "q", q, FLOATS, ("T", "Hq", "Dh"))
     device = q.device
     check(OP, "k", k, (q.dtype,), ("T", "Hkv", "Dh"), device)
@@ -262,6 +263,7 @@ def tree_attention(
     check_offsets(OP, "k_offsets", k_offsets, k_index.shape[0])
     check_range(OP, "k_index", k_index, 0, k.shape[0])
 
+    # One call of the backend, on gathered keys and values unless it gathers them itself.
     scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     if k_copies is None or k_copy_offsets is None:
         k_copies, k_copy_offsets = invert(k_index, k.shape[0])

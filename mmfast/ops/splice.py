@@ -82,9 +82,9 @@ _splice.register_autograd(_backward, setup_context=_setup)
 def splice_embeddings(
     tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, *, backend: str | None = None
 ) -> Tensor:
-    """tokens int64[T], table [V, D], image_features [F, D] (F may be 0), features int64[T] (-1 for text) -> [T, D].
+    """Lays table [V, D] and image_features [F, D] (F may be 0) out by tokens and features int64[T] (-1 for text).
 
-    The result has the table's dtype; image features of another dtype are cast to it.
+    The result [T, D] has the table's dtype; image features of another dtype are cast to it.
     """
     check(OP, "table", table, FLOATS, ("V", "D"))
     device = table.device
