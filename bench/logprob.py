@@ -158,7 +158,7 @@ COMPILED = torch.compile(eager, dynamic=True)  # once for all shapes
 
 
 def providers(setup: Setup) -> dict[str, Head]:
-    """bench.heads' peers; our backends by their names."""
+    """The peers on this device, our backends by their names."""
     found = peers(setup.device)
     del found["torch.compile"]
     if setup.device.type == "cuda":

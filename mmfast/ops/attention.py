@@ -232,31 +232,20 @@ def tree_attention(
     # Shapes and dtypes, then how they fit together, then the indices.
     check(OP, "q", q, FLOATS, ("T", "Hq", "Dh"))
     device = q.device
-    check(OP, "k", k, (q.dtype,), ("T", "Hkv", "Dh"), device)
-    check(OP, "v", v, (q.dtype,), ("T", "Hkv", "Dh"), device)
+    check(OP, "k", k, (q.dtype,), (q.shape[0], "Hkv", q.shape[2]), device)
+    check(OP, "v", v, (q.dtype,), tuple(k.shape), device)
     check(OP, "q_offsets", q_offsets, OFFSETS, ("M+1",), device)
     check(OP, "k_index", k_index, INDEX, ("K",), device)
-    check(OP, "k_offsets", k_offsets, OFFSETS, ("M+1",), device)
-    if k.shape != v.shape:
-        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
-    if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2]:
-        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, which does not fit q's {tuple(q.shape)}")
+    check(OP, "k_offsets", k_offsets, OFFSETS, (q_offsets.shape[0],), device)
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{OP}: q has {q.shape[1]} heads, no multiple of k's {k.shape[1]}")
-    if q_offsets.shape != k_offsets.shape:
-        raise ValueError(f"{OP}: q_offsets names {len(q_offsets) - 1} runs, but k_offsets {len(k_offsets) - 1}")
     if window is not None and window < 1:
         raise ValueError(f"{OP}: window counts the token itself and is at least 1, not {window}; None is no limit")
     if (k_copies is None) != (k_copy_offsets is None):
         raise ValueError(f"{OP}: k_copies and k_copy_offsets go together")
-    if k_copies is not None and k_copy_offsets is not None:
-        check(OP, "k_copies", k_copies, INDEX, ("K",), device)
-        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, ("T+1",), device)
-        if k_copies.shape != k_index.shape or k_copy_offsets.shape[0] != k.shape[0] + 1:
-            raise ValueError(
-                f"{OP}: k_copies and k_copy_offsets have {len(k_copies)} and {len(k_copy_offsets)} entries, but the "
-                f"inverse of k_index has {len(k_index)} and {k.shape[0] + 1}"
-            )
+    if k_copies is not None and k_copy_offsets is not None:  # the inverse of k_index
+        check(OP, "k_copies", k_copies, INDEX, (k_index.shape[0],), device)
+        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, (k.shape[0] + 1,), device)
         check_offsets(OP, "k_copy_offsets", k_copy_offsets, k_index.shape[0])
         check_range(OP, "k_copies", k_copies, 0, k_index.shape[0])
     check_offsets(OP, "q_offsets", q_offsets, q.shape[0])

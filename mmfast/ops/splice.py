@@ -89,16 +89,10 @@ def splice_embeddings(
     check(OP, "table", table, FLOATS, ("V", "D"))
     device = table.device
     check(OP, "tokens", tokens, INDEX, ("T",), device)
-    check(OP, "image_features", image_features, FLOATS, ("F", "D"), device)
-    check(OP, "features", features, INDEX, ("T",), device)
-    if features.shape != tokens.shape:
-        raise ValueError(f"{OP}: features has {features.shape[0]} entries, but tokens has {tokens.shape[0]}")
+    check(OP, "image_features", image_features, FLOATS, ("F", table.shape[1]), device)
+    check(OP, "features", features, INDEX, (tokens.shape[0],), device)
     if table.shape[0] == 0:
-        raise ValueError(f"{OP}: table is empty, shape {tuple(table.shape)}")
-    if image_features.shape[1] != table.shape[1]:
-        raise ValueError(
-            f"{OP}: image_features has width {image_features.shape[1]}, but table has width {table.shape[1]}"
-        )
+        raise ValueError(f"{OP}: table is empty, shape {list(table.shape)}")
     if image_features.dtype != table.dtype:
         image_features = image_features.to(table.dtype)
     name = choose(OP, device, dict.fromkeys(BACKENDS, ""), backend)

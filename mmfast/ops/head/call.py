@@ -86,9 +86,9 @@ def logit_spec(
 ) -> HeadSpec:
     """Checks the public options."""
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap must be above 0, or None for no cap; got {softcap}")
+        raise ValueError(f"{op}: softcap must be above 0, not {softcap} (None: no cap)")
     if not temperature > 0:
-        raise ValueError(f"{op}: temperature must be above 0, got {temperature}")
+        raise ValueError(f"{op}: temperature must be above 0, not {temperature}")
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
     return HeadSpec(softcap or 0.0, temperature, return_entropy, return_logsumsq, return_mean_logit, entropy_grad)
