@@ -49,17 +49,17 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     pairs_count, length, dim, vocab = (8, 32, 1024, 32000) if device.type == "cpu" else (16, 128, 4096, 32000)
     if options.quick:
         pairs_count, length, dim, vocab = 4, 8, 64, 1000
-    users = 2 * pairs_count * length
+    scored = 2 * pairs_count * length
     for name in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
         dtype = getattr(torch, name)
         torch.manual_seed(0)
-        hidden = torch.randn(users, dim, device=device).to(dtype).requires_grad_()
+        hidden = torch.randn(scored, dim, device=device).to(dtype).requires_grad_()
         weight = (torch.randn(vocab, dim, device=device) * dim**-0.5).to(dtype).requires_grad_()
-        targets = torch.randint(0, vocab, (users,), device=device)
-        responses = torch.arange(0, users + 1, length, dtype=torch.int32, device=device)
+        targets = torch.randint(0, vocab, (scored,), device=device)
+        responses = torch.arange(0, scored + 1, length, dtype=torch.int32, device=device)
         pairs = torch.arange(2 * pairs_count, device=device).view(2, -1).T.contiguous()
-        ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(users, device=device)
-        budget = users * vocab * dtype.itemsize // 4
+        ref = eager(hidden.detach(), weight.detach(), targets) - 0.1 * torch.rand(scored, device=device)
+        budget = scored * vocab * dtype.itemsize // 4
 
         inputs, batch = [hidden, weight], (targets, ref, responses, pairs)
         batched = hidden.detach().view(2 * pairs_count, length, dim).requires_grad_()

@@ -79,8 +79,8 @@ def step(head: Head, hidden: Tensor, weight: Tensor, targets: Tensor, c: Tensor,
 
 def bare_gemms(hidden: Tensor, weight: Tensor, train_head: bool) -> Run:
     """The passes themselves, whole matrices, into buffers that exist."""
-    users, vocab = hidden.shape[0], weight.shape[0]
-    logits, dx = hidden.new_empty(users, vocab).normal_(), torch.empty_like(hidden)
+    scored, vocab = hidden.shape[0], weight.shape[0]
+    logits, dx = hidden.new_empty(scored, vocab).normal_(), torch.empty_like(hidden)
     p, dw = logits.clone(), torch.empty_like(weight) if train_head else None
 
     def run() -> None:
@@ -114,14 +114,14 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     if options.shape:
         shapes = [tuple(int(n) for n in options.shape.split(","))]  # type: ignore[list-item]
     dtypes = [options.dtype] if options.dtype else ["float32", "bfloat16"]
-    for users, dim, vocab in shapes:
+    for scored, dim, vocab in shapes:
         for name in dtypes:
             dtype = getattr(torch, name)
             torch.manual_seed(0)
-            hidden = torch.randn(users, dim, device=device, dtype=dtype)
+            hidden = torch.randn(scored, dim, device=device, dtype=dtype)
             weight = (torch.randn(vocab, dim, device=device) * dim**-0.5).to(dtype)
-            targets = torch.randint(0, vocab, (users,), device=device)
-            c = torch.randn(users, device=device)
+            targets = torch.randint(0, vocab, (scored,), device=device)
+            c = torch.randn(scored, device=device)
             frozen_mib: dict[str, float] = {}
             for train_head in (False, True):
                 runs = {k: step(h, hidden, weight, targets, c, train_head) for k, h in peers(device).items()}
@@ -130,7 +130,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 times = interleave(runs, 2 if options.quick else options.repeats, warm=True)
                 floor = summary(times["bare GEMMs"])
                 gradients = hidden.nbytes + (weight.nbytes if train_head else 0)
-                flops = 2 * users * dim * vocab * (3 if train_head else 2)
+                flops = 2 * scored * dim * vocab * (3 if train_head else 2)
                 for peer, seconds in times.items():
                     s = summary(seconds)
                     memory = None
@@ -142,7 +142,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                     yield {
                         "op": "linear_logprob",
                         "peer": peer,
-                        "shape": [users, dim, vocab],
+                        "shape": [scored, dim, vocab],
                         "dtype": name,
                         "mode": "trained head" if train_head else "frozen head",
                         **s,
@@ -158,7 +158,7 @@ COMPILED = torch.compile(eager, dynamic=True)  # once for all shapes
 
 
 def providers(setup: Setup) -> dict[str, Head]:
-    """bench.heads' peers; our backends by their names."""
+    """The peers on this device, our backends by their names."""
     found = peers(setup.device)
     del found["torch.compile"]
     if setup.device.type == "cuda":
@@ -168,22 +168,22 @@ def providers(setup: Setup) -> dict[str, Head]:
 
 def device_rows(setup: Setup) -> Iterator[Row]:
     shapes = [(64, 1000, 32)] if setup.dry else HEADS
-    for dim, vocab, users in shapes:
-        hidden = torch.randn(users, dim, device=setup.device, dtype=torch.bfloat16)
+    for dim, vocab, scored in shapes:
+        hidden = torch.randn(scored, dim, device=setup.device, dtype=torch.bfloat16)
         weight = (torch.randn(vocab, dim, device=setup.device) * dim**-0.5).to(torch.bfloat16)
-        targets = torch.randint(0, vocab, (users,), device=setup.device)
-        upstream = torch.randn(users, device=setup.device)
+        targets = torch.randint(0, vocab, (scored,), device=setup.device)
+        upstream = torch.randn(scored, device=setup.device)
         for train_head in (False, True):
             mode = "trained head" if train_head else "frozen head"
-            if setup.late(f"linear_logprob {users}x{dim}x{vocab} {mode}"):
+            if setup.late(f"linear_logprob {scored}x{dim}x{vocab} {mode}"):
                 continue
             heads_here = providers(setup)
             runs = working({k: step(h, hidden, weight, targets, upstream, train_head) for k, h in heads_here.items()})
-            flops = 2 * users * dim * vocab * (3 if train_head else 2)
+            flops = 2 * scored * dim * vocab * (3 if train_head else 2)
             gradients = hidden.nbytes + (weight.nbytes if train_head else 0)
             memory = {name: peak_mib(run, gradients) for name, run in runs.items()}
             for name, seconds in timed(setup, runs).items():
-                yield result(setup, "linear_logprob", name, mode, [users, dim, vocab], seconds, flops=flops,
+                yield result(setup, "linear_logprob", name, mode, [scored, dim, vocab], seconds, flops=flops,
                              peak_mib=memory[name], dtype="bfloat16")  # fmt: skip
         yield from no_gradient(setup, hidden, weight, targets)
 

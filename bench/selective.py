@@ -16,12 +16,12 @@ from mmfast.ops import selective_logprob
 
 def device_rows(setup: Setup) -> Iterator[Row]:
     """From bf16 logits that exist. The bytes are one read and one write of them."""
-    users, vocab = (16, 500) if setup.dry else (2048, 152064)
+    scored, vocab = (16, 500) if setup.dry else (2048, 152064)
     if setup.late("selective_logprob"):
         return
-    logits = torch.randn(users, vocab, device=setup.device, dtype=torch.bfloat16).requires_grad_()
-    targets = torch.randint(0, vocab, (users,), device=setup.device)
-    upstream = torch.randn(users, device=setup.device)
+    logits = torch.randn(scored, vocab, device=setup.device, dtype=torch.bfloat16).requires_grad_()
+    targets = torch.randint(0, vocab, (scored,), device=setup.device)
+    upstream = torch.randn(scored, device=setup.device)
     backends = ("cuda", "triton") if setup.device.type == "cuda" else ("cpu", "torch")
     calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         f"mmfast-{b}": partial(selective_logprob, backend=b) for b in backends
@@ -32,5 +32,5 @@ def device_rows(setup: Setup) -> Iterator[Row]:
     })  # fmt: skip
     memory = {name: peak_mib(run, logits.nbytes) for name, run in runs.items()}
     for name, seconds in timed(setup, runs).items():
-        yield result(setup, "selective_logprob", name, "forward+backward", [users, vocab], seconds,
+        yield result(setup, "selective_logprob", name, "forward+backward", [scored, vocab], seconds,
                      bytes=2 * logits.nbytes, peak_mib=memory[name], dtype="bfloat16")  # fmt: skip

@@ -124,10 +124,10 @@ MMFAST_PAIR PairTerms pair_terms(const PreferenceSpec& s, double a_c, double a_r
       slope = sigmoid(x) * sigmoid(-x) * (x + log(eps) - log1p(-eps));
       break;
     case kDiscopop: {
-      const double logistic = -log_sigmoid(x), part = sigmoid(x / s.tau), rest = sigmoid(-x / s.tau);
+      const double logistic = -log_sigmoid(x), gate = sigmoid(x / s.tau), closed = sigmoid(-x / s.tau);
       const double exponential = exp(-x + log_sigmoid(x / s.tau));
-      value = logistic * rest + exponential;
-      slope = -sigmoid(-x) * rest - logistic * part * rest / s.tau + exponential * (rest / s.tau - 1);
+      value = logistic * closed + exponential;
+      slope = -sigmoid(-x) * closed - logistic * gate * closed / s.tau + exponential * (closed / s.tau - 1);
       break;
     }
     default:  // sigmoid, sigmoid_norm, simpo

@@ -47,6 +47,7 @@ def fold_forward_kernel(
     row = tile + t * tile_stride
     y = tl.load(targets + t) - first
     lane = tl.arange(0, BLOCK)
+    # The others' maximum, and the target's logit.
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     for start in range(0, width, BLOCK):
         column = start + lane
@@ -55,6 +56,8 @@ def fold_forward_kernel(
         top = tl.where(inside & (column != y), tl.maximum(top, z), top)
         tl.store(stats + 2 * U + t + lane * 0, z, mask=inside & (column == y))
 
+    # Their sums relative to the maximum after this tile; the exponentials are written on the way unless PROBS_Z,
+    # which needs the sums first, is asked for too.
     before = tl.load(stats + t)
     m = tl.maximum(before, tl.max(top, 0))
     base = tl.where(m > -float("inf"), m, 0.0)
@@ -76,6 +79,7 @@ def fold_forward_kernel(
         if PROBS and not PROBS_Z:
             out = weighted(e, z, to_tanh, HAS_SOFTCAP)
             tl.store(probs + t * probs_stride + column, out.to(probs.dtype.element_ty), mask=inside)
+    # The statistics, moved to that maximum.
     s_before = tl.load(stats + U + t)
     s_tile = tl.sum(s, 0)
     sz_tile = tl.sum(sz, 0)

@@ -24,6 +24,7 @@ def fused_logprob_kernel(
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     # Neighbouring programs share a range of the vocabulary, so a weight tile is read from memory about once.
+    # Each tile of logits joins the running maximum, sum and target logit; all three are left for the second kernel.
     u = tl.program_id(0) * M + tl.arange(0, M)
     split = tl.program_id(1)
     live = u < U

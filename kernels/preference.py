@@ -54,10 +54,11 @@ def divergence_score(a, f_alpha, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def pair_terms(
-    a_c, a_r, n_c, n_r, shift, b, eps, log_eps, log_rest, f_alpha, tau, simpo_margin,
+    a_c, a_r, n_c, n_r, shift, b, eps, log_eps, log1m_eps, f_alpha, tau, simpo_margin,
     KIND: tl.constexpr, DIVERGENCE: tl.constexpr, AVERAGE: tl.constexpr,
 ):  # fmt: skip
-    """The loss and its derivatives by a_c and a_r."""
+    """The loss and its derivatives by a_c and a_r: first the kinds that are functions of both, then those of one
+    difference of scores."""
     i_c = a_c * 0.0 + 1.0
     i_r = i_c
     if (KIND == "ipo" or KIND == "sigmoid_norm" or KIND == "orpo" or KIND == "simpo") and not AVERAGE:
@@ -119,15 +120,15 @@ def pair_terms(
             value = (-(1 - eps) * log_sigmoid(x) + eps * log_sigmoid(-x)) / (1 - 2 * eps)
             slope = (-(1 - eps) * sigmoid(-x) - eps * sigmoid(x)) / (1 - 2 * eps)
         elif KIND == "exo_pair":
-            value = sigmoid(x) * (log_sigmoid(x) - log_rest) + sigmoid(-x) * (log_sigmoid(-x) - log_eps)
-            slope = sigmoid(x) * sigmoid(-x) * (x + log_eps - log_rest)
+            value = sigmoid(x) * (log_sigmoid(x) - log1m_eps) + sigmoid(-x) * (log_sigmoid(-x) - log_eps)
+            slope = sigmoid(x) * sigmoid(-x) * (x + log_eps - log1m_eps)
         elif KIND == "discopop":
             logistic = -log_sigmoid(x)
-            part = sigmoid(x / tau)
-            rest = sigmoid(-x / tau)
+            gate = sigmoid(x / tau)
+            closed = sigmoid(-x / tau)
             exponential = tl.exp(-x + log_sigmoid(x / tau))
-            value = logistic * rest + exponential
-            slope = -sigmoid(-x) * rest - logistic * part * rest / tau + exponential * (rest / tau - 1)
+            value = logistic * closed + exponential
+            slope = -sigmoid(-x) * closed - logistic * gate * closed / tau + exponential * (closed / tau - 1)
         else:  # sigmoid, sigmoid_norm, simpo
             if KIND == "simpo":
                 x -= simpo_margin
@@ -171,13 +172,14 @@ def side_sums(
 def preference_pair_kernel(
     logps, index, weights, ref, responses, pairs, pair_weights, delta, metrics, values, by_s, by_whole, P,
     beta: tl.float64, smoothing: tl.float64, sft_weight: tl.float64, f_alpha: tl.float64, tau: tl.float64,
-    simpo_margin: tl.float64, ld_alpha: tl.float64, scale: tl.float64, log_eps: tl.float64, log_rest: tl.float64,
+    simpo_margin: tl.float64, ld_alpha: tl.float64, scale: tl.float64, log_eps: tl.float64, log1m_eps: tl.float64,
     KIND: tl.constexpr, DIVERGENCE: tl.constexpr, AVERAGE: tl.constexpr, SFT_AVERAGE: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_REF: tl.constexpr, HAS_PAIR_WEIGHTS: tl.constexpr,
     HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64)
     b, sft, ld_alpha, scale = double(beta), double(sft_weight), double(ld_alpha), double(scale)
+    # The sums of both sides, averaged where the spec says so.
     chosen = tl.load(pairs + 2 * p)
     rejected = tl.load(pairs + 2 * p + 1)
     begin_c = tl.load(responses + chosen)
@@ -204,6 +206,7 @@ def preference_pair_kernel(
     s_r *= unit_r
     a_c = s_c - ref_c * unit_c
     a_r = s_r - ref_r * unit_r
+    # The loss and its derivatives, then the metrics, then the slopes that the second kernel spreads over tokens.
     shift = b * 0.0
     if HAS_DELTA:
         shift = tl.load(delta).to(tl.float64)
@@ -211,7 +214,7 @@ def preference_pair_kernel(
     if HAS_PAIR_WEIGHTS:
         weight = tl.load(pair_weights + p).to(tl.float64)
     value, d_c, d_r = pair_terms(
-        a_c, a_r, n_c, n_r, shift, b, double(smoothing), double(log_eps), double(log_rest), double(f_alpha),
+        a_c, a_r, n_c, n_r, shift, b, double(smoothing), double(log_eps), double(log1m_eps), double(f_alpha),
         double(tau), double(simpo_margin), KIND, DIVERGENCE, AVERAGE,
     )  # fmt: skip
     value = weight * (value - sft * whole_c * unit_c)

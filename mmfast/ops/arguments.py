@@ -18,7 +18,7 @@ Shape = tuple[str | int, ...]  # integers must match, letters stand for any size
 def check(
     op: str, name: str, value: object, dtypes: tuple[torch.dtype, ...], shape: Shape, device: torch.device | None = None
 ) -> None:
-    """Raise unless `value` is a plain tensor of one of `dtypes`, of this shape, on `device` (None: wherever it is)."""
+    """Raises unless `value` is a plain tensor of one of `dtypes`, of this shape, on `device` (None: wherever it is)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, not {type(value).__name__}")
     refuse_dtensor(op, name, value)

@@ -35,7 +35,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @cache
 def _installed(backend: str) -> str:
-    """Empty if the library behind `backend` can be imported here, else the reason why not."""
+    """Returns "" if the library behind `backend` can be imported here, else the reason why not."""
     module = {"flash3": "flash_attn_interface", "flash2": "flash_attn", "xformers": "xformers"}.get(backend)
     if module and importlib.util.find_spec(module) is None:
         return f"{module} is not installed"
@@ -57,7 +57,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, window: int | None = None) -> dict[str, str]:
-    """For every backend, in the order of preference: "" if it suits, else the reason why not."""
+    """Says for every backend, in the order of preference, "" if it suits, else the reason why not."""
     device = torch.device(device)
     return {name: _reason(name, device, dtype, head_dim, window) for name in BACKENDS}
 
@@ -108,7 +108,7 @@ def choose_attention(
 
 
 class Runs(NamedTuple):
-    """What a library's call is told beside q and the gathered k and v [K, Hkv, Dh]; the call returns [T, Hq, Dh]."""
+    """A library's call gets these beside q and the gathered k and v [K, Hkv, Dh]; it returns [T, Hq, Dh]."""
 
     q_offsets: Tensor  # int32, as are k_offsets
     k_offsets: Tensor
@@ -119,7 +119,7 @@ class Runs(NamedTuple):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """The window as (left, right) of the flash kernels, which do not count the token itself."""
+        """The flash kernels take the window as (left, right) and do not count the token itself."""
         return (self.window - 1 if self.window else -1, 0)
 
 
@@ -135,7 +135,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
 
 
 def _flash(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, runs: Runs, **options: Any) -> Tensor:
-    """A flash-attn function; some releases return the log-sum-exp too."""
+    """Calls a flash-attn function, which in some releases returns the log-sum-exp too."""
     out = attend(
         q, k, v, cu_seqlens_q=runs.q_offsets, cu_seqlens_k=runs.k_offsets, softmax_scale=runs.scale, causal=True,
         **options,
@@ -202,7 +202,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
 def flex_mask(
     q_offsets: Tensor, k_offsets: Tensor, queries: int, keys: int, window: int | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The mask of the runs as a function of (batch, head, query row, gathered key row)."""
+    """Returns the mask of the runs as a function of (batch, head, query row, gathered key row)."""
     q_run = torch.searchsorted(q_offsets[1:], torch.arange(queries, device=q_offsets.device), right=True)
     k_run = torch.searchsorted(k_offsets[1:], torch.arange(keys, device=k_offsets.device), right=True)
     shift = (k_offsets[1:] - q_offsets[1:]).to(torch.int64)[q_run]  # the last query stands on the last key
@@ -224,44 +224,35 @@ def tree_attention(
     scale: float | None = None, window: int | None = None, k_copies: Tensor | None = None,
     k_copy_offsets: Tensor | None = None, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """q[T, Hq, Dh], k and v[T, Hkv, Dh] of the stream -> [T, Hq, Dh].
+    """Attention of q[T, Hq, Dh] over k and v[T, Hkv, Dh] of the stream gives [T, Hq, Dh].
 
     max_q and max_k are the longest run in queries and in keys (host integers). window counts the token itself; None is
     no limit. k_copies and k_copy_offsets are the inverse of k_index (see Pack); without them it is sorted at each call.
     """
+    # Shapes and dtypes, then how they fit together, then the indices.
     check(OP, "q", q, FLOATS, ("T", "Hq", "Dh"))
     device = q.device
-    check(OP, "k", k, (q.dtype,), ("T", "Hkv", "Dh"), device)
-    check(OP, "v", v, (q.dtype,), ("T", "Hkv", "Dh"), device)
+    check(OP, "k", k, (q.dtype,), (q.shape[0], "Hkv", q.shape[2]), device)
+    check(OP, "v", v, (q.dtype,), tuple(k.shape), device)
     check(OP, "q_offsets", q_offsets, OFFSETS, ("M+1",), device)
     check(OP, "k_index", k_index, INDEX, ("K",), device)
-    check(OP, "k_offsets", k_offsets, OFFSETS, ("M+1",), device)
-    if k.shape != v.shape:
-        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, but v has {tuple(v.shape)}")
-    if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2]:
-        raise ValueError(f"{OP}: k has shape {tuple(k.shape)}, which does not fit q's {tuple(q.shape)}")
+    check(OP, "k_offsets", k_offsets, OFFSETS, (q_offsets.shape[0],), device)
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{OP}: q has {q.shape[1]} heads, no multiple of k's {k.shape[1]}")
-    if q_offsets.shape != k_offsets.shape:
-        raise ValueError(f"{OP}: q_offsets names {len(q_offsets) - 1} runs, but k_offsets {len(k_offsets) - 1}")
     if window is not None and window < 1:
         raise ValueError(f"{OP}: window counts the token itself and is at least 1, not {window}; None is no limit")
     if (k_copies is None) != (k_copy_offsets is None):
         raise ValueError(f"{OP}: k_copies and k_copy_offsets go together")
-    if k_copies is not None and k_copy_offsets is not None:
-        check(OP, "k_copies", k_copies, INDEX, ("K",), device)
-        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, ("T+1",), device)
-        if k_copies.shape != k_index.shape or k_copy_offsets.shape[0] != k.shape[0] + 1:
-            raise ValueError(
-                f"{OP}: k_copies and k_copy_offsets have {len(k_copies)} and {len(k_copy_offsets)} entries, but the "
-                f"inverse of k_index has {len(k_index)} and {k.shape[0] + 1}"
-            )
+    if k_copies is not None and k_copy_offsets is not None:  # the inverse of k_index
+        check(OP, "k_copies", k_copies, INDEX, (k_index.shape[0],), device)
+        check(OP, "k_copy_offsets", k_copy_offsets, INDEX, (k.shape[0] + 1,), device)
         check_offsets(OP, "k_copy_offsets", k_copy_offsets, k_index.shape[0])
         check_range(OP, "k_copies", k_copies, 0, k_index.shape[0])
     check_offsets(OP, "q_offsets", q_offsets, q.shape[0])
     check_offsets(OP, "k_offsets", k_offsets, k_index.shape[0])
     check_range(OP, "k_index", k_index, 0, k.shape[0])
 
+    # One call of the backend, on gathered keys and values unless it gathers them itself.
     scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     if k_copies is None or k_copy_offsets is None:
         k_copies, k_copy_offsets = invert(k_index, k.shape[0])

@@ -28,7 +28,7 @@ def _dense_width(x: Tensor) -> Tensor:
 
 
 def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
-    """True where query i may see key j: bottom-right causal (the last query sees the last key), within the window."""
+    """The mask is true where query i may see key j: bottom-right causal (last sees last), within the window."""
     if queries == 1 and window <= 0:
         return None
     i = torch.arange(queries, device=device)[:, None] + (keys - queries)
@@ -38,7 +38,7 @@ def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tens
 
 
 def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | None]:
-    """(whether torch's own causal mask is the run's, else the mask as a bias) for the blocked CPU kernel."""
+    """Says to the blocked CPU kernel whether torch's own causal mask is the run's, else gives the mask as a bias."""
     queries, keys = q.shape[1], k.shape[1]
     if window <= 0 and queries == keys:
         return True, None
@@ -51,7 +51,7 @@ def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | Non
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """q[Hq, lq, Dh], k and v[Hkv, lk, Dh] of one run -> out[Hq, lq, Dh], log-sum-exp[Hq, lq]."""
+    """One run, q[Hq, lq, Dh], k and v[Hkv, lk, Dh], gives out[Hq, lq, Dh] and the log-sum-exp[Hq, lq]."""
     if q.device.type == "cpu" if blocked is None else blocked:
         causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
@@ -94,7 +94,7 @@ def _gradients(
 
 
 def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """(its queries, its places in k_index) of each run that has queries."""
+    """Yields the queries and the places in k_index of each run that has queries."""
     ends = zip(pairwise(q_offsets.tolist()), pairwise(k_offsets.tolist()), strict=True)
     return ((slice(*queries), slice(*keys)) for queries, keys in ends if queries[0] < queries[1])
 
@@ -128,7 +128,7 @@ def attention_loop_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
     k_offsets: Tensor, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """d q[T, Hq, Dh], and the gradients of the gathered k and v[K, Hkv, Dh]."""
+    """Returns d q[T, Hq, Dh], and the gradients of the gathered k and v[K, Hkv, Dh]."""
     d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
     d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
     d_v = torch.zeros_like(d_k)

@@ -15,7 +15,7 @@ BACKENDS = ("cuda", "triton", "cpu", "torch")
 
 @lru_cache(maxsize=1)
 def native() -> ModuleType | None:
-    """mmfast._C, or None where it was not built. torch is imported first: it brings the one OpenMP runtime."""
+    """Returns mmfast._C, or None where it was not built. torch comes first: it brings the one OpenMP runtime."""
     if importlib.util.find_spec("mmfast._C") is None:
         return None
     import mmfast._C as native_module
@@ -30,7 +30,7 @@ def has_triton() -> bool:
 
 @cache
 def cuda_half_fault(device: torch.device) -> str:
-    """Empty if the CUDA half of mmfast._C can run on `device`; else why not.
+    """Returns "" if the CUDA half of mmfast._C can run on `device`; else why not.
 
     Its runtime is linked in, so it may ask for a newer driver than torch does, and holds code for some GPUs only. Asked
     once: a launch that cannot work would raise, where another backend does the same.
@@ -60,12 +60,12 @@ def cuda_half_fault(device: torch.device) -> str:
 
 
 def dotted(version: int) -> str:
-    """CUDA's 12040 as 12.4."""
+    """Writes CUDA's 12040 as 12.4."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _device_code(architectures: str, capability: tuple[int, int]) -> str:
-    """What CMake's list ("80-real,90a-real,80-virtual") holds for a GPU: "real", "virtual" (PTX), or nothing."""
+    """CMake's list ("80-real,90a-real,80-virtual") holds for a GPU code that is "real", "virtual" (PTX), or ""."""
     best = ""
     for item in architectures.split(","):
         entry = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual|)", item)
@@ -81,7 +81,7 @@ def _device_code(architectures: str, capability: tuple[int, int]) -> str:
 
 
 def available(backend: str, device: torch.device) -> str:
-    """Empty if `backend` can run on `device` at all; else the reason why not."""
+    """Returns "" if `backend` can run on `device` at all; else the reason why not."""
     if backend == "torch":
         return ""
     if backend == "cpu":

@@ -24,12 +24,12 @@ def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def stream(tensor: Tensor) -> int:
-    """The address of the stream that is current on the tensor's GPU; 0 on the host, where tests emulate kernels."""
+    """Returns the address of the current stream of the tensor's GPU; 0 on the host, where tests emulate kernels."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def address(tensor: Tensor | None) -> int:
-    """What native code takes for a tensor; 0 stands for "absent"."""
+    """Native code takes a tensor by this number; 0 stands for "absent"."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -53,13 +53,13 @@ def on_its_device(body: Body) -> Body:
 
 
 def refuse_capture(op: str, tensor: Tensor, why: str) -> None:
-    """Raise where a CUDA graph is being captured: what this call copies from the host would be stale in a replay."""
+    """Raises where a CUDA graph is being captured: what this call copies from the host would be stale in a replay."""
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         raise ValueError(f"{op}: {why}: this call cannot be captured in a CUDA graph")
 
 
 def custom_op(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """torch.library.custom_op, its body on its tensors' device."""
+    """Defines a torch.library.custom_op whose body runs on its tensors' device."""
 
     def define(body: Callable[..., Any]) -> Any:
         schema = torch.library.infer_schema(body, mutates_args=mutates_args)

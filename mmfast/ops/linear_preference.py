@@ -55,11 +55,12 @@ def linear_preference_loss(
     backend: str | None = None,
     **objective: Any,
 ) -> PreferenceOutput:
-    """linear_logprob and preference_loss in one; arguments as there (`objective`: loss, beta, pair_weights, ...).
+    """Does linear_logprob and preference_loss in one; arguments as there (`objective`: loss, beta, pair_weights, ...).
 
     components: pair_components(...) of these arguments, made where they were on the host; without it a chunked call on
     a GPU waits for the device once to read them.
     """
+    # The head alone says whether chunks are needed.
     call = prepare_head(
         OP, hidden, weight, targets, rows=rows, bias=bias, lora=lora, softcap=softcap, temperature=temperature,
         tile_budget=tile_budget, keep_budget=keep_budget, backend=backend,
@@ -92,7 +93,7 @@ def linear_preference_loss(
 
 
 def pair_components(responses: Tensor, pairs: Tensor, index: Tensor | None, rows: int) -> Tensor:
-    """int64 [rows] on the host: a number for each scored row, equal for rows whose gradients depend on one another.
+    """Numbers each scored row, int64 [rows] on the host: equal for rows whose gradients depend on one another.
 
     Entries are joined by pairs, and by rows they share. Rows in no pair have component 0 ... rows - 1 like any other.
     """
@@ -116,8 +117,8 @@ def pair_components(responses: Tensor, pairs: Tensor, index: Tensor | None, rows
 
 
 def chunks(components: Tensor, limit: int) -> tuple[Tensor, list[int]]:
-    """(order [U], bounds): rows order[bounds[i]:bounds[i+1]] are chunk i. Whole components, in order, at most `limit`
-    rows a chunk unless one component alone is larger."""
+    """Returns (order [U], bounds): rows order[bounds[i]:bounds[i+1]] are chunk i. Whole components, in order, at most
+    `limit` rows a chunk unless one component alone is larger."""
     order = torch.argsort(components, stable=True)
     bounds, size = [0], 0
     for count in torch.bincount(components).tolist():
@@ -138,7 +139,7 @@ def _linear_preference(
     pair_weights: Tensor | None, delta: Tensor | None, order: Tensor, bounds: list[int], options: list[float],
     objective: list[float], wants: list[bool], backend: str, loss_backend: str,
 ) -> Outputs:  # fmt: skip
-    """loss, metrics; d loss / d x, u, weight, B, bias as `wants` says."""
+    """Returns loss and metrics, then d loss / d x, u, weight, B, bias as `wants` says."""
     check_range(OP, "targets", targets, 0, weight.shape[0])
     head, spec, loss_spec = (
         Head(x, u, weight, b, bias, targets).dense(),

@@ -39,7 +39,7 @@ def linear_logprob(
     keep_budget: int | None = None,
     backend: str | None = None,
 ) -> Any:
-    """Log-probabilities [U] of `targets` under softmax(z), z = hidden[rows] @ weight.T (+ u @ B.T) (+ bias).
+    """Returns log-probabilities [U] of `targets` under softmax(z), z = hidden[rows] @ weight.T (+ u @ B.T) (+ bias).
 
     hidden [T,D], weight [V,D], targets int64 [U], rows int64 [U] (None: U == T; an index may repeat).
     softcap: z -> softcap * tanh(z / softcap); then z -> z / temperature. lora = (u [T,r], B [V,r]): LoRA on the head,
@@ -64,7 +64,7 @@ def linear_logprob(
 
 
 def select(outputs: tuple[Tensor, ...], returned: dict[str, bool]) -> Any:
-    """The log-probs, in a tuple with those other outputs that are `returned` if any is."""
+    """Returns the log-probs, in a tuple with those other outputs that are `returned` if any is."""
     others = [t for t, want in zip(outputs[1:5], returned.values(), strict=True) if want]
     return (outputs[0], *others) if others else outputs[0]
 
@@ -75,7 +75,7 @@ def run(call: Call) -> tuple[Tensor, ...]:
 
 @custom_op("mmfast::scale_gradient")
 def _scale_gradient(c: Tensor | None, g: Tensor, h: Tensor | None, entropy_g: Tensor | None) -> Tensor:
-    """c G + h d entropy/dx, row by row: the whole backward pass of a frozen head."""
+    """Makes c G + h d entropy/dx, row by row: the whole backward pass of a frozen head."""
     dx = torch.zeros_like(g) if c is None else g * c[:, None]
     return (dx if h is None or entropy_g is None else dx + entropy_g * h[:, None]).to(g.dtype)
 
@@ -93,7 +93,7 @@ Outputs = tuple[
 
 
 def _made(g: bool, u: Tensor | None, spec: HeadSpec) -> tuple[bool, bool, bool, bool]:
-    """Which of the last four outputs are made, if G is."""
+    """Says which of the last four outputs are made, if G is."""
     return g, g and u is not None, g and spec.entropy_grad, g and u is not None and spec.entropy_grad
 
 
@@ -141,7 +141,7 @@ def _linear_logprob_backward(
     c: Tensor | None, h: Tensor | None, x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None,
     bias: Tensor | None, targets: Tensor, saved: list[Tensor], options: list[float], wants: list[bool], backend: str,
 ) -> Gradients:  # fmt: skip
-    """Gradients of x, u, weight, B, bias as `wants` says. c = dL/dlogp, h = dL/dentropy; None is zero."""
+    """Returns the gradients of x, u, weight, B, bias as `wants` says. c = dL/dlogp, h = dL/dentropy; None is zero."""
     *read, row_factor, kept = saved
     head = Head(x, u, weight, b, bias, targets).dense()
     spec = HeadSpec.of(options)

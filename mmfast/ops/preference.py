@@ -40,7 +40,7 @@ class PreferenceOutput(NamedTuple):
 
 
 def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
-    """The torch backend, any device: masks [2P, N] in fp64. Rows of `inside`: the chosen sides, then the rejected."""
+    """The torch backend: masks [2P, N] in fp64. The rows of `inside` are the chosen sides, then the rejected."""
     logps, index, weights, ref_logps, responses, pairs, pair_weights, delta = tensors
     # Which tokens stand in which side, and what they weigh.
     count = tensors.tokens
@@ -59,7 +59,7 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
         share = share.masked_fill(n - begin >= shorter, spec.ld_alpha)
 
     def totals(values: Tensor) -> tuple[Tensor, Tensor]:
-        """(S, S without ld_alpha) of every side."""
+        """Returns S, and S without ld_alpha, of every side."""
         product = torch.where(inside, w * values, 0.0)
         return (product * share).sum(1) * unit, product.sum(1) * unit
 
@@ -89,8 +89,8 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
 def preference_raw(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
 ) -> Raw:  # fmt: skip
-    """One backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without want_grad
-    the third result is empty."""
+    """Calls one backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without
+    want_grad the third result is empty."""
     with launch.device_of(tensors.logps):
         if backend in ("cpu", "cuda"):
             return preference_native(backend, tensors, spec, want_grad)
@@ -147,7 +147,7 @@ class _WithGradient(torch.autograd.Function):
 def _eager(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, backend: str
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
+    """Does what the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
     if not want_grad:
         return preference_raw(tensors, spec, False, backend)[:2]
     logps = tensors.logps
@@ -167,7 +167,7 @@ def preference_loss(
     f_alpha: float | None = None, tau: float | None = None, simpo_margin: float | None = None,
     delta: Tensor | None = None, ld_alpha: float | None = None, backend: str | None = None,
 ) -> PreferenceOutput:  # fmt: skip
-    """logps[U], ref_logps[N], responses[R+1], pairs[P, 2] of (chosen entry, rejected entry) -> PreferenceOutput.
+    """Takes logps[U], ref_logps[N], responses[R+1] and pairs[P, 2] of (chosen entry, rejected entry).
 
     Entry e holds the tokens responses[e]..responses[e+1] of index, weights and ref_logps; index[n] is the log-prob that
     scores token n (None: logps in order, U == N). Losses are summed and divided by pair_count (None: P).
@@ -191,7 +191,7 @@ def prepare(
     weights: Tensor | None = None, pair_weights: Tensor | None = None, pair_count: float | None = None,
     delta: Tensor | None = None, backend: str | None = None, **objective: Any,
 ) -> tuple[PreferenceTensors, PreferenceSpec, str]:  # fmt: skip
-    """Check preference_loss's arguments: what preference_raw takes, and the backend."""
+    """Checks preference_loss's arguments; returns what preference_raw takes."""
     # Shapes and dtypes, an argument at a time; floats take the dtype of logps.
     check(OP, "logps", logps, EXACT, ("U",))
     device, dtype = logps.device, logps.dtype
@@ -212,6 +212,7 @@ def prepare(
             check(OP, name, value, EXACT, shape, device)
             value = _as(value.detach(), dtype)
         ready[name] = value
+    # The options, then the backend; indices where they are not looked at by the kernel itself.
     spec = make_spec(
         pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
         has_pair_weights=pair_weights is not None, has_delta=delta is not None, **objective,
@@ -230,6 +231,6 @@ def prepare(
 
 
 def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
-    """The backend of one call of preference_raw."""
+    """Names the backend of one call of preference_raw."""
     sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
     return choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)

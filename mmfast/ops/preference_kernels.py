@@ -30,7 +30,7 @@ class PreferenceTensors(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """N, the scored tokens."""
+        """N is the number of scored tokens."""
         return self.logps.shape[0] if self.rows is None else self.rows.shape[0]
 
 

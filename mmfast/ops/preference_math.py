@@ -38,7 +38,7 @@ class PreferenceSpec(NamedTuple):
     scale: float  # 1 / pair_count
 
     def flat(self) -> list[float]:
-        """As a custom op takes it."""
+        """A custom op takes it so."""
         return [float(value) for value in self]
 
     @staticmethod
@@ -58,11 +58,12 @@ def make_spec(
     pair_count: float | None = None, has_reference: bool = True, has_pair_weights: bool = False,
     has_delta: bool = False, op: str = "preference_loss",
 ) -> PreferenceSpec:  # fmt: skip
-    """Refuse what cannot take effect, with the reason; fill in the defaults."""
+    """Refuses what cannot take effect, with the reason; fills in the defaults."""
 
     def refuse(problem: str) -> None:
         raise ValueError(f"{op}: {problem}")
 
+    # What each option may be, by itself and beside the kind of loss.
     if loss not in KINDS:
         refuse(f"unknown loss {loss!r}: choose one of {', '.join(KINDS)}")
     if not (beta > 0 and math.isfinite(beta)):
@@ -100,6 +101,7 @@ def make_spec(
         refuse("sft_average has no effect without sft_weight")
     if pair_count is not None and not pair_count > 0:
         refuse(f"pair_count must be positive, not {pair_count}")
+    # A kind that sorts compares all pairs of a step at once.
     if loss in SORTING:
         if pair_count is not None and pair_count != pairs:
             refuse(
@@ -118,7 +120,7 @@ def make_spec(
 
 
 def divergence_score(spec: PreferenceSpec, a: Tensor) -> tuple[Tensor, Tensor]:
-    """f'(e^a) of the divergence, and its derivative by a."""
+    """Returns f'(e^a) of the divergence, and its derivative by a."""
     divergence = DIVERGENCES[spec.divergence]
     if divergence == "forward_kl":
         e = torch.exp((-a).clamp(max=EXPONENT_TOP))
@@ -133,13 +135,13 @@ def divergence_score(spec: PreferenceSpec, a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def smoothed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """-(1 - eps) log sigma(x) - eps log sigma(-x), and its derivative."""
+    """Returns -(1 - eps) log sigma(x) - eps log sigma(-x), and its derivative."""
     value = -(1 - eps) * logsigmoid(x) - eps * logsigmoid(-x)
     return value, -(1 - eps) * torch.sigmoid(-x) + eps * torch.sigmoid(x)
 
 
 def margin_terms(spec: PreferenceSpec, score: Tensor) -> tuple[Tensor, Tensor]:
-    """The kinds that are a function of one number: value and derivative by the difference of scores."""
+    """Returns value and derivative, by the difference of scores, of the kinds that are a function of that alone."""
     b, eps, kind = spec.beta, spec.smoothing, spec.name
     if kind == "ipo":
         x = score - 0.5 / b
@@ -156,10 +158,10 @@ def margin_terms(spec: PreferenceSpec, score: Tensor) -> tuple[Tensor, Tensor]:
         value = sigma(x) * (logsigmoid(x) - high) + sigma(-x) * (logsigmoid(-x) - low)
         return value, b * sigma(x) * sigma(-x) * (x + low - high)
     if kind == "discopop":
-        logistic, part, rest = -logsigmoid(x), sigma(x / spec.tau), sigma(-x / spec.tau)
+        logistic, gate, closed = -logsigmoid(x), sigma(x / spec.tau), sigma(-x / spec.tau)
         exponential = torch.exp(-x + logsigmoid(x / spec.tau))  # the product of exp and sigma gives inf * 0
-        slope = -sigma(-x) * rest - logistic * part * rest / spec.tau + exponential * (rest / spec.tau - 1)
-        return logistic * rest + exponential, b * slope
+        slope = -sigma(-x) * closed - logistic * gate * closed / spec.tau + exponential * (closed / spec.tau - 1)
+        return logistic * closed + exponential, b * slope
     if kind == "simpo":
         x = x - spec.simpo_margin
     value, slope = smoothed(x, eps)
@@ -169,7 +171,8 @@ def margin_terms(spec: PreferenceSpec, score: Tensor) -> tuple[Tensor, Tensor]:
 def pair_terms(
     spec: PreferenceSpec, a_c: Tensor, a_r: Tensor, n_c: Tensor, n_r: Tensor, delta: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per pair: the loss, d loss / d a_c, d loss / d a_r. fp64 in, fp64 out. (The kinds that sort are in aot_terms.)"""
+    """Returns each pair's loss and its derivatives by a_c and a_r, in fp64. (The kinds that sort are in aot_terms.)"""
+    # First the kinds that are functions of both log-ratios; then those of one difference of scores.
     b, kind, sigma = spec.beta, spec.name, torch.sigmoid
     i_c = i_r = torch.ones_like(a_c)
     if kind in PER_TOKEN and not spec.average:
@@ -208,7 +211,7 @@ def pair_terms(
 def aot_terms(
     spec: PreferenceSpec, s_c: Tensor, s_r: Tensor, ref_c: Tensor, ref_r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Optimal transport: sorted against sorted. The i-th loss goes to the pair whose (chosen) ratio ranks i."""
+    """Optimal transport compares sorted with sorted. The i-th loss goes to the pair whose (chosen) ratio ranks i."""
     if spec.name == "aot":
         ours, order_c = (s_c - s_r).sort(stable=True)
         other, order_r = (ref_c - ref_r).sort(stable=True)

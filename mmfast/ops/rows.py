@@ -22,7 +22,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def invert(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(copies, offsets): copies[offsets[i]:offsets[i+1]] are the j with index[j] == i, ascending. Entries of -1
+    """Returns (copies, offsets): copies[offsets[i]:offsets[i+1]] are the j with index[j] == i, ascending. Entries of -1
     are left out. No host sync."""
     order = torch.sort(index, stable=True)
     offsets = torch.searchsorted(order.values, torch.arange(count + 1, device=index.device))
@@ -38,7 +38,7 @@ def segment_sum_torch(values: Tensor, copies: Tensor, offsets: Tensor) -> Tensor
 
 @custom_op("mmfast::segment_sum")
 def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> Tensor:
-    """values[K, ...] -> out[len(offsets) - 1, ...]; one ordered pass."""
+    """Sums values[K, ...] to out[len(offsets) - 1, ...] in one ordered pass."""
     if backend == "torch":
         return segment_sum_torch(values, copies, offsets)
     values = values.contiguous()
@@ -95,8 +95,8 @@ _gather_rows.register_autograd(_backward, setup_context=_setup)
 
 
 def gather_rows(x: Tensor, index: Tensor, copies: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-    """x[index], differentiable in x. copies and offsets are the inverse of index (Pack.k_copies, Pack.k_copy_offsets);
-    without them it is sorted here."""
+    """Returns x[index], differentiable in x. copies and offsets are the inverse of index (Pack.k_copies and
+    Pack.k_copy_offsets); without them it is sorted here."""
     if copies is None or offsets is None:
         copies, offsets = invert(index, x.shape[0])
     return _gather_rows(x, index, copies, offsets)

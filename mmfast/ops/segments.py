@@ -40,7 +40,7 @@ def changed_flags(
     rejected: Sequence[int] | np.ndarray, chosen: Sequence[int] | np.ndarray, *, min_match: int = 3,
     autojunk: bool = False, insertions: str = "ignore", backend: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The same as booleans, one a token: (rejected, chosen)."""
+    """Returns booleans, one a token: (rejected, chosen)."""
     a, b = _ids("rejected", rejected), _ids("chosen", chosen)
     if min_match < 1:
         raise ValueError(f"{OP}: min_match must be at least 1, not {min_match}")
@@ -65,7 +65,7 @@ def changed_segments(
     rejected: Sequence[int] | np.ndarray, chosen: Sequence[int] | np.ndarray, *, min_match: int = 3,
     autojunk: bool = False, insertions: str = "ignore", backend: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(indices in rejected, indices in chosen) of the changed tokens, ascending."""
+    """Returns the indices of the changed tokens in rejected and in chosen, ascending."""
     flags = changed_flags(
         rejected, chosen, min_match=min_match, autojunk=autojunk, insertions=insertions, backend=backend
     )

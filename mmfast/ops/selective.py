@@ -36,7 +36,7 @@ def selective_logprob(
     inplace_backward: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Log-probabilities fp32 [U] of `targets` int64 [U] under softmax(logits [U,V]); options as in linear_logprob.
+    """Returns log-probabilities fp32 [U] of `targets` int64 [U] under softmax(logits [U,V]); see linear_logprob.
 
     inplace_backward: the gradient overwrites `logits`, which saves [U,V]; nothing else may read them afterwards, and a
     second backward pass through them raises.
@@ -62,8 +62,8 @@ def selective_logprob(
 def _blocks(
     logits: Tensor, targets: Tensor, folds: Folds
 ) -> Iterator[tuple[slice, Tile]]:  # fmt: skip
-    """The logits as tiles of all columns, a block of rows each. Most folds take tiles of the accumulator's dtype and
-    may overwrite them, so a tile is a copy in one buffer. Others read the logits where they are: one block."""
+    """Yields the logits as tiles of all columns, a block of rows each. Most folds take tiles of the accumulator's dtype
+    and may overwrite them, so a tile is a copy in one buffer. Others read the logits where they are: one block."""
     rows, vocab = logits.shape
     targets = targets.contiguous()
     if folds.low_precision_tiles and logits.stride(1) == 1:
@@ -83,7 +83,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def _selective_logprob(
     logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str
 ) -> Outputs:  # fmt: skip
-    """The first eight of tiles.Outcome: the outputs, and what the backward pass reads."""
+    """Returns the first eight of tiles.Outcome: the outputs, and what the backward pass reads."""
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
@@ -139,7 +139,7 @@ def _selective_logprob_backward_(
     c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor], options: list[float],
     backend: str,
 ) -> None:  # fmt: skip
-    """The gradient, in the place of the logits."""
+    """Writes the gradient in the place of the logits."""
     _write_gradient(c, h, logits, targets, saved, options, backend, logits)
 
 

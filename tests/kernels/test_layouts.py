@@ -64,8 +64,8 @@ def test_fused_logprob(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_selective_logprob(backend: str, inplace: bool, dtype: torch.dtype) -> None:
-    for users, vocab in ((6, 72), (1, 71), (6, 1)):
-        assert not walk(subjects.selective_logprob(inplace, dtype, users, vocab), backend, briefly=users == 1)
+    for scored, vocab in ((6, 72), (1, 71), (6, 1)):
+        assert not walk(subjects.selective_logprob(inplace, dtype, scored, vocab), backend, briefly=scored == 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, FP64])

@@ -147,7 +147,7 @@ def preference() -> Iterator[Variant]:
     tensors |= {name: "*fp64" for name in ("values", "by_s", "by_whole", "by_token")}
     tensors |= {"index": "*i64", "pairs": "*i64", "responses": "*i32", "P": "i64"}
     settings = ("beta", "smoothing", "sft_weight", "f_alpha", "tau", "simpo_margin", "ld_alpha", "scale")
-    tensors |= dict.fromkeys((*settings, "log_eps", "log_rest"), "fp64")
+    tensors |= dict.fromkeys((*settings, "log_eps", "log1m_eps"), "fp64")
     flags = dict.fromkeys(("HAS_INDEX", "HAS_WEIGHTS", "HAS_REF", "HAS_PAIR_WEIGHTS", "HAS_DELTA"), True)
     flags |= {"AVERAGE": False, "SFT_AVERAGE": True, "BLOCK": preference.BLOCK}
     for kind, divergence in (("sigmoid", "reverse_kl"), ("discopop", "alpha_divergence"), ("orpo", "reverse_kl")):

@@ -39,7 +39,7 @@ def make(
     tokens: int = 7,
     dim: int = 6,
     vocab: int = 300,
-    users: int = 9,
+    scored: int = 9,
     dtype: torch.dtype = torch.float64,
     *,
     bias: bool = False,
@@ -61,9 +61,9 @@ def make(
         tensors["bias"] = normal(vocab, grad=trained)
     if lora:
         tensors["u"], tensors["b"] = normal(tokens, 3), normal(vocab, 3, grad=trained, scale=0.5)
-    targets = torch.randint(0, vocab, (users if rows else tokens,), generator=g)
+    targets = torch.randint(0, vocab, (scored if rows else tokens,), generator=g)
     if rows:
-        options["rows"] = torch.randint(0, tokens, (users,), generator=g)
+        options["rows"] = torch.randint(0, tokens, (scored,), generator=g)
     case = Case(tensors, targets, options)
     _make_confident(case, confidence)
     return case

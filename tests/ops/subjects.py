@@ -48,13 +48,13 @@ PATHS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # who is trained, 
 
 
 def head_arguments(sizes: tuple[int, ...], dtype: torch.dtype) -> Arguments:
-    tokens, width, vocab, users, rank = sizes
+    tokens, width, vocab, scored, rank = sizes
     g = generator(1)
     return {
         "hidden": normal(tokens, width, dtype=dtype, seed=1),
         "weight": normal(vocab, width, dtype=dtype, seed=2),
-        "targets": torch.randint(0, vocab, (users,), generator=g),
-        "rows": torch.randint(0, tokens, (users,), generator=g),
+        "targets": torch.randint(0, vocab, (scored,), generator=g),
+        "rows": torch.randint(0, tokens, (scored,), generator=g),
         "bias": normal(vocab, seed=3),
         "lora[0]": normal(tokens, rank, dtype=dtype, seed=4),
         "lora[1]": normal(vocab, rank, dtype=dtype, scale=0.5, seed=5),
@@ -105,7 +105,7 @@ def fused_logprob(size: str = "usual", dtype: torch.dtype = torch.float32) -> Su
     )  # fmt: skip
 
 
-def selective_logprob(inplace: bool, dtype: torch.dtype = torch.float32, users: int = 6, vocab: int = 70) -> Subject:
+def selective_logprob(inplace: bool, dtype: torch.dtype = torch.float32, scored: int = 6, vocab: int = 70) -> Subject:
     options = {"softcap": 6.0, "return_entropy": True, "entropy_grad": True}
 
     def call(a: Arguments, backend: str | None) -> list[Tensor]:
@@ -115,8 +115,8 @@ def selective_logprob(inplace: bool, dtype: torch.dtype = torch.float32, users: 
         found = selective_oracle(**a, softcap=6.0)
         return [found["logp"], found["entropy"]]
 
-    logits = normal(users, vocab, dtype=dtype, scale=2.0)
-    targets = torch.randint(0, vocab, (users,), generator=generator())
+    logits = normal(scored, vocab, dtype=dtype, scale=2.0)
+    targets = torch.randint(0, vocab, (scored,), generator=generator())
     nothing = lambda a: {"logits": a["logits"][:0], "targets": a["targets"][:0]}  # noqa: E731
     return Subject(
         ops.selective_logprob, {"logits": logits, "targets": targets}, oracle, call, ("logits",),
@@ -125,15 +125,15 @@ def selective_logprob(inplace: bool, dtype: torch.dtype = torch.float32, users: 
     )  # fmt: skip
 
 
-def preference_arguments(users: int = 9, dtype: torch.dtype = torch.float32) -> Arguments:
-    """Four entries of 11 tokens in all, over `users` log-probs; no pair holds one entry twice."""
+def preference_arguments(scored: int = 9, dtype: torch.dtype = torch.float32) -> Arguments:
+    """Four entries of 11 tokens in all, over `scored` log-probs; no pair holds one entry twice."""
     g = generator(2)
     return {
-        "logps": normal(users, dtype=dtype, seed=6) - 3,
+        "logps": normal(scored, dtype=dtype, seed=6) - 3,
         "ref_logps": normal(11, dtype=dtype, seed=7) - 3,
         "responses": torch.tensor([0, 3, 5, 9, 11]),
         "pairs": torch.tensor([[0, 1], [2, 1], [3, 0], [1, 2]]),
-        "index": torch.randint(0, users, (11,), generator=g),
+        "index": torch.randint(0, scored, (11,), generator=g),
         "weights": normal(11, dtype=dtype, seed=8).abs() + 0.5,
         "pair_weights": normal(4, dtype=dtype, seed=9).abs() + 0.2,
         "delta": torch.tensor(0.3, dtype=dtype),

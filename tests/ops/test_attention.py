@@ -180,15 +180,15 @@ def test_choice_and_reasons():
     [
         ({"k": torch.zeros(14, 3, 8)}, "k must be float64"),
         ({"k": torch.zeros(14, 3, 8).double(), "v": torch.zeros(14, 3, 8).double()}, "no multiple"),
-        ({"v": torch.zeros(14, 1, 8).double()}, "but v has"),
+        ({"v": torch.zeros(14, 1, 8).double()}, "v must have shape"),
         ({"k_index": PAIR.k_index + 1}, "k_index holds 14"),
         ({"q_offsets": PAIR.q_offsets + 1}, "q_offsets must start at 0"),
-        ({"k_offsets": PAIR.k_offsets[:-1]}, "runs, but k_offsets"),
+        ({"k_offsets": PAIR.k_offsets[:-1]}, "k_offsets must have shape"),
         ({"window": 0}, "window counts the token itself"),
         ({"k_copies": PAIR.k_index}, "go together"),
         (dict(zip(COPIES, (PAIR.inverse()[0].int(), PAIR.inverse()[1]), strict=True)), "k_copies must be int64"),
         (dict(zip(COPIES, (PAIR.inverse()[0], PAIR.inverse()[1].int()), strict=True)), "k_copy_offsets must be int64"),
-        (dict(zip(COPIES, (PAIR.inverse()[0][1:], PAIR.inverse()[1]), strict=True)), "the inverse of k_index has"),
+        (dict(zip(COPIES, (PAIR.inverse()[0][1:], PAIR.inverse()[1]), strict=True)), "k_copies must have shape"),
         (dict(zip(COPIES, (PAIR.inverse()[0] + 1, PAIR.inverse()[1]), strict=True)), "k_copies holds"),
     ],
 )

@@ -18,9 +18,9 @@ from tests.ops.layouts import Subject
 
 def without_rows(subject: Subject) -> Subject:
     """hidden and lora[0] reach the op as they are, not gathered."""
-    users = subject.arguments["targets"].shape[0]
+    scored = subject.arguments["targets"].shape[0]
     subject = subjects.without(subject, "rows")
-    subject.arguments |= {"hidden": subjects.normal(users, 6), "lora[0]": subjects.normal(users, 3)}
+    subject.arguments |= {"hidden": subjects.normal(scored, 6), "lora[0]": subjects.normal(scored, 3)}
     return subject
 
 

@@ -76,9 +76,9 @@ def test_linear_logprob_without_rows(backend: str, dtype: torch.dtype) -> None:
     """Then hidden itself is what the kernels read, not a gathered copy."""
     for path, size in product(("stats", "direct", "kept"), SIZES):
         subject = subjects.linear_logprob(path, size, dtype)
-        users = subject.arguments["hidden"].shape[0]
+        scored = subject.arguments["hidden"].shape[0]
         subject = subjects.without(subject, "rows")
-        subject.arguments["targets"] = subject.arguments["targets"][:users]
+        subject.arguments["targets"] = subject.arguments["targets"][:scored]
         subject.empty = {
             "hidden": lambda a: {name: a[name][:0] for name in ("hidden", "lora[0]", "targets")},
             "lora[0]": subjects.no_rank,
@@ -89,8 +89,8 @@ def test_linear_logprob_without_rows(backend: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_selective_logprob(backend: str, inplace: bool, dtype: torch.dtype) -> None:
-    for users, vocab in ((6, 70), (1, 70), (6, 1)):
-        assert not walk(subjects.selective_logprob(inplace, dtype, users, vocab), backend)
+    for scored, vocab in ((6, 70), (1, 70), (6, 1)):
+        assert not walk(subjects.selective_logprob(inplace, dtype, scored, vocab), backend)
 
 
 def test_logits_that_share_memory_are_not_overwritten(backend: str) -> None:

@@ -46,7 +46,7 @@ def make(dtype: torch.dtype = torch.float64, frozen: tuple[str, ...] = ()) -> Ba
         old = shared if e == 4 else 0
         index += [*range(at - lengths[3], at - lengths[3] + old), *range(at, at + n - old)]
         at += n - old
-    users, tokens = at, 17
+    rows, tokens = at, 17
     scored = len(index)
 
     def normal(name: str, *shape: int) -> Tensor:
@@ -54,7 +54,7 @@ def make(dtype: torch.dtype = torch.float64, frozen: tuple[str, ...] = ()) -> Ba
         return values.requires_grad_(name not in frozen)
 
     options = {
-        "rows": torch.randint(0, tokens, (users,), generator=g),
+        "rows": torch.randint(0, tokens, (rows,), generator=g),
         "index": torch.tensor(index),
         "weights": 1 + torch.rand(scored, generator=g, dtype=torch.float64),
         "ref_logps": -6 * torch.rand(scored, generator=g, dtype=torch.float64),
@@ -65,7 +65,7 @@ def make(dtype: torch.dtype = torch.float64, frozen: tuple[str, ...] = ()) -> Ba
     }
     return Batch(
         normal("hidden", tokens, DIM), normal("weight", VOCAB, DIM), normal("bias", VOCAB), normal("u", tokens, 2),
-        normal("b", VOCAB, 2), torch.randint(0, VOCAB, (users,), generator=g), options,
+        normal("b", VOCAB, 2), torch.randint(0, VOCAB, (rows,), generator=g), options,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def test_equals_the_oracle_in_fp64(backend: str, path: str, options: dict) -> No
 @pytest.mark.parametrize("path", PATHS)
 def test_gradcheck(path: str) -> None:
     trained, entropy_grad, keep = PATHS[path]
-    case = make(tokens=3, dim=3, vocab=11, users=4, trained=trained, bias=True, lora=True, softcap=4.0)
+    case = make(tokens=3, dim=3, vocab=11, scored=4, trained=trained, bias=True, lora=True, softcap=4.0)
     names = list(case.tensors)
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ def test_gradcheck(path: str) -> None:
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("bias", "lora", "trained"), list(itertools.product((False, True), repeat=3)))
 def test_opcheck(bias: bool, lora: bool, trained: bool) -> None:
-    case = make(tokens=3, dim=4, vocab=13, users=4, dtype=torch.float32, bias=bias, lora=lora, trained=trained)
+    case = make(tokens=3, dim=4, vocab=13, scored=4, dtype=torch.float32, bias=bias, lora=lora, trained=trained)
     t = case.tensors
     x = t["hidden"].detach()[case.options["rows"]].requires_grad_()
     u = t["u"].detach()[case.options["rows"]].requires_grad_() if lora else None

@@ -23,10 +23,10 @@ def test_no_rows_keep_their_grad_fn(backend: str, trained: bool) -> None:
         assert weight.grad is not None and weight.grad.count_nonzero() == 0
 
 
-@pytest.mark.parametrize(("users", "vocab"), [(1, 1), (3, 1), (1, 2), (1, 300), (2, 257)])
-def test_smallest_shapes(backend: str, users: int, vocab: int) -> None:
+@pytest.mark.parametrize(("scored", "vocab"), [(1, 1), (3, 1), (1, 2), (1, 300), (2, 257)])
+def test_smallest_shapes(backend: str, scored: int, vocab: int) -> None:
     for keep in (None, 0):
-        case = make(users, 5, vocab, users, rows=False, trained=True)
+        case = make(scored, 5, vocab, scored, rows=False, trained=True)
         ours, grads = run(case, backend=backend, keep_budget=keep, entropy_grad=keep == 0)
         truth, true_grads = run_reference(case, entropy_grad=keep == 0)
         for name, value in ours.items():
@@ -137,8 +137,8 @@ def test_compile_fullgraph(trained: bool) -> None:
         return (logp * 3).sum() + entropy.sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for tokens, users in ((5, 8), (6, 9)):  # the second shape makes the sizes dynamic
-        case = make(tokens, 6, 300, users, torch.float32, trained=trained)
+    for tokens, scored in ((5, 8), (6, 9)):  # the second shape makes the sizes dynamic
+        case = make(tokens, 6, 300, scored, torch.float32, trained=trained)
         arguments = (*case.tensors.values(), case.targets, case.options["rows"])
         want, got = loss(*arguments), compiled(*arguments)
         assert torch.equal(got, want)
@@ -195,9 +195,9 @@ def test_dtensor_is_refused() -> None:
 @pytest.mark.slow
 def test_more_than_2_to_31_elements() -> None:
     """kept holds U V > 2^31 entries; the last rows are checked."""
-    users, vocab = 36000, 60000
-    hidden, weight = torch.randn(users, 2), torch.randn(vocab, 2, requires_grad=True)
-    targets = torch.randint(0, vocab, (users,))
+    scored, vocab = 36000, 60000
+    hidden, weight = torch.randn(scored, 2), torch.randn(vocab, 2, requires_grad=True)
+    targets = torch.randint(0, vocab, (scored,))
     logp = linear_logprob(hidden.bfloat16(), weight.bfloat16(), targets, keep_budget=1 << 40)
     want = torch.log_softmax(hidden[-8:].bfloat16().double() @ weight.detach().bfloat16().double().T, -1)
     assert (logp[-8:] - want.gather(1, targets[-8:, None])[:, 0]).abs().max() < 1e-4
@@ -238,15 +238,15 @@ def test_passes_and_memory(
 
     monkeypatch.setattr(TorchFolds, "product", counted)
     monkeypatch.setattr(Tensor, "new_empty", watched)
-    users, dim, vocab = 12, 8, 1500
-    case = make(users, dim, vocab, users, rows=False, trained=trained)
+    scored, dim, vocab = 12, 8, 1500
+    case = make(scored, dim, vocab, scored, rows=False, trained=trained)
     run(case, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1, backend="torch")
-    assert sum(flops) == passes * users * dim * vocab
+    assert sum(flops) == passes * scored * dim * vocab
     kept = trained and not entropy_grad and keep is None
-    assert max(sizes) == (users * vocab if kept else users * 256)
+    assert max(sizes) == (scored * vocab if kept else scored * 256)
     monkeypatch.undo()
     with torch.no_grad():
         monkeypatch.setattr(TorchFolds, "product", counted)
         flops.clear()
         run(Case({k: t.detach() for k, t in case.tensors.items()}, case.targets, case.options), backend="torch")
-        assert sum(flops) == users * dim * vocab
+        assert sum(flops) == scored * dim * vocab

@@ -12,7 +12,7 @@ from tests.ops.logprob_cases import error, make, problems, run, run_reference
 from tests.ops.test_logprob import PATHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHAPES = {  # tokens, dim, vocab, users
+SHAPES = {  # tokens, dim, vocab, scored
     "aligned": (24, 64, 1024, 32),
     "ragged": (29, 51, 1003, 37),
     "one word": (1, 32, 1, 1),

@@ -15,10 +15,10 @@ ALL = HeadSpec(entropy=True, squares=True, total=True, entropy_grad=True)
 FLAGS = {"return_entropy": True, "return_logsumsq": True, "return_mean_logit": True, "return_top1": True}
 
 
-def logits_of(dtype: torch.dtype, users: int = 13, vocab: int = 517) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_of(dtype: torch.dtype, scored: int = 13, vocab: int = 517) -> tuple[torch.Tensor, torch.Tensor]:
     g = generator(3)
-    logits = torch.randn(users, vocab, generator=g, dtype=torch.float64) * 3
-    targets = torch.randint(0, vocab, (users,), generator=g)
+    logits = torch.randn(scored, vocab, generator=g, dtype=torch.float64) * 3
+    targets = torch.randint(0, vocab, (scored,), generator=g)
     logits[0, targets[0]] = 20.0  # p_y = .99999
     return logits.to(dtype), targets
 

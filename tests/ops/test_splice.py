@@ -102,8 +102,11 @@ def test_frozen_sides_empty_inputs_strides_and_autocast(backend, device):
         ({"tokens": torch.full((12,), 11)}, "tokens.* 11"),
         ({"features": torch.full((12,), 6)}, "features.* 6"),
         ({"features": torch.full((12,), -2)}, "features.* -2"),
-        ({"features": torch.zeros(3, dtype=torch.int64)}, "features has 3"),
-        ({"image_features": torch.zeros(6, 4, dtype=torch.float64)}, "width 4"),
+        ({"features": torch.zeros(3, dtype=torch.int64)}, r"features must have shape \[12\], not \[3\]"),
+        (
+            {"image_features": torch.zeros(6, 4, dtype=torch.float64)},
+            r"image_features must have shape \[F,5\], not \[6, 4\]",
+        ),
         ({"table": [[0.0] * 5] * 11}, "table must be a tensor, not list"),
         ({"table": torch.zeros(0, 5, dtype=torch.float64)}, "table is empty"),
         ({"table": torch.zeros(11, 5, 1, dtype=torch.float64)}, r"table must have shape \[V,D\], not \[11, 5, 1\]"),

@@ -25,7 +25,7 @@ def _slope(z: Tensor, spec: HeadSpec) -> Tensor | float:
 
 
 class TorchFolds(Folds):
-    """Line by line what the native folds do, in torch."""
+    """These do in torch, line by line, what the native folds do."""
 
     def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
         z = _mapped(tile, spec)
@@ -113,5 +113,5 @@ IN_FP64 = IN_FP32 | dict.fromkeys(("cuda", "triton"), "float64 runs on backend '
 
 
 def folds_for(op: str, x: Tensor, backend: str) -> Folds:
-    """The folds of one call: of `backend`, or of the first that suits where it is ""."""
+    """Returns the folds of one call: of `backend`, or of the first that suits where it is ""."""
     return FOLDS[choose(op, x.device, IN_FP64 if x.dtype == torch.float64 else IN_FP32, backend or None)]()

@@ -14,7 +14,7 @@ from mmfast.ops.rows import accumulator
 
 
 def slopes_of(c: Tensor | None, h: Tensor | None, saved: Saved, spec: HeadSpec) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(a, b, d) of Folds.gradient, from c = dL/dlogp and h = dL/dentropy; None is zero."""
+    """Returns (a, b, d) of Folds.gradient, from c = dL/dlogp and h = dL/dentropy; None is zero."""
     c = torch.zeros_like(saved.logp) if c is None else c
     a, d = -c, c * saved.p_others * saved.slope
     if h is None:
@@ -48,7 +48,7 @@ class HeadGradients:
         return HeadGradients(weight, b, like(head.bias, wants[2], acc), add)
 
     def put(self, start: int, stop: int, transposed: Tensor, x: Tensor | None, u: Tensor | None, folds: Folds) -> None:
-        """Rows start..stop: `transposed` [v,U] times x and u [U,*], accumulated in fp32 and rounded once."""
+        """Puts rows start..stop: `transposed` [v,U] times x and u [U,*], accumulated in fp32 and rounded once."""
         for grad, right in ((self.weight, x), (self.b, u)):
             if grad is None or right is None:
                 continue
@@ -70,7 +70,7 @@ class HeadGradients:
             self.bias[start:stop] = total
 
     def results(self, head: Head) -> list[Tensor]:
-        """Those of weight, B and bias in their dtypes; what was not wanted has no elements."""
+        """Returns those of weight, B and bias in their dtypes; what was not wanted has no elements."""
         pairs = zip((self.weight, self.b, self.bias), (head.weight, head.b, head.bias), strict=True)
         return [head.x.new_empty(0) if g is None or t is None else g.to(t.dtype) for g, t in pairs]
 
@@ -78,7 +78,7 @@ class HeadGradients:
 def from_kept(
     head: Head, kept: Tensor, coefficient: Tensor, gradients: HeadGradients, spec: HeadSpec, folds: Folds
 ) -> None:
-    """kept^T diag(coefficient) X: one GEMM where the result needs no buffer, else one a tile."""
+    """Makes kept^T diag(coefficient) X: one GEMM where the result needs no buffer, else one a tile."""
     column = coefficient[:, None]
     x = (head.x * column).to(kept.dtype) if gradients.weight is not None else None
     u = (head.u * column).to(kept.dtype) if gradients.b is not None and head.u is not None else None
@@ -99,8 +99,8 @@ def by_recomputing(
     spec: HeadSpec,
     folds: Folds,
 ) -> list[Tensor]:
-    """Each tile of logits again, overwritten by dL/dlogits (Folds.gradient, `slopes` are its a, b and d), then used by
-    each GEMM that needs it. Returns the gradients of x and u if spec.input_grad."""
+    """Makes each tile of logits again, overwrites it by dL/dlogits (Folds.gradient, `slopes` are its a, b and d), and
+    uses it in each GEMM that needs it. Returns the gradients of x and u if spec.input_grad."""
     x, rows, vocab = head.x, head.x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x)
     sums = [x.new_zeros(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if spec.input_grad else []

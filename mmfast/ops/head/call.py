@@ -34,7 +34,7 @@ def prepare(
     backend: str | None,
     **logit_options: object,
 ) -> Call:
-    """Check everything on the host; nothing is computed but casts and the gather of the rows."""
+    """Checks everything on the host; nothing is computed but casts and the gather of the rows."""
     # Shapes and dtypes, an argument at a time.
     check(op, "hidden", hidden, FLOATS, ("T", "D"))
     length, dim, device = *hidden.shape, hidden.device
@@ -84,11 +84,11 @@ def logit_spec(
     return_logsumsq: bool = False,
     return_mean_logit: bool = False,
 ) -> HeadSpec:
-    """The public options, checked."""
+    """Checks the public options."""
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap must be above 0, or None for no cap; got {softcap}")
+        raise ValueError(f"{op}: softcap must be above 0, not {softcap} (None: no cap)")
     if not temperature > 0:
-        raise ValueError(f"{op}: temperature must be above 0, got {temperature}")
+        raise ValueError(f"{op}: temperature must be above 0, not {temperature}")
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
     return HeadSpec(softcap or 0.0, temperature, return_entropy, return_logsumsq, return_mean_logit, entropy_grad)

@@ -40,13 +40,13 @@ class Tile(NamedTuple):
     first: int
 
     def target_columns(self) -> tuple[Tensor, Tensor]:
-        """(whether a row's target lies in this tile [U], its column clamped into the tile [U,1])."""
+        """Returns whether a row's target lies in this tile [U], and its column clamped into the tile [U,1]."""
         width, local = self.logits.shape[1], self.targets - self.first
         return (local >= 0) & (local < width), local.clamp(0, width - 1)[:, None]
 
 
 class Folds:
-    """What a backend supplies. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
+    """A backend supplies these. Every tensor is on its device; tiles may have a row stride (never a column stride)."""
 
     low_precision_tiles = False  # tiles may also be bf16 or fp16; a tile is overwritten only where it is an output too
 
@@ -62,7 +62,7 @@ class Folds:
         probs: Tensor | None,  # [U,v], out: E = s_v e^(z - m), target entry 0. May be the tile's logits
         probs_z: Tensor | None,  # [U,v], out: E (z - center), target entry 0. Never the tile's logits
     ) -> None:
-        """Fold one tile into the statistics and write its exponentials relative to the maximum after this tile."""
+        """Folds one tile into the statistics and write its exponentials relative to the maximum after this tile."""
         raise NotImplementedError
 
     def gradient(

@@ -19,14 +19,14 @@ from mmfast.ops.rows import DTYPE_CODES
 
 @lru_cache(maxsize=1)
 def bf16_engine() -> str:
-    """The fast bf16 GEMM engine of this CPU, or "" if it has none (bf16 is then multiplied as fp32)."""
+    """Names the fast bf16 GEMM engine of this CPU, or "" if it has none (bf16 is then multiplied as fp32)."""
     module: Any = native()
     engine = module.cpu_gemm_engines().split(",")[0]
     return "" if engine == "emulated" else engine
 
 
 def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: str) -> None:
-    """out fp32 = a b (+ out), a and b bf16, the columns of a one element apart."""
+    """Makes out fp32 = a b (+ out), a and b bf16, the columns of a one element apart."""
     module: Any = native()
     a_column = 1 if a.shape[1] == 1 else a.stride(1)  # of a lone column torch keeps any stride, and calls it contiguous
     module.cpu_gemm_bf16(
@@ -55,7 +55,7 @@ class NativeFolds(Folds):
             torch_product(a, b, out, accumulate)
 
     def _queue(self, tensor: Tensor) -> int:
-        """The number of threads on CPU, the current stream on a GPU."""
+        """A fold's last argument is the number of threads on CPU, the current stream on a GPU."""
         return torch.get_num_threads() if self.on_cpu else stream(tensor)
 
     def _tile(self, tile: Tile, spec: HeadSpec, out: Tensor | None, out_dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
-    """Log-probs only; `others` tells which further arguments of linear_logprob are in use."""
+    """Returns log-probs only; `others` tells which further arguments of linear_logprob are in use."""
     op = f"linear_logprob: backend {NAME!r}"
     x, _, weight, _, bias, targets = call.head
     if reason := available("triton", x.device):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def torch_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
-    """out = a b, or out += a b. a and b share a dtype; out has it too or is fp32."""
+    """Makes out = a b, or out += a b. a and b share a dtype; out has it too or is fp32."""
     if out.dtype == a.dtype:
         if accumulate:
             torch.addmm(out, a, b, out=out)

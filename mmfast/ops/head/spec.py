@@ -13,7 +13,7 @@ KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
 
 
 class HeadSpec(NamedTuple):
-    """Everything about a call that is not a tensor. A custom op takes it as one list of numbers."""
+    """A call's options: everything that is not a tensor. A custom op takes it as one list of numbers."""
 
     softcap: float = 0.0  # 0: none
     temperature: float = 1.0
@@ -34,21 +34,21 @@ class HeadSpec(NamedTuple):
         return HeadSpec._make((*flat[:2], *map(bool, flat[2:8]), *map(int, flat[8:])))
 
     def path(self, x: Tensor, vocab: int) -> str:
-        """The row of the table in tiles.py that a call over the rows `x` takes."""
+        """Names the row of the table in tiles.py that a call over the rows `x` takes."""
         if not self.head_grad:
             return "direct" if self.input_grad else "stats"
         size = x.shape[0] * vocab * compute_dtype(x).itemsize
         return "recompute" if self.entropy_grad or size > self.keep_budget else "kept"
 
     def tile_width(self, rows: int, vocab: int, budgets: int = 1) -> int:
-        """Columns of a tile of `budgets` budgets (at least 256): a multiple of 64, all tiles about equally wide."""
+        """A tile of `budgets` budgets has so many columns: at least 256, a multiple of 64, all about equally wide."""
         widest = max(budgets * self.tile_budget // (4 * max(rows, 1)), 256)
         tiles = -(-vocab // (widest - widest % 64))
         return min(-(-vocab // (64 * tiles)) * 64, vocab)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that tiles of probabilities are stored in. CPUs multiply fp16 no faster than fp32."""
+    """Tiles of probabilities are stored in this dtype. CPUs multiply fp16 no faster than fp32."""
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 

@@ -37,7 +37,7 @@ class Head(NamedTuple):
     targets: Tensor  # [U]
 
     def dense(self) -> Head:
-        """The same values contiguous: kernels take addresses."""
+        """Makes all contiguous: kernels take addresses."""
         return Head(*(None if t is None else t.contiguous() for t in self))  # type: ignore[arg-type]
 
     def cut(self, rows: slice | Tensor) -> Head:
@@ -45,14 +45,14 @@ class Head(NamedTuple):
         return self._replace(x=self.x[rows], u=u, targets=self.targets[rows])
 
     def terms(self) -> list[tuple[Tensor, Tensor]]:
-        """(input [U,*], matrix [V,*]) of each term of the logits."""
+        """Lists (input [U,*], matrix [V,*]) of each term of the logits."""
         terms = [(self.x, self.weight)]
         if self.u is not None and self.b is not None:
             terms.append((self.u, self.b))
         return terms
 
     def tile(self, folds: Folds, start: int, out: Tensor) -> Tile:
-        """The logits of the columns from `start` on, as many as `out` has."""
+        """Makes the logits of the columns from `start` on, as many as `out` has."""
         stop = start + out.shape[1]
         for i, (x, w) in enumerate(self.terms()):
             folds.product(x, w[start:stop].T, out, accumulate=i > 0)
@@ -61,7 +61,7 @@ class Head(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads of each row."""
+    """The backward pass reads these of each row."""
 
     logp: Tensor
     entropy: Tensor
@@ -71,7 +71,7 @@ class Saved(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a forward pass makes; what was not asked for has no elements."""
+    """A forward pass makes these; what was not asked for has no elements."""
 
     logp: Tensor
     entropy: Tensor
@@ -152,7 +152,7 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
 
 
 def outcome(stats: Tensor, vocab: int, spec: HeadSpec) -> Outcome:
-    """The outputs from the statistics over all columns."""
+    """Makes the outputs from the statistics over all columns."""
     m, s, zy = stats[M], stats[S], stats[ZY]
     empty = stats.new_empty(0)
     log_s = s.log()
@@ -185,7 +185,7 @@ def _finish_kept(
     spec: HeadSpec,
     folds: Folds,
 ) -> Tensor:
-    """Bring all tiles to the final maximum and put the target's entry in; returns the factor that makes it P - Y."""
+    """Brings all tiles to the final maximum and put the target's entry in; returns the factor that makes it P - Y."""
     s = stats[S]
     inverse = torch.where(s > 0, 1 / s, 0.0)
     if not maxima:
@@ -204,7 +204,7 @@ def _finish_kept(
 def _input_gradients(
     head: Head, stats: Tensor, out: Outcome, sums: list[Tensor], entropy_sums: list[Tensor], spec: HeadSpec
 ) -> tuple[Tensor, ...]:
-    """d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
+    """Returns d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
     s = stats[S]
     others = (out.p_others * torch.where(s > 0, 1 / s, 0.0) / spec.temperature)[:, None]
     at_target = out.slope[:, None]

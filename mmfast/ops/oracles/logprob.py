@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def map_logits(logits: Tensor, softcap: float | None = None, temperature: float = 1.0) -> Tensor:
-    """softcap * tanh(z / softcap), then / temperature."""
+    """Maps z to softcap * tanh(z / softcap), then / temperature."""
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return logits / temperature
 
 
 def logprob_outputs(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Everything linear_logprob can return, from mapped logits [U,V]."""
+    """Makes everything linear_logprob can return, from mapped logits [U,V]."""
     logp = torch.log_softmax(logits, dim=-1)
     p = logp.exp()
     return {
@@ -38,7 +38,7 @@ def linear_logprob(
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """log softmax(map(hidden[rows] W^T + u B^T + bias))[target], computed in `dtype`; gradients reach the inputs."""
+    """Makes log softmax(map(hidden[rows] W^T + u B^T + bias))[target] in `dtype`; gradients reach the inputs."""
     x = hidden if rows is None else hidden[rows]
     logits = x.to(dtype) @ weight.to(dtype).T
     if lora is not None:

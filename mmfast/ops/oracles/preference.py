@@ -13,7 +13,7 @@ from mmfast.ops.preference_math import PreferenceSpec
 
 
 def score(spec: PreferenceSpec, a: Tensor) -> Tensor:
-    """f'(u) at u = pi / pi_ref = e^a, up to constants that cancel in differences."""
+    """Returns f'(u) at u = pi / pi_ref = e^a, up to constants that cancel in differences."""
     u, alpha = torch.exp(a), spec.f_alpha
     name = DIVERGENCES[spec.divergence]
     if name == "forward_kl":
@@ -32,6 +32,7 @@ def cross(x: Tensor, eps: float) -> Tensor:
 def pair_loss(spec: PreferenceSpec, c: Tensor, r: Tensor, n_c: Tensor, n_r: Tensor, delta: Tensor | float) -> Tensor:
     b, eps, kind = spec.beta, spec.smoothing, spec.name
     sigma = torch.sigmoid
+    # Functions of both log-ratios; below, of the difference of scores.
     if kind in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sft"):
         return {
             "nca_pair": lambda: -logsigmoid(b * c) - (logsigmoid(-b * c) + logsigmoid(-b * r)) / 2,
@@ -71,13 +72,13 @@ def preference_reference(
     logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
     pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, spec: PreferenceSpec,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, metrics[6, P]); differentiable in logps; CPU."""
+    """Returns (loss, metrics[6, P]), differentiable in logps."""
     own = logps if index is None else logps[index]
     w = torch.ones_like(own) if weights is None else weights
     ref = torch.zeros_like(own) if ref_logps is None else ref_logps
 
     def side(values: Tensor, begin: int, end: int, shorter: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(S, n, S without ld_alpha)"""
+        """Returns S, n, and S without ld_alpha."""
         span, weight = values[begin:end], w[begin:end]
         share = torch.ones_like(span)
         share[shorter:] = spec.ld_alpha
@@ -85,6 +86,7 @@ def preference_reference(
         unit = n if spec.average else 1
         return (span * weight * share).sum() / unit, n, (span * weight).sum() / unit
 
+    # Pair by pair, unless the kind sorts over all of them.
     rows, logratios = [], []
     for p, (chosen, rejected) in enumerate(pairs.tolist()):
         spans = [(int(responses[e]), int(responses[e + 1])) for e in (chosen, rejected)]
