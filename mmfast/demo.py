@@ -142,6 +142,7 @@ def demo(
     run = {"processes": processes, "threads": threads}
     torch.set_num_threads(threads)  # this process computes while none of those do, but may share its cores with others
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The world, a base model that hallucinates, the runs, and everyone's captions of held-out pictures
     with Parts(console) as parts:
         parts.say(f"mmfast demo  {out}  {device}, {processes} processes of {threads} threads")
         world = write_world(out / "world", WorldSpec(seed=seed), parts.part("world: pictures and captions"))
@@ -161,6 +162,7 @@ def demo(
             captions[name] = greedy_captions(
                 model, processor, scenes, progress=parts.part(f"held-out captions: {name}")
             )
+    # Scored against the annotation, and reported
     labels = {"base": "before"} | {name: one.label for name, one in RUNS.items()}
     truths = [record["chosen"][0]["content"][0]["text"] for record in read_lines(world / "test.jsonl")]
     write_captions(out / "captions.jsonl", scenes, captions, truths)

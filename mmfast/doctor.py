@@ -282,6 +282,7 @@ def show(findings: Findings, as_json: bool = False) -> None:
     table("Backends in order of preference (MMFAST_BACKEND overrides)", list(findings.backends.items()))
     table("Attention backends", list(findings.attention.items()))
     table("OpenMP runtimes in this process", [("", path) for path in findings.openmp])
+    # Each op by backend, and what is wrong
     grid = Table(
         title="Ops against their oracles (* is used; ms: a second call and its oracle)",
         title_justify="left",

@@ -222,6 +222,21 @@ def test_contributing_shows_the_floors():
     assert table() in (ROOT / "CONTRIBUTING.md").read_text(), f"put this table there:\n{table()}"
 
 
+def test_a_long_function_says_its_steps():
+    """Above 30 lines without its docstring: whole-line comments name the steps."""
+    silent = []
+    for name, path in modules().items():
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            own = lines[node.lineno - 1 : node.end_lineno]
+            told = len((ast.get_docstring(node) or "").splitlines())
+            if len(own) - told > 30 and not any(line.lstrip().startswith("#") for line in own):
+                silent.append(f"{name}.{node.name}")
+    assert silent == []
+
+
 def test_the_ops_stand_alone():
     """Another trainer imports an op and pulls in nothing else: no other module of mmfast, not even in a function."""
     assert imports("") == frozenset()

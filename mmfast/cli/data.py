@@ -116,6 +116,7 @@ def check(
     from mmfast.data.build import NoExamples, build
     from mmfast.data.settings import DataSettings
 
+    # Build, bad rows left out and counted
     settings, bar = DataSettings(**data, on_error="drop"), sys.stderr.isatty() and not as_json
     try:
         store = build(settings, model, cache, progress=bar, report_to=lambda text: None)
@@ -123,6 +124,7 @@ def check(
     except NoExamples as error:
         report = error.report
         findings = {"rows": report.rows, "examples": 0, "dropped": report.counts()}
+    # Print
     if as_json:
         findings["problems"] = [str(p) for p in report.dropped]
         typer.echo(json.dumps(findings, indent=1, ensure_ascii=False))
@@ -229,6 +231,7 @@ def pairs(
     from mmfast.feedback.expert_scores import ASPECTS, expert_candidates
     from mmfast.feedback.rules import RULES, choose_pairs
 
+    # SIMA's critic has chosen already
     if rule == "sima":
         if score or margin >= 0 or per_prompt >= 0 or balance is not None or captions or answer:
             raise ValueError("--rule sima takes a critic's verdicts: nothing is scored, so only --images, --on-error")
@@ -236,11 +239,13 @@ def pairs(
         result = run(scores, out, to="trl", format="sima", images=images, on_error=on_error or "drop")
         typer.echo("\n".join(result.lines()))
         return
+    # The rule, changed as asked
     if rule not in RULES:
         raise ValueError(f"--rule: unknown rule {rule!r}; choose one of {', '.join(RULES)}, sima")
     changes: dict[str, Any] = {"score": score} if score else {}
     changes |= {k: v for k, v in (("margin", margin), ("per_prompt", per_prompt)) if v >= 0}
     changes |= {} if balance is None else {"balance": balance}
+    # The candidates: captions judged by experts, or scored answers
     making = Making(scores, out, images, on_error or "raise", *([captions] if captions else []))
     if captions is not None:
         if answer:

@@ -106,6 +106,7 @@ def write_report(
     number: int = 8,
 ) -> Path:
     """`captions` and `scores` by model name; the first name is the model before. Returns the path of the page."""
+    # The parts: scores, changed words, pictures with their captions
     first = next(iter(captions))
     picked = choose(scenes, captions[first], number)
     scored = [[labels[name], *shares(s), *wrong(s)] for name, s in scores.items()]
@@ -119,6 +120,7 @@ def write_report(
         said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
         figures.append(f"<figure>{pages.picture(pages.png(render(scenes[n])), scenes[n].name)}<dl>{said}</dl></figure>")
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
+    # The page, and the same as one picture
     page = out / "report.html"
     text = (
         f"<p>{len(scenes)} pictures of {len(KINDS)} kinds of object. CHAIR_i: share of the mentioned objects "
@@ -155,6 +157,7 @@ def _draw(
     figure = Figure(figsize=(14, 3.2 + 2.3 * lines))
     grid = figure.add_gridspec(lines + 1, 4, height_ratios=[1.25, *[1] * lines], width_ratios=[1, 2.6, 1, 2.6],
                                left=0.05, right=0.98, top=0.96, bottom=0.01, hspace=0.16, wspace=0.06)  # fmt: skip
+    # Bars of the scores on top
     bars = figure.add_subplot(grid[0, :])
     measures = {"CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "object recall": "recall"}
     width = 0.8 / len(scores)
@@ -168,6 +171,7 @@ def _draw(
     bars.set_ylabel("%")
     bars.legend(loc="upper left", frameon=False, ncols=2, fontsize=8)
     bars.spines[["top", "right"]].set_visible(False)
+    # Below them each picture with its captions, two in a line
     for n, scene in enumerate(scenes):
         line, side = divmod(n, 2)
         picture = figure.add_subplot(grid[line + 1, 2 * side])

@@ -128,6 +128,7 @@ def expert_candidates(
     """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
     that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name.
     `problems`: as bad_rows() takes them."""
+    # The captions by image and number, then the scores of each image
     skip, singular = frozenset(skip), singular or singulars()
     texts: dict[str, dict[int, tuple[str, Row]]] = {}
     for row in iterate(captions):

@@ -52,6 +52,7 @@ def attend(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    # What a tree's attention does not compute is refused
     if tree is None:
         raise ValueError(
             "tree attention was called without a tree: score packs through mmfast.models.Scorer, and put generation or "

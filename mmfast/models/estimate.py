@@ -133,6 +133,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     The peak is the greatest of four moments: the tower at work, the end of the forward pass (head included), the
     decoder's backward pass, the optimiser's step.
     """
+    # What lies still: weights, gradients, optimiser state, of one rank
     every = list(scorer.parameters())
     trained = [p for p in every if p.requires_grad]
     layers = scorer.adapter.layers(scorer.model)
@@ -153,6 +154,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
             weights = gradients = optimiser = 0
         weights += (replicated + count(root) + 2 * block) * each
     weights += int(packed * NF4_BYTES)  # replicated, on the device: fully_shard leaves it alone
+    # What a step makes: tower, decoder, head
     vision, rows = vision_bytes(scorer, pack, setting)
     kept, forward, backward = head_bytes(scorer, pack, setting)
     end_of_forward, in_backward, new_gradients = trace_decoder(scorer, pack, setting)
@@ -168,6 +170,7 @@ def estimate(scorer: Scorer, pack: Pack, setting: Setting) -> Memory:
     else:
         head = scorer.model.get_output_embeddings().weight
         head_gradient = head.numel() * each if head.requires_grad else 0
+    # The fullest of its moments
     moments = [
         (before, 0, 0, vision),
         (before, end_of_forward, kept + forward, rows),
@@ -230,6 +233,7 @@ def trace_layers(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
     meta.images = {FEATURES: rows} if count_features else {}
     for p in scorer.parameters():
         p.data = p.data.to(setting.dtype)  # as FSDP2 casts its masters
+    # Gradients are counted as they come, and leave at once where FSDP2 would take them
     parameters = [p for p in scorer.parameters() if p.requires_grad]
     hooks = []
     new = at_peak = highest = 0
@@ -246,6 +250,7 @@ def trace_layers(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
 
     for p in parameters:
         hooks.append(p.register_post_accumulate_grad_hook(leave))
+    # One forward and backward pass over tensors without memory
     tracker = Live()
     for t in (*scorer.parameters(), *scorer.buffers(), *meta.tensors()):
         tracker.note(t)  # or a view of a weight would count as new

@@ -42,6 +42,7 @@ def load(
     cached_vision   packs bring cached features: the tower's blocks are not loaded
     random_weights  from the config alone, for benches
     """
+    # Check
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     unknown = [part for part in freeze if part not in PARTS]
     if unknown:
@@ -50,6 +51,7 @@ def load(
         raise ValueError('model.cache_vision needs a frozen tower: add "vision" to model.freeze')
     if isinstance(path, str):
         path = str(directory(path, weights=not random_weights))
+    # Read
     config = AutoConfig.from_pretrained(path) if isinstance(path, str) else path
     family = adapter_for(config)
     options: dict[str, Any] = {}
@@ -59,6 +61,7 @@ def load(
         model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
     except ImportError as error:
         raise ValueError(f"a {config.model_type} cannot be read here: {' '.join(str(error).split())}") from None
+    # Freeze, adapt, cast
     scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))

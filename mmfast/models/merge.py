@@ -40,6 +40,7 @@ PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the other
 def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     """Merge a peft adapter into its base, written to the new folder `out`. Returns the largest difference that rounding
     makes to the log-prob of a token, in nat. Where anything is wrong, nothing is left."""
+    # Refuse what cannot be merged
     folder, out = directory(adapter), Path(out).resolve()
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} is not a peft adapter: it has no adapter_config.json")
@@ -64,6 +65,7 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
             return tensor
         return merged(tensor, tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"], scales[stem])
 
+    # The base's files tensor by tensor, checked before they get their name
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)

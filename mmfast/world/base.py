@@ -66,6 +66,7 @@ def warm_up_vision(
 ) -> float:
     """Teaches the tower what each cell holds, in the layer that LLaVA reads; returns how many of the filled cells of
     the last few batches it named right."""
+    # A linear head over the tower's features, pooled to the 3 x 3 cells
     tower, device = model.model.vision_tower, model.device
     edge = int(model.config.image_seq_length**0.5)
     classes = (1 + 2 * len(KINDS), 1 + len(WORDS), 9, 2)
@@ -81,6 +82,7 @@ def warm_up_vision(
         features = states.hidden_states[model.config.vision_feature_layer][:, 1:]
         grid = features.transpose(1, 2).unflatten(2, (edge, edge))
         logits = head(F.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2))
+        # Object, word, place, ground of each cell
         target = labels[rows].to(device)
         what, word, place, ground = logits.split(classes, dim=-1)
         loss = F.cross_entropy(what.flatten(0, 1), target[..., 0].flatten())

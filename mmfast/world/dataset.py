@@ -128,6 +128,7 @@ def write_world(
         if progress:
             progress(pictures, pictures)
         return path
+    # Scenes and pictures
     (path / "images").mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     pairs_end, groups_end = spec.base + spec.pairs, spec.base + spec.pairs + spec.groups
@@ -143,6 +144,7 @@ def write_world(
         with open(path / name, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
+    # Every file; the spec last, which says that the world is whole
     lines("annotation.jsonl", (scene.annotation() for scene in (*train, *held_out)))
     taught = [record for scene in base for record in base_records(scene, spec)]
     lines("base.jsonl", taught)

@@ -171,6 +171,7 @@ def _facts(thing: Thing, rng: random.Random, flaws: Flaws) -> list[Slot]:
 def caption(scene: Scene, rng: random.Random, flaws: Flaws, *, both: bool = False) -> Caption:
     """A caption of the scene; flawed and true text have as many words. With `both`, as the base model learns it, a
     wrong partner may stand before the true thing instead of replacing it: one object more."""
+    # What is said of each thing, right or wrong
     items: list[tuple[Thing, list[Slot] | None, Kind | None]] = []  # (thing, its slots or None, invented kind)
     for thing in scene.things:
         (colour, shape), count = thing.kind, thing.count
@@ -191,6 +192,7 @@ def caption(scene: Scene, rng: random.Random, flaws: Flaws, *, both: bool = Fals
             _slot(thing, wrong, _noun(shape, count), _noun(thing.shape, thing.count)),
         ]
         items.append((thing, slots, None))
+    # The sentence, with its joints
     said, true = [_same("The image shows ")], 0
     for n, (thing, own, invented) in enumerate(items):
         joint = _joint(n, len(items))

@@ -81,6 +81,7 @@ def _parquet(path: Path, rows: Iterator[dict], batch: int = 1024) -> None:
         writer.write_table(pa.Table.from_pylist(pending, writer.schema))
         pending.clear()
 
+    # The first batch decides the schema; the file closes only when it is whole
     for row in rows:
         pending.append(_columns(row))
         if len(pending) == batch:

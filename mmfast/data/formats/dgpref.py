@@ -99,6 +99,7 @@ def _asked(line: str) -> tuple[dict, ...]:
 def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     key, value = need(row.value, "key", "value")
     kind = kind_of(value)
+    # A caption alone
     if kind == "captions":
         name, k = image_name(row, options)
         images, prompt = (image_path(name, options),), _asked(prompt_line(row, options, k))
@@ -109,6 +110,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     if kind != "pairs":
         what = f"holds {KINDS[kind]}" if kind else "is of no known kind"
         raise BadRow("format", f"the value of {key!r} {what}; pairs and captions can be trained on (mmfast data pairs)")
+    # Pairs of an image, each with the scores of its two captions
     scores = value.get("cap_avg_scores") or value.get("cap_scores")
     for n, pair in enumerate(value["sample_pair"]):
         better, worse, i, j = need(pair, "prefer", "reject", "prefer_idx", "reject_idx")

@@ -54,6 +54,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     kind = kind_of(value)
     if not kind:
         raise BadRow("format", f"none of SIMA's four kinds of row (it has {', '.join(sorted(value))})")
+    # Pairs, a critic's verdict on two answers, or answers yet to be judged
     if kind == "pairs":
         both = from_value(value["conversations"]), from_value(value["rejected_conversations"])
         prompt, chosen, rejected = split_pair(*both)

@@ -214,6 +214,7 @@ def from_config(
     model: dict[str, Any], config: dict[str, Any], aspect: str, min_pixels: int, max_pixels: int
 ) -> ImageProcessor:
     """The processor of these settings. What it would not reproduce to the bit is refused."""
+    # The aspect: the model's own, or another of a fixed size
     kind = model.get("model_type", "")
     family = family_of(kind)
     if aspect not in ASPECTS:
@@ -227,6 +228,7 @@ def from_config(
         raise ValueError(
             f"model.min_pixels and model.max_pixels have no effect on {kind}: its images have a fixed size"
         )
+    # What happens to pixels
     if not config.get("do_resize", True):
         raise ValueError("the image processor has do_resize = false: images of any size would reach the tower")
     if config.get("do_pan_and_scan"):
@@ -244,6 +246,7 @@ def from_config(
     }
     if own == "native":
         return _native(config, common, min_pixels, max_pixels)
+    # A fixed size, or tiles of one
     vision = model.get("vision_config", {})
     edge = _edge(config, int(vision.get("image_size", 224)))
     patch = int(vision.get("patch_size", 14))
