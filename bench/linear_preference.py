@@ -32,13 +32,11 @@ def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor
 
 def together(
     h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor, keep_budget: int
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return linear_preference_loss(h, w, y, ref, responses, pairs, keep_budget=keep_budget).loss
 
 
-def composed(
-    head: Head, h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor
-) -> Tensor:  # fmt: skip
+def composed(head: Head, h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses: Tensor, pairs: Tensor) -> Tensor:
     return preference_loss(head(h, w, y), ref, responses, pairs).loss
 
 

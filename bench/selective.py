@@ -27,9 +27,9 @@ def device_rows(setup: Setup) -> Iterator[Row]:
         f"mmfast-{b}": partial(selective_logprob, backend=b) for b in backends
     }
     calls["log_softmax + gather"] = lambda z, y: torch.log_softmax(z.float(), -1).gather(-1, y[:, None])[:, 0]
-    runs = working({
-        name: partial(gradient, call, [logits], logits, targets, upstream=upstream) for name, call in calls.items()
-    })  # fmt: skip
+    runs = working(
+        {name: partial(gradient, call, [logits], logits, targets, upstream=upstream) for name, call in calls.items()}
+    )
     memory = {name: peak_mib(run, logits.nbytes) for name, run in runs.items()}
     for name, seconds in timed(setup, runs).items():
         yield result(setup, "selective_logprob", name, "forward+backward", [scored, vocab], seconds,

@@ -141,11 +141,8 @@ def _linear_preference(
 ) -> Outputs:  # fmt: skip
     """Returns loss and metrics, then d loss / d x, u, weight, B, bias as `wants` says."""
     check_range(OP, "targets", targets, 0, weight.shape[0])
-    head, spec, loss_spec = (
-        Head(x, u, weight, b, bias, targets).dense(),
-        HeadSpec.of(options),
-        PreferenceSpec.of(objective),
-    )
+    head, spec = Head(x, u, weight, b, bias, targets).dense(), HeadSpec.of(options)
+    loss_spec = PreferenceSpec.of(objective)
     folds = folds_for(OP, x, backend)
     logps = x.new_zeros(x.shape[0], dtype=accumulator(x.dtype))
     tensors = PreferenceTensors(logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
@@ -154,12 +151,13 @@ def _linear_preference(
               for t, want in zip((x, u), wants[:2], strict=True)]  # fmt: skip
     with torch.autocast(x.device.type, enabled=False):
         for start, stop in itertools.pairwise(bounds):
+            # The log-probs of a chunk's rows, then c = dL/dlogp, then this chunk's part of every gradient.
             rows = order[start:stop]
             part = head.cut(rows)
             path = spec.path(part.x, weight.shape[0])
             out = tiles.forward(part, spec, folds)
             logps[rows] = out.logp
-            # A chunk's c = dL/dlogp reads its own log-probs only: those still to come may be anything finite.
+            # (c reads no other chunk's log-probs: those still to come may be anything finite.)
             c = preference_raw(tensors, loss_spec, True, loss_backend)[2][rows]
             if path == "kept":
                 from_kept(part, out.kept, -c * out.row_factor, gradients, spec, folds)

@@ -88,7 +88,7 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
 
 def preference_raw(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
-) -> Raw:  # fmt: skip
+) -> Raw:
     """Calls one backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without
     want_grad the third result is empty."""
     with launch.device_of(tensors.logps):
@@ -144,9 +144,7 @@ class _WithGradient(torch.autograd.Function):
         return d_loss * ctx.saved_tensors[0], None, None
 
 
-def _eager(
-    tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, backend: str
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _eager(tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
     """Does what the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
     if not want_grad:
         return preference_raw(tensors, spec, False, backend)[:2]

@@ -36,7 +36,7 @@ class PreferenceTensors(NamedTuple):
 
 def preference_native(
     half: str, tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, module: Any = None
-) -> Raw:  # fmt: skip
+) -> Raw:
     """`half` is "cpu" or "cuda"; tests put in a module that runs the CUDA kernel on the host."""
     module = module or native()
     logps, on_gpu = tensors.logps, half == "cuda"

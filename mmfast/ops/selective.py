@@ -45,9 +45,7 @@ def selective_logprob(
     if logits.shape[1] == 0:
         raise ValueError(f"{OP}: logits has no columns, shape {list(logits.shape)}")
     check(OP, "targets", targets, INDEX, (logits.shape[0],), logits.device)
-    spec = logit_spec(
-        OP, softcap, temperature, return_entropy, entropy_grad, return_logsumsq, return_mean_logit
-    )  # fmt: skip
+    spec = logit_spec(OP, softcap, temperature, return_entropy, entropy_grad, return_logsumsq, return_mean_logit)
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{OP}: inplace_backward=True would overwrite logits, a leaf whose value is a parameter's")
     if inplace_backward and any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
@@ -59,9 +57,7 @@ def selective_logprob(
     return select(outputs, returned | {"return_mean_logit": return_mean_logit, "return_top1": return_top1})
 
 
-def _blocks(
-    logits: Tensor, targets: Tensor, folds: Folds
-) -> Iterator[tuple[slice, Tile]]:  # fmt: skip
+def _blocks(logits: Tensor, targets: Tensor, folds: Folds) -> Iterator[tuple[slice, Tile]]:
     """Yields the logits as tiles of all columns, a block of rows each. Most folds take tiles of the accumulator's dtype
     and may overwrite them, so a tile is a copy in one buffer. Others read the logits where they are: one block."""
     rows, vocab = logits.shape
@@ -80,9 +76,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @custom_op("mmfast::selective_logprob")
-def _selective_logprob(
-    logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str
-) -> Outputs:  # fmt: skip
+def _selective_logprob(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> Outputs:
     """Returns the first eight of tiles.Outcome: the outputs, and what the backward pass reads."""
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape

@@ -25,7 +25,7 @@ OPTIONS = {"bias": True, "softcap": 8.0, "temperature": 0.7}
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_every_path(
     backend: str, path: str, options: dict, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """The plain call asks for log-probs alone, the other for all outputs and the entropy's gradient."""
     backend = folds_on_a_gpu(backend, monkeypatch)
     input_grad, head_grad, keep = PATHS[path]

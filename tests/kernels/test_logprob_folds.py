@@ -126,7 +126,7 @@ def test_outputs_are_optional_and_may_be_the_tile(backend: str, wants: str) -> N
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_gradient(
     backend: str, width: int, entropy: bool, dtype: torch.dtype, out: torch.dtype, spec: HeadSpec
-) -> None:  # fmt: skip
+) -> None:
     rows, first = 4, 100
     z = logits(rows, width, dtype)
     g = torch.Generator().manual_seed(2)

@@ -3,9 +3,12 @@ the bit. On a CPU there is nothing to wait for; what runs here is otherwise what
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +173,25 @@ def test_the_places_of_a_machine() -> None:
     assert devices("gpu")[-1] == devices("gpu and not slow")[-1] == "cuda"
     if not torch.cuda.is_available():
         assert devices("") == devices("not gpu and not slow") == ("cpu",)
+
+
+@pytest.mark.slow
+def test_a_gpus_cases_are_listed_without_one() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        "tests/ops",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    for backend in ("cuda", "triton", "torch"):
+        assert done.stdout.count(f"[{backend} on cuda") > 200, done.stdout[-2000:]
 
 
 def test_a_place_is_where_tensors_are_made(backend: str, device: torch.device, place: Place) -> None:

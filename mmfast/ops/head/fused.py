@@ -34,7 +34,7 @@ def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
 @custom_op("mmfast::fused_logprob")
 def _fused(
     x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float, temperature: float
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     from mmfast.kernels.logprob_fused import fused_logprob as kernel
 
     x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (x, weight))
