@@ -23,7 +23,7 @@ FLOORS = {
     "train": "train",
     "training": "training",
     "feedback and evals": "feedback evals",
-    "reference": "reference",
+    "reference and engines": "reference engines",
     "job": "job",
     "models": "models",
     "packing and world": "packing world",
