@@ -69,14 +69,13 @@ def gpus_of(name: str) -> int:
     return int(end.removesuffix("gpu")) if end.endswith("gpu") else 8
 
 
-def recipes(folder: Path | str = FOLDER) -> list[dict[str, str | float]]:
+def recipes() -> list[dict[str, str | float]]:
     """Every recipe, loaded and checked: name, what it reproduces, GPUs assumed and the estimated GiB of each."""
     rows: list[dict[str, str | float]] = []
-    for path in sorted(Path(folder).glob("*.toml")):
+    for path in sorted(FOLDER.glob("*.toml")):
         config = load(path)
-        row: dict[str, str | float] = {"name": path.stem, "about": config.about, "path": str(path)}
+        rows.append({"name": path.stem, "about": config.about, "path": str(path)})
         if config.model.path in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
-            row |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
-        rows.append(row)
+            rows[-1] |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
     return rows
