@@ -72,10 +72,16 @@ def gpus_of(name: str) -> int:
 def recipes() -> list[dict[str, str | float]]:
     """Every recipe, loaded and checked: name, what it reproduces, GPUs assumed and the estimated GiB of each."""
     rows: list[dict[str, str | float]] = []
+    known: dict[str, float] = {}  # recipes that differ in their data or rates alone take the same
     for path in sorted(FOLDER.glob("*.toml")):
         config = load(path)
         rows.append({"name": path.stem, "about": config.about, "path": str(path)})
         if config.model.path in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
-            rows[-1] |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
+            o, t = config.optim, config.train
+            key = repr(
+                (gpus, config.model, config.parallel, o.name, o.master, t.tokens_per_pack, config.objective.kind)
+            )
+            known[key] = known.get(key) or round(memory_estimate(config, gpus).total / 2**30, 1)
+            rows[-1] |= {"gpus": gpus, "gib_per_gpu": known[key]}
     return rows
