@@ -32,6 +32,7 @@ from mmfast.config import build as checked
 from mmfast.config import dump
 from mmfast.evals.world import greedy_captions, load, score
 from mmfast.evals.world_report import print_tables, write_report
+from mmfast.job.rows import read
 from mmfast.progress import Follow, Parts
 from mmfast.world import probe
 from mmfast.world.base import WarmUp, align_settings, base_settings, seeing_model
@@ -85,7 +86,8 @@ def launch(settings: dict[str, Any], path: Path, follow: Follow, *, processes: i
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:
-                follow(_step(out / "metrics.jsonl"), steps)
+                metrics = out / "metrics.jsonl"
+                follow(max((row["step"] for row in read(metrics)), default=0) if metrics.exists() else 0, steps)
                 time.sleep(0.3)
         finally:
             if process.poll() is None:
@@ -103,14 +105,6 @@ def reason(log: str) -> str:
     lines = log.split("torch/distributed/elastic/multiprocessing/api.py")[0].splitlines()
     own = [line for line in lines if line.startswith("error: ")]
     return "\n".join(own or lines[-15:])
-
-
-def _step(metrics: Path) -> int:
-    """The last step that a run has logged."""
-    if not metrics.exists():
-        return 0
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if line.endswith("}")]
-    return max(steps, default=0)
 
 
 def make_base(
@@ -152,8 +146,8 @@ def demo(
         models = {"base": base}
         for name, one in RUNS.items():
             reference, pairs = ("reference-blind", "blind.jsonl") if one.blind else ("reference", "pairs.jsonl")
-            kept_at = {"reference": out / reference, "pairs": pairs}
-            settings = align_settings(world, base, out / name, seed=seed, **kept_at, **one.settings)
+            more = {"reference": out / reference, "pairs": pairs, **one.settings}
+            settings = align_settings(world, base, out / name, seed=seed, **more)
             models[name] = launch(settings, out / f"{name}.toml", parts.part(f"align: {one.label}"), **run)
         scenes = read_scenes(world)
         captions: dict[str, list[str]] = {}

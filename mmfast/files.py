@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
 import struct
 from collections.abc import Callable, Iterator
@@ -94,7 +95,9 @@ def _noted(file: Path, folder: Path | None, kind: str, read: Callable[[Path], T]
     note = folder / f"{kind}-{_stamp(file)}.json"
     with suppress(OSError, ValueError):
         noted: T = json.loads(note.read_text())
-        return noted
+        digests = list(noted.values()) if isinstance(noted, dict) else [noted]
+        if digests and all(isinstance(d, str) and re.fullmatch("[0-9a-f]{24}|[0-9a-f]{64}", d) for d in digests):
+            return noted  # else it is damaged, or not one of ours
     answer = read(file)
     if note.name == f"{kind}-{_stamp(file)}.json":  # it was not written meanwhile
         with suppress(OSError):  # a cache that cannot be written costs time only

@@ -35,29 +35,29 @@ FLOORS = {
 }
 # Lines of each room: its size when the house was put in order, and 5% more (`python tests/test_house.py` counts).
 BUDGETS: dict[str, int] = {
-    "cli": 651,  # 620
-    "demo": 225,  # 214
+    "cli": 654,  # 622
+    "demo": 205,  # 195
     "train": 426,  # 405
-    "training": 1820,  # 1733
-    "feedback": 698,  # 664
-    "evals": 446,  # 424
+    "training": 1811,  # 1724
+    "feedback": 658,  # 626
+    "evals": 437,  # 416
     "reference": 636,  # 605
-    "job": 1146,  # 1091
-    "models": 1951,  # 1858
-    "packing": 926,  # 881
-    "world": 1161,  # 1105
+    "job": 1154,  # 1099
+    "models": 1935,  # 1842
+    "packing": 910,  # 866
+    "world": 1130,  # 1076
     "data": 5392,  # 5135
-    "config": 852,  # 811
-    "doctor": 338,  # 321
-    "families": 1221,  # 1162
-    "ops": 3585,  # 3414
+    "config": 818,  # 779
+    "doctor": 319,  # 303
+    "families": 1193,  # 1136
+    "ops": 3400,  # 3238
     "files": 172,  # 163
-    "directory": 78,  # 74
+    "directory": 79,  # 75
     "packages": 70,  # 66
     "progress": 113,  # 107
     "pages": 60,  # 57
-    "kernels": 748,  # 712
-    "csrc": 3395,  # 3233
+    "kernels": 758,  # 721
+    "csrc": 3350,  # 3190
 }
 # What a room was given beyond that: lines and the reason, which every run of these tests prints.
 RAISES: dict[str, list[tuple[int, str]]] = {}

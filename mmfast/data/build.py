@@ -42,7 +42,7 @@ from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
 from mmfast.families import family_of, sources_outside
-from mmfast.files import sha256_of
+from mmfast.files import file_digest
 from mmfast.progress import bars
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
@@ -113,26 +113,6 @@ _maker: Maker | None = None
 def _work(target: Path, file: int, rows: list[Row]) -> Report:
     assert _maker is not None
     return _maker.part(target, file, rows)
-
-
-def file_digest(path: Path, remembered: Path) -> str:
-    """sha256 of a file; remembered under its path, inode, size and time, so that a second start need not read it."""
-    status = path.stat()
-    stamp = f"{path.resolve()}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-    note = remembered / hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()
-    try:
-        known = note.read_text()
-        if len(known) == 64 and set(known) <= set("0123456789abcdef"):
-            return known
-    except (OSError, ValueError):
-        pass
-    digest = sha256_of(path)
-    try:
-        remembered.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest)
-    except OSError:
-        pass  # a cache that cannot be written is no less right
-    return digest
 
 
 def _model_digest(folder: Path, remembered: Path) -> str:

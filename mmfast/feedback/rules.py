@@ -91,16 +91,14 @@ def balanced(pairs: Sequence[Pair]) -> tuple[list[Pair], Balance]:
         return [], Balance(1.0, 0.0, 0.0)
     lengths = np.asarray([(words(a.text), words(b.text)) for a, b in pairs], np.float64)
     excess = (lengths[:, 1] - lengths[:, 0]) / np.maximum(lengths[:, 1], 1)
-    best: tuple[float, float] | None = None
-    for step in range(50):
-        kept = lengths[excess <= step * 0.02 + 1e-12]
-        if not len(kept):
-            continue
-        chosen, rejected = kept.mean(0)
-        error = abs(chosen - rejected) / max(rejected, 1e-9)
-        if best is None or error < best[0]:
-            best = (error, step * 0.02)
-    threshold = best[1] if best else 1.0
+
+    def error(threshold: float) -> float:
+        kept = lengths[excess <= threshold + 1e-12]
+        chosen, rejected = kept.mean(0) if len(kept) else (np.inf, 0.0)
+        return abs(chosen - rejected) / max(rejected, 1e-9)
+
+    threshold = min((step * 0.02 for step in range(50)), key=error)
+    threshold = threshold if error(threshold) < np.inf else 1.0
     keep = excess <= threshold + 1e-12
     chosen, rejected = lengths[keep].mean(0) if keep.any() else (0.0, 0.0)
     return [p for p, k in zip(pairs, keep, strict=True) if k], Balance(threshold, float(chosen), float(rejected))

@@ -43,7 +43,7 @@ def load(
     random_weights  from the config alone, for benches
     """
     # Check
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype, device = getattr(torch, dtype) if isinstance(dtype, str) else dtype, torch.device(device)
     unknown = [part for part in freeze if part not in PARTS]
     if unknown:
         raise ValueError(f"model.freeze: {unknown[0]!r} is not a part of a model; choose from {', '.join(PARTS)}")
@@ -54,13 +54,16 @@ def load(
     # Read
     config = AutoConfig.from_pretrained(path) if isinstance(path, str) else path
     family = adapter_for(config)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"attn_implementation": tower_attention(family, device, dtype)}
     if quantize:
         options["quantization_config"] = quantization(quantize, family, dtype, with_lora=bool(lora or adapter))
+    depth = set_depth(config, family, 0) if cached_vision else 0
     try:
-        model = read_model(path, config, family, dtype, torch.device(device), cached_vision, random_weights, options)
+        model = read_model(None if random_weights else path, config, dtype, device, options)
     except ImportError as error:
         raise ValueError(f"a {config.model_type} cannot be read here: {' '.join(str(error).split())}") from None
+    if cached_vision:  # what is exported names the whole tower
+        set_depth(model.config, family, depth)
     # Freeze, adapt, cast
     scorer = Scorer(model, family, attention=attention)
     scorer.tower_loaded = not cached_vision
@@ -73,33 +76,27 @@ def load(
 
 
 def read_model(
-    path: str | PretrainedConfig,
-    config: PretrainedConfig,
-    adapter: Adapter,
-    dtype: torch.dtype,
-    device: torch.device,
-    cached_vision: bool,
-    random_weights: bool,
-    options: dict[str, Any],
+    path: Any, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, options: dict[str, Any]
 ) -> PreTrainedModel:
-    kinds = model_class(config)
-    options = {**options, "attn_implementation": tower_attention(adapter, device, dtype)}
-    if cached_vision and adapter.tower_depth is None:
-        raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
-    section, key = adapter.tower_depth if cached_vision and adapter.tower_depth else ("", "")
-    if section:  # a tower without blocks
-        depth = getattr(getattr(config, section), key)
-        setattr(getattr(config, section), key, 0)
-    if random_weights:
+    """`path` None: the weights are drawn."""
+    kinds: Any = model_class(config)
+    if path is None:
         with torch.device(device):
-            model = kinds.from_config(config, dtype=dtype, **options)
-    elif "quantization_config" in options:
-        model = kinds.from_pretrained(path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
-    else:  # in the dtype it was written in: the masters lose nothing on the way to fp32
-        model = kinds.from_pretrained(path, config=config, dtype="auto", **options).to(device)
-    if section:  # what is exported names the whole tower
-        setattr(getattr(model.config, section), key, depth)
-    return model
+            return kinds.from_config(config, dtype=dtype, **options)
+    if "quantization_config" in options:
+        return kinds.from_pretrained(path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
+    # in the dtype it was written in: the masters lose nothing on the way to fp32
+    return kinds.from_pretrained(path, config=config, dtype="auto", **options).to(device)
+
+
+def set_depth(config: PretrainedConfig, adapter: Adapter, depth: int) -> int:
+    """Gives the config's tower so many blocks; returns how many it had."""
+    if adapter.tower_depth is None:
+        raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
+    section, key = adapter.tower_depth
+    before: int = getattr(getattr(config, section), key)
+    setattr(getattr(config, section), key, depth)
+    return before
 
 
 def tower_attention(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Any:

@@ -69,14 +69,19 @@ def gpus_of(name: str) -> int:
     return int(end.removesuffix("gpu")) if end.endswith("gpu") else 8
 
 
-def recipes(folder: Path | str = FOLDER) -> list[dict[str, str | float]]:
+def recipes() -> list[dict[str, str | float]]:
     """Every recipe, loaded and checked: name, what it reproduces, GPUs assumed and the estimated GiB of each."""
     rows: list[dict[str, str | float]] = []
-    for path in sorted(Path(folder).glob("*.toml")):
+    known: dict[str, float] = {}  # recipes that differ in their data or rates alone take the same
+    for path in sorted(FOLDER.glob("*.toml")):
         config = load(path)
-        row: dict[str, str | float] = {"name": path.stem, "about": config.about, "path": str(path)}
+        rows.append({"name": path.stem, "about": config.about, "path": str(path)})
         if config.model.path in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
-            row |= {"gpus": gpus, "gib_per_gpu": round(memory_estimate(config, gpus).total / 2**30, 1)}
-        rows.append(row)
+            o, t = config.optim, config.train
+            key = repr(
+                (gpus, config.model, config.parallel, o.name, o.master, t.tokens_per_pack, config.objective.kind)
+            )
+            known[key] = known.get(key) or round(memory_estimate(config, gpus).total / 2**30, 1)
+            rows[-1] |= {"gpus": gpus, "gib_per_gpu": known[key]}
     return rows

@@ -6,7 +6,6 @@ A GPU's cases carry the mark gpu. Where there is no GPU they are listed only if 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with torch.device(request.param.device) if request.param.device != "cpu" else nullcontext():
+    with torch.device(request.param.device):
         yield request.param
 
 

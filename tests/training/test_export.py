@@ -65,7 +65,7 @@ def test_hf_of_a_full_run_loads_equal(tiny, tmp_path):
     base = AutoModelForImageTextToText.from_pretrained(tiny[0])
     assert not torch.equal(logits(model), logits(base))
     card = (tmp_path / "run" / "export" / "hf" / "README.md").read_text()
-    assert str(tiny[0]) in card and "rewards/margins" in card and made.store.digest in card
+    assert str(tiny[0]) in card and "rewards/margins" in card and made.job.store.digest in card
     assert (tmp_path / "run" / "export" / "hf" / "tokenizer.json").exists()
 
 
@@ -137,7 +137,7 @@ def test_a_card_names_the_step_its_weights_and_the_metrics_of_that_step(tiny, tm
     found = []
     for step, made_folder in ((3, folder / "export" / "hf"), (2, older / "hf")):
         text = (made_folder / "README.md").read_text()
-        assert f"# run, step {step}" in text and made.store.digest in text
+        assert f"# run, step {step}" in text and made.job.store.digest in text
         weights, metrics = card_of(made_folder)
         data = (made_folder / "model.safetensors").read_bytes()
         assert weights == {"model.safetensors": hashlib.sha256(data).hexdigest()}
