@@ -87,6 +87,10 @@ def generate(
         made = opened(make, engine, model, options, runtime)
         honoured(plan.needs, made, engine)
         tally = run(file, out, made, plan, runtime, format=format, images=images, limit=limit, debug=debug, allow=allow)
+    except (ValueError, OSError) as error:
+        if runtime.marked(error).told:  # type: ignore[attr-defined]  # once a launch, not once a rank
+            raise typer.Exit(1) from None
+        raise
     except KeyboardInterrupt:
         print(f"\nstopped: what was answered stands in {out}; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -40,13 +40,16 @@ def generate(
     default; `limit`: how many rows of the input are read (0: all)."""
     # What is read, by what it is answered
     _apart(source, out)
+    asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
+    if next(read_asked(source, format, **asking), None) is None:
+        raise ValueError(f"{source} holds no row")
     identity = engine.identity()
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
     reader = _Reader(plan, digest, Pictures(root, out))
 
     def items(owned: Owned) -> Iterator[Item | None]:
-        for asked in read_asked(source, format, limit=limit, only_images=bool(plan.wordings)):
+        for asked in read_asked(source, format, **asking):
             yield from reader.items(asked, owned)
 
     made_by = {"stage": NAME, "version": VERSION, "engine": identity, **plan.made_by(), "input": source.name}

@@ -64,12 +64,23 @@ class Appender:
             while data and self.file is not None:
                 data = data[self.file.write(data) :]
         except OSError as error:
-            raise ValueError(
-                f"cannot write {self.path} ({error.strerror}); what is in it stays: the same command goes on from it"
-            ) from None
+            if self.file is not None:
+                self.file.close()
+                self.file = None
+            raise self._named(error) from None
 
     def close(self) -> None:
+        """What was written is on disk when this returns."""
         if self.file is not None:
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.file = None
+            try:
+                os.fsync(self.file.fileno())
+            except OSError as error:
+                raise self._named(error) from None
+            finally:
+                self.file.close()
+                self.file = None
+
+    def _named(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"cannot write {self.path} ({error.strerror}); what is in it stays: the same command goes on from it"
+        )
