@@ -65,21 +65,22 @@ class Parts:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
 
-    def part(self, description: str) -> Follow:
+    def part(self, description: str) -> Callable[..., None]:
+        """What it gives takes a note too, which is shown beside the time."""
         if self.bars:
             bars, task = self.bars, self.bars.add_task(description, total=None)
-            return lambda done, of: bars.update(task, completed=done, total=of)
+            return lambda done, of, note="": bars.update(task, completed=done, total=of, note=note)
         began = told = self.clock()
         finished = False
 
-        def line(done: int, of: int) -> None:
+        def line(done: int, of: int, note: str = "") -> None:
             nonlocal told, finished
             now = self.clock()
             if finished or (done < of and now - told < EVERY):
                 return
             told, finished, took = now, done >= of, now - began
             left = f", about {took / done * (of - done):.0f} s left" if 0 < done < of else ""
-            self.say(f"{description}: {done}/{of}, {took:.0f} s{left}")
+            self.say(f"{description}: {done}/{of}, {took:.0f} s{left}{', ' * bool(note)}{note}")
 
         return line
 

@@ -21,6 +21,7 @@ try:
     import typer
 
     from mmfast.cli.data import app as data
+    from mmfast.cli.generate import generate
 except ModuleNotFoundError as error:
     missing(error)
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(data, name="data")
+app.command()(generate)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

@@ -44,10 +44,11 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Lock:
-    """An flock on output_dir/.lock, for the life of a run; the file says who holds it, and goes with the lock."""
+    """An flock on output_dir/.lock, for the life of a run; the file says who holds it, and goes with the lock.
+    `named`: the option that gave the folder, for messages."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, None
+    def __init__(self, folder: Path, named: str = "output_dir") -> None:
+        self.folder, self.named, self.file = folder, named, None
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ class Lock:
         except OSError as error:
             flock = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
             how = "lock (its file system has no flock)" if flock else "write to"
-            raise ValueError(f"output_dir: cannot {how} {folder}: {error.strerror}") from None
+            raise ValueError(f"{named}: cannot {how} {folder}: {error.strerror}") from None
         finally:
             self.made = made  # given back on closing while they are empty: a refused start leaves nothing
             if self.file is None:
@@ -73,8 +74,8 @@ class Lock:
                 who = file.read().strip() or "another process"
                 file.close()
                 raise ValueError(
-                    f"output_dir: {self.folder} is in use by {who}: wait for its end, stop it, or name another "
-                    "output_dir"
+                    f"{self.named}: {self.folder} is in use by {who}: wait for its end, stop it, or name another "
+                    f"{self.named}"
                 ) from None
             except OSError:
                 file.close()

@@ -92,11 +92,11 @@ class Runtime:
         if self.owns_group:
             dist.destroy_process_group()
 
-    def hold(self, folder: Path) -> None:
+    def hold(self, folder: Path, named: str = "output_dir") -> None:
         """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it."""
 
         def lock() -> None:
-            self.lock = Lock(folder)
+            self.lock = Lock(folder, named)
 
         self.from_main(lock)
 
@@ -174,9 +174,10 @@ def check_launch() -> None:
         if count.isdigit() and int(count) > 1:
             each = " (under Slurm: srun --ntasks-per-node=1 torchrun ...)" if who == "Slurm" else ""
             raise ValueError(
-                f"{who} started {count} tasks, and none has a RANK: each would train alone, all in one output_dir. "
+                f"{who} started {count} tasks, and none has a RANK: each would run alone, all in one folder. "
                 f"Start one torchrun a node: torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d "
-                f"--rdzv-endpoint HOST:29500 -m mmfast.train CONFIG{each}; one process alone is RANK=0 WORLD_SIZE=1"
+                f"--rdzv-endpoint HOST:29500 -m mmfast.train CONFIG (or -m mmfast.cli generate ...){each}; one process "
+                "alone is RANK=0 WORLD_SIZE=1"
             )
 
 
@@ -187,11 +188,23 @@ def task_number() -> int:
 
 
 def start(config: Config) -> Runtime:
-    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPU). One process alone makes a group of
-    itself only where FSDP2 is needed: for casting (bf16) and for offloading."""
+    """The processes of a training run. One process alone makes a group of itself only where FSDP2 is needed: for
+    casting (bf16) and for offloading."""
     check_launch()
     if config.parallel.threads:
         torch.set_num_threads(config.parallel.threads)
+    gpu = torch.cuda.is_available()
+    if config.parallel.offload and not gpu:
+        raise ValueError("parallel.offload moves state from a GPU to host memory, and no GPU is here: set it to false")
+    if config.model.quantize and not gpu:
+        raise ValueError('model.quantize = "nf4" needs a GPU, and none is here')
+    return join(group=config.model.dtype != "float32" or config.parallel.offload)
+
+
+def join(*, group: bool = False) -> Runtime:
+    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPU). `group`: one process alone makes a
+    group of itself."""
+    check_launch()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available():
@@ -201,12 +214,8 @@ def start(config: Config) -> Runtime:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    if config.parallel.offload and device.type != "cuda":
-        raise ValueError("parallel.offload moves state from a GPU to host memory, and no GPU is here: set it to false")
-    if config.model.quantize and device.type != "cuda":
-        raise ValueError('model.quantize = "nf4" needs a GPU, and none is here')
     runtime = Runtime(rank, world, local, local_world, device)
-    alone = world == 1 and (config.model.dtype != "float32" or config.parallel.offload)
+    alone = world == 1 and group
     if (world > 1 or alone) and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore() if alone else None
