@@ -150,6 +150,7 @@ class Reply:
     logp: float | None = None  # sum over the generated tokens, at temperature 1
     finish: Finish = "stop"
     labels: dict[str, float] = field(default_factory=dict)
+    bounded: tuple[str, ...] = ()  # labels that a server did not show: their value is what they are at most
     error: str = ""
 
 
