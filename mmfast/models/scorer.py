@@ -78,7 +78,10 @@ class Scorer(nn.Module):
     def forward(self, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.shared:
             return score_unshared(self.model, self.adapter, self.embed(pack)[0], pack, return_entropy)
-        hidden = self.hidden_states(pack)
+        return self.logprobs(self.hidden_states(pack), pack, return_entropy)
+
+    def logprobs(self, hidden: Tensor, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Of a pack's targets, from its hidden states."""
         head = self.model.get_output_embeddings()
         return linear_logprob(
             hidden,
@@ -91,13 +94,13 @@ class Scorer(nn.Module):
             return_entropy=return_entropy,
         )
 
-    def hidden_states(self, pack: Pack) -> Tensor:
-        """[T, D], after the decoder's last norm."""
+    def hidden_states(self, pack: Pack, kept: dict[int, tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """[T, D], after the decoder's last norm. `kept` is filled with the keys and values of each layer."""
         if not len(pack.tokens):
             pack = idle(pack)
         inputs, addends = self.embed(pack)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
-        tree = Tree(pack, self.backend, addends)
+        tree = Tree(pack, self.backend, addends, kept)
         output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
         return output.last_hidden_state[0]
 
