@@ -83,10 +83,11 @@ def plain_inputs(engine: Local, one: Request) -> dict[str, torch.Tensor]:
     return own_inputs(engine.scorer, ids, images, engine.scorer.dtype)
 
 
-def twin(engine: Local, one: Request, **settings) -> list[int]:
-    """The tokens of transformers' generate on the unpatched model."""
+def twin(engine: Local, one: Request, *, every: bool = False, do_sample: bool = False, **settings) -> list:
+    """The tokens of transformers' generate on the unpatched model; `every`: of all returned sequences."""
     inputs = plain_inputs(engine, one)
     with engine.scorer.generating() as model, torch.no_grad():
         model.generation_config.eos_token_id = engine.ends
-        out = model.generate(**inputs, max_new_tokens=one.decode.max_tokens, do_sample=False, **settings)
-    return out[0, inputs["input_ids"].shape[1] :].tolist()
+        out = model.generate(**inputs, max_new_tokens=one.decode.max_tokens, do_sample=do_sample, **settings)
+    tokens = out[:, inputs["input_ids"].shape[1] :].tolist()
+    return tokens if every else tokens[0]
