@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,10 @@ def answered(engine: Local, rows: list[Request]) -> dict[tuple[str, int], tuple[
     return found
 
 
-def plain_inputs(engine: Local, one: Request) -> dict[str, torch.Tensor]:
+def plain_inputs(engine: Local, one: Request, after: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+    """What the model's own forward takes of a request, and of ids that follow it."""
     prompt = engine.prompts.read(one)
-    branch = prompt.example(engine.ends[:1]).chosen
+    branch = prompt.example([*after, engine.ends[0]]).chosen
     ids = expanded(branch, engine.prompts.infos, engine.prompts.image_id)[0][:-1]
     images = engine.prompts.load_images(prompt.images, prepared=False) if prompt.images else {}
     return own_inputs(engine.scorer, ids, images, engine.scorer.dtype)
