@@ -19,8 +19,9 @@ from mmfast.engines.beams import Beam, Beams, inherit
 from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step
 from mmfast.engines.prefill import Prefilled
 from mmfast.engines.sampling import choose, stream_of
-from mmfast.models.attention import attention
-from mmfast.models.scorer import Scorer
+from mmfast.models.attention import Tree, attention
+from mmfast.models.scorer import Scorer, idle
+from mmfast.packing import build_pack
 
 ROWS = 256  # at once, for the sake of their logits
 LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
@@ -73,9 +74,10 @@ class Answer:
 
 
 class Decoding:
-    def __init__(self, scorer: Scorer, budget: int, ends: int) -> None:
-        """`budget`: tokens of keys and values; `ends`: how many end tokens there are."""
-        self.scorer, self.budget, self.ends = scorer, budget, ends
+    def __init__(self, scorer: Scorer, budget: int, ends: int, *, sharded: bool = False) -> None:
+        """`budget`: tokens of keys and values; `ends`: how many end tokens there are; `sharded`: every step runs the
+        decoder once, with rows or without, because other ranks do."""
+        self.scorer, self.budget, self.ends, self.sharded = scorer, budget, ends, sharded
         self.device = scorer.device
         self.waiting: deque[Answer] = deque()
         self.rows: list[Answer | Beam] = []
@@ -109,6 +111,9 @@ class Decoding:
 
     def step(self) -> list[Answer]:
         """One token for every row; the answers that ended with it."""
+        if not self.busy:
+            self._idle()
+            return []
         self._admit()
         logits = self.logits()
         # Beams choose for themselves, all other rows together
@@ -135,6 +140,8 @@ class Decoding:
             self.tables = None
         self.rows = rows
         self.hidden = self._forward() if rows else None
+        if not rows:
+            self._idle()
         return done
 
     def _admit(self) -> None:
@@ -188,6 +195,15 @@ class Decoding:
                 t[new] = t[page]
         self.pages.lengths[new] = self.pages.lengths[page]
         return new
+
+    def _idle(self) -> None:
+        """A forward that nobody reads: the other ranks' blocks are gathered in it."""
+        scorer = self.scorer
+        if self.sharded:
+            pack = idle(build_pack([], {}, scorer.adapter.layout())).to(self.device)
+            at = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
+            inputs = scorer.embeddings(pack.tokens)[None]
+            scorer.decoder(inputs_embeds=inputs, position_ids=at, use_cache=False, tree=Tree(pack, scorer.backend))
 
     # the forward of one token a row
 

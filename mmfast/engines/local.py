@@ -27,10 +27,12 @@ from mmfast.engines.decoding import Answer, Decoding
 from mmfast.engines.prefill import Prefilled
 from mmfast.engines.prompts import Prompt, Prompts
 from mmfast.files import weight_digests
+from mmfast.job.runtime import Runtime
 from mmfast.models.loading import PARTS, load
 from mmfast.models.parallelize import evaluating
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
+from mmfast.packing import build_pack
 
 AHEAD = 256  # requests that are read before the first is answered: those of an image are put together
 PACK = 4096  # tokens of a prefill, unless one request alone has more
@@ -53,18 +55,24 @@ class Local:
         min_pixels: int = 0,
         max_pixels: int = 0,
         scorer: Scorer | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         """
         model      a directory or a hub id
         adapter    a directory with a LoRA adapter
         tokens     of keys and values held at once; 0: as many as fit into a share of the free memory
         scorer     of `model`, already open (inside a training process); adapter and dtype are then its own
+        runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
+                   with none, and reads it to the end
         """
-        if scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules()):
-            raise ValueError("the local engine does not run on a sharded scorer (FSDP2): give it a model directory")
+        self.sharded = scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules())
+        if self.sharded and runtime is None:
+            raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
+        if self.sharded and scorer is not None and not scorer.shared:
+            raise ValueError(f"the scorer is spread over ranks, and cannot share prefixes ({scorer.why_unshared})")
         if tokens < 0:
             raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
-        self.model, self.adapter = model, adapter
+        self.model, self.adapter, self.runtime = model, adapter, runtime
         self.live = scorer is not None
         self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
         if not self.live:
@@ -95,21 +103,33 @@ class Local:
     def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:
         self._prove()
         source = self._plans(requests)
-        run = Decoding(self.scorer, self.tokens, len(self.ends))
+        run = Decoding(self.scorer, self.tokens, len(self.ends), sharded=self.sharded)
         self.counts = run.counts | {"prefilled": 0}
         coming: prefill.Plan | Reply | None = next(source, None)
-        while coming is not None or run.busy:
-            # What is still to be read, as far as it fits
-            if coming is not None and not run.waiting and self._has_room(run, coming):
-                yield from [coming] if isinstance(coming, Reply) else self._begin(coming, run)
+        while True:
+            while isinstance(coming, Reply):
+                yield coming
                 coming = next(source, None)
+            if not self._any(coming is not None or run.busy):
+                return
+            # What is still to be read, as far as it fits
+            ready = coming if coming is not None and not run.waiting and self._has_room(run, coming) else None
+            if self._any(ready is not None):
+                yield from self._begin(ready, run)
+                coming = next(source, None) if ready is not None else coming
                 continue
+            done: list[Answer] = []
             with evaluating(self.scorer):
-                done: list[Answer] = []
-                while run.busy and not done:
-                    done = run.step()
+                while not done:
+                    done = self.scorer.inside(run.step)
+                    if self.sharded:
+                        break
             self.counts |= run.counts
             yield from map(self._reply, done)
+
+    def _any(self, here: bool) -> bool:
+        """On any rank, where all must do the same."""
+        return any(self.runtime.gather(here)) if self.sharded and self.runtime is not None else here
 
     # before
 
@@ -169,15 +189,18 @@ class Local:
         most, window = prompt.request.decode.max_tokens, self.prompts.window
         return min(most, window - prompt.slots) if window else most
 
-    def _has_room(self, run: Decoding, coming: prefill.Plan | Reply) -> bool:
-        if isinstance(coming, Reply) or not run.busy:
-            return True
-        return run.fits(coming.tokens + max(map(self._reserve, coming.prompts)))
+    def _has_room(self, run: Decoding, coming: prefill.Plan) -> bool:
+        return not run.busy or run.fits(coming.tokens + max(map(self._reserve, coming.prompts)))
 
-    def _begin(self, plan: prefill.Plan, run: Decoding) -> Iterator[Reply]:
-        """Prefill: replies that are labels alone, or answers of a model that cannot share; the others begin."""
+    def _begin(self, plan: prefill.Plan | None, run: Decoding) -> Iterator[Reply]:
+        """Prefill: replies that are labels alone, or answers of a model that cannot share; the others begin. Without a
+        plan this rank keeps the others company."""
         with evaluating(self.scorer):
-            found = prefill.run(plan, self.prompts, self.scorer)
+            if plan is None:
+                nothing = build_pack([], {}, self.scorer.adapter.layout()).to(self.scorer.device)
+                self.scorer.inside(lambda: self.scorer.hidden_states(nothing))
+                return
+            found = self.scorer.inside(lambda: prefill.run(plan, self.prompts, self.scorer))
         self.counts["prefilled"] += len(plan.pack.tokens)
         for one in found:
             if not one.prompt.request.n:

@@ -3,10 +3,10 @@ that under FSDP2 it is the root and the ops see plain gathered tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -21,6 +21,7 @@ from mmfast.ops.attention import BACKENDS
 from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 
+T = TypeVar("T")
 IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of rank 2 and more as any other pack
 
 
@@ -79,6 +80,10 @@ class Scorer(nn.Module):
         if not self.shared:
             return score_unshared(self.model, self.adapter, self.embed(pack)[0], pack, return_entropy)
         return self.logprobs(self.hidden_states(pack), pack, return_entropy)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """Does `work` where all parameters are whole: under FSDP2 this is a forward of the root, as `forward` is."""
+        return work()
 
     def logprobs(self, hidden: Tensor, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Of a pack's targets, from its hidden states."""
