@@ -31,6 +31,7 @@ class Tree:
     pack: Pack
     backend: str | None = None  # of tree_attention; None: its own choice
     addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None  # to be filled: keys and values [1,Hkv,T,Dh] of each layer
 
 
 class CannotShare(ValueError):
@@ -64,6 +65,8 @@ def attend(
         raise CannotShare("its attention has sink logits")
     if dropout:
         raise CannotShare(f"its attention drops out ({dropout}); set attention_dropout to 0 in its config")
+    if tree.kept is not None:
+        tree.kept[module.layer_idx] = key, value  # type: ignore[index]
     pack = tree.pack
     out = tree_attention(
         query[0].transpose(0, 1),

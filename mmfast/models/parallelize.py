@@ -16,7 +16,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from mmfast.config.schema import Parallel
 from mmfast.models.scorer import Scorer
@@ -99,6 +106,7 @@ def shard_scorer(scorer: Scorer, mesh: DeviceMesh, dtype: torch.dtype, *, offloa
     for block in blocks(scorer):
         fully_shard(block, **options)
     fully_shard(scorer, **options)
+    register_fsdp_forward_method(scorer, "inside")
     for module in scorer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

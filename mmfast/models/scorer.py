@@ -3,10 +3,10 @@ that under FSDP2 it is the root and the ops see plain gathered tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -21,6 +21,7 @@ from mmfast.ops.attention import BACKENDS
 from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 
+T = TypeVar("T")
 IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of rank 2 and more as any other pack
 
 
@@ -78,7 +79,14 @@ class Scorer(nn.Module):
     def forward(self, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.shared:
             return score_unshared(self.model, self.adapter, self.embed(pack)[0], pack, return_entropy)
-        hidden = self.hidden_states(pack)
+        return self.logprobs(self.hidden_states(pack), pack, return_entropy)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """Does `work` where all parameters are whole: under FSDP2 this is a forward of the root, as `forward` is."""
+        return work()
+
+    def logprobs(self, hidden: Tensor, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Of a pack's targets, from its hidden states."""
         head = self.model.get_output_embeddings()
         return linear_logprob(
             hidden,
@@ -91,13 +99,13 @@ class Scorer(nn.Module):
             return_entropy=return_entropy,
         )
 
-    def hidden_states(self, pack: Pack) -> Tensor:
-        """[T, D], after the decoder's last norm."""
+    def hidden_states(self, pack: Pack, kept: dict[int, tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """[T, D], after the decoder's last norm. `kept` is filled with the keys and values of each layer."""
         if not len(pack.tokens):
             pack = idle(pack)
         inputs, addends = self.embed(pack)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
-        tree = Tree(pack, self.backend, addends)
+        tree = Tree(pack, self.backend, addends, kept)
         output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
         return output.last_hidden_state[0]
 

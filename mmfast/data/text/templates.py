@@ -128,6 +128,13 @@ class Template:
         """The messages as chunks; `scored` are the indices of the assistant's that carry loss, ascending."""
         return self._named_chunks(messages, scored) if self.named else self._chat_chunks(messages, scored)
 
+    def opening(self, messages: Sequence[dict]) -> str:
+        """The (masked) messages as text, up to where an answer to them begins."""
+        if self.named is None:
+            return self._prompt(messages)
+        empty = {"role": "assistant", "content": ""}
+        return "".join(chunk.text for chunk in self._named_chunks([*messages, empty], [len(messages)])[:-1])
+
     # the model's own
 
     def _prompt(self, messages: Sequence[dict]) -> str:

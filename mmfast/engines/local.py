@@ -1,0 +1,296 @@
+"""The local engine: the packed model answers. Image and prompt are read once for all answers to them.
+
+    Local("runs/base").answer(requests)
+
+A request's answer depends on its key, sample number and seed alone, not on what else is asked, in which order, or how
+much memory there is: in fp32, on one machine and thread count. See docs/engines.md.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.distributed.fsdp import FSDPModule
+
+from mmfast.directory import directory
+from mmfast.engines import prefill, row_by_row
+from mmfast.engines.base import ABILITIES, Finish, Picture, Reply, Request, refuse
+from mmfast.engines.constraints import Constraints
+from mmfast.engines.decode_attention import PAGE
+from mmfast.engines.decoding import Answer, Decoding
+from mmfast.engines.prefill import Prefilled
+from mmfast.engines.prompts import Prompt, Prompts
+from mmfast.files import weight_digests
+from mmfast.job.runtime import Runtime
+from mmfast.models.loading import PARTS, load
+from mmfast.models.parallelize import evaluating
+from mmfast.models.proof import prove
+from mmfast.models.scorer import Scorer
+from mmfast.packing import build_pack
+
+AHEAD = 256  # requests that are read before the first is answered: those of an image are put together
+PACK = 4096  # tokens of a prefill, unless one request alone has more
+SHARE = 0.4  # of the memory that is free at the start: for keys and values
+
+
+class Local:
+    can = frozenset(ABILITIES)
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: str = "",
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        tokens: int = 0,
+        template: str = "auto",
+        aspect: str = "auto",
+        min_pixels: int = 0,
+        max_pixels: int = 0,
+        scorer: Scorer | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        """
+        model      a directory or a hub id
+        adapter    a directory with a LoRA adapter
+        tokens     of keys and values held at once; 0: as many as fit into a share of the free memory
+        scorer     of `model`, already open (inside a training process); adapter and dtype are then its own
+        runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
+                   with none, and reads it to the end
+        """
+        self.sharded = scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules())
+        if self.sharded and runtime is None:
+            raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
+        if self.sharded and scorer is not None and not scorer.shared:
+            raise ValueError(f"the scorer is spread over ranks, and cannot share prefixes ({scorer.why_unshared})")
+        if tokens < 0:
+            raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
+        self.model, self.adapter, self.runtime = model, adapter, runtime
+        self.live = scorer is not None
+        self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
+        if not self.live:
+            self.scorer.requires_grad_(False)
+            self.scorer.eval()
+        images = {"aspect": aspect, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        self.prompts = Prompts(model, self.scorer.adapter, template=template, **images)  # type: ignore[arg-type]
+        self.ends = self._ends()
+        self.constraints = Constraints(self.prompts.tokenizer.hf, self.ends, self._vocabulary())
+        self.tokens = tokens or affordable_tokens(self.scorer)
+        self.proved = self.live or self.scorer.adapter.proven
+        self.counts: dict[str, int] = {}  # of the last answer(): steps, rows, spare rows, prefilled tokens
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, by name."""
+        prompts = self.prompts
+        folder = directory(self.model, weights=True)
+        return {
+            "engine": "local",
+            "weights": "of a running process" if self.live else weight_digests(folder),
+            "adapter": weight_digests(directory(self.adapter, weights=True)) if self.adapter else {},
+            "dtype": str(self.scorer.dtype).removeprefix("torch."),
+            "template": prompts.template.key,
+            "tokenizer": prompts.tokenizer.digest,
+            "images": prompts.processor.digest() if prompts.processor else "",
+        }
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        self._prove()
+        source = self._plans(requests)
+        run = Decoding(self.scorer, self.tokens, len(self.ends), sharded=self.sharded)
+        self.counts = run.counts | {"prefilled": 0}
+        coming: prefill.Plan | Reply | None = next(source, None)
+        while True:
+            while isinstance(coming, Reply):
+                yield coming
+                coming = next(source, None)
+            if not self._any(coming is not None or run.busy):
+                return
+            # What is still to be read, as far as it fits
+            ready = coming if coming is not None and not run.waiting and self._has_room(run, coming) else None
+            if self._any(ready is not None):
+                yield from self._begin(ready, run)
+                coming = next(source, None) if ready is not None else coming
+                continue
+            done: list[Answer] = []
+            with evaluating(self.scorer):
+                while not done:
+                    done = self.scorer.inside(run.step)
+                    if self.sharded:
+                        break
+            self.counts |= run.counts
+            yield from map(self._reply, done)
+
+    def _any(self, here: bool) -> bool:
+        """On any rank, where all must do the same."""
+        return any(self.runtime.gather(here)) if self.sharded and self.runtime is not None else here
+
+    # before
+
+    def _plans(self, requests: Iterable[Request]) -> Iterator[prefill.Plan | Reply]:
+        """Packs to be prefilled, a function of the requests and the budget alone; and what is wrong with a request."""
+        source = iter(requests)
+        while some := list(islice(source, AHEAD)):
+            groups: dict[tuple[str, ...], list[Prompt]] = {}
+            for request in some:
+                try:
+                    prompt = self._read(request)
+                    groups.setdefault(prompt.images, []).append(prompt)
+                except ValueError as error:
+                    for sample in range(max(request.n, 1)):
+                        yield Reply(key=request.key, sample=sample, finish="error", error=str(error))
+            pack: list[Prompt] = []
+            size = own = 0
+            for images, prompts in groups.items():
+                for number, prompt in enumerate(prompts):
+                    more = len(prompt.ids) - len(images) if number and pack else prompt.slots
+                    more += sum(map(len, prompt.labels.values()))
+                    most = max(own, self._reserve(prompt))
+                    if pack and (size + more > PACK or self._needs(size + more, len(pack) + 1) + most > self.tokens):
+                        yield prefill.plan(pack, self.prompts, self.scorer, self.ends[0])
+                        pack, size, most = [], 0, self._reserve(prompt)
+                        more = prompt.slots + sum(map(len, prompt.labels.values()))
+                    pack.append(prompt)
+                    size, own = size + more, most
+            if pack:
+                yield prefill.plan(pack, self.prompts, self.scorer, self.ends[0])
+
+    def _read(self, request: Request) -> Prompt:
+        if why := refuse(self, request) or self.constraints.why_not(request.constraint):
+            raise ValueError(why)
+        if request.constraint and request.decode.beams > 1:
+            raise ValueError("a constraint is followed by sampling or greedy decoding, not by beams")
+        prompt = self.prompts.read(request)
+        if request.constraint:
+            self.constraints.make(prompt)  # a regex or a schema that cannot be followed is an error of its row
+            longest = max(map(len, prompt.choices), default=0)
+            if longest > request.decode.max_tokens:
+                raise ValueError(f"a choice has {longest} tokens, max_tokens is {request.decode.max_tokens}")
+        need = self._needs(prompt.slots + sum(map(len, prompt.labels.values())), 1) + self._reserve(prompt)
+        if need > self.tokens:
+            raise ValueError(f"it needs {need} tokens of keys and values, the budget is {self.tokens}: raise `tokens`")
+        return prompt
+
+    def _needs(self, size: int, prompts: int) -> int:
+        """The most that a pack of so many tokens takes of the budget."""
+        return int(size * 2 ** (1 / prefill.PADDING)) + 1 + 2 * prefill.SHORT * prompts + PAGE
+
+    def _reserve(self, prompt: Prompt) -> int:
+        decode = prompt.request.decode
+        return PAGE * decode.beams * -(-(self._most(prompt) - 1) // PAGE) if prompt.request.n else 0
+
+    def _most(self, prompt: Prompt) -> int:
+        most, window = prompt.request.decode.max_tokens, self.prompts.window
+        return min(most, window - prompt.slots) if window else most
+
+    def _has_room(self, run: Decoding, coming: prefill.Plan) -> bool:
+        return not run.busy or run.fits(coming.tokens + max(map(self._reserve, coming.prompts)))
+
+    def _begin(self, plan: prefill.Plan | None, run: Decoding) -> Iterator[Reply]:
+        """Prefill: replies that are labels alone, or answers of a model that cannot share; the others begin. Without a
+        plan this rank keeps the others company."""
+        with evaluating(self.scorer):
+            if plan is None:
+                nothing = build_pack([], {}, self.scorer.adapter.layout()).to(self.scorer.device)
+                self.scorer.inside(lambda: self.scorer.hidden_states(nothing))
+                return
+            found = self.scorer.inside(lambda: prefill.run(plan, self.prompts, self.scorer))
+        self.counts["prefilled"] += len(plan.pack.tokens)
+        for one in found:
+            if not one.prompt.request.n:
+                yield Reply(key=one.prompt.request.key, labels=one.labels)
+                continue
+            answers = [self._answer(one, sample) for sample in range(one.prompt.request.n)]
+            if self.scorer.shared:
+                run.waiting.extend(answers)
+                continue
+            for answer in answers:
+                with evaluating(self.scorer):
+                    row_by_row.generate(answer, self.prompts, self.scorer, self.ends)
+                yield self._reply(answer)
+
+    def _answer(self, of: Prefilled, sample: int) -> Answer:
+        prompt, decode = of.prompt, of.prompt.request.decode
+
+        def stops(tokens: list[int]) -> Finish | None:
+            if tokens[-1] in self.ends:
+                return "stop"
+            text = self._text(tokens) if decode.stop else ""
+            return "stop" if any(stop in text for stop in decode.stop) else None
+
+        answer = Answer(of, sample, self._most(prompt), stops)
+        if decode.repetition_penalty != 1:
+            answer.shown = prompt.ids
+        if prompt.request.constraint is not None:
+            walk = self.constraints.make(prompt)
+            answer.allowed, answer.accept = walk.allowed, walk.accept
+        return answer
+
+    # after
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.prompts.tokenizer.hf.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def _reply(self, answer: Answer) -> Reply:
+        request = answer.of.prompt.request
+        text = self._text(answer.tokens)
+        cuts = [at for stop in request.decode.stop if (at := text.find(stop)) >= 0]
+        text = text[: min(cuts, default=len(text))]
+        if request.messages[-1]["role"] != "assistant":  # what is continued may end inside a word
+            text = text.strip()
+        logp = None if answer.logp != answer.logp else answer.logp
+        return Reply(
+            key=request.key, sample=answer.sample, text=text, tokens=len(answer.tokens), logp=logp,
+            finish=answer.finish, labels=dict(answer.of.labels),
+        )  # fmt: skip
+
+    # the model
+
+    def _ends(self) -> list[int]:
+        config = getattr(self.scorer.model, "generation_config", None)
+        named = getattr(config, "eos_token_id", None)
+        named = [] if named is None else [named] if isinstance(named, int) else list(named)
+        return list(dict.fromkeys([*named, self.prompts.tokenizer.eos_id]))
+
+    def _vocabulary(self) -> int:
+        return int(self.scorer.model.get_output_embeddings().weight.shape[0])
+
+    def _prove(self) -> None:
+        """A family that is not listed shows, on a made-up example, whether it may share prefixes."""
+        if self.proved:
+            return
+        noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(noise).save(out, "PNG")
+        content: list[dict[str, Any]] = [{"type": "text", "text": "Describe what you see, in a few words."}]
+        pictures: tuple[Picture, ...] = ()
+        if self.prompts.image_id is not None:
+            pictures, content = (Picture("noise.png", out.getvalue()),), [{"type": "image"}, *content]
+        trial = Request(
+            key="proof", messages=({"role": "user", "content": content},), images=pictures, n=0, labels=("A trial.",)
+        )
+        prompt = self.prompts.read(trial)
+        examples = [prompt.example(ids) for ids in prompt.labels.values()]
+        prove(self.scorer, examples, self.prompts.infos, self.prompts.load_images)
+        self.proved = True
+
+
+def affordable_tokens(scorer: Scorer) -> int:
+    """As many as a share of the free memory holds."""
+    config = scorer.adapter.text_config.to_dict()
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    one = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * size * scorer.dtype.itemsize
+    if scorer.device.type == "cuda":
+        free = torch.cuda.mem_get_info(scorer.device)[0]
+    else:
+        with open("/proc/meminfo") as lines:
+            free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return max(int(SHARE * free / one), 4 * PACK)

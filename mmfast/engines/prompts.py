@@ -1,0 +1,174 @@
+"""Requests as the model reads them: token ids of the prompt, of what could follow it, and the pictures.
+
+All text goes through the model's own template, so that a label has the ids that the model itself would write: where a
+template puts a blank before an answer, the label begins with that blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from mmfast.data.images.decode import image_size
+from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.problems import BadRow
+from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.text.templates import Template, parts, text_of
+from mmfast.data.text.tokens import Tokenizer
+from mmfast.directory import directory
+from mmfast.engines.base import Picture, Request
+from mmfast.families.base import Adapter
+
+
+@dataclass(eq=False)
+class Prompt:
+    request: Request
+    ids: list[int]  # an image is one placeholder
+    images: tuple[str, ...]
+    slots: int  # its length, images expanded
+    lead: str  # what the template writes between the prompt and an answer
+    labels: dict[str, list[int]] = field(default_factory=dict)  # the ids of each label, as the prompt's continuation
+    choices: list[list[int]] = field(default_factory=list)  # of a choice constraint
+
+    def example(self, after: Sequence[int]) -> Example:
+        """The prompt and what follows it, which is scored."""
+        ids = np.asarray([*self.ids, *after], np.int32)
+        branch = Branch(ids=ids, images=self.images, spans=((len(self.ids), len(ids)),))
+        return Example(id=self.request.key, source="request", chosen=branch)
+
+
+class Prompts:
+    """Makes prompts of requests for one model, and keeps what is known of their pictures."""
+
+    def __init__(
+        self, model: str, adapter: Adapter, *, template: str = "auto", aspect: str = "auto", min_pixels: int = 0,
+        max_pixels: int = 0,
+    ) -> None:  # fmt: skip
+        folder = directory(model)
+        self.adapter = adapter
+        self.template = Template(template, Tokenizer.load(folder))
+        self.tokenizer = self.template.tokenizer
+        self.image_id = adapter.image_token_id
+        self.processor = (
+            None if self.image_id is None else ImageProcessor.from_model_dir(folder, aspect, min_pixels, max_pixels)
+        )
+        self.infos: dict[str, ImageInfo] = {}
+        self.pictures: dict[str, Picture] = {}  # of requests that are still to be read
+        self.window = int(adapter.text_config.to_dict().get("max_position_embeddings") or 0)
+
+    def read(self, request: Request) -> Prompt:
+        """Raises ValueError (BadRow) where the model cannot read it."""
+        # The text and its ids
+        text, lead = self._text(request, "")
+        ids = self._with_bos(self.tokenizer.encode(text).ids)
+        if request.messages[-1]["role"] == "assistant":  # the prompt's own tokens stay as they are
+            opening, _ = self._masked(request.messages[:-1], None)
+            ids = self._with_bos(self._extended(opening, text)[1])
+        # Its pictures
+        shown = [self._look_up(picture) for picture in self._in_order(request)]
+        places = ids.count(self.image_id) if self.image_id is not None else 0
+        if places != len(shown):
+            raise BadRow("image-count", f"{places} image tokens for {len(shown)} images")
+        slots = len(ids) + sum(info.tokens - 1 for info in shown)
+        if self.window and slots >= self.window:
+            raise BadRow("too-long", f"the prompt has {slots} tokens, the model's window is {self.window}")
+        # What may follow it
+        prompt = Prompt(request, ids, tuple(info.id for info in shown), slots, lead)
+        prompt.labels = {label: self._continuation(request, text, label) for label in dict.fromkeys(request.labels)}
+        longest = max(map(len, prompt.labels.values()), default=0)
+        if self.window and slots + longest > self.window:
+            raise BadRow("too-long", f"prompt and label: {slots + longest} tokens, the model's window is {self.window}")
+        if request.constraint is not None:
+            prompt.choices = [self._continuation(request, text, one) for one in request.constraint.choice]
+        return prompt
+
+    def load_images(self, ids: Sequence[str], *, prepared: bool = True) -> dict[str, Tensor]:
+        """`prepared`: with what the family's adapter adds, which the model's own forward does not take."""
+        assert self.processor is not None
+        images = self.processor.collate([self.processor.load(self.pictures[name].data) for name in ids])
+        return self.adapter.prepare(images) if prepared else images
+
+    # text
+
+    def _text(self, request: Request, more: str) -> tuple[str, str]:
+        """(The prompt's text, the beginning of an answer and `more` of it included; what leads to an answer.)"""
+        *before, last = request.messages
+        if last["role"] == "assistant":
+            return self._masked(before, text_of(last) + more)
+        return self._masked(request.messages, more or None)
+
+    def _masked(self, messages: Sequence[dict], answer: str | None) -> tuple[str, str]:
+        whole = [*messages, *([] if answer is None else [{"role": "assistant", "content": answer}])]
+        masked, _ = self.template.messages_masked(whole)
+        if answer is None:
+            return self.template.opening(masked), self._lead(masked)
+        content = text_of(masked[-1])
+        opening = self.template.opening(masked[:-1])
+        if not content:
+            return opening, ""
+        written = self.template.chunks(masked, [len(masked) - 1])[-1].text
+        at = written.find(content)
+        if at < 0:  # the template strips what it is given
+            content = content.lstrip()
+            at = written.find(content.rstrip())
+        if at < 0:
+            raise BadRow("template", f"the template rewrites the answer's beginning {content!r}")
+        return opening + written[:at] + content, written[:at]
+
+    def _lead(self, masked: Sequence[dict]) -> str:
+        """What the template writes between the prompt and an answer."""
+        try:
+            chunks = self.template.chunks([*masked, {"role": "assistant", "content": "X"}], [len(masked)])
+        except BadRow:  # a template whose prompts do not begin their answered forms: only continuations need that
+            return ""
+        return chunks[-1].text.partition("X")[0]
+
+    def _extended(self, text: str, longer: str) -> tuple[int, list[int]]:
+        """(How many ids a text has, the ids of a longer one that begins with it): its own ids are not touched."""
+        own, whole = self.tokenizer.encode(text).ids, self.tokenizer.encode(longer).ids
+        if whole[: len(own)] != own:
+            whole = own + self.tokenizer.encode_after(longer[len(text) :]).ids
+        return len(own), whole
+
+    def _continuation(self, request: Request, text: str, label: str) -> list[int]:
+        longer, _ = self._text(request, label)
+        if not label or not longer.startswith(text) or longer == text:
+            raise BadRow("label", f"the label {label!r} adds nothing to the prompt that could be scored")
+        length, whole = self._extended(text, longer)
+        if self.image_id in whole[length:]:
+            raise BadRow("label", f"the label {label!r} holds an image")
+        return whole[length:]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_ids
+        return ids if ids[: len(bos)] == bos else [*bos, *ids]
+
+    # pictures
+
+    def _in_order(self, request: Request) -> list[Picture]:
+        """Of the placeholders; a part may name its image by `index`."""
+        places = [p.get("index") for m in request.messages for p in parts(m) if p["type"] == "image"]
+        named = [request.images[i] for i in places if i is not None]
+        return named if named and len(named) == len(places) else list(request.images)
+
+    def _look_up(self, picture: Picture) -> ImageInfo:
+        if self.processor is None:
+            raise BadRow("image-count", "the request has an image, but the model reads none")
+        try:
+            name = picture.id
+        except OSError as error:
+            raise BadRow("image-missing", f"image {picture.source}: {error.strerror}") from None
+        self.pictures[name] = picture
+        if name not in self.infos:
+            try:
+                width, height = image_size(picture.data)
+                tokens, grid = self.processor.geometry(width, height)
+            except BadRow as error:
+                raise BadRow(error.kind, f"image {picture.source}: {error}") from None
+            self.infos[name] = ImageInfo(
+                id=name, source=picture.source, width=width, height=height, tokens=tokens, grid=grid
+            )
+        return self.infos[name]

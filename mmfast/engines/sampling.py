@@ -1,0 +1,113 @@
+"""Which token comes next: penalties, temperature, cuts, and a draw that depends on nothing but the answer's own name.
+
+Drawn by the Gumbel-max rule in the form of a race: token t wins that has the largest p_t / e_t, where e_t is
+exponential noise of (request key, sample, step, token), from Philox with that name as its key and the step as its
+counter. An inverse distribution function would turn logits that differ by rounding into another token a thousand times
+more often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfast.engines.base import Decode
+
+
+class Drawn(Protocol):
+    """What a draw must know of an answer."""
+
+    @property
+    def decode(self) -> Decode: ...
+    @property
+    def stream(self) -> tuple[int, int]: ...  # of `stream_of`
+    @property
+    def seen(self) -> Sequence[int] | None: ...  # prompt and answer, where a penalty asks for them
+    @property
+    def allowed(self) -> Callable[[], Tensor | None] | None: ...  # a constraint's mask: bool[V]
+    @property
+    def step(self) -> int: ...
+
+
+def stream_of(key: str, sample: int, seed: int) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed} {sample} {key}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def noise(stream: tuple[int, int], step: int, count: int) -> np.ndarray:
+    """float32[count], uniform in (0, 1]; 1 stands for a token that is never drawn, once in 2^25 times."""
+    philox = np.random.Philox(key=np.asarray(stream, np.uint64), counter=np.asarray([0, 0, 0, step], np.uint64))
+    bits = philox.random_raw((count + 1) // 2).view(np.uint32)[:count]
+    return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+
+
+def choose(logits: Tensor, rows: Sequence[Drawn]) -> tuple[list[int], list[float]]:
+    """(token, its log-prob at temperature 1, before penalties and cuts) of each row of fp32 logits [R,V]."""
+    scores = adjusted(logits, rows)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    # Rows of one kind together
+    kinds: dict[Decode, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        kinds[replace(row.decode, seed=0, stop=(), max_tokens=1)].append(number)
+    for decode, numbers in kinds.items():
+        some = scores if len(numbers) == len(rows) else scores[torch.tensor(numbers, device=logits.device)]
+        if decode.temperature:
+            uniform = np.stack([noise(rows[n].stream, rows[n].step, logits.shape[1]) for n in numbers])
+            picked = race(cut(some / decode.temperature, decode), torch.from_numpy(uniform).to(logits.device))
+        else:
+            picked = some.argmax(-1)
+        tokens[torch.tensor(numbers, device=logits.device)] = picked
+    logps = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens.tolist(), logps.tolist()
+
+
+def adjusted(logits: Tensor, rows: Sequence[Drawn]) -> Tensor:
+    """Logits after repetition penalties, and -inf where a constraint says so."""
+    scores = logits
+    for number, row in enumerate(rows):
+        mask = row.allowed() if row.allowed else None
+        if row.decode.repetition_penalty == 1 and mask is None:
+            continue
+        if scores is logits:
+            scores = logits.clone()
+        if row.decode.repetition_penalty != 1:
+            scores[number] = penalised(scores[number], row.seen or (), row.decode.repetition_penalty)
+        if mask is not None:
+            scores[number].masked_fill_(~mask.to(scores.device), -torch.inf)
+    return scores
+
+
+def penalised(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """transformers' rule: what was seen is divided by the penalty where it is positive, else multiplied."""
+    index = torch.tensor(sorted(set(seen)), dtype=torch.int64, device=scores.device)
+    values = scores[index]
+    return scores.index_copy(0, index, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def cut(scores: Tensor, decode: Decode) -> Tensor:
+    """top-k, then top-p of what is left, then min-p: -inf for what is cut, in transformers' order."""
+    if 0 < decode.top_k < scores.shape[1]:
+        scores = scores.masked_fill(scores < scores.topk(decode.top_k).values[:, -1:], -torch.inf)
+    if decode.top_p < 1:
+        ordered, index = scores.sort(descending=False)
+        out = ordered.softmax(-1).cumsum(-1) <= 1 - decode.top_p
+        out[:, -1] = False
+        scores = scores.masked_fill(torch.zeros_like(out).scatter(1, index, out), -torch.inf)
+    if decode.min_p:
+        shares = scores.softmax(-1)
+        out = shares < decode.min_p * shares.amax(-1, keepdim=True)
+        scores = scores.masked_fill(out, -torch.inf)
+    return scores
+
+
+def race(scores: Tensor, uniform: Tensor) -> Tensor:
+    """int64[R]: the winner of each row. An exponential is -log(1 - u): small values, which decide, are exact."""
+    shares = (scores - scores.amax(-1, keepdim=True)).exp_()
+    return shares.div_(torch.log1p(uniform.neg_()).neg_()).argmax(-1)

@@ -1,0 +1,163 @@
+"""The local engine's greedy answers are transformers' generate, for every family, whatever else is asked."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from mmfast.engines.base import Decode, Picture, Request
+from mmfast.engines.local import Local
+from mmfast.models import Lora, load
+from mmfast.world import models as world
+from tests.engines.local_cases import (
+    SHAPES,
+    answered,
+    easy_ends,
+    model_folder,
+    picture,
+    question,
+    request,
+    requests,
+    twin,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(family: str) -> str:
+        if family not in made:
+            made[family] = model_folder(tmp_path_factory.mktemp("models"), family)
+        return str(made[family])
+
+    return folder
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_greedy_tokens_are_generates(folders, family):
+    engine = Local(folders(family))
+    rows = requests(family, 16)
+    easy_ends(engine, rows)
+    found = answered(engine, rows)
+    lengths = set()
+    for one in rows:
+        want = twin(engine, one)
+        assert found[one.key, 0][0] == want, one.key
+        lengths.add(len(want))
+    ended = [finish for _, _, finish in found.values()]
+    assert len(lengths) > 3 and {"stop", "length"} <= set(ended), (lengths, ended)
+    assert engine.scorer.shared == (family != "gemma3")
+
+
+def test_a_window_that_slides_over_image_prompt_and_answer(tmp_path):
+    tokenizer = world.tiny_tokenizer("llama")
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.1, sliding_window=7, eos_token_id=2,
+    )  # fmt: skip
+    world.save(tmp_path, MistralForCausalLM(config).eval(), tokenizer, None, None)
+    engine = Local(str(tmp_path))
+    rows = requests("llama", 8, max_tokens=50)
+    found = answered(engine, rows)
+    assert engine.scorer.shared
+    for one in rows:
+        assert found[one.key, 0][0] == twin(engine, one)
+
+
+def test_with_an_adapter(folders, tmp_path):
+    scorer = load(folders("llava"), dtype="float32", lora=Lora(r=4))
+    torch.manual_seed(3)
+    for name, p in scorer.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(p, std=0.3)
+    scorer.peft[0].save_pretrained(tmp_path / "adapter")
+    engine, base = Local(folders("llava"), adapter=str(tmp_path / "adapter")), Local(folders("llava"))
+    rows = requests("llava", 6, max_tokens=12)
+    found = answered(engine, rows)
+    assert all(found[one.key, 0][0] == twin(engine, one) for one in rows)
+    assert found != answered(base, rows)
+    assert engine.identity()["adapter"] and engine.identity()["weights"] == base.identity()["weights"]
+
+
+def test_a_small_budget_makes_rows_wait_and_changes_nothing(folders):
+    rows = requests("llava", 24, max_tokens=40)
+    large, small = Local(folders("llava")), Local(folders("llava"), tokens=420)
+    for engine in (large, small):
+        engine.ends = [*engine.ends, *range(100, 112)]
+    held = []
+    from mmfast.engines import decoding
+
+    class Watched(decoding.Decoding):
+        def step(self):
+            done = super().step()
+            held.append((self.held, len(self.rows)))
+            return done
+
+    want = answered(large, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmfast.engines.local.Decoding", Watched)
+        found = answered(small, rows)
+    assert {key: value[0] for key, value in found.items()} == {key: value[0] for key, value in want.items()}
+    assert max(tokens for tokens, _ in held) <= 420 and max(count for _, count in held) < 24
+    assert small.counts["steps"] > 2 * large.counts["steps"]
+
+
+def test_every_distinct_token_is_computed_once(folders):
+    """An image and the beginning of the prompt once for all questions and samples; ended rows leave at once."""
+    engine = Local(folders("llava"))
+    generator, image = random.Random(0), picture(0)
+    settings = Decode(temperature=1.0, max_tokens=20)
+    rows = [request(f"{n}", question(generator), image, n=4, decode=settings) for n in range(5)]
+    found = answered(engine, rows)
+    prompts = [engine.prompts.read(one).ids for one in rows]
+    trie = {tuple(ids[:k]) for ids in prompts for k in range(1, len(ids) + 1)}
+    assert engine.counts["prefilled"] == len(trie) + engine.prompts.infos[image.id].tokens - 1
+    assert engine.counts["rows"] == sum(len(tokens) - 1 for tokens, _, _ in found.values())
+
+
+def test_inside_a_training_process_the_model_is_left_as_it_was(folders):
+    scorer = load(folders("llava"), dtype="float32", freeze=())
+    scorer.train()
+    engine = Local(folders("llava"), scorer=scorer)
+    rows = requests("llava", 4, max_tokens=6)
+    replies = engine.answer(rows)
+    next(replies)
+    assert scorer.training and scorer.model.training and torch.is_grad_enabled()
+    list(replies)
+    assert all(p.requires_grad for p in scorer.model.parameters() if p.is_floating_point())
+    assert answered(engine, rows) == answered(Local(folders("llava")), rows)
+
+
+def test_the_answer_changes_with_the_image(folders):
+    engine = Local(folders("llava"))
+    rows = [request(f"{n}", "what is the picture", picture(n), decode=Decode(max_tokens=20)) for n in range(4)]
+    assert len({tuple(tokens) for tokens, _, _ in answered(engine, rows).values()}) > 1
+
+
+def test_what_is_wrong_with_a_request_is_its_own(folders):
+    engine = Local(folders("llava"), tokens=2000)
+    good = request("good", "what is it", picture(0), decode=Decode(max_tokens=4))
+    bad = {
+        "broken": request("broken", "what", Picture("broken.png", b"no picture")),
+        "missing": request("missing", "what", Picture("/nowhere.png")),
+        "long": request("long", "red " * 5000, picture(0)),
+        "large": request("large", "what is it", picture(0), decode=Decode(max_tokens=4000)),
+        "images": Request(key="images", messages=good.messages, images=()),
+        "system": Request(key="system", messages=({"role": "nobody", "content": "a"}, *good.messages[:0],
+                          {"role": "user", "content": [{"type": "image"}]}), images=()),
+    }  # fmt: skip
+    replies = {reply.key: reply for reply in engine.answer([good, *bad.values()])}
+    assert replies["good"].error == "" and replies["good"].tokens
+    assert all(replies[name].finish == "error" for name in bad)
+    for name, told in {
+        "broken": "broken.png: an image cannot be decoded", "missing": "/nowhere.png: No such file", "long":
+        "tokens, the model's window is 4096", "large": "the budget is 2000", "images": "1 image tokens for 0 images",
+    }.items():  # fmt: skip
+        assert told in replies[name].error
+    with pytest.raises(ValueError, match="tokens = -1"):
+        Local(folders("llava"), tokens=-1)

@@ -1,0 +1,93 @@
+"""Log-probs of answers and of labels are the plain forward's."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from mmfast.engines.base import Decode, Request
+from mmfast.engines.local import Local
+from tests.engines.local_cases import SHAPES, answered, model_folder, picture, plain_inputs, question, request, requests
+
+LABELS = ("yes", "no", "Yes", "two red circles", "two red stars and a blue one", "zebra?")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(family: str) -> str:
+        if family not in made:
+            made[family] = model_folder(tmp_path_factory.mktemp("models"), family)
+        return str(made[family])
+
+    return folder
+
+
+@torch.no_grad()
+def plain_logp(engine: Local, one: Request, ids: list[int]) -> float:
+    """Of ids that follow the prompt, from one plain forward."""
+    inputs = plain_inputs(engine, one, ids)
+    with engine.scorer.generating() as model:
+        logits = model(**inputs, use_cache=False).logits[0].double()
+    rows = logits[-len(ids) - 1 : -1].log_softmax(-1)
+    return float(rows.gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_labels_have_the_plain_forwards_log_probs(folders, family):
+    """Many labels of many questions on some images, most in one pack; nothing is decoded."""
+    engine, generator = Local(folders(family)), random.Random(0)
+    shown = (lambda n: ()) if family == "llama" else (lambda n: (picture(n // 4),))
+    rows = [request(f"{n}", question(generator), *shown(n), n=0, labels=LABELS) for n in range(12)]
+    replies = {reply.key: reply for reply in engine.answer(rows)}
+    assert engine.counts["steps"] == 0 and len(replies) == 12
+    for one in rows:
+        reply, prompt = replies[one.key], engine.prompts.read(one)
+        assert list(reply.labels) == list(LABELS) and reply.text == "" and reply.tokens == 0
+        assert len(prompt.labels["two red circles"]) > 1
+        for label, ids in prompt.labels.items():
+            assert abs(reply.labels[label] - plain_logp(engine, one, ids)) < 1e-5 * len(ids), (one.key, label)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_an_answers_log_prob_is_the_plain_forwards(folders, family):
+    engine = Local(folders(family))
+    rows = requests(family, 6, temperature=1.2, top_k=20, repetition_penalty=1.1)
+    found = answered(engine, rows)
+    judged = [one for one in rows if engine.prompts.image_id not in found[one.key, 0][0]]  # or it reads an image there
+    assert len(judged) > 3
+    for one in judged:
+        tokens, logp, _ = found[one.key, 0]
+        assert abs(logp - plain_logp(engine, one, tokens)) < 1e-5 * len(tokens)
+
+
+def test_a_request_for_answers_and_labels_has_both(folders):
+    engine = Local(folders("llava"))
+    ask = request("a", "is it red", picture(0), n=3, labels=("yes", "no"), decode=Decode(temperature=1.0, max_tokens=5))
+    replies = list(engine.answer([ask]))
+    alone = next(iter(engine.answer([request("b", "is it red", picture(0), n=0, labels=("yes", "no"))])))
+    assert [reply.sample for reply in sorted(replies, key=lambda r: r.sample)] == [0, 1, 2]
+    for reply in replies:
+        assert reply.tokens and reply.labels == pytest.approx(alone.labels, abs=1e-5)
+
+
+def test_a_label_is_what_the_template_would_write(folders):
+    """Behind "ASSISTANT:" the model writes " yes"; behind ChatML's line break "yes"."""
+    for family, written in (("llava", " yes"), ("qwen2_vl", "yes")):
+        prompts = Local(folders(family)).prompts
+        ask = request("a", "is it red", picture(0), n=0, labels=("yes",))
+        prompt = prompts.read(ask)
+        assert prompts.tokenizer.hf.decode(prompt.labels["yes"]) == written and prompt.lead + "yes" == written
+        begun = Request(key="b", messages=(*ask.messages, {"role": "assistant", "content": "I say"}), images=ask.images,
+                        n=0, labels=(" yes",))  # fmt: skip
+        assert prompts.tokenizer.hf.decode(prompts.read(begun).labels[" yes"]) == " yes"
+
+
+def test_a_label_that_says_nothing_is_refused(folders):
+    engine = Local(folders("llava"))
+    replies = list(engine.answer([request("a", "is it red", picture(0), n=0, labels=("yes", "")), request(
+        "b", "is it red", picture(0), n=0, labels=("no",))]))  # fmt: skip
+    assert {reply.key: bool(reply.error) for reply in replies} == {"a": True, "b": False}
