@@ -80,7 +80,7 @@ def generate(
     from mmfast.engines.generate import generate as run
     from mmfast.job.runtime import join
 
-    runtime = join()
+    runtime, made = join(), None
     try:
         make = maker(engine)
         honoured(plan.needs, make, engine)  # before weights are read, where the kind of engine tells it
@@ -95,10 +95,13 @@ def generate(
         print(f"\nstopped: what was answered stands in {out}; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
+        if close := getattr(made, "close", None):
+            close()
         runtime.close()
     # What became of it
     if runtime.main:
-        typer.echo(f"{out}: " + "; ".join(tally.lines()))
+        usage = getattr(made, "usage", None)
+        typer.echo(f"{out}: " + "; ".join(tally.lines() + ([usage.told()] if usage else [])))
         if tally.failed:
             typer.echo(f"failed, with the reasons: {out / 'failed.jsonl'}; the same command tries them again")
     raise typer.Exit(1 if tally.share > allow else 0)

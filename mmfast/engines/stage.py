@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,15 @@ def run(
     runtime.barrier()  # nobody writes before all have read
     work = _Work(stage, engine, runtime, standing, debug, follow)
     # Ask
-    try:
-        for reply in engine.answer(work.requests()):
+    with ExitStack() as ends:
+        ends.callback(work.failed.close)
+        ends.callback(work.rows.close)
+        replies = engine.answer(work.requests())
+        if isinstance(replies, Generator):  # where this stops early, so does what it has begun
+            ends.callback(replies.close)
+        for reply in replies:
             work.take(reply)
         work.finish()
-    finally:
-        work.rows.close()
-        work.failed.close()
     # Count, all ranks together
     parts = runtime.gather((work.counts, work.failures))
     return runtime.from_main(lambda: _end(stage, [p[0] for p in parts], [f for p in parts for f in p[1]], allow))
@@ -230,6 +233,8 @@ class _Work:
     def _told(self) -> None:
         speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
         notes = [f"{speed:.0f} tokens/s"] * bool(self.tokens) + [f"{len(self.failures)} failed"] * bool(self.failures)
+        if usage := getattr(self.engine, "usage", None):  # a server's calls and costs
+            notes.append(usage.told())
         self.follow(len(self.waiting), ", ".join(notes))
 
 
