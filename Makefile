@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -76,6 +76,10 @@ install-check:
 PYTHONS ?= python3.12 python3.13
 pythons:
 	for python in $(PYTHONS); do TORCH="$(TORCH)" PIP_NO_CACHE_DIR=1 .ci/install-check $$python || exit 1; done
+
+# The server engine against a real vLLM on this CPU, in a venv of its own (build/vllm, 3 GB, minutes). Not in CI.
+vllm: setup
+	OMP_NUM_THREADS=1 $(PY) -m bench.vllm --venv build/vllm
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

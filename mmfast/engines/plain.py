@@ -156,7 +156,7 @@ class Plain:
         return Reply(
             key=request.key,
             sample=sample,
-            text=text.removeprefix(prompt.lead),
+            text=text if request.messages[-1]["role"] == "assistant" else text.strip(),  # the template sets blanks
             tokens=steps,
             logp=sum(logps),
             finish="stop" if ended else "length",

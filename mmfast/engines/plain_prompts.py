@@ -35,7 +35,6 @@ ANY = "a"  # an answer that stands for any: the tokens before it are the prompt'
 class Prompt:
     ids: list[int]  # with each image's slots written out
     inputs: dict[str, Tensor]  # what the forward takes beside them
-    lead: str = ""  # what the template writes between the prompt and an answer: it is no part of the answer
 
 
 class Prompts(Protocol):
@@ -73,9 +72,7 @@ class Rendered:
         if branch.images:
             loaded = {picture.id: picture for picture in request.images}
             pixels = self.images.collate([self.images.load(loaded[name].data) for name in branch.images])
-        said = self.tokenizer.decode(branch.ids[branch.spans[-1][0] :].tolist())
-        lead = "" if _beginning(request) else said[: len(said) - len(said.lstrip())]
-        return Prompt(ids[: starts[start]], dict(pixels), lead)
+        return Prompt(ids[: starts[start]], dict(pixels))
 
     def label(self, request: Request, prompt: Prompt, label: str) -> list[int]:
         branch, start = self._branch(request, self._infos(request.images), label)
@@ -148,7 +145,7 @@ class Processed:
         inputs = dict(self.processor(images=images, text=text, return_tensors="pt"))
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
-        return Prompt(ids, inputs, " " if self.starts is None else "")
+        return Prompt(ids, inputs)
 
     def label(self, request: Request, prompt: Prompt, label: str) -> list[int]:
         def encoded(text: str) -> list[int]:

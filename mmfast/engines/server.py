@@ -197,9 +197,9 @@ class Server:
         shown = getattr(choice.logprobs, "content", None) or []
         logp = sum(entry.logprob for entry in shown) if shown and not places else None
         text = unwrapped(text[: min(places)] if places else text, request.constraint, self._spelling(request))
-        begins = request.messages[-1]["role"] != "assistant"  # what follows a prompt may start with a blank
+        text = text if request.messages[-1]["role"] == "assistant" else text.strip()  # the template sets blanks
         finish: Finish = "length" if choice.finish_reason == "length" and not places else "stop"
-        return Reply(**named, text=text.removeprefix(" ") if begins else text, logp=logp, finish=finish)
+        return Reply(**named, text=text, logp=logp, finish=finish)
 
     def _spelling(self, request: Request) -> str:
         return "" if request.constraint is None else getattr(self.honours, kind_of(request.constraint))
