@@ -71,6 +71,8 @@ class Local:
             raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
         if self.sharded and scorer is not None and not scorer.shared:
             raise ValueError(f"the scorer is spread over ranks, and cannot share prefixes ({scorer.why_unshared})")
+        if scorer is not None and not scorer.tower_loaded:
+            raise ValueError("the scorer reads cached vision features (model.cache_vision): it cannot see new images")
         if tokens < 0:
             raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
         self.model, self.adapter, self.runtime = model, adapter, runtime
@@ -107,7 +109,7 @@ class Local:
             "dtype": str(self.scorer.dtype).removeprefix("torch."),
             "template": prompts.template.key,
             "tokenizer": prompts.tokenizer.digest,
-            "images": prompts.processor.digest() if prompts.processor else "",
+            "processor": prompts.processor.digest() if prompts.processor else "",
         }
 
     def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:

@@ -12,7 +12,7 @@ from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
 from mmfast.models import Lora, load
 from mmfast.world import models as world
-from tests.engines.local_cases import (
+from tests.make.local_cases import (
     SHAPES,
     answered,
     easy_ends,

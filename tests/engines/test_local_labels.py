@@ -9,7 +9,7 @@ import torch
 
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
-from tests.engines.local_cases import SHAPES, answered, model_folder, picture, plain_inputs, question, request, requests
+from tests.make.local_cases import SHAPES, answered, model_folder, picture, plain_inputs, question, request, requests
 
 LABELS = ("yes", "no", "Yes", "two red circles", "two red stars and a blue one", "zebra?")
 
