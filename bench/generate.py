@@ -5,7 +5,8 @@ python -m bench.generate [--quick] [--write]
 A 64M model with 576 image tokens, 64 new tokens an answer, greedy or drawn, one thread, peers interleaved. Per answer:
 one row at a time, the best padded batch of transformers, the engine on one image and on four. Then the bars: prefill
 against the trainer's forward of the same pack; a decode step against the larger of its weights' bytes over the measured
-copy bandwidth and its GEMMs alone, beside the time of its own attention.
+copy bandwidth and its GEMMs alone, beside the time of its own attention. Ratios stand in processor time too, which a
+loaded machine distorts less.
 """
 
 from __future__ import annotations
@@ -114,10 +115,15 @@ def answers(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
     for shape, peers in shapes.items():
         times = interleave({name: run for name, (run, _) in peers.items()}, repeats)
         each = {name: min(seconds) / peers[name][1] for name, seconds in times.items()}
-        row, batch = (each[f"transformers, {how}"] for how in ("a row at a time", "one batch"))
+        busy = {name: min(seconds.processor) / peers[name][1] for name, seconds in times.items()}
+        row, batch = (f"transformers, {how}" for how in ("a row at a time", "one batch"))
         for name, seconds in times.items():
-            yield {"op": "generate", "shape": shape, "peer": name, **summary(seconds), "s_an_answer": each[name],
-                   "times_row": row / each[name], "times_batch": batch / each[name]}  # fmt: skip
+            yield {
+                "op": "generate", "shape": shape, "peer": name, **summary(seconds),
+                "s_an_answer": each[name], "times_row": each[row] / each[name], "times_batch": each[batch] / each[name],
+                "processor_s_an_answer": busy[name], "processor_times_row": busy[row] / busy[name],
+                "processor_times_batch": busy[batch] / busy[name],
+            }  # fmt: skip
 
 
 def prefills(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
@@ -165,7 +171,8 @@ def steps(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
                 for module, x in zip(linears, inputs, strict=True):
                     module(x)
 
-            peers: dict[str, Callable[[], Any]] = {"gemms": gemms, "copy": lambda: target.copy_(source), "step": run.step}
+            peers: dict[str, Callable[[], Any]] = {"gemms": gemms, "step": run.step}
+            peers["copy"] = lambda: target.copy_(source)
             times = interleave(peers, 10 * repeats)
         attention = attention[len(attention) // (10 * repeats + 1) :]  # without the warm-up
         layers = len(attention) // len(times["step"])

@@ -57,7 +57,7 @@ class Grammar:
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
         mask = mask.flatten().bool()[: self.vocabulary]
         mask = torch.nn.functional.pad(mask, (0, self.vocabulary - len(mask)))
-        if self.matcher.is_accepting():
+        if self.matcher.is_accepting() or not bool(mask.any()):
             mask[self.ends] = True
         return mask
 

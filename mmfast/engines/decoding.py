@@ -17,7 +17,7 @@ from torch import Tensor
 from mmfast.engines.base import Decode, Finish
 from mmfast.engines.beams import Beam, Beams, inherit
 from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step
-from mmfast.engines.prefill import Prefilled
+from mmfast.engines.prefill import Node, Prefilled
 from mmfast.engines.sampling import choose, stream_of
 from mmfast.models.attention import Tree, attention
 from mmfast.models.scorer import Scorer, idle
@@ -146,9 +146,10 @@ class Decoding:
 
     def _admit(self) -> None:
         hidden = [] if self.hidden is None else [self.hidden]
-        while self.waiting and len(self.rows) + self.waiting[0].decode.beams <= ROWS:
+        while self.waiting:
             answer = self.waiting[0]
-            if self.rows and not self.fits(answer.reserved * PAGE):
+            full = len(self.rows) + answer.decode.beams > ROWS or not self.fits(answer.reserved * PAGE)
+            if full and self.rows:
                 break
             self.waiting.popleft()
             self.reserved += answer.reserved
@@ -322,8 +323,11 @@ class Decoding:
         """Nodes that nobody needs any more leave their stacks, and pages move to the front of the pool, once half of
         what a step would read is of no use."""
         assert self.pages is not None
-        for stack in self.stacks:
-            nodes = {n.place: n for a in (*self.rows, *self.waiting) for n in a.of.nodes if n.stack is stack}
+        needed: dict[Stack, dict[int, Node]] = {}
+        for answer in (*self.rows, *self.waiting):
+            for node in answer.of.nodes:
+                needed.setdefault(node.stack, {})[node.place] = node
+        for stack, nodes in needed.items():
             if len(nodes) > len(stack.lengths) / 2:
                 continue
             index = torch.tensor(sorted(nodes), device=self.device)

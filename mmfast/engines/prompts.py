@@ -29,7 +29,7 @@ class Prompt:
     ids: list[int]  # an image is one placeholder
     images: tuple[str, ...]
     slots: int  # its length, images expanded
-    lead: str  # what the template writes between the prompt and an answer
+    lead: str = ""  # what the template writes between the prompt and an answer; where there is a constraint
     labels: dict[str, list[int]] = field(default_factory=dict)  # the ids of each label, as the prompt's continuation
     choices: list[list[int]] = field(default_factory=list)  # of a choice constraint
 
@@ -62,7 +62,7 @@ class Prompts:
     def read(self, request: Request) -> Prompt:
         """Raises ValueError (BadRow) where the model cannot read it."""
         # The text and its ids
-        text, lead = self._text(request, "")
+        text, _ = self._text(request, "")
         ids = self._with_bos(self.tokenizer.encode(text).ids)
         if request.messages[-1]["role"] == "assistant":  # the prompt's own tokens stay as they are
             opening, _ = self._masked(request.messages[:-1], None)
@@ -76,13 +76,15 @@ class Prompts:
         if self.window and slots >= self.window:
             raise BadRow("too-long", f"the prompt has {slots} tokens, the model's window is {self.window}")
         # What may follow it
-        prompt = Prompt(request, ids, tuple(info.id for info in shown), slots, lead)
+        prompt = Prompt(request, ids, tuple(info.id for info in shown), slots)
         prompt.labels = {label: self._continuation(request, text, label) for label in dict.fromkeys(request.labels)}
         longest = max(map(len, prompt.labels.values()), default=0)
         if self.window and slots + longest > self.window:
             raise BadRow("too-long", f"prompt and label: {slots + longest} tokens, the model's window is {self.window}")
         if request.constraint is not None:
             prompt.choices = [self._continuation(request, text, one) for one in request.constraint.choice]
+            if request.messages[-1]["role"] != "assistant":
+                prompt.lead = self._lead(self.template.messages_masked(request.messages)[0])
         return prompt
 
     def load_images(self, ids: Sequence[str], *, prepared: bool = True) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ class Prompts:
     # text
 
     def _text(self, request: Request, more: str) -> tuple[str, str]:
-        """(The prompt's text, the beginning of an answer and `more` of it included; what leads to an answer.)"""
+        """(The prompt's text, the beginning of an answer and `more` of it included; what leads to that beginning.)"""
         *before, last = request.messages
         if last["role"] == "assistant":
             return self._masked(before, text_of(last) + more)
@@ -104,7 +106,7 @@ class Prompts:
         whole = [*messages, *([] if answer is None else [{"role": "assistant", "content": answer}])]
         masked, _ = self.template.messages_masked(whole)
         if answer is None:
-            return self.template.opening(masked), self._lead(masked)
+            return self.template.opening(masked), ""
         content = text_of(masked[-1])
         opening = self.template.opening(masked[:-1])
         if not content:

@@ -12,7 +12,7 @@ from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
 from mmfast.models import Lora, load
 from mmfast.world import models as world
-from tests.engines.local_cases import (
+from tests.make.local_cases import (
     SHAPES,
     answered,
     easy_ends,
@@ -131,6 +131,26 @@ def test_inside_a_training_process_the_model_is_left_as_it_was(folders):
     list(replies)
     assert all(p.requires_grad for p in scorer.model.parameters() if p.is_floating_point())
     assert answered(engine, rows) == answered(Local(folders("llava")), rows)
+
+
+def test_rows_whose_bits_depend_on_their_mates_are_told_of(folders, capsys, monkeypatch):
+    assert Local(folders("llava")).steady and "nearly tie" not in capsys.readouterr().err
+    monkeypatch.setattr(torch, "equal", lambda a, b: False)
+    assert not Local(folders("llava")).steady and "nearly tie" in capsys.readouterr().err
+
+
+def test_half_precision_answers_too(folders):
+    """Not to the bit, but most tokens are fp32's."""
+    rows = requests("llava", 6, max_tokens=12)
+    half, full = answered(Local(folders("llava"), dtype="bfloat16"), rows), answered(Local(folders("llava")), rows)
+    same = sum(a == b for key in full for a, b in zip(half[key][0], full[key][0], strict=False))
+    assert same > 0.5 * sum(len(tokens) for tokens, _, _ in full.values())
+
+
+def test_a_text_only_model_refuses_images_by_name(folders):
+    engine = Local(folders("llama"))
+    reply = next(iter(engine.answer([request("a", "what", picture(0))])))
+    assert "has no images" in reply.error and "images" not in engine.can
 
 
 def test_the_answer_changes_with_the_image(folders):

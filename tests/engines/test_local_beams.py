@@ -8,8 +8,8 @@ import pytest
 
 from mmfast.engines.base import Decode
 from mmfast.engines.local import Local
-from tests.engines.local_cases import SHAPES, answered, easy_ends, model_folder, picture, question, request, twin
 from tests.engines.test_local_labels import plain_logp
+from tests.make.local_cases import SHAPES, answered, easy_ends, model_folder, picture, question, request, twin
 
 
 @pytest.mark.parametrize("family", SHAPES)

@@ -11,7 +11,7 @@ import pytest
 
 from mmfast.engines.base import Constraint, Decode, Request
 from mmfast.engines.local import Local
-from tests.engines.local_cases import answered, model_folder, picture, request
+from tests.make.local_cases import answered, model_folder, picture, request
 
 SCHEMA = {
     "type": "object",

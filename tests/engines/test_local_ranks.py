@@ -15,7 +15,7 @@ from mmfast.engines.local import Local
 from mmfast.job.runtime import Runtime
 from mmfast.models import Parallel, load, make_mesh, parallelize
 from mmfast.packing import build_pack
-from tests.engines.local_cases import answered, model_folder, requests
+from tests.make.local_cases import answered, model_folder, requests
 from tests.make.model_cases import Case
 from tests.make.rank_processes import run_ranks
 

@@ -20,7 +20,7 @@ from transformers import (
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.engines.sampling import choose, cut, noise, penalised, stream_of
-from tests.engines.local_cases import answered, model_folder, picture, question, request, twin
+from tests.make.local_cases import answered, model_folder, picture, question, request, twin
 
 
 @pytest.fixture(scope="module")
