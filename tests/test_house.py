@@ -24,6 +24,7 @@ FLOORS = {
     "training": "training",
     "feedback and evals": "feedback evals",
     "reference and engines": "reference engines",
+    "engines": 4576,  # 4358
     "job": "job",
     "models": "models",
     "packing and world": "packing world",
@@ -60,7 +61,9 @@ BUDGETS: dict[str, int] = {
     "csrc": 3350,  # 3190
 }
 # What a room was given beyond that: lines and the reason, which every run of these tests prints.
-RAISES: dict[str, list[tuple[int, str]]] = {}
+RAISES: dict[str, list[tuple[int, str]]] = {
+    "cli": [(155, "mmfast generate, a command of its own with some twenty options")],
+}
 # setup.py and CMake; the package as a whole, and what stands beside it
 ABOUT_ALL = ("test_build.py", "test_house.py", "test_architecture.py", "test_examples.py")
 LONGEST = 420  # lines of a file

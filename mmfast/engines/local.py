@@ -66,6 +66,7 @@ class Local:
         runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
                    with none, and reads it to the end
         """
+        # Refuse what it could not answer with
         self.sharded = scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules())
         if self.sharded and runtime is None:
             raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
@@ -75,6 +76,7 @@ class Local:
             raise ValueError("the scorer reads cached vision features (model.cache_vision): it cannot see new images")
         if tokens < 0:
             raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
+        # Model, prompts, constraints, memory
         self.model, self.adapter, self.runtime = model, adapter, runtime
         self.live = scorer is not None
         self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)

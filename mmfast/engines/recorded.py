@@ -54,7 +54,9 @@ class Recorded:
                 if "engine" in row:
                     self.engines[row["engine"]] = row
                 else:
-                    self.replies.setdefault(row["asked"], Reply(**row["reply"]))
+                    self.replies.setdefault(
+                        row["asked"], Reply(**row["reply"] | {"bounded": tuple(row["reply"].get("bounded", ()))})
+                    )
             except (KeyError, TypeError):
                 raise ValueError(f"{self.path} line {number} is no recorded reply: remove this line") from None
 
