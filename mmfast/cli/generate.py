@@ -45,7 +45,9 @@ def generate(
     concurrency: Annotated[int, typer.Option(help="Requests at once (servers); 0: 16.", min=0)] = 0,
     noise: Annotated[float, typer.Option(help="Probability of a wrong answer (world).")] = 0.0,
     preset: Annotated[str, typer.Option(help="sima, mllm_dpo, dgpref or rlaifv: how these draw their answers.")] = "",
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Samples of each prompt; default: 1.", min=1)] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", help="Samples of each prompt; default: 1. Under torchrun: -n.", min=1)
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0: greedy (the default).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: 1.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0: off (the default).")] = None,

@@ -279,9 +279,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield at, row
 
 
-def rows(folder: Path) -> Iterator[dict[str, Any]]:
+def rows(folder: str | Path) -> Iterator[dict[str, Any]]:
     """Every row once, in the order of the input. Held in memory is only where each stands."""
     order: dict[str, tuple[tuple, int, int]] = {}
+    folder = Path(folder)
     files = shards(folder)
     if not files and not (folder / MANIFEST).exists():
         raise ValueError(f"{folder} is no folder of rows: it has no {MANIFEST}")
