@@ -46,7 +46,7 @@ def generate(
     noise: Annotated[float, typer.Option(help="Probability of a wrong answer (world).")] = 0.0,
     preset: Annotated[str, typer.Option(help="sima, mllm_dpo, dgpref or rlaifv: how these draw their answers.")] = "",
     n: Annotated[
-        int | None, typer.Option("--n", "-n", help="Samples of each prompt; default: 1. Under torchrun: -n.", min=1)
+        int | None, typer.Option("--n", "-n", help="Samples of a prompt; default: 1 (torchrun: -n).", min=1)
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0: greedy (the default).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: 1.")] = None,
