@@ -79,6 +79,7 @@ def generate(
     options = taken(engine, given | {"--noise": noise})
     plan = planned(preset, **{FIELDS.get(k, k): v for k, v in drawn.items() if v is not None})
     # Open, answer, count
+    from mmfast.engines.generate import check_input
     from mmfast.engines.generate import generate as run
     from mmfast.job.runtime import join
 
@@ -86,6 +87,8 @@ def generate(
     try:
         make = maker(engine)
         honoured(plan.needs, make, engine)  # before weights are read, where the kind of engine tells it
+        check_input(file, out, plan, format=format)
+        runtime.hold(out, "--out")
         made = opened(make, engine, model, options, runtime)
         honoured(plan.needs, made, engine)
         tally = run(file, out, made, plan, runtime, format=format, images=images, limit=limit, debug=debug, allow=allow)

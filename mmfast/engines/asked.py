@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.read import Row, data_files, iterate
-from mmfast.data.formats.base import Format, record_id
+from mmfast.data.formats.base import LABEL, Format, record_id
 from mmfast.data.formats.known import FORMATS, format_of, read_row
 from mmfast.data.formats.messages import from_value
 from mmfast.data.images.decode import image_id
@@ -50,6 +50,7 @@ def read_asked(path: Path, name: str = "auto", *, limit: int = 0, only_images: b
         try:
             if isinstance(row.value, BadRow):
                 raise row.value
+            row = _without_verdict(row)
             if name == PROMPTS or (name == "auto" and _has_no_answer(row.value)):
                 records: Iterator[Record] = read_row(FORMATS["trl"], _answerable(row, only_images), {})
             else:
@@ -59,6 +60,12 @@ def read_asked(path: Path, name: str = "auto", *, limit: int = 0, only_images: b
                 yield from _asked(number, record)
         except BadRow as error:
             yield Asked(row=number, source=row.source, problem=str(error))
+
+
+def _without_verdict(row: Row) -> Row:
+    """Whether an answer was good (a boolean label: KTO's rows) does not matter to who asks anew; it stays in meta."""
+    told = {name: str(row.value[name]) for name in LABEL if isinstance(row.value.get(name), bool)}
+    return Row(row.file, row.number, row.value | told) if told else row
 
 
 def _has_no_answer(value: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from mmfast.engines import stage
 from mmfast.engines.asked import Asked, Pictures, count_rows, read_asked, worded
 from mmfast.engines.base import Engine, Reply, Request, canonical, key_of
 from mmfast.engines.presets import Draw, Plan
-from mmfast.engines.stage import Item, Owned, Stage, Tally
+from mmfast.engines.stage import Item, Owned, Stage, Tally, compare
 from mmfast.job.runtime import Runtime
 from mmfast.progress import Parts
 
@@ -38,12 +38,13 @@ def generate(
 ) -> Tally:
     """Answer the prompts of `source` into `out`. `images`: the root of relative image paths, beside the file by
     default; `limit`: how many rows of the input are read (0: all)."""
-    # What is read, by what it is answered
-    _apart(source, out)
+    # What is read, by what it is answered: the same on every rank
+    check_input(source, out, plan, format=format)
     asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
-    if next(read_asked(source, format, **asking), None) is None:
-        raise ValueError(f"{source} holds no row")
-    identity = engine.identity()
+    identity, *others = runtime.gather(engine.identity())
+    for rank, other in enumerate(others, 1):
+        if told := compare(identity, other):
+            raise ValueError(f"rank {rank} has another engine than rank 0: {'; '.join(told)}")
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
     reader = _Reader(plan, digest, Pictures(root, out))
@@ -67,11 +68,13 @@ def generate(
         )
 
 
-def _apart(source: Path, out: Path) -> None:
-    """What is read is not what is written."""
+def check_input(source: Path, out: Path, plan: Plan, *, format: str = "auto") -> None:
+    """Raises where nothing can be read or the input lies in the output: it needs no engine."""
     home = out.resolve()
     if any(home in file.resolve().parents for file in data_files(source)):
         raise ValueError(f"--out {out} holds the input {source}: name another folder")
+    if next(read_asked(source, format, only_images=bool(plan.wordings)), None) is None:
+        raise ValueError(f"{source} holds no row")
 
 
 class _Reader:

@@ -93,10 +93,12 @@ class Runtime:
             dist.destroy_process_group()
 
     def hold(self, folder: Path, named: str = "output_dir") -> None:
-        """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it."""
+        """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it. Held
+        already, it stays held."""
 
         def lock() -> None:
-            self.lock = Lock(folder, named)
+            if self.lock is None or self.lock.folder != folder:
+                self.lock = Lock(folder, named)
 
         self.from_main(lock)
 

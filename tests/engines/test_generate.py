@@ -71,6 +71,11 @@ def test_a_system_message_and_earlier_turns_are_kept(rows):
     assert one.messages[1]["content"][0] == {"type": "image"} and one.id == "p:0"
 
 
+def test_a_judged_answer_is_asked_anew(rows):
+    (one,) = asked(rows("p.jsonl", [{"prompt": "Why?", "completion": "So.", "label": False}]))
+    assert not one.problem and one.meta == {"label": "False", "reference": "So."}
+
+
 def test_images_come_in_the_order_of_their_parts(rows):
     parts = [{"type": "image", "index": 1}, {"type": "text", "text": "and"}, {"type": "image", "index": 0}]
     (one,) = asked(rows("p.jsonl", [{"images": ["x", "y"], "prompt": [{"role": "user", "content": parts}]}]))

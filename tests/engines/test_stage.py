@@ -187,6 +187,19 @@ def test_the_input_may_grow_at_its_end_and_not_move(made):
     assert answers(source, out).left == 6  # of the line that went and of the one at the end
 
 
+def other_on_rank_1(*arguments):
+    answers(*arguments, Fake(name=f"engine of rank {os.environ['RANK']}"))
+
+
+def test_ranks_whose_engines_differ_are_refused(made, tmp_path):
+    source, _, _ = made
+    with pytest.raises(
+        AssertionError, match='rank 1 has another engine than rank 0: engine was "engine of rank 0" and is "engine of'
+    ):
+        run_ranks(2, tmp_path, other_on_rank_1, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_start_at_a_time(made):
     source, out, _ = made
     lock = Lock(out)
