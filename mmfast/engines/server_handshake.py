@@ -213,8 +213,8 @@ class Handshake:
         return text.rstrip() == greedy[: greedy.index(words[-1])].rstrip()
 
     async def _continues(self, greedy: str) -> bool:
-        """Where the server tells tokens, the prompt grows by those of the answer's beginning and no more; else, with its
-        first words given, the greedy answer goes on as before and does not begin anew."""
+        """Where the server tells tokens, the prompt grows by those of the answer's beginning and no more; else, with
+        its first words given, the greedy answer goes on as before and does not begin anew."""
         words = greedy.split()
         half = len(words) // 2
         start, rest = " ".join(words[:half]) or "yes", " ".join(words[half:])
