@@ -110,6 +110,11 @@ def answers(engine: Any, requests: list[Request]) -> tuple[dict[tuple[str, int],
     return found, time.perf_counter() - began
 
 
+def spelt(text: str) -> str:
+    """Without the bytes that are no characters, which a random model writes and each decoder shows in its way."""
+    return re.sub(r"[^ -~]", "", text)
+
+
 def compared(server: Server, plain: Plain, pictures: int) -> dict[str, Any]:
     """What the plain engine says too, and what only a server can get wrong."""
     # Greedy texts and label log-probs, beside the plain engine's
@@ -120,9 +125,10 @@ def compared(server: Server, plain: Plain, pictures: int) -> dict[str, Any]:
     ]
     there, seconds = answers(server, requests)
     here, plain_seconds = answers(plain, requests)
+    whole = here["0", 0].text
     gaps = [abs(there[k].labels[label] - here[k].labels[label]) for k in there for label in there[k].labels]
     row: dict[str, Any] = {
-        "greedy_equal": sum(there[k].text == here[k].text for k in there),
+        "greedy_equal": sum(spelt(there[k].text) == spelt(here[k].text) for k in there),
         "greedy_of": len(there),
         "label_gap": max(gaps, default=None),
         "logp_gap": max((abs(there[k].logp - here[k].logp) for k in there if there[k].logp is not None), default=None),
@@ -135,16 +141,20 @@ def compared(server: Server, plain: Plain, pictures: int) -> dict[str, Any]:
     drawn = [ask(QUESTION, picture(i), key=f"drawn {i}", n=4, decode=warm) for i in range(4)]
     first, alone = answers(server, drawn)[0], [answers(server, [request])[0] for request in drawn]
     again = {key: reply for found in alone for key, reply in found.items()}
+    begun = [ask(QUESTION, picture(i), key=f"{i}", decode=decode, begins="two red stars") for i in range(4)]
+    if "prefix" in server.can:
+        there, here = answers(server, begun)[0], answers(plain, begun)[0]
+        row["continued_gap"] = max(abs((there[k].logp or 0.0) - (here[k].logp or 0.0)) for k in there)
     row["samples_distinct"] = len({reply.text for reply in first.values()}) == len(first)
     row["samples_repeat"] = sum(first[k].text == again[k].text for k in first) / len(first)
     # Constraints and stop strings
     choice = ask(QUESTION, picture(), key="c", decode=Decode(max_tokens=8), constraint=Constraint(choice=("yes", "no")))
     if "constraint" in server.can:
         row["choice"] = answers(server, [choice])[0]["c", 0].text
-    words = re.findall(r"[A-Za-z]{3}", here["0", 0].text)
+    words = re.findall(r"[A-Za-z]{3}", whole)
     if words:
         stopped = answers(server, [replace(requests[0], labels=(), decode=replace(decode, stop=(words[-1],)))])[0]
-        row["stop"] = stopped["0", 0].text == here["0", 0].text.partition(words[-1])[0].strip()
+        row["stop"] = stopped["0", 0].text == whole.partition(words[-1])[0].strip()
     return row
 
 

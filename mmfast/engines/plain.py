@@ -97,7 +97,7 @@ class Plain:
                 if why := refuse(self, request):
                     raise BadRow("ability", why)
                 yield from self._answers(request)
-            except (BadRow, OSError) as error:
+            except (ValueError, OSError) as error:
                 for sample in range(max(request.n, 1)):
                     yield Reply(key=request.key, sample=sample, finish="error", error=str(error))
 

@@ -176,6 +176,10 @@ class Processed:
             )
         if len(request.messages) > 1:
             raise BadRow("template", "the model has no chat template: it takes a single message of the user")
+        if len(request.images) != 1:
+            raise BadRow(
+                "image-count", f"the model has no chat template: it takes one image, not {len(request.images)}"
+            )
         if image_count(request.messages) != len(request.images):
             shown = image_count(request.messages)
             raise BadRow("image-count", f"{shown} places for images, and {len(request.images)} images")

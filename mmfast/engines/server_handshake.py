@@ -213,15 +213,21 @@ class Handshake:
         return text.rstrip() == greedy[: greedy.index(words[-1])].rstrip()
 
     async def _continues(self, greedy: str) -> bool:
-        """With its first words given, the greedy answer goes on as before, and does not begin anew."""
+        """Where the server tells tokens, the prompt grows by those of the answer's beginning and no more; else, with
+        its first words given, the greedy answer goes on as before and does not begin anew."""
         words = greedy.split()
         half = len(words) // 2
-        start, rest = " ".join(words[:half]), " ".join(words[half:])
-        if not start or greedy.strip().startswith(rest[:12]):
-            return False
+        start, rest = " ".join(words[:half]) or "yes", " ".join(words[half:])
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": start}]
-        text = " ".join((await self._text(messages, more=CONTINUED)).split())
-        return bool(text) and (text.startswith(rest[:12]) or rest.startswith(text[:12]))
+        answer = await self._ask(messages, more=CONTINUED)
+        try:
+            ids = await label_ids(self.endpoint, self._body(), start)
+            plain = await self._ask(max_tokens=1)
+            return bool(answer.usage.prompt_tokens - plain.usage.prompt_tokens == len(ids))
+        except (Refused, AttributeError):
+            text = " ".join(text_of(answer.choices[0]).split())
+            anew = not half or greedy.strip().startswith(rest[:12])
+            return not anew and bool(text) and (text.startswith(rest[:12]) or rest.startswith(text[:12]))
 
     async def _looks(self, shows: bool) -> bool:
         """An image makes the prompt longer; and where log-probs are shown, another image makes others."""

@@ -279,6 +279,8 @@ def test_models_that_cannot_be_packed_answer(kind, engine, folder):
     logp = logits.log_softmax(-1).gather(1, ids[0][:, None]).sum()
     assert reply.labels["yes"] == pytest.approx(float(logp), abs=1e-5, rel=2e-6)
     assert engine(kind).can & {"prefix", "constraint"} == set()
+    none, two = engine(kind).answer([ask("What?"), ask("What?", picture(), picture(1))])
+    assert none.error.endswith("takes one image, not 0") and two.error.endswith("takes one image, not 2")
 
 
 def test_an_adapter_acts_and_is_named(folder, tmp_path):
