@@ -66,7 +66,7 @@ class Local:
         runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
                    with none, and reads it to the end
         """
-        # Refuse what it could not answer with
+        # What cannot run is refused before anything is read
         self.sharded = scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules())
         if self.sharded and runtime is None:
             raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
@@ -76,7 +76,7 @@ class Local:
             raise ValueError("the scorer reads cached vision features (model.cache_vision): it cannot see new images")
         if tokens < 0:
             raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
-        # Model, prompts, constraints, memory
+        # The model, how prompts are made for it, and what its answers end with
         self.model, self.adapter, self.runtime = model, adapter, runtime
         self.live = scorer is not None
         self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
@@ -88,6 +88,7 @@ class Local:
         self.can = frozenset(ABILITIES) - (set() if self.prompts.processor else {"images"})
         self.ends = self._ends()
         self.constraints = Constraints(self.prompts.tokenizer.hf, self.ends, self._vocabulary())
+        # What it may hold, and what must be known before the first answer
         self.tokens = tokens or affordable_tokens(self.scorer)
         self.proved = self.live or self.scorer.adapter.proven
         self.steady = rows_are_independent(self.scorer)
