@@ -58,10 +58,10 @@ def generate(
     # Rank 0 tells how far its share is
     total, each = count_rows(source, limit), len(plan.draws) * max(len(plan.wordings), 1)
     with Parts(Console(stderr=True)) as progress:
-        told = progress.part("generate" + (f" (rank 0 of {runtime.world})" if runtime.world > 1 else ""))
+        bar = progress.part("generate" + (f" (rank 0 of {runtime.world})" if runtime.world > 1 else ""))
 
         def follow(waiting: int, note: str) -> None:
-            told(min(max(reader.rows - waiting // each, 0), total), total, note)
+            bar(min(max(reader.rows - waiting // each, 0), total), total, note)
 
         return stage.run(
             work, engine, runtime, debug=debug, allow=allow, follow=follow if runtime.main else lambda *_: None
