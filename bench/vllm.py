@@ -23,8 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from bench.timing import machine, write_rows
 from mmfast.engines.base import Constraint, Decode, Request
 from mmfast.engines.plain import Plain
@@ -62,16 +60,6 @@ def set_up(venv: Path) -> None:
         sys.exit(f"{checks} asks for torchvision in another way than it did: set it to False by hand")
     checks.write_text(text)
     (venv / ".done").touch()
-
-
-def with_hub_names(folder: Path) -> None:
-    """Checkpoints of the hub say vision_tower.vision_model, which transformers 5 leaves out when it saves."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    if any("vision_tower.vision_model." in name for name in tensors):
-        return
-    renamed = {re.sub(r"vision_tower\.", "vision_tower.vision_model.", name): t for name, t in tensors.items()}
-    save_file(renamed, file, {"format": "pt"})
 
 
 @contextmanager
@@ -167,7 +155,6 @@ def main() -> None:
     set_up(options.venv)
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model("llava", Path(folder) / "llava", seed=3, size="world")  # heads of 16 are too thin for it
-        with_hub_names(model)
         with serving(options.venv, model, options.venv / "serve.log") as (url, ready):
             began = time.perf_counter()
             server = Server(url, str(model), timeout=120)

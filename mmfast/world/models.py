@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -130,12 +131,24 @@ def tiny_model(family: str, path: str | Path, **settings: Any) -> Path:
     return Path(path)
 
 
+def with_hub_names(file: Path) -> None:
+    """Checkpoints of the hub say vision_tower.vision_model, which transformers 5 leaves out when it saves; other
+    software (vLLM) reads the hub's names alone."""
+    tensors = load_file(file)
+    assert not any("vision_tower.vision_model." in name for name in tensors), "transformers writes hub names again"
+    renamed = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): t for name, t in tensors.items()}
+    save_file(renamed, file, {"format": "pt"})
+
+
 def save(path: str | Path, model: Any, tokenizer: Any, images: Any, processor: Any) -> None:
     """A model directory as `from_pretrained` wants it."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     with no_bars():
         model.save_pretrained(path)
+    vision = getattr(model.config, "vision_config", None)
+    if getattr(vision, "model_type", "") == "clip_vision_model":
+        with_hub_names(path / "model.safetensors")
     if processor is not None:
         processor.save_pretrained(path)
     tokenizer.save_pretrained(path)

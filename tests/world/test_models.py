@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 
 from mmfast.world import grammar, models, scenes
 
@@ -38,6 +39,16 @@ def test_a_tiny_vlm_loads_and_reads_both_picture_and_text(family, tmp_path):
     assert logits.shape[1] == batch["input_ids"].shape[1] and logits.isfinite().all()
     assert (logits[0, -1] - other[0, -1]).abs().max() > 1e-3, "the last token does not depend on the picture"
     assert sum(p.numel() for p in model.parameters()) < 500_000
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_weights_have_the_hubs_names(family, tmp_path):
+    """vLLM finds no vision_tower.embeddings: checkpoints of the hub say vision_tower.vision_model.embeddings."""
+    path = models.tiny_model(family, tmp_path / family)
+    tower = [name for name in load_file(path / "model.safetensors") if "vision_tower" in name]
+    assert tower and all("vision_tower.vision_model." in name for name in tower)
+    model, report = hf.AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 def test_a_text_only_model_loads(tmp_path):
