@@ -18,12 +18,13 @@ from torch import Tensor
 
 from mmfast.data.examples import ExampleBuilder
 from mmfast.data.images.decode import decode, image_size
+from mmfast.data.images.own import OwnProcessor
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Branch, ImageInfo, Record
 from mmfast.data.settings import DataSettings
 from mmfast.data.symbols import expanded
-from mmfast.data.text.templates import Template, image_count, text_of
+from mmfast.data.text.templates import Template, image_count, parts, text_of
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.engines.base import Picture, Request
 from mmfast.families import adapter_for
@@ -125,7 +126,10 @@ class Processed:
         from transformers import AutoProcessor
 
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=remote_code)
+            try:
+                self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=remote_code)
+            except ImportError:  # torchvision, for a half that may not be needed
+                self.processor = OwnProcessor(folder).processor
             self.tokenizer = self.processor.tokenizer
         except (ImportError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             cause = str(error).strip().split("\n")[0]
@@ -142,7 +146,9 @@ class Processed:
     def prompt(self, request: Request) -> Prompt:
         text = self._text(request)
         images = [Image.fromarray(decode(picture.data)) for picture in request.images] or None
-        inputs = dict(self.processor(images=images, text=text, return_tensors="pt"))
+        bos = self.tokenizer.bos_token  # a template may have written it already
+        special = not (bos and text.startswith(bos))
+        inputs = dict(self.processor(images=images, text=text, return_tensors="pt", add_special_tokens=special))
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
         return Prompt(ids, inputs)
@@ -154,8 +160,9 @@ class Processed:
         if self.starts is not None:
             return encoded(label)
         text = self._text(request)
-        before, whole = encoded(text), encoded(f"{text} {label}")
-        return whole[len(before) :] if whole[: len(before)] == before else encoded(f" {label}")
+        lead = self._lead(request, text, label)
+        before, whole = encoded(text), encoded(text + lead + label)
+        return whole[len(before) :] if whole[: len(before)] == before else encoded(lead + label)
 
     def inputs(self, prompt: Prompt, ids: Sequence[int]) -> dict[str, Tensor]:
         """An encoder reads the prompt alone; what follows it goes to the decoder."""
@@ -169,11 +176,19 @@ class Processed:
     def identity(self) -> dict[str, Any]:
         return {"template": getattr(self.processor, "chat_template", None), "processor": repr(self.processor)}
 
+    def _lead(self, request: Request, text: str, label: str) -> str:
+        """What stands between a prompt and an answer: as the template writes it, else a blank."""
+        if not self.processor.chat_template:
+            return " "
+        answered = [*_parted(request.messages), {"role": "assistant", "content": [{"type": "text", "text": label}]}]
+        whole = self.processor.apply_chat_template(answered, tokenize=False)
+        at = whole.find(label, len(text)) if whole.startswith(text) else -1
+        return whole[len(text) : at] if at >= 0 else ""
+
     def _text(self, request: Request) -> str:
         if self.processor.chat_template:
-            return self.processor.apply_chat_template(
-                list(request.messages), add_generation_prompt=True, tokenize=False
-            )
+            messages = _parted(request.messages)
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         if len(request.messages) > 1:
             raise BadRow("template", "the model has no chat template: it takes a single message of the user")
         if len(request.images) != 1:
@@ -189,6 +204,10 @@ class Processed:
 def encodes(model: Any) -> bool:
     """Is it an encoder-decoder, as a whole or in its language half?"""
     return bool(model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder)
+
+
+def _parted(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": m["role"], "content": parts(m)} for m in messages]
 
 
 def _beginning(request: Request) -> str:

@@ -20,6 +20,7 @@ from mmfast.engines.base import Decode, Picture
 from mmfast.engines.plain import Plain, cut
 from mmfast.families import adapter_for, family_of
 from mmfast.world import models as world
+from tests.families import unlisted
 from tests.make.blip import write_blip
 from tests.make.questions import ask, picture
 
@@ -281,6 +282,22 @@ def test_models_that_cannot_be_packed_answer(kind, engine, folder):
     assert engine(kind).can & {"prefix", "constraint"} == set()
     none, two = engine(kind).answer([ask("What?"), ask("What?", picture(), picture(1))])
     assert none.error.endswith("takes one image, not 0") and two.error.endswith("takes one image, not 2")
+
+
+def test_a_model_whose_images_cannot_be_packed_goes_through_its_own_processor(tmp_path):
+    """Idefics-3 with tiles: words stand between the slots of one image."""
+    folder = unlisted.write(tmp_path, "idefics3", unlisted.idefics3(splits=True))
+    engine = Plain(folder)
+    prompt = engine.prompts.prompt(ask(QUESTION, picture()))
+    tokenizer = engine.prompts.tokenizer
+    assert prompt.ids.count(tokenizer.bos_token_id) == 1 and tokenizer.decode(prompt.ids).endswith("ASSISTANT:")
+    ids = engine.prompts.label(ask(QUESTION, picture()), prompt, "no")
+    assert ids == tokenizer(" no", add_special_tokens=False).input_ids[-1:]
+    first, second = engine.answer([ask(QUESTION, picture(i), decode=EIGHT, labels=("no",)) for i in (0, 1)])
+    assert first.tokens == 8 and first.labels != second.labels
+    refused = unlisted.write(tmp_path / "mistral3", "mistral3", unlisted.mistral3())
+    with pytest.raises(ValueError, match="PixtralProcessor requires the Torchvision"):
+        Plain(refused)
 
 
 def test_an_adapter_acts_and_is_named(folder, tmp_path):
