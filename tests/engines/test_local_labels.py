@@ -6,9 +6,15 @@ import random
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from mmfast.data.examples import ExampleBuilder
+from mmfast.data.records import Record
+from mmfast.data.settings import DataSettings
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
+from mmfast.engines.prompts import Prompts
+from mmfast.families import adapter_for
 from tests.make.local_cases import SHAPES, answered, model_folder, picture, plain_inputs, question, request, requests
 
 LABELS = ("yes", "no", "Yes", "two red circles", "two red stars and a blue one", "zebra?")
@@ -91,3 +97,22 @@ def test_a_label_that_says_nothing_is_refused(folders):
     replies = list(engine.answer([request("a", "is it red", picture(0), n=0, labels=("yes", "")), request(
         "b", "is it red", picture(0), n=0, labels=("no",))]))  # fmt: skip
     assert {reply.key: bool(reply.error) for reply in replies} == {"a": True, "b": False}
+
+
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [("llava", "auto"), ("llava", "vicuna_v1"), ("llava", "llava_v0"), ("llava", "dgpref_llava"), ("qwen2_vl", "auto"),
+     ("qwen2_vl", "chatml"), ("qwen2_vl", "dgpref_qwen"), ("gemma3", "auto"), ("llama", "auto")],
+)  # fmt: skip
+def test_prompt_and_label_are_what_training_reads(folders, family, template):
+    prompts = Prompts(folders(family), adapter_for(AutoConfig.from_pretrained(folders(family))), template=template)
+    shown = () if family == "llama" else (picture(0),)
+    ask = request("a", "what is it", *shown, n=0, labels=("two red circles",))
+    prompt = prompts.read(ask)
+    answer = ({"role": "assistant", "content": "two red circles"},)
+    record = Record(id="a", source="test", prompt=ask.messages, chosen=answer)
+    infos = [prompts.infos[one.id] for one in shown]
+    branch = ExampleBuilder(prompts.template, DataSettings()).build(record, infos)[0].chosen
+    ids = [*prompt.ids, *prompt.labels["two red circles"]]
+    assert branch.ids.tolist()[: len(ids)] == ids and branch.images == prompt.images
+    assert prompts.tokenizer.hf.decode(branch.ids[len(ids) :], skip_special_tokens=True).strip() in ("", "###")
