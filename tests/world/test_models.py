@@ -47,7 +47,7 @@ def test_weights_have_the_hubs_names(family, tmp_path):
     path = models.tiny_model(family, tmp_path / family)
     tower = [name for name in load_file(path / "model.safetensors") if "vision_tower" in name]
     assert tower and all("vision_tower.vision_model." in name for name in tower)
-    model, report = hf.AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
+    _, report = hf.AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
