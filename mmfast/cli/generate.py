@@ -97,7 +97,8 @@ def generate(
             raise typer.Exit(1) from None
         raise
     except KeyboardInterrupt:
-        print(f"\nstopped: what was answered stands in {out}; the same command goes on with it", file=sys.stderr)
+        if runtime.main:
+            print(f"\nstopped: what was answered stands in {out}; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
         if close := getattr(made, "close", None):

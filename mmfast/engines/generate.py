@@ -43,8 +43,8 @@ def generate(
     asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
     identity, *others = runtime.gather(engine.identity())
     for rank, other in enumerate(others, 1):
-        if told := compare(identity, other):
-            raise ValueError(f"rank {rank} has another engine than rank 0: {'; '.join(told)}")
+        if parts := compare(identity, other):
+            raise ValueError(f"rank {rank} has another engine than rank 0: {'; '.join(parts)}")
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
     reader = _Reader(plan, digest, Pictures(root, out))
