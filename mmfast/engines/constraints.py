@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmfast.engines.base import Constraint
 from mmfast.engines.prompts import Prompt
+from mmfast.packages import how_to_install
 
 
 class Chosen:
@@ -77,7 +78,7 @@ class Constraints:
     def why_not(self, constraint: Constraint | None) -> str:
         if constraint is None or constraint.choice or importlib.util.find_spec("llguidance"):
             return ""
-        return "constraints by regex and schema need llguidance: pip install 'mmfast[engines]'"
+        return f"constraints by regex and schema need llguidance: {how_to_install('engines')}"
 
     def make(self, prompt: Prompt) -> Chosen | Grammar:
         constraint = prompt.request.constraint

@@ -103,6 +103,10 @@ class Decoding:
     def fits(self, tokens: int) -> bool:
         return self.held + tokens <= self.budget
 
+    def has_room(self, tokens: int) -> bool:
+        """Whether more can be read: nobody waits, and what is read will fit."""
+        return not self.busy or (not self.waiting and len(self.rows) < ROWS and self.fits(tokens))
+
     # answers come and go
 
     @property
@@ -114,7 +118,7 @@ class Decoding:
         if not self.busy:
             self._idle()
             return []
-        self._admit()
+        self.admit()
         logits = self.logits()
         # Beams choose for themselves, all other rows together
         single = [n for n, row in enumerate(self.rows) if isinstance(row, Answer)]
@@ -144,7 +148,10 @@ class Decoding:
             self._idle()
         return done
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Waiting answers become rows, as far as they fit."""
+        if not self.waiting:
+            return
         hidden = [] if self.hidden is None else [self.hidden]
         while self.waiting:
             answer = self.waiting[0]

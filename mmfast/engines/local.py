@@ -128,7 +128,8 @@ class Local:
             if not self._any(coming is not None or run.busy):
                 return
             # What is still to be read, as far as it fits
-            ready = coming if coming is not None and not run.waiting and self._has_room(run, coming) else None
+            run.admit()
+            ready = coming if coming is not None and run.has_room(self._takes(coming)) else None
             if self._any(ready is not None):
                 yield from self._begin(ready, run)
                 coming = next(source, None) if ready is not None else coming
@@ -205,8 +206,9 @@ class Local:
         most, window = prompt.request.decode.max_tokens, self.prompts.window
         return min(most, window - prompt.slots) if window else most
 
-    def _has_room(self, run: Decoding, coming: prefill.Plan) -> bool:
-        return not run.busy or run.fits(coming.tokens + max(map(self._reserve, coming.prompts)))
+    def _takes(self, plan: prefill.Plan) -> int:
+        """What must be free for a pack, so that one of its answers at least can begin."""
+        return plan.tokens + max(map(self._reserve, plan.prompts))
 
     def _begin(self, plan: prefill.Plan | None, run: Decoding) -> Iterator[Reply]:
         """Prefill: replies that are labels alone, or answers of a model that cannot share; the others begin. Without a

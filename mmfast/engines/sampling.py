@@ -41,11 +41,11 @@ def stream_of(key: str, sample: int, seed: int) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def noise(stream: tuple[int, int], step: int, count: int) -> np.ndarray:
-    """float32[count], uniform in (0, 1]; 1 stands for a token that is never drawn, once in 2^25 times."""
+def count(stream: tuple[int, int], step: int, out: np.ndarray) -> None:
+    """Fills float32 [V] with k + 1/2, k drawn from the whole numbers below 2^32."""
     philox = np.random.Philox(key=np.asarray(stream, np.uint64), counter=np.asarray([0, 0, 0, step], np.uint64))
-    bits = philox.random_raw((count + 1) // 2).view(np.uint32)[:count]
-    return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+    bits = philox.random_raw((len(out) + 1) // 2).view(np.uint32)[: len(out)]
+    np.add(bits, np.float32(0.5), out=out, dtype=np.float32, casting="unsafe")
 
 
 def choose(logits: Tensor, rows: Sequence[Drawn]) -> tuple[list[int], list[float]]:
@@ -59,8 +59,10 @@ def choose(logits: Tensor, rows: Sequence[Drawn]) -> tuple[list[int], list[float
     for decode, numbers in kinds.items():
         some = scores if len(numbers) == len(rows) else scores[torch.tensor(numbers, device=logits.device)]
         if decode.temperature:
-            uniform = np.stack([noise(rows[n].stream, rows[n].step, logits.shape[1]) for n in numbers])
-            picked = race(cut(some / decode.temperature, decode), torch.from_numpy(uniform).to(logits.device))
+            counted = np.empty((len(numbers), logits.shape[1]), np.float32)
+            for n, out in zip(numbers, counted, strict=True):
+                count(rows[n].stream, rows[n].step, out)
+            picked = race(cut(some / decode.temperature, decode), torch.from_numpy(counted).to(logits.device))
         else:
             picked = some.argmax(-1)
         tokens[torch.tensor(numbers, device=logits.device)] = picked
@@ -107,7 +109,7 @@ def cut(scores: Tensor, decode: Decode) -> Tensor:
     return scores
 
 
-def race(scores: Tensor, uniform: Tensor) -> Tensor:
-    """int64[R]: the winner of each row. An exponential is -log(1 - u): small values, which decide, are exact."""
-    shares = (scores - scores.amax(-1, keepdim=True)).exp_()
-    return shares.div_(torch.log1p(uniform.neg_()).neg_()).argmax(-1)
+def race(scores: Tensor, counted: Tensor) -> Tensor:
+    """int64[R]: the winner of each row. -log(1 - u) is exponential, and small values, which decide, are exact: u is
+    `counted` by 2^32. Where that rounds to 1, once in 2^25 times, a token is not drawn."""
+    return scores.softmax(-1).div_(counted.mul_(-(2.0**-32)).log1p_()).argmin(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,15 @@ def test_a_small_budget_makes_rows_wait_and_changes_nothing(folders):
     assert {key: value[0] for key, value in found.items()} == {key: value[0] for key, value in want.items()}
     assert max(tokens for tokens, _ in held) <= 420 and max(count for _, count in held) < 24
     assert small.counts["steps"] > 2 * large.counts["steps"]
+
+
+def test_packs_are_read_as_long_as_there_is_room(folders):
+    """Not one pack until its first answer ends, then the next."""
+    engine = Local(folders("llava"))
+    rows = [request(f"{n}", "red " * 300, decode=Decode(max_tokens=10)) for n in range(60)]
+    rows = [replace(one, messages=({"role": "user", "content": f"{n} " + "red " * 300},)) for n, one in enumerate(rows)]
+    assert len(answered(engine, rows)) == 60 and engine.counts["prefilled"] > 3 * 4096
+    assert engine.counts["steps"] <= 10
 
 
 def test_every_distinct_token_is_computed_once(folders):

@@ -19,7 +19,7 @@ from transformers import (
 
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
-from mmfast.engines.sampling import choose, cut, noise, penalised, stream_of
+from mmfast.engines.sampling import choose, count, cut, penalised, stream_of
 from tests.make.local_cases import answered, model_folder, picture, question, request, twin
 
 
@@ -82,6 +82,12 @@ def test_draws_follow_the_distribution():
     chi = draws * float((((got - want) ** 2)[kept] / want[kept]).sum())
     assert got[~kept].sum() == 0 and chi < kept.sum() + 5 * np.sqrt(2 * kept.sum()), chi
     assert np.allclose(logps, logits.log_softmax(-1)[0, tokens], atol=1e-5)
+
+
+def noise(stream: tuple[int, int], step: int, length: int) -> np.ndarray:
+    out = np.empty(length, np.float32)
+    count(stream, step, out)
+    return out / np.float32(2.0**32)
 
 
 def test_noise_is_uniform_and_named_by_answer_and_step():
