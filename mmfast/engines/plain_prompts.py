@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmfast.data.examples import ExampleBuilder
-from mmfast.data.images.decode import decode, image_size
+from mmfast.data.images.decode import decode
+from mmfast.data.images.index import measured
 from mmfast.data.images.own import OwnProcessor
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
@@ -90,14 +91,7 @@ class Rendered:
         return {"template": self.template.key, "tokenizer": self.template.tokenizer.digest, "processor": images}
 
     def _infos(self, pictures: Sequence[Picture]) -> dict[str, ImageInfo]:
-        infos = {}
-        for picture in pictures:
-            width, height = image_size(picture.data)
-            slots, grid = self.images.geometry(width, height)
-            infos[picture.id] = ImageInfo(
-                id=picture.id, source=picture.source, width=width, height=height, tokens=slots, grid=grid
-            )
-        return infos
+        return {p.id: measured(self.images, p.id, p.source, p.data) for p in pictures}
 
     def _branch(self, request: Request, infos: Mapping[str, ImageInfo], label: str) -> tuple[Branch, int]:
         """The request with an answer, as training would score it, and where among its ids the continuation starts: at

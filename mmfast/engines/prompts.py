@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from mmfast.data.images.decode import image_size
+from mmfast.data.images.index import measured
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Branch, Example, ImageInfo
@@ -165,12 +165,5 @@ class Prompts:
             raise BadRow("image-missing", f"image {picture.source}: {error.strerror}") from None
         self.pictures[name] = picture
         if name not in self.infos:
-            try:
-                width, height = image_size(picture.data)
-                tokens, grid = self.processor.geometry(width, height)
-            except BadRow as error:
-                raise BadRow(error.kind, f"image {picture.source}: {error}") from None
-            self.infos[name] = ImageInfo(
-                id=name, source=picture.source, width=width, height=height, tokens=tokens, grid=grid
-            )
+            self.infos[name] = measured(self.processor, name, picture.source, picture.data)
         return self.infos[name]

@@ -18,6 +18,16 @@ from mmfast.data.records import ImageInfo
 from mmfast.files import write_bytes
 
 
+def measured(processor: ImageProcessor | OwnProcessor, name: str, source: str, data: bytes) -> ImageInfo:
+    """What planning needs to know of an image; a BadRow names its source."""
+    try:
+        width, height = image_size(data)
+        tokens, grid = processor.geometry(width, height)
+    except BadRow as error:
+        raise BadRow(error.kind, f"image {source}: {error}") from None
+    return ImageInfo(id=name, source=source, width=width, height=height, tokens=tokens, grid=grid)
+
+
 def unwrapped(image: Any) -> Any:
     """What an image is given as: a path, bytes, base64 text or a PIL image; out of datasets' {bytes, path} where it
     lies in one."""
@@ -154,9 +164,6 @@ class ImageIndex:
             assert self._make is not None
             self._processor = self._make()
         try:
-            width, height = image_size(data)
-            tokens, grid = self._processor.geometry(width, height)
+            self.infos[name] = measured(self._processor, name, source, data)
         except BadRow as error:
-            self.bad[name] = BadRow(error.kind, f"image {source}: {error}")
-            return
-        self.infos[name] = ImageInfo(id=name, source=source, width=width, height=height, tokens=tokens, grid=grid)
+            self.bad[name] = error
