@@ -19,7 +19,7 @@ from mmfast.families import adapter_for, family_of
 from mmfast.job.rows import read
 from mmfast.models import Scorer
 from mmfast.train import train
-from mmfast.training.recipes import memory_estimate
+from mmfast.training.recipes import memory_estimate, published
 from mmfast.world.models import SIZES, build, save, tiny_image_processor, tiny_processor, tiny_tokenizer
 from tests.make.model_cases import everything
 from tests.make.tiny_run import make_config, write_pairs
@@ -60,15 +60,18 @@ def vipllava(tmp_path, monkeypatch):
     (tmp_path / "plugin" / "mmfast_families").mkdir(parents=True)
     (tmp_path / "plugin" / "mmfast_families" / "vipllava.py").write_text(FILE)
     monkeypatch.syspath_prepend(tmp_path / "plugin")
-    yield tmp_path / "plugin"
-    for name in ("mmfast_families", "mmfast_families.vipllava"):
-        sys.modules.pop(name, None)
-    family_of.cache_clear()
+    return tmp_path / "plugin"
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
+    """No module of a folder that is gone from the path stays behind: a namespace package keeps its folders."""
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "mmfast_families"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
     family_of.cache_clear()
+    published.cache_clear()
 
 
 def tiny_vipllava() -> tuple:
@@ -122,15 +125,10 @@ def test_without_its_file_its_images_go_through_transformers_own_processor(tmp_p
 
 
 def test_its_file_tells_the_estimate_and_is_listed(vipllava, tmp_path):
-    from mmfast.training import recipes
-
-    recipes.published.cache_clear()
-    try:
-        assert {"vipllava", "llava", "gemma3", "qwen2_vl"} <= set(families.families())
-        config = make_config(tmp_path, Path("someone/vip"), tmp_path / "none.jsonl")
-        assert memory_estimate(config, 1).total > 0
-    finally:
-        recipes.published.cache_clear()
+    published.cache_clear()
+    assert {"vipllava", "llava", "gemma3", "qwen2_vl"} <= set(families.families())
+    config = make_config(tmp_path, Path("someone/vip"), tmp_path / "none.jsonl")
+    assert memory_estimate(config, 1).total > 0
 
 
 def test_marks_around_an_image_come_from_the_family(tmp_path, monkeypatch):
