@@ -1,5 +1,5 @@
-"""Answers: the table that every stage of feedback reads. A row is one answer to a prompt about images; those of one group
-compete. Read from a folder that `mmfast generate` wrote."""
+"""Answers: the table that every stage of feedback reads. A row is one answer to a prompt about images; those of one
+group compete. Read from a folder that `mmfast generate` wrote."""
 
 from __future__ import annotations
 
