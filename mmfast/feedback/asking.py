@@ -18,11 +18,13 @@ from typing import Any
 from rich.console import Console
 
 from mmfast.data.problems import BadRow
+from mmfast.data.text.templates import text_of
 from mmfast.engines import stage
 from mmfast.engines.asked import Pictures
 from mmfast.engines.base import About, Constraint, Decode, Engine, Reply, Request, canonical, key_of
 from mmfast.engines.manifests import agreed
 from mmfast.engines.stage import MANIFEST, Item, Owned, Stage, Tally
+from mmfast.feedback.answers import Answer, grouped
 from mmfast.feedback.prompts import Prompt
 from mmfast.job.runtime import Runtime
 from mmfast.progress import Parts
@@ -157,10 +159,14 @@ class Asking:
         }
 
     def _counted(self, rows: Iterator[dict[str, Any]]) -> dict[str, int]:
+        """Of the rows of today's wordings."""
         found = {"not readable": 0, "asked again": 0}
+        wordings = {_template(prompt.name, prompt.digest) for prompt in self.prompts}
 
         def seen() -> Iterator[dict[str, Any]]:
             for row in rows:
+                if row["template"] not in wordings:
+                    continue
                 found["not readable"] += bool(row["problem"])
                 found["asked again"] += row["attempts"] - 1
                 yield row
@@ -177,12 +183,18 @@ def _template(name: str, digest: str) -> str:
 
 def current(folder: str | Path) -> Iterator[dict[str, Any]]:
     """The rows of a stage's folder that its last start's wordings made: those of earlier wordings stay in it."""
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} is no folder of a stage: it has no {MANIFEST}")
-    made_by = json.loads((folder / MANIFEST).read_text()).get("template") or {}
-    wordings = {_template(name, key["digest"]) for name, key in made_by.items()}
+    wordings = {_template(name, key["digest"]) for name, key in manifest(folder)["template"].items()}
     return (row for row in stage.rows(folder) if row.get("template") in wordings)
+
+
+def manifest(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} is no folder of a stage: it has no {MANIFEST}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    if not isinstance(found.get("template"), dict):
+        raise ValueError(f"{folder} was made by {found.get('stage')}, which asks nothing about answers")
+    return found
 
 
 def apart(source: Path, out: Path) -> None:
@@ -190,3 +202,35 @@ def apart(source: Path, out: Path) -> None:
     home, read = out.resolve(), source.resolve()
     if home == read or home in read.parents:
         raise ValueError(f"--out {out} holds the input {source}: name another folder")
+
+
+# answers of one question
+
+
+def one_question(answers: Iterable[Answer]) -> Iterator[list[Answer]]:
+    """The answers of a group to one question about the same images: a group may hold several questions."""
+    for group in grouped(answers):
+        found: dict[str, list[Answer]] = {}
+        for answer in group:
+            found.setdefault(canonical([answer.images, list(answer.prompt)]), []).append(answer)
+        yield from found.values()
+
+
+def unlike(answers: Iterable[Answer]) -> tuple[list[Answer], list[Answer]]:
+    """(The answers with each text once, those that repeat one.) A greedy answer stands for samples that equal it."""
+    kept: dict[str, Answer] = {}
+    same: list[Answer] = []
+    for answer in sorted(answers, key=lambda answer: answer.decode != "greedy"):
+        first = kept.setdefault(answer.text.strip(), answer)
+        if first is not answer:
+            same.append(answer)
+    chosen = {id(answer) for answer in kept.values()}
+    return [answer for answer in answers if id(answer) in chosen], same
+
+
+def dialogue(answer: Answer) -> str:
+    """What was asked: the question; of several turns, all of them."""
+    turns = [message for message in answer.prompt if message["role"] != "system"]
+    if len(turns) == 1:
+        return answer.question
+    return "\n".join(f"{turn['role'].capitalize()}: {text_of(turn).strip()}" for turn in turns)
