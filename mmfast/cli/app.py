@@ -20,8 +20,10 @@ def missing(error: ModuleNotFoundError) -> NoReturn:
 try:
     import typer
 
+    from mmfast.cli.critique import critique
     from mmfast.cli.data import app as data
     from mmfast.cli.generate import generate
+    from mmfast.cli.judge import judge
 except ModuleNotFoundError as error:
     missing(error)
 
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command()(generate)
+app.command()(critique)
+app.command()(judge)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

@@ -1,7 +1,8 @@
 """The engine that knows the answers: pictures of the embedded world, from its annotation, with a dial for noise.
 
-It answers the world's caption prompts (and the presets'), its questions, and questions for yes or no. With noise an
-answer is wrong with that probability, drawn from the request's key, the sample and the seed alone.
+It answers the world's caption prompts (and the presets'), its questions, and questions for yes or no; and it compares
+and rates answers to these (world_verdicts.py). With noise an answer or a verdict is wrong with that probability, drawn
+from the request's key, the sample and the seed alone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.text.templates import text_of
-from mmfast.engines.base import Picture, Reply, Request, refuse
+from mmfast.engines.base import About, Picture, Reply, Request, refuse
 from mmfast.engines.presets import EIGHT
+from mmfast.engines.world_verdicts import TASKS, chances
 from mmfast.files import sha256_of
 from mmfast.world.dataset import flawed_caption, read_lines
-from mmfast.world.grammar import CAPTION_PROMPTS, NUMBERS, OPPOSITE, Flaws, caption
+from mmfast.world.grammar import CAPTION_PROMPTS, NUMBERS, OPPOSITE, Flaws, caption, errors
 from mmfast.world.scenes import COLOURS, COLUMNS, ROWS, SHAPES, WORDS, Scene, Thing, relation
 
+CAPTIONS = (*CAPTION_PROMPTS, *EIGHT)
 SHORT = "Please answer yes or no."  # behind a question: nothing but the word is answered
 KIND = rf"(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})"
 NUMBER = {word: number for number, word in NUMBERS.items()}
@@ -32,7 +35,7 @@ class Unanswerable(ValueError):
 
 
 class World:
-    can = frozenset({"sample", "labels", "images"})
+    can = frozenset({"sample", "labels", "images", "prefix"})
 
     def __init__(self, folder: str | Path, *, noise: float = 0.0) -> None:
         """folder   of a world (`write_world`): annotation.jsonl and images/
@@ -64,11 +67,18 @@ class World:
             raise Unanswerable(f"the world answers about one picture, and the request has {len(request.images)}")
         scene = self._scene(request.images[0])
         asked = text_of(request.messages[-1]).strip()
-        labels = self._labels(scene, asked, request.labels) if request.labels else {}
+        rng = random.Random(f"world:{request.decode.seed}:{request.key}:{sample}")
+        if request.about is None:
+            labels = self._labels(scene, asked, request.labels) if request.labels else {}
+        else:
+            labels = self._chances(scene, request.about, request.labels) if request.labels else {}
         if request.n == 0:
             return Reply(key=request.key, labels=labels)
-        rng = random.Random(f"world:{request.decode.seed}:{request.key}:{sample}")
-        text = answered(scene, asked, wrong=rng.random() < self.noise, rng=rng)
+        wrong = rng.random() < self.noise
+        if request.about is None:
+            text = answered(scene, asked, wrong=wrong, rng=rng)
+        else:
+            text = request.about.say(judged(scene, request.about, wrong=wrong, rng=rng))
         # A token is a word here, and the end one more
         words, most = text.split(" "), request.decode.max_tokens
         if len(words) + 1 > most:
@@ -103,10 +113,39 @@ class World:
             out[label] = math.log(share) if share else -math.inf
         return out
 
+    def _chances(self, scene: Scene, about: About, labels: tuple[str, ...]) -> dict[str, float]:
+        """log P of each verdict's label."""
+        if about.task != "prefer":
+            raise Unanswerable(f"a verdict of the kind {about.task!r} is no label")
+        shares = chances(about, found_faults(scene, about), self.noise)
+        named = {about.say(verdict): share for verdict, share in shares.items()}
+        if unknown := [label for label in labels if label not in named]:
+            raise Unanswerable(f"the label {unknown[0]!r} is no verdict (they are {', '.join(named)})")
+        return {label: math.log(named[label]) if named[label] else -math.inf for label in labels}
+
+
+def judged(scene: Scene, about: About, *, wrong: bool, rng: random.Random) -> Any:
+    """The true verdict on some answers, or a wrong one, as its task has it."""
+    if about.task not in TASKS:
+        raise Unanswerable(f"the world has no verdict of the kind {about.task!r} (it has {', '.join(TASKS)})")
+    verdict = TASKS[about.task](about, found_faults(scene, about), wrong, rng)
+    return verdict | {"reference": _truth(scene, about.question)} if isinstance(verdict, dict) else verdict
+
+
+def found_faults(scene: Scene, about: About) -> list[int]:
+    """Of each answer: a caption's false claims; of an answer to any other question, whether it is not the true one."""
+    if about.question in CAPTIONS:
+        return [sum(errors(text, scene).values()) for text in about.answers]
+    return [int(text.strip() != _truth(scene, about.question)) for text in about.answers]
+
+
+def _truth(scene: Scene, asked: str) -> str:
+    return answered(scene, asked, wrong=False, rng=random.Random(scene.name))
+
 
 def answered(scene: Scene, asked: str, *, wrong: bool, rng: random.Random) -> str:
     """The true answer, or a wrong one."""
-    if asked in (*CAPTION_PROMPTS, *EIGHT):
+    if asked in CAPTIONS:
         return _wrong_caption(scene, rng) if wrong else caption(scene, rng, Flaws.none()).truth
     if asked.endswith(SHORT):
         return _told(yes_or_no(scene, asked) != wrong)
