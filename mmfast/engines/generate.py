@@ -15,8 +15,9 @@ from mmfast.data.problems import BadRow
 from mmfast.engines import stage
 from mmfast.engines.asked import Asked, Pictures, count_rows, read_asked, worded
 from mmfast.engines.base import Engine, Reply, Request, canonical, key_of
+from mmfast.engines.manifests import agreed
 from mmfast.engines.presets import Draw, Plan
-from mmfast.engines.stage import Item, Owned, Stage, Tally, compare
+from mmfast.engines.stage import Item, Owned, Stage, Tally
 from mmfast.job.runtime import Runtime
 from mmfast.progress import Parts
 
@@ -41,10 +42,7 @@ def generate(
     # What is read, by what it is answered: the same on every rank
     check_input(source, out, plan, format=format)
     asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
-    identity, *others = runtime.gather(engine.identity())
-    for rank, other in enumerate(others, 1):
-        if parts := compare(identity, other):
-            raise ValueError(f"rank {rank} has another engine than rank 0: {'; '.join(parts)}")
+    identity = agreed(engine, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
     reader = _Reader(plan, digest, Pictures(root, out))

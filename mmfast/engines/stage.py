@@ -1,8 +1,9 @@
 """A stage reads a file and writes a folder of rows; it may be killed at any instant and started again, on other ranks.
 
-    rows-RANK.jsonl   one answer a line, only ever appended to, a request's answers in one write
-    failed.jsonl      what could not be asked or answered, and why; written anew by each start, which tries it again
-    manifest.json     what the rows were made by; a start with other settings is refused and told which part differs
+    rows-RANK.jsonl     one answer a line, only ever appended to, a request's answers in one write
+    retried-RANK.jsonl  replies that could not be read and were asked for again (attempts.py)
+    failed.jsonl        what could not be asked or answered, and why; written anew by each start, which tries it again
+    manifest.json       what the rows were made by; a start with other settings is refused and told what differs
 
 What is done is told by the rows' keys, never by counts. Readers take the union of the files by key, in the order of the
 input (`row` is a row's number there), so that ranks, their number, order and restarts leave no trace.
@@ -15,19 +16,20 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmfast.data.images.decode import image_size
 from mmfast.data.problems import BadRow
+from mmfast.engines.attempts import Attempts, again, mend
 from mmfast.engines.base import Engine, Picture, Reply, Request, refuse
+from mmfast.engines.manifests import compare
 from mmfast.engines.shards import Appender, cut_torn, parsed, read
 from mmfast.files import write_bytes, write_json
 from mmfast.job.runtime import Runtime
 
 MANIFEST, FAILED = "manifest.json", "failed.jsonl"
-TOLD = ("input", "template", "samples", "complete", "counts")  # in a manifest, but nothing that rows must agree in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,10 @@ class Item:
     source: str  # "file:row", for messages
     request: Request | None = None
     problem: str = ""
+    identical: bool = False  # with another of its group: nothing is asked, and it is counted
     fields: dict[str, Any] = field(default_factory=dict)  # of its rows, beside what the reply brings
+    asked: Any = None  # what the stage itself keeps with it
+    attempt: int = 1
 
 
 @dataclass(kw_only=True)
@@ -54,6 +59,7 @@ class Tally:
     failed: int = 0
     repeated: int = 0  # rows of the input that ask what an earlier one asks: answered once
     left: int = 0  # rows that answer nothing of today's input
+    also: dict[str, int] = field(default_factory=dict)  # what the stage itself counts
 
     @property
     def share(self) -> float:
@@ -65,6 +71,7 @@ class Tally:
             f"{self.rows} rows, {self.new} of them new: {self.empty} empty, {self.cut} cut at max_tokens, {same}",
             f"{self.failed} of {self.asked} requests failed",
         ]
+        told += [", ".join(f"{number} {name}" for name, number in self.also.items())] if self.also else []
         told += [f"{self.repeated} requests repeat an earlier one: answered once"] if self.repeated else []
         return told + ([f"{self.left} rows are of an earlier input or wording: they stay"] if self.left else [])
 
@@ -81,6 +88,9 @@ class Stage:
     items: Callable[[Owned], Iterator[Item | None]]
     row: Callable[[Item, Reply], dict[str, Any]]  # what the stage makes of a reply, without its key and number
     whole: bool = True  # the input was not limited
+    retries: int = 0  # of a reply of one sample that `unread` finds a fault in
+    unread: Callable[[Item, Reply], str] = lambda item, reply: ""  # why a reply cannot be read; empty if it can
+    counts: Callable[[Iterator[dict[str, Any]]], dict[str, int]] = lambda rows: {}  # of all rows, for the tally
 
 
 def run(
@@ -105,16 +115,21 @@ def run(
     standing = {row["key"]: row["row"] for path in shards(stage.out) for _, row in read_rows(path)}
     runtime.barrier()  # nobody writes before all have read
     work = _Work(stage, engine, runtime, standing, debug, follow)
-    # Ask
+    # Ask, and ask again; all ranks as often, since an engine may need them all
     with ExitStack() as ends:
-        ends.callback(work.failed.close)
-        ends.callback(work.rows.close)
-        replies = engine.answer(work.requests())
-        if isinstance(replies, Generator):  # where this stops early, so does what it has begun
-            ends.callback(replies.close)
-        for reply in replies:
-            work.take(reply)
-        work.finish()
+        for file in (work.failed, work.rows, work.attempts.file):
+            ends.callback(file.close)
+        requests = work.requests()
+        for left in range(stage.retries, -1, -1):
+            replies = engine.answer(requests)
+            if isinstance(replies, Generator):  # where this stops early, so does what it has begun
+                ends.callback(replies.close)
+            for reply in replies:
+                work.take(reply)
+            work.finish()
+            if not left or not any(runtime.gather(bool(work.again))):
+                break
+            requests = work.retried()
     # Count, all ranks together
     parts = runtime.gather((work.counts, work.failures))
     return runtime.from_main(lambda: _end(stage, [p[0] for p in parts], [f for p in parts for f in p[1]], allow))
@@ -135,13 +150,15 @@ class _Work:
         self.stage, self.engine, self.runtime, self.standing = stage, engine, runtime, standing
         self.rows = Appender(stage.out / f"rows-{runtime.rank}.jsonl")
         self.failed = Appender(stage.out / _failed_of(runtime.rank))
+        self.attempts = Attempts(stage.out, runtime.rank)
+        self.again: list[Item] = []  # whose replies could not be read
         self.debug, self.follow = debug, follow
         self.waiting: dict[str, Item] = {}
         self.replies: dict[str, dict[int, Reply]] = {}
         self.failures: list[dict[str, Any]] = []
         self.seen: set[str] = set()
         self.good: dict[str, str] = {}  # image id -> why it cannot be read; empty where it can
-        self.counts = {"new": 0, "asked": 0, "repeated": 0, "met": 0, "standing": len(standing)}
+        self.counts = {"new": 0, "asked": 0, "repeated": 0, "met": 0, "identical": 0, "standing": len(standing)}
         self.tokens, self.began = 0, time.monotonic()
 
     def owned(self, name: str) -> bool:
@@ -151,6 +168,9 @@ class _Work:
         """What is to be asked. A request some of whose answers are missing is asked again as a whole."""
         for item in self.stage.items(self.owned):
             if item is None:
+                continue
+            if item.identical:
+                self.counts["identical"] += 1
                 continue
             request = item.request
             if request is not None and request.key in self.seen:
@@ -173,8 +193,17 @@ class _Work:
             elif problem := refuse(self.engine, request) or self._unreadable(request):
                 self.fail(item, problem)
             else:
-                self.waiting[request.key] = item
+                request, attempt = self.attempts.resumed(request)
+                self.waiting[request.key] = replace(item, request=request, attempt=attempt)
                 yield request
+
+    def retried(self) -> Iterator[Request]:
+        items, self.again = self.again, []
+        for item in items:
+            assert item.request is not None
+            request = again(item.request)
+            self.waiting[request.key] = replace(item, request=request, attempt=item.attempt + 1)
+            yield request
 
     def _unreadable(self, request: Request) -> str:
         for number, picture in enumerate(request.images, 1):
@@ -205,6 +234,10 @@ class _Work:
         """A request's answers, in one write; those that stood already stay as they are."""
         found = self.replies.pop(request.key, {})
         del self.waiting[request.key]
+        if (problem := self._unread(item, request, found)) and item.attempt <= self.stage.retries:
+            self.attempts.keep(found[0], item.attempt, problem, item.row)
+            self.again.append(item)
+            return
         rows, problems = [], []
         for sample, name in enumerate(_names(request)):
             reply = found.get(sample)
@@ -223,6 +256,10 @@ class _Work:
             some = f"{len(problems)} of {max(request.n, 1)} answers: " if len(problems) < request.n else ""
             self.fail(item, some + "; ".join(dict.fromkeys(problems)))
         self._told()
+
+    def _unread(self, item: Item, request: Request, found: dict[int, Reply]) -> str:
+        good = request.n == 1 and 0 in found and found[0].finish != "error"
+        return self.stage.unread(item, found[0]) if good else ""
 
     def fail(self, item: Item, problem: str) -> None:
         key = item.request.key if item.request else ""
@@ -254,7 +291,8 @@ def _why_unreadable(picture: Picture) -> str:
 
 def _debugged(request: Request, reply: Reply, row: dict[str, Any]) -> str:
     said = "\n".join(f"  {m['role']}: {_shown(m['content'])}" for m in request.messages)
-    shown = f"  reply ({reply.finish}): {reply.text!r}\n  row: {json.dumps(row, ensure_ascii=False)}"
+    said_back = repr(reply.text) if request.n else json.dumps(reply.labels)
+    shown = f"  reply ({reply.finish}): {said_back}\n  row: {json.dumps(row, ensure_ascii=False)}"
     return f"--- {row['key']}\n{said}\n{shown}"
 
 
@@ -323,6 +361,7 @@ def _begin(stage: Stage) -> None:
             cut_torn(shard)
             for _ in read_rows(shard):
                 pass
+        mend(stage.out)
         for left in stage.out.glob("failed*.jsonl"):
             left.unlink()
     except OSError as error:
@@ -340,6 +379,7 @@ def _end(stage: Stage, counts: list[dict[str, int]], failures: list[dict[str, An
     """The failures in the input's order, what the rows are like, and the manifest that says that all is done."""
     total = {name: sum(part[name] for part in counts) for name in counts[0]}
     tally = Tally(new=total["new"], asked=total["asked"], failed=len(failures), repeated=total["repeated"])
+    tally.identical = total["identical"]
     tally.left = counts[0]["standing"] - total["met"] if stage.whole else 0
     failures.sort(key=lambda row: (row["row"], row.get("prompt_id", ""), row["key"]))
     if failures:
@@ -353,31 +393,12 @@ def _end(stage: Stage, counts: list[dict[str, int]], failures: list[dict[str, An
         answer = row.get("answer", row.get("raw"))
         tally.empty += isinstance(answer, str) and not answer.strip()
         tally.cut += row.get("finish") == "length"
-        if "group" in row and isinstance(answer, str):
+        if "group" in row and isinstance(row.get("answer"), str):
             name = hashlib.sha256(f"{row['group']}\n{answer}".encode()).digest()[:12]
             tally.identical += name in said
             said.add(name)
+    tally.also = stage.counts(rows(stage.out))
     counted = {name: getattr(tally, name) for name in ("rows", "asked", "failed", "empty", "cut", "identical")}
     complete = stage.whole and tally.share <= allow
-    write_json(stage.out / MANIFEST, {**stage.made_by, "complete": complete, "counts": counted})
+    write_json(stage.out / MANIFEST, {**stage.made_by, "complete": complete, "counts": counted | tally.also})
     return tally
-
-
-def compare(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two manifests differ in, each part by its name with both values; of many parts the first three."""
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
-    parts = [name for name in {**old, **new} if old.get(name) != new.get(name) and name.split(".")[0] not in TOLD]
-    told = [f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}" for name in parts[:3]]
-    return told + ([f"and {len(parts) - 3} parts more"] if len(parts) > 3 else [])
-
-
-def _flat(value: dict[str, Any], under: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, part in value.items():
-        out |= _flat(part, f"{under}{name}.") if isinstance(part, dict) and part else {f"{under}{name}": part}
-    return out
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."

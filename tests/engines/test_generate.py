@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mmfast.cli import generate as command
+from mmfast.cli import engine as command
 from mmfast.cli.app import app
 from mmfast.data.formats.known import read_records
 from mmfast.engines import shards
