@@ -80,6 +80,12 @@ def span_weights(
     return changed, weights.astype(np.float32) if touched.any() else None
 
 
+def sentences(text: str) -> list[tuple[int, int]]:
+    """[from, to) of each sentence: up to a full stop before a blank, or a Chinese or Japanese one anywhere."""
+    pattern = r"[^.!?。！？\s][^.!?。！？]*(?:[.!?](?=\S)[^.!?。！？]*)*[.!?。！？]?"
+    return [(m.start(), m.end()) for m in re.finditer(pattern, text)]
+
+
 def claim_segments(
     answer: str, claims: Sequence[tuple[str, bool]], *, wrong: float, right: float = 1.0
 ) -> list[tuple[int, int, float]]:
@@ -88,8 +94,8 @@ def claim_segments(
     A claim is reworded, so it is laid on the sentence that shares most words with it (the earliest on a tie). A
     sentence weighs `wrong` for its rejected share of claims and `right` for the rest; one without claims weighs 1.
     """
-    sentences = [(m.start(), m.end()) for m in re.finditer(r"[^.!?\s][^.!?]*(?:[.!?](?=\S)[^.!?]*)*[.!?]?", answer)]
-    words = [set(re.findall(r"\w+", answer[a:b].lower())) for a, b in sentences]
+    laid = sentences(answer)
+    words = [set(re.findall(r"\w+", answer[a:b].lower())) for a, b in laid]
     judged: dict[int, list[bool]] = {}
     for text, holds in claims:
         claim = set(re.findall(r"\w+", text.lower()))
@@ -99,5 +105,5 @@ def claim_segments(
     out = []
     for k, verdicts in sorted(judged.items()):
         share = verdicts.count(False) / len(verdicts)
-        out.append((*sentences[k], wrong * share + right * (1 - share)))
+        out.append((*laid[k], wrong * share + right * (1 - share)))
     return out
