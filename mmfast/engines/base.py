@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,18 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """A request's content as data, for who answers without reading prompts: the world's annotation, a person's page.
+    Models see the messages alone."""
+
+    task: str  # "prefer", "rate", ...: what kind of verdict `say` takes
+    say: Callable[[Any], str]  # a verdict in the form that the asking stage reads
+    question: str = ""
+    answers: tuple[str, ...] = ()  # in the order in which they are shown
+    more: Mapping[str, Any] = field(default_factory=dict)  # what else the task needs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """`messages` in TRL's form: {"role", "content": a text or a list of text and image parts}, images in the order of
     their parts. A last message of the assistant is a beginning that the answer continues. `labels`: continuations whose
@@ -119,6 +131,7 @@ class Request:
     decode: Decode = Decode()
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    about: About | None = field(default=None, compare=False, repr=False)  # not part of its key
 
     def __post_init__(self) -> None:
         if self.n < 0 or (self.n == 0 and not self.labels):
