@@ -1,58 +1,17 @@
-"""Tables of scored answers: one row an answer, grouped by what it answers. What pairs and SFT sets are chosen from."""
+"""Scores of answers, and the records that chosen answers become."""
 
 from __future__ import annotations
 
 import ast
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.read import iterate
-from mmfast.data.formats.base import not_unpaired
-from mmfast.data.formats.messages import answer, image_list, question
-from mmfast.data.problems import BadRow, Problem
+from mmfast.data.formats.messages import answer
+from mmfast.data.problems import BadRow, Problem, pass_over
 from mmfast.data.records import Record
-
-QUESTION = ("question", "prompt", "text")
-ANSWER = ("answer", "response", "cur_candidate_answer", "output", "caption")
-IMAGE = ("image", "image_path", "images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One answer. Those with the same `group` compete; in DGPref they answer different questions about one image."""
-
-    group: str
-    images: tuple[Any, ...]
-    question: str
-    text: str
-    scores: dict[str, float]
-    source: str = ""
-    claims: tuple[tuple[str, bool], ...] | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def prompt(self) -> tuple[dict, ...]:
-        return (question(self.question, len(self.images)),)
-
-
-def _first(row: dict, names: tuple[str, ...]) -> Any:
-    return next((row[n] for n in names if row.get(n) is not None), None)
-
-
-def read_candidates(
-    path: str | Path, *, answer_column: str = "", problems: list[Problem] | None = None
-) -> Iterator[Candidate]:
-    """Rows with a question, an answer and numbers. Every column of numbers, as such or as text, is a score; `claims` is
-    [[text, holds], ...] and gives the score `claims`: minus the number of those that do not hold."""
-    for row in iterate(path):
-        with bad_rows(problems, row.source):
-            if isinstance(row.value, BadRow):
-                raise row.value
-            yield _candidate(row.value, row.source, (answer_column,) if answer_column else ANSWER)
+from mmfast.feedback.answer import Answer, Claim
 
 
 @contextmanager
@@ -61,68 +20,17 @@ def bad_rows(problems: list[Problem] | None, source: str) -> Iterator[None]:
     try:
         yield
     except BadRow as error:
-        if problems is None:
-            raise ValueError(f"{source}: {error}") from None
-        problems.append(Problem(source, error.kind, str(error)))
-
-
-def _candidate(value: dict, source: str, answers: tuple[str, ...]) -> Candidate:
-    asked, text = _first(value, QUESTION), _first(value, answers)
-    if not isinstance(asked, str) or not isinstance(text, str):
-        raise BadRow(
-            "format",
-            f"a scored answer needs a question ({', '.join(QUESTION)}) and an answer ({', '.join(answers)}) as texts; "
-            f"the row has {', '.join(sorted(value))}",
-        )
-    not_unpaired(value)
-    texts = {*QUESTION, *ANSWER, *answers, *IMAGE, *(k for k in value if k in ("id", "idx") or k.endswith("_id"))}
-    scores = {k: n for k, v in value.items() if k not in texts and (n := _number(v)) is not None}
-    claims = None
-    if value.get("claims") is not None:
-        claims = tuple((str(c[0]), bool(c[1])) for c in value["claims"])
-        facts = value.get("facts")
-        if facts is not None and len(facts) != len(claims):
-            raise BadRow("claims", f"{len(claims)} judged claims for {len(facts)} facts")
-        scores["claims"] = -float(sum(not holds for _, holds in claims))
-    images = image_list(_first(value, IMAGE))
-    return Candidate(
-        group=f"{images!r}\n{asked}",
-        images=images,
-        question=asked,
-        text=text,
-        scores=scores,
-        source=source,
-        claims=claims,
-    )
-
-
-def _number(value: Any) -> float | None:
-    """A number, or one written as text ("4"), as judges' tables have them; none that is not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+        pass_over(source, error, problems)
 
 
 def complete(
-    candidates: Iterable[Candidate], needed: Callable[[Candidate], Any], problems: list[Problem] | None
-) -> Iterator[Candidate]:
-    """The candidates that have what is needed of them; the others are bad rows."""
-    for candidate in candidates:
-        with bad_rows(problems, candidate.source):
-            needed(candidate)
-            yield candidate
-
-
-def grouped(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
-    """Groups in order of their first answer."""
-    out: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        out.setdefault(candidate.group, []).append(candidate)
-    return out
+    answers: Iterable[Answer], needed: Callable[[Answer], Any], problems: list[Problem] | None
+) -> Iterator[Answer]:
+    """The answers that have what is needed of them; the others are bad rows."""
+    for one in answers:
+        with bad_rows(problems, one.source):
+            needed(one)
+            yield one
 
 
 OPERATORS: dict[type, Any] = {
@@ -135,7 +43,7 @@ OPERATORS: dict[type, Any] = {
 
 
 def score_of(expression: str) -> Any:
-    """ "Helpfulness + 0.5 * Correctness" as a function of a candidate: numbers, score names, + - * /, min and max."""
+    """ "Helpfulness + 0.5 * Correctness" as a function of an answer: numbers, score names, + - * /, min and max."""
     try:
         tree = ast.parse(expression, mode="eval").body
     except SyntaxError:
@@ -156,38 +64,69 @@ def score_of(expression: str) -> Any:
             return {"min": min, "max": max}[node.func.id](value(a, scores) for a in node.args)
         raise ValueError(f"--score: {ast.unparse(node)!r} is not a number, a score, + - * / or min and max")
 
-    def score(candidate: Candidate) -> float:
+    def score(answer: Answer) -> float:
         try:
-            return value(tree, candidate.scores)
+            return value(tree, answer.scores)
         except ZeroDivisionError:
             raise BadRow("score", f"{expression} divides by zero") from None
 
     return score
 
 
-def pair_record(number: int, better: Candidate, worse: Candidate, scores: tuple[float, float]) -> Record:
-    same = better.question == worse.question
-    claims = {k: c.claims for k, c in (("chosen", better), ("rejected", worse)) if c.claims is not None}
+def pair_record(
+    number: int,
+    better: Answer,
+    worse: Answer,
+    scores: tuple[float, float] | None = None,
+    *,
+    weight: float | None = None,
+    spans: dict[str, list[tuple[int, int]]] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Record:
+    """`spans`: the characters of each side that matter, by default those of its false claims. `weight`: what they
+    weigh; without one they are marked, and weigh objective.gamma."""
+    # What was claimed, and where
+    same = better.prompt == worse.prompt
+    sides = {"chosen": better, "rejected": worse}
+    claims = {side: [claim.as_row() for claim in one.claims] for side, one in sides.items() if one.claims is not None}
+    spans = spans or {side: false_spans(one.claims or ()) for side, one in sides.items()}
+    segments = {
+        side: [span if weight is None else (*span, weight) for span in found if span[0] < span[1]]
+        for side, found in spans.items()
+    }
     return Record(
         id=f"pair:{number}",
         source=better.source,
         images=better.images,
-        prompt=better.prompt() if same else (),
-        chosen_prompt=None if same else better.prompt(),
-        rejected_prompt=None if same else worse.prompt(),
+        prompt=better.prompt if same else (),
+        chosen_prompt=None if same else better.prompt,
+        rejected_prompt=None if same else worse.prompt,
         chosen=(answer(better.text),),
         rejected=(answer(worse.text),),
-        scores={"chosen": scores[0], "rejected": scores[1]},
-        meta={**({"claims": {k: [list(c) for c in v] for k, v in claims.items()}} if claims else {})},
+        segments={side: found for side, found in segments.items() if found} or None,
+        scores=None if scores is None else {"chosen": scores[0], "rejected": scores[1]},
+        meta={**({"claims": claims} if claims else {}), **_numbered(better, worse), **(meta or {})},
     )
 
 
-def sft_record(number: int, candidate: Candidate) -> Record:
+def _numbered(better: Answer, worse: Answer) -> dict[str, Any]:
+    """DGPref's captions go by their image's name and the number of their prompt."""
+    if not {"name", "k"} <= better.meta.keys() & worse.meta.keys():
+        return {}
+    return {"name": better.meta["name"], "prefer_idx": better.meta["k"], "reject_idx": worse.meta["k"]}
+
+
+def false_spans(claims: Iterable[Claim]) -> list[tuple[int, int]]:
+    """The characters of the claims that do not hold, each stretch once, in the answer's order."""
+    return sorted({claim.span for claim in claims if claim.holds is False and claim.span is not None})
+
+
+def sft_record(number: int, one: Answer) -> Record:
     return Record(
         id=f"sft:{number}",
-        source=candidate.source,
-        images=candidate.images,
-        prompt=candidate.prompt(),
-        chosen=(answer(candidate.text),),
-        scores=candidate.scores or None,
+        source=one.source,
+        images=one.images,
+        prompt=one.prompt,
+        chosen=(answer(one.text),),
+        scores=one.scores or None,
     )

@@ -1,4 +1,4 @@
-"""DGPref's scores: what experts found of each caption's items -> one number a caption -> candidates for pairs."""
+"""DGPref's scores: what experts found of each caption's items -> one number a caption -> answers for pairs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from mmfast.data.containers.read import Row, iterate
 from mmfast.data.formats.dgpref import ASPECTS as DECOMPOSED
 from mmfast.data.formats.dgpref import image_name, image_path, kind_of, prompt_line
+from mmfast.data.formats.messages import question
 from mmfast.data.problems import BadRow, Problem
-from mmfast.feedback.candidates import Candidate, bad_rows
+from mmfast.feedback.answer import Answer, Claim
+from mmfast.feedback.candidates import bad_rows
 from mmfast.packages import how_to_install
 
 Singular = Callable[[str], str]
@@ -114,7 +116,7 @@ def caption_score(
     return -holds.count(False) / (len(holds) or 1 if average else 1)
 
 
-def expert_candidates(
+def expert_answers(
     scores: str | Path,
     captions: str | Path,
     *,
@@ -124,7 +126,7 @@ def expert_candidates(
     skip: Iterable[str] = (),
     singular: Singular | None = None,
     problems: list[Problem] | None = None,
-) -> Iterator[Candidate]:
+) -> Iterator[Answer]:
     """The captions of every scored image. Captions of an image are taken by their number k, so a missing one is only
     that: missing (DGPref then scored the wrong caption). `names` of the options maps an index to an image's name.
     `problems`: as bad_rows() takes them."""
@@ -139,14 +141,21 @@ def expert_candidates(
         with bad_rows(problems, row.source):
             name, value = row.value["key"], row.value["value"]
             yield from [
-                Candidate(
+                Answer(
+                    key=caption.value["key"],
+                    row=caption.number,
                     group=name,
                     images=(image_path(name, options),),
-                    question=prompt_line(caption, options, k),
+                    prompt=(question(prompt_line(caption, options, k), 1),),
                     text=text,
                     scores={"score": caption_score(program, value["expert_scores"], aspects, average, skip, singular)},
                     source=row.source,
-                    claims=tuple(judged_items(program, value["expert_scores"], dict.fromkeys(aspects), skip, singular)),
+                    claims=tuple(
+                        Claim(words, holds)
+                        for words, holds in judged_items(
+                            program, value["expert_scores"], dict.fromkeys(aspects), skip, singular
+                        )
+                    ),
                     meta={"name": name, "k": k},
                 )
                 for k, program in _programs(row, set(texts.get(name, ())))

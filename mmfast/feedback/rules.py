@@ -16,10 +16,11 @@ import numpy as np
 
 from mmfast.data.problems import BadRow, Problem
 from mmfast.data.records import Record
-from mmfast.feedback.candidates import Candidate, complete, grouped, pair_record, score_of, sft_record
+from mmfast.feedback.answer import Answer, grouped
+from mmfast.feedback.candidates import complete, pair_record, score_of, sft_record
 
-Score = Callable[[Candidate], float]
-Pair = tuple[Candidate, Candidate]  # better, worse
+Score = Callable[[Answer], float]
+Pair = tuple[Answer, Answer]  # better, worse
 ASKED = "\nPlease answer so that these attributes, each from 0 (lowest) to 4 (highest), hold: "  # a line of its own
 ATTRIBUTES = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
 
@@ -32,7 +33,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 # pairs
 
 
-def best_against_random(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+def best_against_random(group: Sequence[Answer], score: Score, margin: float, seed: int) -> list[Pair]:
     """mllm-dpo: the best answer (the first on ties) against one drawn from those at least `margin` below it."""
     values = [score(c) for c in group]
     best = max(values)
@@ -42,14 +43,14 @@ def best_against_random(group: Sequence[Candidate], score: Score, margin: float,
     return [(group[values.index(best)], worse[int(generator(seed, group[0].group).integers(len(worse)))])]
 
 
-def best_against_worst(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+def best_against_worst(group: Sequence[Answer], score: Score, margin: float, seed: int) -> list[Pair]:
     """mllm-dpo's older rule: maximum against minimum (the first of each on ties)."""
     values = [score(c) for c in group]
     low, high = min(values), max(values)
     return [(group[values.index(high)], group[values.index(low)])] if high - low >= margin and high > low else []
 
 
-def every_pair(group: Sequence[Candidate], score: Score, margin: float, seed: int) -> list[Pair]:
+def every_pair(group: Sequence[Answer], score: Score, margin: float, seed: int) -> list[Pair]:
     """RLAIF-V, DGPref: all combinations whose scores differ by `margin` or more, the higher one chosen.
 
     The numbers are compared as they are, as there: -0.4 and -0.7 differ by a little less than 0.3 in binary.
@@ -108,7 +109,7 @@ def balanced(pairs: Sequence[Pair]) -> tuple[list[Pair], Balance]:
 class Rule:
     """How pairs are chosen. The published ones are RULES; every field can be overridden."""
 
-    choose: Callable[[Sequence[Candidate], Score, float, int], list[Pair]]
+    choose: Callable[[Sequence[Answer], Score, float, int], list[Pair]]
     score: str
     margin: float
     per_prompt: int = 0  # 0: all
@@ -124,14 +125,19 @@ RULES = {
 
 
 def choose_pairs(
-    candidates: Iterable[Candidate], rule: Rule, seed: int, problems: list[Problem] | None = None
+    answers: Iterable[Answer],
+    rule: Rule,
+    seed: int,
+    problems: list[Problem] | None = None,
+    *,
+    weight: float | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Records of a rule's pairs, and what it did: groups, groups without a pair, and the length balance."""
     score = score_of(rule.score)
-    groups = grouped(complete(candidates, score, problems))
+    groups = list(grouped(complete(answers, score, problems)))
     pairs: list[Pair] = []
     empty = 0
-    for group in groups.values():
+    for group in groups:
         kept = at_most(rule.choose(group, score, rule.margin, seed), rule.per_prompt, seed)
         kept = [p for p in kept if p[0].text != p[1].text]
         empty += not kept
@@ -144,7 +150,7 @@ def choose_pairs(
             "threshold": round(balance.threshold, 2),
             "mean words chosen / rejected": f"{balance.chosen_words:.1f} / {balance.rejected_words:.1f}",
         }
-    return [pair_record(n, a, b, (score(a), score(b))) for n, (a, b) in enumerate(pairs)], counts
+    return [pair_record(n, a, b, (score(a), score(b)), weight=weight) for n, (a, b) in enumerate(pairs)], counts
 
 
 # SFT
@@ -154,7 +160,7 @@ TIES = ("first", "random", "shortest", "longest")
 
 
 def rejection_sample(
-    candidates: Iterable[Candidate],
+    answers: Iterable[Answer],
     score: Score,
     *,
     minimum: float | None = None,
@@ -166,14 +172,14 @@ def rejection_sample(
     if ties not in TIES:
         raise ValueError(f"--ties: {ties!r} is not one of {', '.join(TIES)}")
     out: list[Record] = []
-    for name, group in grouped(complete(candidates, score, problems)).items():
+    for group in grouped(complete(answers, score, problems)):
         values = [score(c) for c in group]
         best = max(values)
         if minimum is not None and best < minimum:
             continue
         tied = [c for c, v in zip(group, values, strict=True) if v == best]
         if ties == "random":
-            pick = tied[int(generator(seed, name).integers(len(tied)))]
+            pick = tied[int(generator(seed, group[0].group).integers(len(tied)))]
         else:
             orders: dict[str, Any] = {"first": lambda c: 0, "shortest": lambda c: len(c.text)}
             pick = min(tied, key=orders.get(ties, lambda c: -len(c.text)))
@@ -181,35 +187,47 @@ def rejection_sample(
     return out
 
 
-def every_answer(candidates: Iterable[Candidate]) -> list[Record]:
+def every_answer(answers: Iterable[Answer]) -> list[Record]:
     """Standard SFT: each answer once (a reference answer repeated on each of a group's rows counts once)."""
-    seen = {(c.group, c.text): c for c in candidates}
+    seen = {(c.group, c.text): c for c in answers}
     return [sft_record(n, c) for n, c in enumerate(seen.values())]
 
 
 # SteerLM
 
 
-def _attributes(candidate: Candidate, names: Sequence[str]) -> str:
+def _attributes(one: Answer, names: Sequence[str]) -> str:
     """Its scores as "Helpfulness:4,Correctness:3"."""
-    missing = [n for n in names if n not in candidate.scores]
+    missing = [n for n in names if n not in one.scores]
     if missing:
-        raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(candidate.scores)) or 'none'})")
-    return ",".join(f"{n}:{candidate.scores[n]:g}" for n in names)
+        raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(one.scores)) or 'none'})")
+    return ",".join(f"{n}:{one.scores[n]:g}" for n in names)
+
+
+def _asked_more(one: Answer, more: str) -> tuple[dict[str, Any], ...]:
+    """Its prompt with more text behind the last question."""
+    *before, last = one.prompt
+    if isinstance(last["content"], str):
+        return (*before, last | {"content": last["content"] + more})
+    *parts, end = last["content"]
+    joined = (
+        [end | {"text": end["text"] + more}] if end["type"] == "text" else [end, {"type": "text", "text": more[1:]}]
+    )
+    return (*before, last | {"content": [*parts, *joined]})
 
 
 def steerlm(
-    candidates: Iterable[Candidate], names: Sequence[str] = ATTRIBUTES, problems: list[Problem] | None = None
+    answers: Iterable[Answer], names: Sequence[str] = ATTRIBUTES, problems: list[Problem] | None = None
 ) -> list[Record]:
     """Every answer, asked for by its own scores; at inference the wanted ones stand there."""
     return [
-        sft_record(n, replace(c, question=c.question + ASKED + _attributes(c, names)))
-        for n, c in enumerate(complete(candidates, lambda c: _attributes(c, names), problems))
+        sft_record(n, replace(c, prompt=_asked_more(c, ASKED + _attributes(c, names))))
+        for n, c in enumerate(complete(answers, lambda c: _attributes(c, names), problems))
     ]
 
 
 def hindsight(
-    candidates: Iterable[Candidate],
+    answers: Iterable[Answer],
     score: Score,
     margin: float,
     seed: int,
@@ -221,8 +239,8 @@ def hindsight(
     The worse answer carries loss only with data.turns = "all".
     """
     out: list[Record] = []
-    whole = complete(candidates, lambda c: (score(c), _attributes(c, names)), problems)
-    for group in grouped(whole).values():
+    whole = complete(answers, lambda c: (score(c), _attributes(c, names)), problems)
+    for group in grouped(whole):
         for better, worse in best_against_random(group, score, margin, seed):
             scored, better_scored = (_attributes(c, names) for c in (worse, better))
             turn = f"On a scale from 0 to 4 that answer has {scored}. Give one that has {better_scored}"

@@ -207,9 +207,9 @@ def test_bytes_that_are_not_utf8(tmp_path):
 def test_unknown_paths(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         list(iterate(tmp_path / "none.jsonl"))
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.xlsx").write_text("a,b")
     with pytest.raises(ValueError, match=r"unknown file type; known are \.json, \.jsonl"):
-        list(iterate(tmp_path / "a.csv"))
+        list(iterate(tmp_path / "a.xlsx"))
     with pytest.raises(ValueError, match="holds no"):
         list(iterate(tmp_path))
     (tmp_path / "a.parquet").write_text("a,b")

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from mmfast.cli.data import app
 from mmfast.data.formats.known import read_records
 from mmfast.feedback import expert_scores as experts
-from mmfast.feedback.candidates import Candidate, read_candidates, score_of
-from mmfast.feedback.expert_scores import caption_score, expert_candidates, parse_decomposition
+from mmfast.feedback.answers import Answer, read_answers
+from mmfast.feedback.candidates import score_of
+from mmfast.feedback.expert_scores import caption_score, expert_answers, parse_decomposition
 from mmfast.feedback.rules import (
     ASKED,
     RULES,
@@ -30,8 +31,8 @@ from tests.make import format_samples as samples
 
 def scored(question, text, *values, **more):
     names = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
-    return Candidate(group=question, images=(), question=question, text=text,
-                     scores=dict(zip(names, values, strict=False)), **more)  # fmt: skip
+    given = {"key": text, "row": 0, "source": "", "prompt": ({"role": "user", "content": question},)} | more
+    return Answer(group=question, text=text, scores=dict(zip(names, values, strict=False)), **given)
 
 
 GROUPS = [
@@ -71,7 +72,7 @@ def test_rlaifv_rule(tmp_path):
     path = tmp_path / "claims.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     problems = []
-    found = list(read_candidates(path, problems=problems))
+    found = list(read_answers(path, problems=problems))
     assert [c.scores["claims"] for c in found] == [0, -1, -2, -2] and problems[0].kind == "claims"
     rule = replace(RULES["rlaifv"], per_prompt=0, balance=False)
     every, _ = choose_pairs(found, rule, 0)
@@ -227,7 +228,7 @@ def test_dgpref_pairs_end_to_end(own_singulars, tmp_path, picture):
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps({f"1_{k}": f"caption {k}" for k in range(3)}))
     (tmp_path / "names.json").write_text(json.dumps(["6", "7"]))
     (tmp_path / "prompts.txt").write_text("a?\nb?\nc?\n")
-    found = list(expert_candidates(tmp_path / "scores.pkl", tmp_path / "raw.pkl", options={"root": tmp_path}))
+    found = list(expert_answers(tmp_path / "scores.pkl", tmp_path / "raw.pkl", options={"root": tmp_path}))
     records, _ = choose_pairs(found, RULES["dgpref"], 0)
     told = [(r.chosen[0]["content"], r.rejected[0]["content"]) for r in records]
     assert told == [("caption 0", "caption 1"), ("caption 2", "caption 1")]  # 0 and 2 are 0.29 apart

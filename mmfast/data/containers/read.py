@@ -1,4 +1,5 @@
-"""Rows of a data file, one after the other, whatever the container: JSON, JSONL, Parquet, Arrow, TSV, pickle.
+"""Rows of a data file, one after the other, whatever the container: JSON, JSONL, CSV, TSV (these also as .gz or .zst),
+Parquet, Arrow, pickle.
 
 Nothing here knows a format of records; formats/ does. A file is streamed: only pickles are held whole.
 Rows are counted from 0 everywhere: "file:row" in messages, in ids and in Example.source.
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.containers.packed import PACKED, UNPACKED, kind_of, open_bytes, open_text
 from mmfast.data.containers.pickles import load_pickle
 from mmfast.data.containers.splits import one_split, saved_split
+from mmfast.data.containers.tables import read_csv, read_tsv
 from mmfast.data.problems import BadRow, check_texts
 
 NO_DATA = ("dataset_info.json", "state.json")  # left by the datasets library, as is cache-*
-TSV_COLUMNS = ("ds_name", "image", "text", "origin_dataset", "origin_split", "idx", "image_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +37,44 @@ def data_files(path: str | Path) -> list[Path]:
     """The files behind a path: itself, those of a pattern, or the shards of one split of a directory, in name order."""
     path = Path(path)
     if not path.exists() and any(c in path.name for c in "*?["):
-        files = [f for f in sorted(path.parent.glob(path.name)) if f.suffix.lower() in READERS]
+        files = [f for f in sorted(path.parent.glob(path.name)) if kind_of(f) in READERS]
         if files:
             return files
     if not path.exists():
         raise ValueError(f"data.path: {path} does not exist (data sets on a hub: download them first)")
     if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise ValueError(f"data.path: {path.name}: unknown file type; known are {', '.join(READERS)}")
+        if kind_of(path) not in READERS:
+            raise ValueError(f"data.path: {path.name}: unknown file type; known are {KNOWN}")
         return [path]
     if (path / "dataset_dict.json").exists():
         return data_files(saved_split(path))
-    for suffix in (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".pkl", ".pickle", ".tsv"):
-        named = path.rglob(f"*{suffix}") if suffix == ".parquet" else path.glob(f"*{suffix}")
+    for suffix in (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".pkl", ".pickle", ".tsv", ".csv"):
+        found = path.rglob(f"*{suffix}") if suffix == ".parquet" else path.glob(f"*{suffix}*")
+        named = [f for f in found if kind_of(f) == suffix]
         if files := [f for f in sorted(named) if f.name not in NO_DATA and not f.name.startswith("cache-")]:
+            _each_once(path, files)
             one_split(path, files)
             return files
-    raise ValueError(f"data.path: the directory {path} holds no {', '.join(READERS)} file")
+    raise ValueError(f"data.path: the directory {path} holds no file of these: {KNOWN}")
+
+
+def _each_once(folder: Path, files: list[Path]) -> None:
+    """A file beside its packed self would be read twice."""
+    for file in files:
+        if file.suffix.lower() in PACKED and file.with_suffix("") in files:
+            raise ValueError(f"data.path: the folder {folder} holds {file.stem} and {file.name}: remove one of them")
 
 
 def iterate(path: str | Path) -> Iterator[Row]:
     for file in data_files(path):
-        for i, value in enumerate(READERS[file.suffix.lower()](file)):
-            if value is not None:  # a blank line keeps its number
-                yield Row(file, i, _checked(value))
+        try:
+            for i, value in enumerate(READERS[kind_of(file)](file)):
+                if value is not None:  # a blank line keeps its number
+                    yield Row(file, i, _checked(value))
+        except OSError as error:
+            if file.suffix.lower() not in PACKED or error.errno:
+                raise
+            raise ValueError(f"{file.name} cannot be unpacked ({error}): it is damaged, or no {file.suffix}") from None
 
 
 def _checked(value: Any) -> Any:
@@ -70,7 +86,7 @@ def _checked(value: Any) -> Any:
 
 
 def _json(file: Path) -> Iterator[Any]:
-    with open(file, encoding="utf-8-sig") as f:
+    with open_text(file) as f:
         first = next((chunk.lstrip()[0] for chunk in iter(lambda: f.read(4096), "") if chunk.strip()), "")
     return _json_array(file) if first == "[" else _json_document(file)
 
@@ -86,7 +102,7 @@ def _parse_line(text: str) -> Any:
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
-    with open(file, "rb") as f:
+    with open_bytes(file) as f:
         for i, line in enumerate(f):
             try:
                 yield _parse_line(line.decode("utf-8-sig" if i == 0 else "utf-8"))
@@ -96,13 +112,13 @@ def _json_lines(file: Path) -> Iterator[Any]:
 
 def _json_document(file: Path) -> Iterator[Any]:
     """A .json file that is not an array: one object on every line, or one object in all."""
-    with open(file, encoding="utf-8-sig") as f:
+    with open_text(file) as f:
         first = f.readline()
     if isinstance(_parse_line(first), dict):
         yield from _json_lines(file)
         return
     try:
-        with open(file, encoding="utf-8-sig") as f:
+        with open_text(file) as f:
             yield json.load(f)
     except ValueError as error:
         raise ValueError(f"{file.name}: neither a JSON array, nor JSON lines, nor one object ({error})") from None
@@ -111,7 +127,7 @@ def _json_document(file: Path) -> Iterator[Any]:
 def _json_array(file: Path, chunk_size: int = 1 << 20) -> Iterator[Any]:
     """The elements of one big array, read through a window; a syntax error ends the file, since no border is left."""
     decoder = json.JSONDecoder()
-    with open(file, encoding="utf-8-sig") as f:
+    with open_text(file) as f:
         window = f.read(chunk_size).lstrip()
         at, count, ended = 1, 0, False
         while True:
@@ -164,19 +180,6 @@ def _arrow(file: Path) -> Iterator[Any]:
                 yield from batch.slice(start, 64).to_pylist()
 
 
-def _tsv(file: Path) -> Iterator[Any]:
-    """The legacy files of Muffin: seven columns, image and text as base64, no header."""
-    with open(file, encoding="utf-8") as f:
-        for line in f:
-            cells = line.rstrip("\r\n").split("\t")
-            if len(cells) == len(TSV_COLUMNS):
-                yield dict(zip(TSV_COLUMNS, cells, strict=True))
-            elif line.strip():
-                yield BadRow("tsv", f"{len(cells)} tab-separated columns, not {len(TSV_COLUMNS)}")
-            else:
-                yield None
-
-
 def _pickle(file: Path) -> Iterator[Any]:
     """A pickled dict is a table from key to value (DGPref's files); a pickled list of dicts is a list of rows."""
     content = load_pickle(file)
@@ -195,6 +198,8 @@ READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     **dict.fromkeys((".jsonl", ".ndjson"), _json_lines),
     ".parquet": _parquet,
     ".arrow": _arrow,
-    ".tsv": _tsv,
+    ".tsv": read_tsv,
+    ".csv": read_csv,
     **dict.fromkeys((".pkl", ".pickle"), _pickle),
 }
+KNOWN = f"{', '.join(READERS)}, and {', '.join(UNPACKED)} packed as {' or '.join(PACKED)}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.read import TSV_COLUMNS
+from mmfast.data.containers.tables import TSV_COLUMNS
 
 JSON_COLUMNS = ("segments", "scores", "meta")  # ragged: Parquet holds them as JSON text
 

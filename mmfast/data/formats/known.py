@@ -14,7 +14,7 @@ from mmfast.data.formats import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, sw
 from mmfast.data.formats.base import Format, not_unpaired
 from mmfast.data.problems import BadRow, Problem, check_texts, pass_over
 from mmfast.data.records import Record
-from mmfast.data.text.segments import claim_segments
+from mmfast.data.text.segments import judged_segments
 from mmfast.data.text.templates import text_of
 
 TEXTS = ("id", "images", "prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt")
@@ -119,16 +119,17 @@ def _instructed(record: Record, value: dict) -> Record:
 
 
 def _weighed(record: Record, wrong: float) -> Record:
-    """The option `claims`: judged claims in meta become weighted spans, `wrong` for what was rejected."""
+    """The option `claims`: judged claims in meta become weighted spans, `wrong` for what was rejected. Spans with
+    weights of their own stay; those without mark what the claims say, and get this weight."""
     claims = record.meta.get("claims")
-    if claims is None or record.segments:
+    own = [span for spans in (record.segments or {}).values() for span in spans]
+    if claims is None or any(len(span) > 2 and span[2] is not None for span in own):
         return record
     out = {}
     for side, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
         if messages and claims.get(side):
-            judged = [(str(text), bool(holds)) for text, holds in claims[side]]
-            out[side] = claim_segments(text_of(messages[-1]), judged, wrong=wrong)
-    return replace(record, segments=out or None)
+            out[side] = judged_segments(text_of(messages[-1]), claims[side], wrong=wrong)
+    return replace(record, segments={side: spans for side, spans in out.items() if spans} or None)
 
 
 def read_records(

@@ -11,7 +11,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mmfast.data.containers.read import TSV_COLUMNS, Row
+from mmfast.data.containers.packed import kind_of
+from mmfast.data.containers.read import Row
+from mmfast.data.containers.tables import TSV_COLUMNS
 from mmfast.data.formats.base import Format, Uncarried, Written, need, record_of
 from mmfast.data.formats.messages import answer, from_value, image_list, question, to_markers, to_value
 from mmfast.data.problems import BadRow
@@ -47,7 +49,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     value = row.value
     (text,) = need(value, "text")
     meta = {name: value.get(name) for name in PLAIN}
-    legacy = set(TSV_COLUMNS) >= set(value) and row.file.suffix.lower() == ".tsv"
+    legacy = set(TSV_COLUMNS) == set(value) and kind_of(row.file) == ".tsv" and text[:1] != "{"
     if legacy:
         parts = json.loads(base64.b64decode(text, validate=True))
         if not isinstance(parts, list) or len(parts) not in (3, 4):

@@ -107,3 +107,21 @@ def claim_segments(
         share = verdicts.count(False) / len(verdicts)
         out.append((*laid[k], wrong * share + right * (1 - share)))
     return out
+
+
+def judged_segments(answer: str, claims: Sequence[Sequence], *, wrong: float) -> list[tuple[int, int, float]]:
+    """Claims [text, holds(, span(, p))] to weighted spans. One that names its characters and does not hold weighs
+    `wrong` there and nowhere else; those without characters of their own are laid on sentences, as claim_segments does.
+    A claim that was not judged (holds is null) says nothing."""
+    exact: list[tuple[int, int, float]] = []
+    vague: list[tuple[str, bool]] = []
+    for text, holds, *more in claims:
+        span = more[0] if more else None
+        if holds is None:
+            continue
+        if span is None:
+            vague.append((str(text), bool(holds)))
+        elif not holds:
+            exact.append((span[0], span[1], wrong))
+    laid = claim_segments(answer, vague, wrong=wrong)
+    return sorted(set(exact)) + [segment for segment in laid if not exact or segment[2] != 1.0]

@@ -1,0 +1,212 @@
+"""Answers out of the folders of stages, and the pairs that critics and people have made of them.
+
+Only what stands in a row's `scores` ranks answers: its number, seed, tokens and log-prob never do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmfast.data.problems import BadRow
+from mmfast.engines.stage import rows
+from mmfast.feedback.answer import Answer, read_claims
+from mmfast.feedback.reading import Reading, manifest_of
+
+Base = Callable[[], Iterator[Answer]]
+Pair = tuple[Answer, Answer, dict[str, Any]]  # better, worse, and what else `pair_record` is told
+
+
+def answers(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
+    """`base`: the answers that rows name by their keys."""
+    stage = str(manifest.get("stage", ""))
+    if stage not in STAGES:
+        known = f"answers are read from folders of {', '.join(STAGES)}"
+        raise ValueError(f"{folder} is a folder of {stage}: {INSTEAD.get(stage, known)}")
+    _told(folder, manifest, reading)
+    return STAGES[stage](folder, manifest, reading, base)
+
+
+def _told(folder: Path, manifest: dict[str, Any], reading: Reading) -> None:
+    if manifest.get("complete") is not True:
+        failed = (manifest.get("counts") or {}).get("failed")
+        why = f"{failed} of its requests failed" if failed else "it was limited, or stopped before its end"
+        reading.notes.append(f"{folder} is not complete ({why}): what it holds is read")
+
+
+def current(folder: Path, manifest: dict[str, Any], reading: Reading) -> Iterator[dict[str, Any]]:
+    """The rows that the wordings of the folder's last start made: those of earlier ones stay in it, and are told."""
+    named = manifest.get("template")
+    if not isinstance(named, dict):
+        yield from rows(folder)
+        return
+    wordings, left = {f"{name}:{key['digest'][:16]}" for name, key in named.items()}, 0
+    for row in rows(folder):
+        if row.get("template") in wordings:
+            yield row
+        else:
+            left += 1
+    if left:
+        reading.notes.append(f"{folder}: {left} rows of an earlier wording are passed over")
+
+
+def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields that rows of answers have in common."""
+    source = f"{folder}:{row['key'][:12]}"
+    try:
+        return {
+            "key": row["key"],
+            "row": row["row"],
+            "source": source,
+            "group": row["group"],
+            "prompt_id": row.get("prompt_id", ""),
+            "images": tuple(os.path.abspath(folder / name) for name in row["images"]),
+            "prompt": tuple(row["prompt"]),
+            "text": row["answer"],
+            "sample": row.get("sample", 0),
+            "decode": row.get("decode", ""),
+            "finish": row.get("finish", "stop"),
+            "meta": row.get("meta") or {},
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source} is no row of an answer ({type(error).__name__}: {error})") from None
+
+
+def _generated(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
+    for row in rows(folder):
+        yield Answer(**_whole(folder, row), scores=row.get("scores") or {})
+
+
+def _graded(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
+    for row in rows(folder):
+        fields = _whole(folder, row)
+        try:
+            claims = read_claims(row.get("claims"), fields["text"])
+        except BadRow as error:
+            reading.bad(fields["source"], error)
+            continue
+        yield Answer(**fields, scores=row.get("scores") or {}, claims=claims)
+
+
+def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
+    """Every judged answer with its numbers and the judge's own answer. One that the judge said nothing of has no
+    scores: who asks for them is told why."""
+    known = {one.key: one for one in base()}
+    for row in current(folder, manifest, reading):
+        source = f"{folder}:{row['key'][:12]}"
+        judged = row.get("scores") or {}
+        for key in row.get("answers") or []:
+            if key not in known:
+                reading.bad(source, BadRow("answers", _unknown(folder, key)))
+                continue
+            one, scores = known[key], judged.get(key)
+            numbers = {name: value for name, value in (scores or {}).items() if _is_number(value)}
+            reference = {"reference": row["reference"]} if row.get("reference") else {}
+            reason = {} if numbers or not row.get("reason") else {"unjudged": str(row["reason"])}
+            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference, **reason})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unknown(folder: Path, key: str) -> str:
+    return f"the answer {key[:12]} is not among the answers that {folder} is read with: give it its own with --answers"
+
+
+STAGES: dict[str, Callable[[Path, dict[str, Any], Reading, Base], Iterator[Answer]]] = {
+    "generate": _generated,
+    "judge": _judged,
+    "grade": _graded,
+}
+INSTEAD = {
+    "critique": "its verdicts are on pairs of answers (mmfast data pairs --rule sima)",
+    "correct": "it holds corrections (mmfast data pairs --rule rlhfv)",
+    "decompose": "its items are no scores yet (mmfast check, then mmfast grade)",
+    "check": "its verdicts are no scores yet (mmfast grade)",
+}
+
+
+# pairs that need no rule
+
+
+def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
+    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken."""
+    manifest = _manifest(folder, "critique", "mmfast critique")
+    _told(folder, manifest, reading)
+    known = {one.key: one for one in base()}
+    counts = {"verdicts": 0, "ties": 0, "without a verdict": 0}
+
+    def pairs() -> Iterator[Pair]:
+        for row in current(folder, manifest, reading):
+            verdict = row.get("verdict")
+            counts["verdicts"] += 1
+            counts["ties"] += verdict == "tie"
+            counts["without a verdict"] += verdict is None
+            if verdict not in ("a", "b"):
+                continue
+            if missing := [key for key in (row["a"], row["b"]) if key not in known]:
+                reading.bad(f"{folder}:{row['key'][:12]}", BadRow("answers", _unknown(folder, missing[0])))
+                continue
+            better, worse = (known[row[side]] for side in ("ab" if verdict == "a" else "ba"))
+            yield better, worse, {"meta": {k: row[k] for k in ("p", "reason") if row.get(k) is not None}}
+
+    return pairs(), counts
+
+
+def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
+    """Answers as people corrected them (chosen) and as they were (rejected), with the spans that were marked and
+    rewritten. An answer that was right makes no pair, and one that several people corrected alike makes one."""
+    manifest = _manifest(folder, "correct", "mmfast correct")
+    if (task := manifest.get("task", "correct")) != "correct":
+        raise ValueError(f"{folder} is of the task {task}: mmfast corrected makes files of it")
+    # The answers that were corrected
+    _told(folder, manifest, reading)
+    known = {one.key: one for one in base()}
+    counts, made = {"corrections": 0, "right as they are": 0, "corrected alike by another": 0}, set()
+
+    def pairs() -> Iterator[Pair]:
+        for row in rows(folder):
+            counts["corrections"] += 1
+            text, one = row["corrected"], known.get(row["answer_key"])
+            if one is None:
+                reading.bad(f"{folder}:{row['key'][:12]}", BadRow("answers", _unknown(folder, row["answer_key"])))
+            elif text == one.text:
+                counts["right as they are"] += 1
+            elif (one.key, text) in made:
+                counts["corrected alike by another"] += 1
+            else:
+                made.add((one.key, text))
+                meta = {name: row[name] for name in ("segments", "annotator") if row.get(name)}
+                yield (
+                    replace(one, text=text, claims=None),
+                    replace(one, claims=None),
+                    {
+                        "spans": _marked(row["segments"]),
+                        "meta": meta,
+                    },
+                )
+
+    return pairs(), counts
+
+
+def _marked(segments: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+    """What was marked, and what stands for it in the corrected answer."""
+    new, old, shift = [], [], 0
+    for one in sorted(segments, key=lambda one: one["span"]):
+        first, end = one["span"]
+        old.append((first, end))
+        new.append((first + shift, first + shift + len(one["to"])))
+        shift += len(one["to"]) - (end - first)
+    return {"chosen": new, "rejected": old}
+
+
+def _manifest(folder: Path, stage: str, command: str) -> dict[str, Any]:
+    manifest = manifest_of(folder)
+    if manifest is None or manifest.get("stage") != stage:
+        is_ = "is no folder of rows" if manifest is None else f"is a folder of {manifest.get('stage')}"
+        raise ValueError(f"{folder} {is_}: a folder of {command} is needed")
+    return manifest
