@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,16 +79,17 @@ def correct(
 
 
 def _serve(url: str, names: list[str], cards: int) -> None:
-    """Until Ctrl-C."""
+    """Until Ctrl-C or a SIGTERM."""
     from urllib.parse import quote
 
     typer.echo(f"{cards} cards; open, and end with Ctrl-C:")
     for one in [f"{url}?name={quote(name)}" for name in names] or [url]:
         typer.echo(f"  {one}")
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        typer.echo("")
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    typer.echo("")
 
 
 def _rated(metrics: str, scale: str) -> dict[str, Any]:

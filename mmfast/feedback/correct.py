@@ -151,7 +151,7 @@ def card(one: Shown, plan: Plan) -> Card:
         asked = {"messages": messages, "answer": texts[0], "kinds": KINDS}
         return Card(task=plan.task, shown=asked, checked=_checks(texts[0], plan.task), **known)
     if plan.task == "compare":
-        fields: list[dict[str, Any]] = [choices("Which answer is better?", VERDICTS, "abt")]
+        fields: list[dict[str, Any]] = [choices("Which answer is better?", VERDICTS, "123")]
         for option, told in zip(fields[0]["options"], ("A is better", "B is better", "Tie"), strict=True):
             option["label"] = told
         labels = [{"label": label, "text": text} for label, text in zip("AB", texts, strict=True)]

@@ -19,7 +19,7 @@ export function open(home, given, work) {
   const same = card && card.id === given.id;
   card = given;
   points = Array.from(card.answer);
-  words = pieces(word, card.answer).filter((one) => one.text.trim());
+  words = pieces(word, card.answer).filter((one) => !/^[\s\p{P}]*$/u.test(one.text)); // marks alone are no stop
   segments = (work.segments || []).map((one) => ({ span: one.span, kind: one.kind, to: one.to }));
   if (!same) [from, to] = words.length ? [words[0].from, words[0].to] : [0, 0];
   editing = null;
@@ -126,9 +126,15 @@ function taken(event) {
     if (inside >= 0 && card.task === "correct") return edit(inside);
     b = a + 1;
   }
-  const touched = event.altKey ? [] : words.filter((one) => one.from < b && a < one.to);
-  if (touched.length) [a, b] = [touched[0].from, touched.at(-1).to];
-  if (a < b && b <= points.length && (touched.length || event.altKey)) select(a, b);
+  if (!event.altKey) {
+    const touched = words.filter((one) => one.from < b && a < one.to);
+    if (!touched.length) return;
+    const [first, end] = [touched[0].from, touched.at(-1).to];
+    [a, b] = click ? [first, end] : [Math.min(a, first), Math.max(b, end)];
+    while (!points[a].trim()) a += 1;
+    while (!points[b - 1].trim()) b -= 1;
+  }
+  if (a < b && b <= points.length) select(a, b);
 }
 
 function place(node, offset) {

@@ -87,8 +87,8 @@ function about() {
   document.title = view.title;
   $("who").textContent = view.name;
   const bits = [` done`, p.skipped ? ` · ${p.skipped} skipped` : "", ` · ${p.left} left`];
-  if (p.each !== null) bits.push(` · ${duration(p.each)} each`);
-  if (p.each !== null && p.left) bits.push(` · about ${duration(p.remaining)} to go`);
+  if (p.each >= 1) bits.push(` · ${duration(p.each)} each`);
+  if (p.each >= 1 && p.left) bits.push(` · about ${duration(p.remaining)} to go`);
   $("pace").replaceChildren(el("b", {}, String(p.done)), bits.join(""));
   const all = p.done + p.skipped + p.left;
   document.querySelector("#bar i").style.width = `${all ? (100 * (p.done + p.skipped)) / all : 100}%`;
