@@ -148,11 +148,11 @@ class Desk:
         # On disk, then in memory
         try:
             self.journal.write([action])
+        except UnicodeEncodeError:
+            raise ValueError("the text has half a character in it (a lone surrogate): write it anew") from None
         except ValueError:
             cut_torn(self.journal.path)  # half a line must not stand before the next
             raise
-        except UnicodeEncodeError:
-            raise ValueError("the text has half a character in it (a lone surrogate): write it anew") from None
         self._play(action)
         if action["do"] in ("done", "skip"):
             self.current.pop(name, None)

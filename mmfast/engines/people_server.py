@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(413, f"an action has at most {LARGEST >> 20} MiB, and says how many bytes it has")
         # Do it
         try:
-            given = json.loads(self.rfile.read(int(length)))
+            given = json.loads(self.rfile.read(int(length)), parse_constant=_no_number)
             if not isinstance(given, dict):
                 raise ValueError("an action is a JSON object")
         except (ValueError, RecursionError):
@@ -172,6 +172,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Addresses hold the token: nothing of them is printed."""
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _files() -> set[str]:
