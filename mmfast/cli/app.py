@@ -20,6 +20,7 @@ def missing(error: ModuleNotFoundError) -> NoReturn:
 try:
     import typer
 
+    from mmfast.cli.correct import correct, corrected
     from mmfast.cli.critique import critique
     from mmfast.cli.data import app as data
     from mmfast.cli.generate import generate
@@ -36,6 +37,8 @@ app.add_typer(data, name="data")
 app.command()(generate)
 app.command()(critique)
 app.command()(judge)
+app.command()(correct)
+app.command()(corrected)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

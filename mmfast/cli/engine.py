@@ -24,6 +24,7 @@ ENGINES = {
     "plain": ("mmfast.engines.plain:Plain", ("--adapter", "--dtype", "--remote-code")),
     "world": ("mmfast.engines.world:World", ("--noise",)),
     "server": ("mmfast.engines.server:Server", ("--concurrency",)),
+    "people": ("mmfast.engines.people:People", ()),
 }
 # What an engine may lack -> the options that ask for it
 ABILITY = {
@@ -34,9 +35,9 @@ ABILITY = {
 }
 
 # The options, for the signatures of commands
-Engines = Annotated[str, typer.Option("--engine", help="local, plain, world, or the addresses of servers: URL[,URL].")]
+Engines = Annotated[str, typer.Option("--engine", help="local, plain, world, people[:K], or servers: URL[,URL].")]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Directory or hub id; a server's name of it; a world's folder.")
+    str, typer.Option("--model", "-m", help="Directory or hub id; a server's name of it; a world's or people's folder.")
 ]
 Adapter = Annotated[str, typer.Option(help="A directory with a LoRA adapter (local, plain).")]
 Dtype = Annotated[str, typer.Option(help="Of the weights (local, plain); default: float32.")]
@@ -118,9 +119,11 @@ def run_stage(
 def kind_of(engine: str) -> str:
     if "://" in engine:
         return "server"
-    if engine not in ENGINES or engine == "server":
-        raise ValueError(f"--engine: unknown engine {engine!r}; choose local, plain, world, or URL[,URL] of servers")
-    return engine
+    kind, colon, number = engine.partition(":")
+    if kind not in ENGINES or kind == "server" or (colon and not (kind == "people" and number.isdecimal())):
+        known = "local, plain, world, people, people:K, or URL[,URL] of servers"
+        raise ValueError(f"--engine: unknown engine {engine!r}; choose {known}")
+    return kind
 
 
 def taken(engine: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +153,8 @@ def maker(engine: str) -> Any:
 def opened(make: Any, engine: str, model: str, options: dict[str, Any], runtime: Runtime) -> Engine:
     if kind_of(engine) == "server":
         return make([url.strip() for url in engine.split(",") if url.strip()], model, **options)
+    if ":" in engine:  # people:K
+        options = options | {"overlap": int(engine.partition(":")[2])}
     if "device" in inspect.signature(make).parameters:
         options = options | {"device": runtime.device}
     return make(model, **options)

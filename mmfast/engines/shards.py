@@ -49,10 +49,11 @@ def cut_torn(path: Path) -> None:
 
 
 class Appender:
-    """Appends rows to a file that appears with the first. What `write` was given lies in the file when it returns."""
+    """Appends rows to a file that appears with the first. What `write` was given lies in the file when it returns, and,
+    where it is `durable`, on disk."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.file = path, None
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        self.path, self.file, self.durable = path, None, durable
 
     file: BinaryIO | None
 
@@ -63,6 +64,8 @@ class Appender:
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  # closed by `close`
             while data and self.file is not None:
                 data = data[self.file.write(data) :]
+            if self.durable and self.file is not None:
+                os.fsync(self.file.fileno())
         except OSError as error:
             if self.file is not None:
                 self.file.close()

@@ -1,0 +1,39 @@
+// Elements. Texts become text nodes, never HTML: an answer that holds a tag shows its characters.
+
+export const $ = (id) => document.getElementById(id);
+
+export function el(tag, given = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (name === "class") made.className = value;
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (typeof value === "boolean") made.toggleAttribute(name, value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+// A button that gives the keyboard back to the page when it was pressed by a mouse.
+export function button(label, press, given = {}, key = "") {
+  const made = el("button", { type: "button", ...given }, label);
+  if (key) made.append(el("kbd", {}, key));
+  made.addEventListener("click", (event) => {
+    if (event.detail) made.blur();
+    press(event);
+  });
+  return made;
+}
+
+// The conversation: the last question large, what was before it smaller.
+export function spoken(messages) {
+  return messages.map((message, number) => {
+    const said = el("div", { class: number === messages.length - 1 ? "said last" : "said" });
+    if (messages.length > 1) said.append(el("span", { class: "role" }, message.role));
+    for (const part of message.parts) {
+      if (part.image === undefined) said.append(part.text);
+      else if (message.parts.length > 2 || messages.length > 1) said.append(el("span", { class: "image" }, `image ${part.image}`), " ");
+    }
+    return said;
+  });
+}
