@@ -128,6 +128,8 @@ class Judge(Protocol):
     """An engine that answers calls, with a record of its replies in front of it (judge.py)."""
 
     name: str
+    made_by: dict[str, Any]  # its name and the digest of its engine's identity
+    seed: int  # added to that of every call: each run of a judge has its own
 
     def ask(self, calls: Iterable[Call]) -> dict[str, Reply]:
         """The reply to each call, by its key; one that failed has an error."""
@@ -204,6 +206,7 @@ class Result:
     notes: list[str]
     made_by: dict[str, Any]  # data hashes, wording, template, decoding, weights, judge, parser
     strict: dict[str, float] = field(default_factory=dict)  # the metrics by our parser, where it differs
+    more: list[list[Mark]] = field(default_factory=list, repr=False)  # of further runs of the judge
 
     @property
     def items(self) -> list[dict[str, Any]]:
