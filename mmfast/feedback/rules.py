@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -195,7 +195,16 @@ def _attributes(candidate: Candidate, names: Sequence[str]) -> str:
     missing = [n for n in names if n not in candidate.scores]
     if missing:
         raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(candidate.scores)) or 'none'})")
-    return ",".join(f"{n}:{candidate.scores[n]:g}" for n in names)
+    return _listed({n: candidate.scores[n] for n in names})
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    return ",".join(f"{name}:{score:g}" for name, score in scores.items())
+
+
+def steered(question: str, scores: Mapping[str, float]) -> str:
+    """A question as SteerLM trains it: behind it stand the scores that its answer has, or is to have."""
+    return question + ASKED + _listed(scores)
 
 
 def steerlm(
@@ -203,7 +212,7 @@ def steerlm(
 ) -> list[Record]:
     """Every answer, asked for by its own scores; at inference the wanted ones stand there."""
     return [
-        sft_record(n, replace(c, question=c.question + ASKED + _attributes(c, names)))
+        sft_record(n, replace(c, question=steered(c.question, {name: c.scores[name] for name in names})))
         for n, c in enumerate(complete(candidates, lambda c: _attributes(c, names), problems))
     ]
 
