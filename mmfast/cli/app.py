@@ -21,6 +21,7 @@ try:
     import typer
 
     from mmfast.cli.data import app as data
+    from mmfast.cli.eval import app as evaluate
     from mmfast.cli.generate import generate
 except ModuleNotFoundError as error:
     missing(error)
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="eval")
 app.command()(generate)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too

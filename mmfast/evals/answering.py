@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -174,6 +174,7 @@ def answer(
             asker = _Turn(asked, turn, digest, told)
             made_by = {"stage": NAME, "version": VERSION, "turn": turn + 1, "engine": identity, **asked.made_by()}
             folder = out / f"turn-{turn + 1}"
+            runtime.from_main(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True))  # type: ignore[misc]
             work = Stage(out=folder, made_by=made_by, items=asker.items, row=asker.row, whole=not asked.limit)
             title = f"{asked.bench.name}{f', turn {turn + 1}' if turns > 1 else ''}"
             bar, total = progress.part(title), len(asker.grouped())
@@ -184,12 +185,17 @@ def answer(
             done = stage.run(
                 work, engine, runtime, debug=debug, allow=allow, follow=follow if runtime.main else lambda *_: None
             )
-            tally = Tally(**{f.name: getattr(tally, f.name) + getattr(done, f.name) for f in fields(Tally)})
+            tally = together([tally, done])
             told = asker.taken(folder, runtime)
     # One file of all that was answered
     whole = {q.id: told[q.id] for q in asked.questions if len(told.get(q.id, ())) == len(q.turns)}
     runtime.from_main(lambda: write_answers(out / ANSWERS, header_of(asked, identity), whole))
     return tally
+
+
+def together(tallies: Sequence[Tally]) -> Tally:
+    """What became of several stages."""
+    return Tally(**{f.name: sum(getattr(one, f.name) for one in tallies) for f in fields(Tally)})
 
 
 class _Turn:

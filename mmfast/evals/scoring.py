@@ -42,16 +42,16 @@ def score(
     # What is scored, and how
     one = bench_of(bench) if isinstance(bench, str) else bench
     flavour = flavour or one.flavours[0]
-    _check_options(one, flavour, judge, runs, strict)
-    header = {} if isinstance(answers, Mapping) else layouts.header_of(answers, one)
-    if wording and header and wording != header["wording"]:
-        raise ValueError(f"--wording {wording}: {answers} was asked with {header['wording']}")
-    asked, name = worded(one, wording or header.get("wording", ""))
+    check_options(one, flavour, judge is not None, runs, strict)
     home = Data(data, one, images)
-    questions = questions_of(one, home, asked, header.get("limit", 0))
+    if isinstance(answers, Mapping):
+        header: dict[str, Any] = {}
+        found: Mapping[str, Answer] = answers
+        asked, name = worded(one, wording)
+        questions = questions_of(one, home, asked)
+    else:
+        header, name, questions, found = read_answers(one, answers, home, wording)
     # Every question has an answer, or its lack is known
-    _check_data(answers, header, home)
-    found = answers if isinstance(answers, Mapping) else layouts.read(answers, one, questions).answers
     counts: Counter[str] = Counter()
     questions = _complete(
         one, "the answers" if isinstance(answers, Mapping) else str(answers), questions, found, counts
@@ -87,25 +87,36 @@ def score(
     )
 
 
-def _check_options(bench: Benchmark, flavour: str, judge: Judge | None, runs: int, strict: bool) -> None:
+def read_answers(
+    bench: Benchmark, path: str | Path, data: Data, wording: str = ""
+) -> tuple[dict[str, Any], str, list[Question], dict[str, Answer]]:
+    """(header, the wording's name, the questions that were asked, the answers there are) of a file. `wording`: where it
+    does not say it itself."""
+    header = layouts.header_of(path, bench)
+    if wording and header and wording != header["wording"]:
+        raise ValueError(f"--wording {wording}: {path} was asked with {header['wording']}")
+    asked, name = worded(bench, wording or header.get("wording", ""))
+    questions = questions_of(bench, data, asked, header.get("limit", 0))
+    # Answers belong to the version of the data that was asked
+    here = ", ".join(f"{name} {digest[:12]}" for name, digest in data.hashes.items())
+    for file, digest in header.get("data", {}).items():
+        if digest not in data.hashes.values():
+            raise ValueError(
+                f"{path} was made with another version of the data: {file} {digest[:12]}; {data.folder} has {here}"
+            )
+    return header, name, questions, layouts.read(path, bench, questions).answers
+
+
+def check_options(bench: Benchmark, flavour: str, judge: bool, runs: int, strict: bool) -> None:
+    """Raises where an option has no effect on this benchmark."""
     if flavour not in bench.flavours:
         raise ValueError(f"--flavour: {bench.name} has no {flavour!r}; there are {', '.join(bench.flavours)}")
-    if judge is not None and not bench.judge:
+    if judge and not bench.judge:
         raise ValueError(f"--judge has no effect: {bench.name} is scored without one")
-    if runs > 1 and judge is None:
+    if runs > 1 and not judge:
         raise ValueError("--runs has no effect without a --judge: the same answers always have the same score")
     if strict and not bench.parsers_differ:
         raise ValueError(f"--strict has no effect: {bench.name} has no parser beside the official one")
-
-
-def _check_data(path: Any, header: Mapping[str, Any], data: Data) -> None:
-    """Answers belong to the version of the data that was asked."""
-    here = ", ".join(f"{name} {digest[:12]}" for name, digest in data.hashes.items())
-    for name, digest in header.get("data", {}).items():
-        if digest not in data.hashes.values():
-            raise ValueError(
-                f"{path} was made with another version of the data: {name} {digest[:12]}; {data.folder} has {here}"
-            )
 
 
 def _complete(

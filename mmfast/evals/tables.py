@@ -72,7 +72,10 @@ def refuse_unlike(results: Mapping[str, Result], across: Sequence[str] = ()) -> 
 def _parts(result: Result) -> dict[str, Any]:
     made_by = {k: v for k, v in result.made_by.items() if k not in FREE}
     data = sorted(made_by.pop("data").values())
-    return {"benchmark": result.bench, "flavour": result.flavour, "data": data, **made_by}
+    parts = {"benchmark": result.bench, "flavour": result.flavour, "data": data}
+    for name, value in made_by.items():  # of settings each has its own name
+        parts |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return parts
 
 
 def _short(value: Any) -> str:
