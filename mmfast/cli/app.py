@@ -23,6 +23,7 @@ try:
     from mmfast.cli.correct import correct, corrected
     from mmfast.cli.critique import critique
     from mmfast.cli.data import app as data
+    from mmfast.cli.eval import app as evaluate
     from mmfast.cli.generate import generate
     from mmfast.cli.judge import judge
 except ModuleNotFoundError as error:
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="eval")
 app.command()(generate)
 app.command()(critique)
 app.command()(judge)

@@ -30,6 +30,8 @@ class Question:
     unit: str = ""  # what an interval resamples: its image; where it is empty, the question itself
     decode: Mapping[str, Any] = field(default_factory=dict)  # beside the wording's: a temperature of its category
     truth: Mapping[str, Any] = field(default_factory=dict)  # what marks look at
+    official: Mapping[str, Any] = field(default_factory=dict)  # its names in official answer files: {"question_id": 7};
+    # where it is empty, they call it by its id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,8 @@ class Judge(Protocol):
     """An engine that answers calls, with a record of its replies in front of it (judge.py)."""
 
     name: str
+    made_by: dict[str, Any]  # its name and the digest of its engine's identity
+    seed: int  # added to that of every call: each run of a judge has its own
 
     def ask(self, calls: Iterable[Call]) -> dict[str, Reply]:
         """The reply to each call, by its key; one that failed has an error."""
@@ -139,6 +143,7 @@ class Scoring:
     flavour: str
     strict: bool = False  # our parser instead of the official one, with its defects
     judge: Judge | None = None
+    own_prompt: bool = False  # set by the benchmark: the judge was asked in our words, not in the official ones
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # "unparsed", "empty", ...
     notes: list[str] = field(default_factory=list)
@@ -163,6 +168,9 @@ class Benchmark:
     judge: ClassVar[str] = ""  # the official judge, where one is needed
     parsers_differ: ClassVar[bool] = False  # a strict parser of our own stands beside the official one
     missing: ClassVar[str] = "refused"  # "wrong": the official script counts a question without an answer as wrong
+    layout: ClassVar[str] = "llava"  # of its official answer files (layouts.py)
+    less_is_better: ClassVar[tuple[str, ...]] = ()  # metrics of which the smallest is the best
+    published: ClassVar[str] = ""  # figures and where they stand, for docs/evaluation.md
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         raise NotImplementedError
@@ -198,6 +206,7 @@ class Result:
     notes: list[str]
     made_by: dict[str, Any]  # data hashes, wording, template, decoding, weights, judge, parser
     strict: dict[str, float] = field(default_factory=dict)  # the metrics by our parser, where it differs
+    more: list[list[Mark]] = field(default_factory=list, repr=False)  # of further runs of the judge
 
     @property
     def items(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -201,7 +201,7 @@ def _attributes(one: Answer, names: Sequence[str]) -> str:
     missing = [n for n in names if n not in one.scores]
     if missing:
         raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(one.scores)) or 'none'})")
-    return ",".join(f"{n}:{one.scores[n]:g}" for n in names)
+    return _listed({n: one.scores[n] for n in names})
 
 
 def _asked_more(one: Answer, more: str) -> tuple[dict[str, Any], ...]:
@@ -214,6 +214,15 @@ def _asked_more(one: Answer, more: str) -> tuple[dict[str, Any], ...]:
         [end | {"text": end["text"] + more}] if end["type"] == "text" else [end, {"type": "text", "text": more[1:]}]
     )
     return (*before, last | {"content": [*parts, *joined]})
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    return ",".join(f"{name}:{score:g}" for name, score in scores.items())
+
+
+def steered(question: str, scores: Mapping[str, float]) -> str:
+    """A question as SteerLM trains it: behind it stand the scores that its answer has, or is to have."""
+    return question + ASKED + _listed(scores)
 
 
 def steerlm(

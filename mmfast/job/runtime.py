@@ -94,10 +94,10 @@ class Runtime:
 
     def hold(self, folder: Path, named: str = "output_dir") -> None:
         """Rank 0 locks output_dir until `close`; raises everywhere, with its holder, where another run has it. Held
-        already, it stays held."""
+        already, or lying in a folder that is held, it stays so."""
 
         def lock() -> None:
-            if self.lock is None or self.lock.folder != folder:
+            if self.lock is None or self.lock.folder not in (folder, *folder.parents):
                 self.lock = Lock(folder, named)
 
         self.from_main(lock)
