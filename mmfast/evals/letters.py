@@ -7,7 +7,7 @@ then a judge is asked. Both are meant for answers that begin with a letter: "A d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 REFUSED = (  # for which the rule of today reads Z: no option
     "Sorry, I can't help with images of people yet.",
@@ -16,7 +16,7 @@ REFUSED = (  # for which the rule of today reads Z: no option
     "Cannot determine the answer",
 )
 FAILED = "Failed to obtain answer via API"
-LAST = 5  # words at the end, among which today's rule wants the letter
+LAST = 5  # today's rule wants the letter behind this word, counted from the end
 # Around a letter, in the order that the rule of 2023 tries them
 MARKS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
@@ -54,7 +54,7 @@ def of_2023(text: str, choices: Mapping[str, str]) -> str:
 
 def _by_text(text: str, choices: Mapping[str, str], *, bounded: bool) -> str:
     """The one option whose text is in the answer. Today's rule wants an answer at most twice as long as all options."""
-    if bounded and len(text) > 2 * sum(len(choice) for choice in choices.values()):
+    if bounded and len(text.lower()) > 2 * sum(len(choice) for choice in choices.values()):
         return ""
     found = [letter for letter, choice in choices.items() if choice.lower() in text.lower()]
     return found[0] if len(found) == 1 else ""
@@ -67,4 +67,5 @@ def alone(text: str, choices: Mapping[str, str]) -> str:
     return letters[0] if len(letters) == 1 else ""
 
 
-RULES = {"today": today, "2023": of_2023}
+Rule = Callable[[str, Mapping[str, str]], str]
+RULES: dict[str, Rule] = {"today": today, "2023": of_2023}

@@ -6,7 +6,6 @@ import ast
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +15,8 @@ SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 # What pandas, with which the official scripts read tables, takes for an empty cell
-_EMPTY = "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null"
-EMPTY = frozenset(re.split(r"\|", _EMPTY))
+NO_TEXT = "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null"
+EMPTY = frozenset(NO_TEXT.split("|"))
 
 
 def value(data: Data, role: str) -> Any:
@@ -55,9 +54,7 @@ def table(data: Data, role: str) -> list[dict[str, str]]:
     """The rows of a file with tabs and a line of names, as pandas reads them. What is empty is left out."""
     csv.field_size_limit(2**31 - 1)  # images lie in the cells
     found = csv.DictReader(io.StringIO(data.read(role).decode("utf-8-sig"), newline=""), delimiter="\t")
-    table = [
-        {name: cell for name, cell in row.items() if name and cell is not None and cell not in EMPTY} for row in found
-    ]
+    table = [{name: cell for name, cell in row.items() if name and (cell or "") not in EMPTY} for row in found]
     if not table:
         raise ValueError(f"{data.path(role)} is an empty table")
     return table
@@ -67,11 +64,12 @@ def need(row: dict[str, Any], names: Iterable[str], data: Data, role: str) -> No
     """Refuses a row that lacks what a question is made of."""
     lacking = [name for name in names if name not in row]
     if lacking:
-        raise ValueError(f"{data.path(role)}: a row has no {', '.join(lacking)} (it has {', '.join(map(str, row))})")
+        raise ValueError(f"{data.path(role)}: a row has no {', '.join(lacking)} (it has {', '.join(row)})")
 
 
 def prompts(data: Data, role: str) -> dict[str, str]:
-    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one."""
+    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one. Pieces of a text that are
+    added to a name in turn become one."""
     path = data.path(role)
     try:
         tree = ast.parse(data.read(role))
@@ -83,7 +81,7 @@ def prompts(data: Data, role: str) -> dict[str, str]:
         place, body = places.pop()
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                places.append((f"{node.name}.", node.body))
+                places.append((f"{place}{node.name}.", node.body))
             elif isinstance(node, ast.Assign | ast.AugAssign):
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 text = _text(node.value)
