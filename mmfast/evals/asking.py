@@ -1,0 +1,74 @@
+"""Asks a benchmark's judge: what it says, tried again a bounded number of times where it cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from mmfast.engines.base import Decode
+from mmfast.evals.base import Call, Scoring
+from mmfast.evals.reading import prompts
+
+T = TypeVar("T")
+OWN = "own prompt"  # counted in a result whose judge was asked in our words: no table puts it beside official ones
+
+
+def call(key: str, text: str, *, system: str = "", temperature: float = 0.0, max_tokens: int = 1024) -> Call:
+    messages = ({"role": "system", "content": system},) if system else ()
+    return Call(
+        key=key,
+        messages=(*messages, {"role": "user", "content": text}),
+        decode=Decode(temperature=temperature, max_tokens=max_tokens),
+    )
+
+
+def replies(scoring: Scoring, calls: Iterable[Call]) -> dict[str, str]:
+    """What the judge says to each call. Where it failed, the score waits: what it has said is recorded already."""
+    calls = list(calls)
+    said = scoring.judged_by().ask(calls) if calls else {}
+    failed = [key for key in (c.key for c in calls) if key not in said or said[key].error]
+    if failed:
+        first = said[failed[0]].error if failed[0] in said else "no reply"
+        raise ValueError(
+            f"{scoring.data.bench.name}: the judge failed at {len(failed)} of {len(calls)} calls (first: {failed[0]}: "
+            f"{first}); what it said is recorded, and the same command again asks only for the rest"
+        )
+    scoring.counts["judge calls"] += len(calls)
+    return {c.key: said[c.key].text for c in calls}
+
+
+def read(
+    scoring: Scoring, calls: Iterable[Call], parse: Callable[[str, str], T | None], tries: int = 1
+) -> dict[str, tuple[T | None, str]]:
+    """What `parse` makes of each (key, reply), and the reply. One that it cannot read (None) is asked for again with
+    another seed, so many times in all; then it stays None, and is counted."""
+    waiting = {c.key: c for c in calls}
+    found: dict[str, tuple[T | None, str]] = {}
+    for number in range(tries):
+        again = [replace(c, decode=replace(c.decode, seed=number)) for c in waiting.values()]
+        for key, text in replies(scoring, again).items():
+            found[key] = (parse(key, text), text)
+        waiting = {key: c for key, c in waiting.items() if found[key][0] is None}
+        if waiting and number + 1 < tries:
+            scoring.counts["asked again"] += len(waiting)
+    scoring.counts["unparsed"] += len(waiting)
+    return found
+
+
+def script(scoring: Scoring, role: str) -> Mapping[str, str]:
+    """The official prompts in the user's copy of a script; without it none, and the result says so."""
+    if scoring.data.path(role) is not None:
+        return prompts(scoring.data, role)
+    own(scoring, role)
+    return {}
+
+
+def own(scoring: Scoring, role: str) -> None:
+    """Notes that the judge is asked in our words."""
+    file = scoring.data.bench.files[role]
+    scoring.counts[OWN] = 1
+    scoring.notes.append(
+        f"own prompt: {scoring.data.folder} has no {' or '.join(file.names)} ({file.source}), so the judge is asked in "
+        "mmfast's words; no official figure can stand beside this"
+    )

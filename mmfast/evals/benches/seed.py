@@ -1,0 +1,94 @@
+"""SEED-Bench: one of four options, about images and about the middle frame of videos.
+
+The official score is equality of the whole answer with the letter ("B." and " B" are wrong), pooled over all questions;
+an unanswered one is wrong. `strict` takes the one letter that stands alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from mmfast.engines.base import Decode
+from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.evals.reading import LETTER, listed, need, rows, value
+
+
+class Seed(Benchmark):
+    name = "seed"
+    about = "four options, over nine kinds of question about images and three about videos"
+    wordings: ClassVar = {
+        "llava": Wording(suffix=LETTER, decode=Decode(max_tokens=128), about="LLaVA's evaluation: greedy")
+    }
+    files: ClassVar = {
+        "questions": File(
+            names=("SEED-Bench.json",),
+            what="its questions",
+            source="huggingface.co/datasets/AILab-CVC/SEED-Bench",
+            licence="CC BY-NC 4.0",
+        ),
+        "llava": File(
+            names=("llava-seed-bench.jsonl",),
+            what="LLaVA's names of the frames",
+            source="LLaVA's eval.zip (docs/Evaluation.md of haotian-liu/LLaVA)",
+            licence="CC BY-NC 4.0",
+            optional=True,
+        ),
+    }
+    parsers_differ = True
+    missing = "wrong"
+
+    def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
+        whole = value(data, "questions")
+        kinds = {number: name for name, number in whole["question_type"].items()}
+        frames = {str(row["question_id"]): row["image"] for row in rows(data, "llava")} if data.path("llava") else {}
+        for row in whole["questions"]:
+            need(
+                row,
+                ("question_id", "question", "choice_a", "choice_d", "answer", "question_type_id"),
+                data,
+                "questions",
+            )
+            name, medium = str(row["question_id"]), row.get("data_type", "image")
+            folder = "SEED-Bench-image" if medium == "image" else "SEED-Bench-video-image"
+            image = frames.get(name, f"{folder}/{row.get('data_id', name)}")
+            choices = {letter: str(row[f"choice_{letter.lower()}"]) for letter in "ABCD"}
+            yield Question(
+                id=name,
+                turns=(row["question"] + listed(choices) + wording.suffix,),
+                images=(data.picture(image),),
+                unit=image,
+                truth={"answer": row["answer"], "kind": kinds[row["question_type_id"]], "medium": medium},
+            )
+
+    def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
+        for question in questions:
+            answer = answers.get(question.id)
+            said = "" if answer is None else alone(answer.text) if scoring.strict else answer.text
+            if answer is None or said not in ("A", "B", "C", "D"):
+                scoring.counts["missing" if answer is None else "unparsed"] += 1
+            good = float(said == question.truth["answer"])
+            sums: dict[str, float] = {}
+            for group in ("total", question.truth["medium"], question.truth["kind"]):
+                sums |= {f"{group}:asked": 1.0, f"{group}:right": good}
+            yield Mark(id=question.id, unit=question.unit, sums=sums, told={"said": said, "right": bool(good)})
+
+    def metrics(self, sums: Sums, flavour: str) -> dict[str, Any]:
+        groups = [name.removesuffix(":asked") for name in sums if name.endswith(":asked")]
+        return {group: ratio(sums[f"{group}:right"], sums[f"{group}:asked"]) * 100 for group in groups}
+
+    def upload(self, questions: Sequence[Question], answers: Mapping[str, Answer], data: Data) -> dict[str, bytes]:
+        """What SEED-Bench's leaderboard takes."""
+        out = (json.dumps({"question_id": q.id, "prediction": answers[q.id].text}) + "\n" for q in questions)
+        return {"seed_upload.jsonl": "".join(out).encode()}
+
+
+def alone(text: str) -> str:
+    """The one letter that stands alone; "" where there are none or several."""
+    found = set(re.findall(r"(?<![A-Za-z0-9'])([A-D])(?![A-Za-z0-9'])", text))
+    return found.pop() if len(found) == 1 else ""
+
+
+BENCHES = (Seed(),)

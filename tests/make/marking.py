@@ -1,0 +1,68 @@
+"""Marks answers given as texts, by a benchmark alone: without engines, layouts or records."""
+
+import json
+from pathlib import Path
+
+from mmfast.engines.base import Reply
+from mmfast.evals.base import Answer, Data, Scoring
+from mmfast.evals.intervals import totals
+
+GOLDEN = Path(__file__).parents[1] / "evals" / "golden"
+
+
+def golden(name):
+    """A file of tests/evals/golden, made by the official script (golden/README.md there)."""
+    return json.loads((GOLDEN / name).read_text())
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def asked(bench, folder, wording=None):
+    wording = bench.wordings[wording] if wording else next(iter(bench.wordings.values()))
+    return list(bench.questions(Data(folder, bench), wording))
+
+
+class Said:
+    """A judge that says what a function of the call gives: a text, or an error."""
+
+    name = "said"
+
+    def __init__(self, say):
+        self.say, self.calls = say, []
+
+    def ask(self, calls):
+        replies = {}
+        for call in calls:
+            self.calls.append(call)
+            said = self.say(call)
+            replies[call.key] = said if isinstance(said, Reply) else Reply(key=call.key, text=said)
+        return replies
+
+
+class Marked:
+    """What marks and metrics give for texts by the questions' ids."""
+
+    def __init__(self, bench, folder, texts, *, flavour=None, wording=None, strict=False, judge=None, **options):
+        data = Data(folder, bench)
+        words = bench.wordings[wording] if wording else next(iter(bench.wordings.values()))
+        self.questions = list(bench.questions(data, words))
+        answers = {
+            name: text
+            if isinstance(text, Answer)
+            else Answer(id=name, turns=(text,) if isinstance(text, str) else text)
+            for name, text in texts.items()
+        }
+        flavour = flavour or bench.flavours[0]
+        self.scoring = Scoring(data=data, flavour=flavour, strict=strict, judge=judge, options=options)
+        self.marks = list(bench.marks(self.questions, answers, self.scoring))
+        self.sums = totals(self.marks)
+        self.metrics = dict(bench.metrics(self.sums, flavour))
+        if hasattr(bench, "extra"):
+            self.metrics |= bench.extra(self.marks, self.scoring)
+        self.answers, self.bench = answers, bench
+
+    def told(self, name):
+        return {mark.id: mark.told.get(name) for mark in self.marks}
