@@ -27,6 +27,7 @@ from mmfast.data.symbols import expanded
 from mmfast.engines import decode_attention, decoding, prefill
 from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
+from mmfast.models.attention import attention
 from mmfast.models.proof import own_inputs
 from mmfast.world import models as world
 from mmfast.world.grammar import CAPTION_PROMPTS
@@ -66,17 +67,17 @@ class Bench:
         """transformers' generate, one batch padded on the left."""
         engine, made = self.engine, self.engine.prompts
         ids: list[list[int]] = []
-        names: list[str] = []
+        pictures: list[Picture] = []
         for one in requests:
             prompt = made.read(one)
             ids.append(expanded(prompt.example(engine.ends).chosen, made.infos, made.image_id)[0][:-1])
-            names += prompt.images
-        inputs = own_inputs(engine.scorer, ids[0], made.load_images(names, prepared=False), engine.scorer.dtype)
+            pictures += prompt.pictures
+        inputs = own_inputs(engine.scorer, ids[0], made.load_images(pictures), engine.scorer.dtype)
         longest = max(map(len, ids))
         inputs["input_ids"] = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
         inputs["attention_mask"] = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-        with engine.scorer.generating() as opened, torch.no_grad():
-            model: Any = opened
+        model: Any = engine.scorer.model
+        with attention(engine.scorer.decoder.config, engine.scorer.own_attention), torch.no_grad():
             out: torch.Tensor = model.generate(
                 **inputs, max_new_tokens=settings.pop("most", self.tokens), eos_token_id=engine.ends, pad_token_id=0,
                 top_k=0, **settings,
@@ -131,12 +132,12 @@ def prefills(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
     engine = bench.engine
     prompts = [engine.prompts.read(bench.request(0, q)) for q in QUESTIONS[:8]]
     plan = prefill.plan(prompts, engine.prompts, engine.scorer, engine.ends[0])
-    whole = replace(plan.pack, images=engine.prompts.load_images(plan.pack.image_ids))
+    whole = replace(plan.pack, images=engine.prompts.load_images(plan.pictures))
     with torch.no_grad():
         times = interleave(
             {
                 "trainer's forward": lambda: engine.scorer(whole),
-                "prefill": lambda: prefill.run(plan, engine.prompts, engine.scorer),
+                "prefill": lambda: prefill.run(plan, engine.prompts.load_images(plan.pictures), engine.scorer),
             },
             3 * repeats,
         )
@@ -159,7 +160,7 @@ def steps(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
         requests = [bench.request(k % len(bench.pictures), QUESTIONS[0], n=8, decode=drawn) for k in some]
         run = decoding.Decoding(engine.scorer, engine.tokens, 1)
         plan = prefill.plan([engine.prompts.read(r) for r in requests], engine.prompts, engine.scorer, engine.ends[0])
-        found = prefill.run(plan, engine.prompts, engine.scorer)
+        found = prefill.run(plan, engine.prompts.load_images(plan.pictures), engine.scorer)
         run.waiting.extend([engine._answer(one, s) for one in found for s in range(8)][:rows])
         inputs = [torch.randn(rows, m.in_features) for m in linears]
         attention: list[float] = []

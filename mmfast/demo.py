@@ -30,7 +30,7 @@ from rich.console import Console
 
 from mmfast.config import build as checked
 from mmfast.config import dump
-from mmfast.evals.world import greedy_captions, load, score
+from mmfast.evals.world import greedy_captions, score
 from mmfast.evals.world_report import print_tables, write_report
 from mmfast.job.rows import read
 from mmfast.progress import Follow, Parts
@@ -152,10 +152,8 @@ def demo(
         scenes = read_scenes(world)
         captions: dict[str, list[str]] = {}
         for name, path in models.items():
-            model, processor = load(path, device)
-            captions[name] = greedy_captions(
-                model, processor, scenes, progress=parts.part(f"held-out captions: {name}")
-            )
+            follow = parts.part(f"held-out captions: {name}")
+            captions[name] = greedy_captions(path, scenes, device=device, progress=follow)
     # Scored against the annotation, and reported
     labels = {"base": "before"} | {name: one.label for name, one in RUNS.items()}
     truths = [record["chosen"][0]["content"][0]["text"] for record in read_lines(world / "test.jsonl")]

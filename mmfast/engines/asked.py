@@ -175,18 +175,11 @@ class Pictures:
             path = os.path.abspath(self.root / image)
             if path not in self.known:
                 self.known[path] = image_id(image_bytes(image, self.root)[0])
-            return _named(path, self.known[path]), path
+            return Picture.named(path, self.known[path]), path
         data, _ = image_bytes(image, self.root)
         name = image_id(data)
         kept = keep_bytes(self.out / "images", name, data)
-        return _named(str(kept), name), f"images/{name[:2]}/{name}"
-
-
-def _named(path: str, name: str) -> Picture:
-    """A picture whose bytes were read for its name and are not held."""
-    picture = Picture(path)
-    vars(picture)["id"] = name  # what its cached property would find
-    return picture
+        return Picture.named(str(kept), name), f"images/{name[:2]}/{name}"
 
 
 def worded(wording: str, asked: Asked) -> Asked:

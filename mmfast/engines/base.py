@@ -105,6 +105,13 @@ class Picture:
         """sha256 of its bytes: equal files are one image."""
         return hashlib.sha256(self.data).hexdigest()
 
+    @classmethod
+    def named(cls, source: str, id: str) -> Picture:
+        """Its bytes were read for its name, and are not held."""
+        picture = cls(source)
+        vars(picture)["id"] = id  # what the cached property would find
+        return picture
+
 
 @dataclass(frozen=True, kw_only=True)
 class About:

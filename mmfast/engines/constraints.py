@@ -81,7 +81,7 @@ class Constraints:
         return f"constraints by regex and schema need llguidance: {how_to_install('engines')}"
 
     def make(self, prompt: Prompt) -> Chosen | Grammar:
-        constraint = prompt.request.constraint
+        constraint = prompt.constraint
         assert constraint is not None
         if constraint.choice:
             return Chosen(prompt.choices, self.ends, self.vocabulary)

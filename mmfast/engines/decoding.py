@@ -44,9 +44,9 @@ class Answer:
     shown: list[int] | None = None  # the prompt's ids where a repetition penalty asks for them
 
     def __post_init__(self) -> None:
-        request = self.of.prompt.request
-        self.decode: Decode = request.decode
-        self.stream = stream_of(request.key, self.sample, self.decode.seed)
+        prompt = self.of.prompt
+        self.decode: Decode = prompt.decode
+        self.stream = stream_of(prompt.key, self.sample, self.decode.seed)
 
     @property
     def step(self) -> int:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -36,6 +37,7 @@ from mmfast.models.parallelize import evaluating
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
 from mmfast.packing import build_pack
+from mmfast.packing.build import LoadImages
 
 AHEAD = 256  # requests that are read before the first is answered: those of an image are put together
 PACK = 4096  # tokens of a prefill, unless one request alone has more
@@ -57,6 +59,7 @@ class Local:
         max_pixels: int = 0,
         scorer: Scorer | None = None,
         runtime: Runtime | None = None,
+        features: LoadImages | None = None,
     ) -> None:
         """
         model      a directory or a hub id
@@ -65,25 +68,25 @@ class Local:
         scorer     of `model`, already open (inside a training process); adapter and dtype are then its own
         runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
                    with none, and reads it to the end
+        features   of images by their ids, for a scorer without a tower (model.cache_vision)
         """
         # What cannot run is refused before anything is read
         self.sharded = scorer is not None and any(isinstance(module, FSDPModule) for module in scorer.modules())
         if self.sharded and runtime is None:
             raise ValueError("the scorer is spread over ranks (FSDP2): the local engine needs the run's runtime")
-        if self.sharded and scorer is not None and not scorer.shared:
-            raise ValueError(f"the scorer is spread over ranks, and cannot share prefixes ({scorer.why_unshared})")
-        if scorer is not None and not scorer.tower_loaded:
-            raise ValueError("the scorer reads cached vision features (model.cache_vision): it cannot see new images")
+        if scorer is not None and not scorer.tower_loaded and (features is None or not scorer.shared):
+            why = "" if scorer.shared else f", and its own generate does not take them ({scorer.why_unshared})"
+            raise ValueError(f"the scorer reads cached vision features (model.cache_vision){why}: it sees no pictures")
         if tokens < 0:
             raise ValueError(f"tokens = {tokens}: it must be above 0, or 0 for what the free memory holds")
         # The model, how prompts are made for it, and what its answers end with
-        self.model, self.adapter, self.runtime = model, adapter, runtime
+        self.model, self.adapter, self.runtime = model, adapter, runtime if self.sharded else None
         self.live = scorer is not None
         self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
         if not self.live:
             self.scorer.requires_grad_(False)
             self.scorer.eval()
-        images = {"aspect": aspect, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        images = {"aspect": aspect, "min_pixels": min_pixels, "max_pixels": max_pixels, "features": features}
         self.prompts = Prompts(model, self.scorer.adapter, template=template, **images)  # type: ignore[arg-type]
         self.can = frozenset(ABILITIES) - (set() if self.prompts.processor else {"images"})
         self.ends = self._ends()
@@ -115,7 +118,8 @@ class Local:
             "processor": prompts.processor.digest() if prompts.processor else "",
         }
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def answer(self, requests: Iterable[Request | Prompt]) -> Iterator[Reply]:
+        """Beside requests it takes prompts that are ids already: Prompts.stored makes them of training's examples."""
         self._prove()
         source = self._plans(requests)
         run = Decoding(self.scorer, self.tokens, len(self.ends), sharded=self.sharded)
@@ -145,23 +149,21 @@ class Local:
 
     def _any(self, here: bool) -> bool:
         """On any rank, where all must do the same."""
-        return any(self.runtime.gather(here)) if self.sharded and self.runtime is not None else here
+        return any(self.runtime.gather(here)) if self.runtime is not None else here
 
     # before
 
-    def _plans(self, requests: Iterable[Request]) -> Iterator[prefill.Plan | Reply]:
+    def _plans(self, requests: Iterable[Request | Prompt]) -> Iterator[prefill.Plan | Reply]:
         """Packs to be prefilled, a function of the requests and the budget alone; and what is wrong with a request."""
         source = iter(requests)
         while some := list(islice(source, AHEAD)):
-            self.prompts.pictures.clear()  # those before have been read into packs
             groups: dict[tuple[str, ...], list[Prompt]] = {}
             for request in some:
                 try:
                     prompt = self._read(request)
                     groups.setdefault(prompt.images, []).append(prompt)
                 except ValueError as error:
-                    for sample in range(max(request.n, 1)):
-                        yield Reply(key=request.key, sample=sample, finish="error", error=str(error))
+                    yield from _failed(request, error)
             pack: list[Prompt] = []
             size = own = 0
             for images, prompts in groups.items():
@@ -178,7 +180,14 @@ class Local:
             if pack:
                 yield prefill.plan(pack, self.prompts, self.scorer, self.ends[0])
 
-    def _read(self, request: Request) -> Prompt:
+    def _read(self, request: Request | Prompt) -> Prompt:
+        prompt = request if isinstance(request, Prompt) else self._of_request(request)
+        need = self._needs(prompt.slots + sum(map(len, prompt.labels.values())), 1) + self._reserve(prompt)
+        if need > self.tokens:
+            raise ValueError(f"it needs {need} tokens of keys and values, the budget is {self.tokens}: raise `tokens`")
+        return prompt
+
+    def _of_request(self, request: Request) -> Prompt:
         if why := refuse(self, request) or self.constraints.why_not(request.constraint):
             raise ValueError(why)
         if request.constraint and request.decode.beams > 1:
@@ -189,9 +198,6 @@ class Local:
             longest = max(map(len, prompt.choices), default=0)
             if longest > request.decode.max_tokens:
                 raise ValueError(f"a choice has {longest} tokens, max_tokens is {request.decode.max_tokens}")
-        need = self._needs(prompt.slots + sum(map(len, prompt.labels.values())), 1) + self._reserve(prompt)
-        if need > self.tokens:
-            raise ValueError(f"it needs {need} tokens of keys and values, the budget is {self.tokens}: raise `tokens`")
         return prompt
 
     def _needs(self, size: int, prompts: int) -> int:
@@ -199,11 +205,10 @@ class Local:
         return int(size * 2 ** (1 / prefill.PADDING)) + 1 + 2 * prefill.SHORT * prompts + PAGE
 
     def _reserve(self, prompt: Prompt) -> int:
-        decode = prompt.request.decode
-        return PAGE * decode.beams * -(-(self._most(prompt) - 1) // PAGE) if prompt.request.n else 0
+        return PAGE * prompt.decode.beams * -(-(self._most(prompt) - 1) // PAGE) if prompt.n else 0
 
     def _most(self, prompt: Prompt) -> int:
-        most, window = prompt.request.decode.max_tokens, self.prompts.window
+        most, window = prompt.decode.max_tokens, self.prompts.window
         return min(most, window - prompt.slots) if window else most
 
     def _takes(self, plan: prefill.Plan) -> int:
@@ -211,30 +216,73 @@ class Local:
         return plan.tokens + max(map(self._reserve, plan.prompts))
 
     def _begin(self, plan: prefill.Plan | None, run: Decoding) -> Iterator[Reply]:
-        """Prefill: replies that are labels alone, or answers of a model that cannot share; the others begin. Without a
-        plan this rank keeps the others company."""
+        """Prefill: replies that are labels alone; the others' answers begin. Without a plan this rank keeps the others
+        company."""
+        if not self.scorer.shared:
+            yield from self._in_turns(plan)
+            return
+        # What cannot be loaded is told before the forward, which other ranks enter too
+        images: dict[str, Tensor] = {}
+        if plan is not None:
+            plan, images, failed = self._loaded(plan)
+            yield from failed
         with evaluating(self.scorer):
             if plan is None:
-                nothing = build_pack([], {}, self.scorer.adapter.layout()).to(self.scorer.device)
-                self.scorer.inside(lambda: self.scorer.hidden_states(nothing))
+                if self.sharded:
+                    nothing = build_pack([], {}, self.scorer.adapter.layout()).to(self.scorer.device)
+                    self.scorer.inside(lambda: self.scorer.hidden_states(nothing))
                 return
-            found = self.scorer.inside(lambda: prefill.run(plan, self.prompts, self.scorer))
+            found = self.scorer.inside(lambda: prefill.run(plan, images, self.scorer))
         self.counts["prefilled"] += len(plan.pack.tokens)
         for one in found:
-            if not one.prompt.request.n:
-                yield Reply(key=one.prompt.request.key, labels=one.labels)
-                continue
-            answers = [self._answer(one, sample) for sample in range(one.prompt.request.n)]
-            if self.scorer.shared:
-                run.waiting.extend(answers)
-                continue
-            for answer in answers:
-                with evaluating(self.scorer):
-                    row_by_row.generate(answer, self.prompts, self.scorer, self.ends)
-                yield self._reply(answer)
+            if not one.prompt.n:
+                yield Reply(key=one.prompt.key, labels=one.labels)
+            run.waiting.extend(self._answer(one, sample) for sample in range(one.prompt.n))
+
+    def _loaded(self, plan: prefill.Plan) -> tuple[prefill.Plan | None, dict[str, Tensor], list[Reply]]:
+        """(The plan of the prompts whose pictures can be loaded, these, the replies of the other prompts.)"""
+        try:
+            return plan, self.prompts.load_images(plan.pictures), []
+        except (ValueError, OSError):
+            good, failed = [], []
+        for prompt in plan.prompts:
+            try:
+                self.prompts.load_images(prompt.pictures)
+                good.append(prompt)
+            except (ValueError, OSError) as error:
+                failed += _failed(prompt, error)
+        rest = prefill.plan(good, self.prompts, self.scorer, self.ends[0]) if good else None
+        return rest, self.prompts.load_images(rest.pictures) if rest else {}, failed
+
+    def _in_turns(self, plan: prefill.Plan | None) -> Iterator[Reply]:
+        """Of a model that cannot share. Where it is spread over ranks, all of them do each rank's work in turn: in its
+        own generate nobody could keep the others company."""
+        infos = self.prompts.infos
+        mine = plan, {name: infos[name] for name in plan.pack.image_ids} if plan is not None else {}
+        for rank, (one, shown) in enumerate(self.runtime.gather(mine) if self.runtime is not None else [mine]):
+            infos |= shown
+            replies = self._one_by_one(one) if one is not None else []
+            if self.runtime is None or rank == self.runtime.rank:
+                yield from replies
+
+    def _one_by_one(self, plan: prefill.Plan) -> list[Reply]:
+        kept, images, replies = self._loaded(plan)
+        if kept is None:
+            return replies
+        with evaluating(self.scorer):
+            found = self.scorer.inside(lambda: prefill.run(kept, images, self.scorer))
+            self.counts["prefilled"] += len(kept.pack.tokens)
+            for one in found:
+                if not one.prompt.n:
+                    replies.append(Reply(key=one.prompt.key, labels=one.labels))
+                for answer in [self._answer(one, sample) for sample in range(one.prompt.n)]:
+                    generate = partial(row_by_row.generate, answer, self.prompts, self.scorer, self.ends)
+                    self.scorer.inside(generate)
+                    replies.append(self._reply(answer))
+        return replies
 
     def _answer(self, of: Prefilled, sample: int) -> Answer:
-        prompt, decode = of.prompt, of.prompt.request.decode
+        prompt, decode = of.prompt, of.prompt.decode
 
         def stops(tokens: list[int]) -> Finish | None:
             if tokens[-1] in self.ends:
@@ -245,7 +293,7 @@ class Local:
         answer = Answer(of, sample, self._most(prompt), stops)
         if decode.repetition_penalty != 1:
             answer.shown = prompt.ids
-        if prompt.request.constraint is not None:
+        if prompt.constraint is not None:
             walk = self.constraints.make(prompt)
             answer.allowed, answer.accept = walk.allowed, walk.accept
         return answer
@@ -257,16 +305,12 @@ class Local:
         return text
 
     def _reply(self, answer: Answer) -> Reply:
-        request = answer.of.prompt.request
-        text = self._text(answer.tokens)
-        cuts = [at for stop in request.decode.stop if (at := text.find(stop)) >= 0]
+        prompt, text = answer.of.prompt, self._text(answer.tokens)
+        cuts = [at for stop in prompt.decode.stop if (at := text.find(stop)) >= 0]
         text = text[: min(cuts, default=len(text))]
-        if request.messages[-1]["role"] != "assistant":  # what is continued may end inside a word
-            text = text.strip()
-        logp = None if answer.logp != answer.logp else answer.logp
         return Reply(
-            key=request.key, sample=answer.sample, text=text, tokens=len(answer.tokens), logp=logp,
-            finish=answer.finish, labels=dict(answer.of.labels),
+            key=prompt.key, sample=answer.sample, text=text.strip() if prompt.trimmed else text,
+            tokens=len(answer.tokens), logp=answer.logp, finish=answer.finish, labels=dict(answer.of.labels),
         )  # fmt: skip
 
     # the model
@@ -296,8 +340,12 @@ class Local:
         )
         prompt = self.prompts.read(trial)
         examples = [prompt.example(ids) for ids in prompt.labels.values()]
-        prove(self.scorer, examples, self.prompts.infos, self.prompts.load_images)
+        prove(self.scorer, examples, self.prompts.infos, lambda _: self.prompts.load_images(prompt.pictures))
         self.proved = True
+
+
+def _failed(asked: Request | Prompt, error: Exception) -> list[Reply]:
+    return [Reply(key=asked.key, sample=n, finish="error", error=str(error)) for n in range(max(asked.n, 1))]
 
 
 @torch.no_grad()

@@ -139,26 +139,15 @@ class Plain:
                 generation_config=settings(decode, self.ends, min(decode.max_tokens, room), self._pad),
                 stopping_criteria=[self._stops(decode.stop, prompt)] if decode.stop else None,
             )
-        # The tokens of the (best) answer: its beam may be shorter than the steps taken
-        steps, beams = len(out.logits), getattr(out, "beam_indices", None)
-        if beams is not None:
-            steps = int((beams[0] >= 0).sum())
-        begin = self._begin(prompt)
-        ids = out.sequences[0, begin : begin + steps]
-        rows = [int(beams[0, t]) if beams is not None else 0 for t in range(steps)]
-        logps = [
-            float(out.logits[t][row].float().log_softmax(-1)[token])
-            for t, (row, token) in enumerate(zip(rows, ids.tolist(), strict=True))
-        ]
-        # As text
+        ids, logp = generated(out, self._begin(prompt))
         text, stopped = cut(self.prompts.tokenizer.decode(ids, skip_special_tokens=True), decode.stop)
-        ended = stopped or int(ids[-1]) in self.ends
+        ended = stopped or ids[-1] in self.ends
         return Reply(
             key=request.key,
             sample=sample,
             text=text if request.messages[-1]["role"] == "assistant" else text.strip(),  # the template sets blanks
-            tokens=steps,
-            logp=sum(logps),
+            tokens=len(ids),
+            logp=logp,
             finish="stop" if ended else "length",
             labels=labels,
         )
@@ -212,6 +201,15 @@ def settings(decode: Decode, ends: set[int], max_tokens: int, pad: int) -> Any:
         output_logits=True,
         use_cache=True,
     )
+
+
+def generated(out: Any, begin: int) -> tuple[list[int], float]:
+    """(The tokens of the best answer, their log-prob at temperature 1) of generate's result with its raw logits."""
+    steps, beams = len(out.logits), getattr(out, "beam_indices", None)
+    rows = [0] * steps if beams is None else [row for row in beams[0].tolist() if row >= 0]  # it may end before others
+    ids = out.sequences[0, begin : begin + len(rows)].tolist()
+    each = zip(out.logits, rows, ids, strict=False)
+    return ids, sum(float(logits[row].float().log_softmax(-1)[token]) for logits, row, token in each)
 
 
 def seed_of(key: str, sample: int, seed: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfast.engines.base import Picture
 from mmfast.engines.decode_attention import Stack
 from mmfast.engines.prompts import Prompt, Prompts
 from mmfast.models.scorer import Scorer
@@ -52,6 +53,11 @@ class Plan:
     generates: list[bool]  # of each prompt: whether the pack has an entry for it, before those of its labels
 
     @property
+    def pictures(self) -> list[Picture]:
+        found = {picture.id: picture for prompt in self.prompts for picture in prompt.pictures}
+        return [found[name] for name in self.pack.image_ids]
+
+    @property
     def tokens(self) -> int:
         """The most that its nodes take of the budget."""
         return 2 * SHORT * len(self.prompts) + math.ceil(len(self.pack.tokens) * 2 ** (1 / PADDING))
@@ -61,16 +67,16 @@ def plan(prompts: Sequence[Prompt], made: Prompts, scorer: Scorer, end: int) -> 
     """`end`: any token; the one that a prompt's last state is asked about."""
     examples, generates = [], []
     for prompt in prompts:
-        generates.append(bool(prompt.request.n))
-        examples += [prompt.example([end])] if prompt.request.n else []
+        generates.append(bool(prompt.n))
+        examples += [prompt.example([end])] if prompt.n else []
         examples += [prompt.example(ids) for ids in prompt.labels.values()]
     layout = replace(scorer.adapter.layout(), share=scorer.shared)
     return Plan(list(prompts), build_pack(examples, made.infos, layout), generates)
 
 
-def run(plan: Plan, made: Prompts, scorer: Scorer) -> list[Prefilled]:
-    pack = replace(plan.pack, images=made.load_images(plan.pack.image_ids) if plan.pack.image_ids else {})
-    pack = pack.to(scorer.device)
+def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled]:
+    """`images`: of the pack, as Prompts.load_images gives them."""
+    pack = replace(plan.pack, images=scorer.adapter.prepare(images)).to(scorer.device)
     # The forward, and the labels' log-probs
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     labelled = any(prompt.labels for prompt in plan.prompts)

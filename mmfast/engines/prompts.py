@@ -16,28 +16,38 @@ from mmfast.data.images.index import measured
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.store import ExampleStore
 from mmfast.data.text.templates import Template, parts, text_of
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
-from mmfast.engines.base import Picture, Request
+from mmfast.engines.base import Constraint, Decode, Picture, Request
 from mmfast.families.base import Adapter
+from mmfast.packing.build import LoadImages
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Prompt:
-    request: Request
+    key: str
+    n: int = 1
+    decode: Decode
+    constraint: Constraint | None = None
+    trimmed: bool = True  # whether blanks at the answer's ends go: a beginning may be continued inside a word
     ids: list[int]  # an image is one placeholder
-    images: tuple[str, ...]
+    pictures: tuple[Picture, ...]  # in the order of their placeholders
     slots: int  # its length, images expanded
     lead: str = ""  # what the template writes between the prompt and an answer; where there is a constraint
     labels: dict[str, list[int]] = field(default_factory=dict)  # the ids of each label, as the prompt's continuation
     choices: list[list[int]] = field(default_factory=list)  # of a choice constraint
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(picture.id for picture in self.pictures)
+
     def example(self, after: Sequence[int]) -> Example:
         """The prompt and what follows it, which is scored."""
         ids = np.asarray([*self.ids, *after], np.int32)
         branch = Branch(ids=ids, images=self.images, spans=((len(self.ids), len(ids)),))
-        return Example(id=self.request.key, source="request", chosen=branch)
+        return Example(id=self.key, source="request", chosen=branch)
 
 
 class Prompts:
@@ -45,8 +55,9 @@ class Prompts:
 
     def __init__(
         self, model: str, adapter: Adapter, *, template: str = "auto", aspect: str = "auto", min_pixels: int = 0,
-        max_pixels: int = 0,
+        max_pixels: int = 0, features: LoadImages | None = None,
     ) -> None:  # fmt: skip
+        """`features`: of images by their ids, where the model has no tower to read pixels."""
         folder = directory(model)
         self.adapter = adapter
         self.template = Template(template, Tokenizer.load(folder))
@@ -55,8 +66,8 @@ class Prompts:
         self.processor = (
             None if self.image_id is None else ImageProcessor.from_model_dir(folder, aspect, min_pixels, max_pixels)
         )
+        self.features = features
         self.infos: dict[str, ImageInfo] = {}
-        self.pictures: dict[str, Picture] = {}  # of requests that are still to be read
         self.window = int(adapter.text_config.to_dict().get("max_position_embeddings") or 0)
 
     def read(self, request: Request) -> Prompt:
@@ -68,30 +79,52 @@ class Prompts:
             opening, _ = self._masked(request.messages[:-1], None)
             ids = self._with_bos(self._extended(opening, text)[1])
         # Its pictures
-        shown = [self._look_up(picture) for picture in self._in_order(request)]
+        pictures = tuple(self._in_order(request))
+        shown = [self._look_up(picture) for picture in pictures]
         places = ids.count(self.image_id) if self.image_id is not None else 0
         if places != len(shown):
             raise BadRow("image-count", f"{places} image tokens for {len(shown)} images")
-        slots = len(ids) + sum(info.tokens - 1 for info in shown)
-        if self.window and slots >= self.window:
-            raise BadRow("too-long", f"the prompt has {slots} tokens, the model's window is {self.window}")
         # What may follow it
-        prompt = Prompt(request, ids, tuple(info.id for info in shown), slots)
+        prompt = Prompt(
+            key=request.key, n=request.n, decode=request.decode, constraint=request.constraint, ids=ids,
+            trimmed=request.messages[-1]["role"] != "assistant", pictures=pictures, slots=self._slots(ids, shown),
+        )  # fmt: skip
         prompt.labels = {label: self._continuation(request, text, label) for label in dict.fromkeys(request.labels)}
-        longest = max(map(len, prompt.labels.values()), default=0)
-        if self.window and slots + longest > self.window:
-            raise BadRow("too-long", f"prompt and label: {slots + longest} tokens, the model's window is {self.window}")
+        most = prompt.slots + max(map(len, prompt.labels.values()), default=0)
+        if self.window and most > self.window:
+            raise BadRow("too-long", f"prompt and label: {most} tokens, the model's window is {self.window}")
         if request.constraint is not None:
             prompt.choices = [self._continuation(request, text, one) for one in request.constraint.choice]
             if request.messages[-1]["role"] != "assistant":
                 prompt.lead = self._lead(self.template.messages_masked(request.messages)[0])
         return prompt
 
-    def load_images(self, ids: Sequence[str], *, prepared: bool = True) -> dict[str, Tensor]:
-        """`prepared`: with what the family's adapter adds, which the model's own forward does not take."""
+    def stored(self, key: str, branch: Branch, store: ExampleStore, decode: Decode) -> Prompt:
+        """Of an example as it lies in a store: the ids before its last response, and its pictures."""
+        ids, shown = branch.ids[: branch.spans[-1][0]].tolist(), [store.images[name] for name in branch.images]
+        self.infos |= {info.id: info for info in shown}
+        pictures = tuple(
+            Picture(info.source, store.open_image(info.id)) if self.features is None
+            else Picture.named(info.source, info.id)
+            for info in shown
+        )  # fmt: skip
+        slots = self._slots(ids, shown)
+        return Prompt(key=key, decode=decode, trimmed=False, ids=ids, pictures=pictures, slots=slots)
+
+    def load_images(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """What the family's processor makes of them, which the model's own forward takes; or their features."""
+        if not pictures:
+            return {}
+        if self.features is not None:
+            return self.features([picture.id for picture in pictures])
         assert self.processor is not None
-        images = self.processor.collate([self.processor.load(self.pictures[name].data) for name in ids])
-        return self.adapter.prepare(images) if prepared else images
+        return self.processor.collate([self.processor.load(picture.data) for picture in pictures])
+
+    def _slots(self, ids: Sequence[int], shown: Sequence[ImageInfo]) -> int:
+        slots = len(ids) + sum(info.tokens - 1 for info in shown)
+        if self.window and slots >= self.window:
+            raise BadRow("too-long", f"the prompt has {slots} tokens, the model's window is {self.window}")
+        return slots
 
     # text
 
@@ -163,7 +196,6 @@ class Prompts:
             name = picture.id
         except OSError as error:
             raise BadRow("image-missing", f"image {picture.source}: {error.strerror}") from None
-        self.pictures[name] = picture
         if name not in self.infos:
             self.infos[name] = measured(self.processor, name, picture.source, picture.data)
         return self.infos[name]

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from mmfast.packages import no_bars
+from mmfast.engines.base import Decode, Picture, Request
+from mmfast.engines.local import Local
+from mmfast.pages import png
 from mmfast.world.grammar import CAPTION_PROMPTS, CLAIMS, claims, judged
 from mmfast.world.scenes import Scene, render
 
@@ -97,40 +98,30 @@ def change(before: Score, after: Score, share: str = "chair_s") -> tuple[float, 
     return getattr(after, share) - getattr(before, share), low, high
 
 
-@torch.no_grad()
 def greedy_captions(
-    model: Any,
-    processor: Any,
+    model: str | Path,
     scenes: Sequence[Scene],
     *,
     prompt: str = CAPTION_PROMPTS[0],
-    batch: int = 64,
-    max_new_tokens: int = 96,
+    max_tokens: int = 96,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Greedy captions by transformers' own generate, in batches padded on the left."""
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-    text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    texts: list[str] = []
-    for start in range(0, len(scenes), batch):
-        images = [render(scene) for scene in scenes[start : start + batch]]
-        inputs = processor(
-            text=[text] * len(images), images=images, return_tensors="pt", padding=True, add_special_tokens=False
+    """Of a model's directory, by the local engine."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    asked = [
+        Request(
+            key=str(number),
+            messages=({"role": "user", "content": content},),
+            images=(Picture(scene.name, png(render(scene))),),
+            decode=Decode(max_tokens=max_tokens),
         )
-        inputs = inputs.to(model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        texts += [t.strip() for t in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        for number, scene in enumerate(scenes)
+    ]
+    texts = [""] * len(asked)
+    for done, reply in enumerate(Local(str(model), device=device).answer(asked), 1):
+        assert not reply.error, reply.error
+        texts[int(reply.key)] = reply.text
         if progress:
-            progress(len(texts), len(scenes))
+            progress(done, len(asked))
     return texts
-
-
-def load(path: str | Path, device: str = "cpu") -> tuple[Any, Any]:
-    """(model, processor) of a model directory."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    with no_bars():
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(path)

@@ -201,9 +201,7 @@ class Job:
 
     # images
 
-    def image_loader(self, *, prepared: bool = True) -> LoadImages:
-        """`prepared`: with what the family's adapter adds to the pixels (index tensors), which the model's own forward
-        does not take."""
+    def image_loader(self) -> LoadImages:
         if self.adapter.image_token_id is None:
             return lambda ids: {}
         m, adapter = self.model, self.adapter
@@ -212,8 +210,7 @@ class Job:
         owner = {name: store for store in self.stores for name in store.images}
 
         def load_images(ids: list[str]) -> dict[str, Tensor]:
-            images = processor.collate([processor.load(owner[i].open_image(i)) for i in ids])
-            return adapter.prepare(images) if prepared else images
+            return adapter.prepare(processor.collate([processor.load(owner[i].open_image(i)) for i in ids]))
 
         return load_images
 

@@ -56,8 +56,9 @@ def attend(
     # What a tree's attention does not compute is refused
     if tree is None:
         raise ValueError(
-            "tree attention was called without a tree: score packs through mmfast.models.Scorer, and put generation or "
-            "any plain forward into `with scorer.generating() as model:`"
+            "tree attention was called without a tree: score packs through mmfast.models.Scorer, answer through "
+            "mmfast.engines.local.Local(path, scorer=scorer), and put any plain forward of scorer.model into "
+            "`with mmfast.models.attention.attention(scorer.decoder.config, scorer.own_attention):`"
         )
     if softcap is not None:
         raise CannotShare("its attention caps its scores (softcap)")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.data.symbols import expanded
-from mmfast.models.attention import PROBE, CannotShare, found_masks
+from mmfast.models.attention import PROBE, CannotShare, attention, found_masks
 from mmfast.models.scorer import Scorer
 from mmfast.models.unshared import plain_logprob
 from mmfast.packing import build_pack
@@ -39,7 +39,7 @@ def refused_by_mask(
         return ""
     found_masks.clear()
     for example in trials:
-        plain_logps(scorer, example.chosen, infos, load_images, attention=PROBE)
+        plain_logps(scorer, example.chosen, infos, load_images, PROBE)
     return found_masks[0] if found_masks else ""
 
 
@@ -112,13 +112,13 @@ def own_inputs(
 
 
 def plain_logps(
-    scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages, attention: str = ""
+    scorer: Scorer, branch: Branch, infos: Mapping[str, ImageInfo], load_images: LoadImages, name: str = ""
 ) -> Tensor:
     """One sequence, ids and pixels, through the unpatched model with its own attention."""
     ids, starts = expanded(branch, infos, scorer.adapter.image_token_id)
     images = load_images(list(branch.images)) if branch.images else {}
     inputs = own_inputs(scorer, ids, images, scorer.dtype)
-    with scorer.generating(attention) as model:
-        logits = model(use_cache=False, **inputs).logits[0]
+    with attention(scorer.decoder.config, name or scorer.own_attention):
+        logits = scorer.model(use_cache=False, **inputs).logits[0]
     rows = torch.tensor([starts[p] for start, end in branch.spans for p in range(start, end)], device=scorer.device)
     return plain_logprob(logits[rows - 1], inputs["input_ids"][0, rows])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmfast.families.base import Adapter
-from mmfast.models.attention import NAME, Tree, add_deepstack, attention, own_attention
+from mmfast.models.attention import NAME, Tree, add_deepstack, own_attention
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
@@ -170,12 +170,6 @@ class Scorer(nn.Module):
         finally:
             for p, data in masters.items():
                 p.data = data
-
-    @contextmanager
-    def generating(self, name: str = "") -> Iterator[PreTrainedModel]:
-        """The HF model with its own attention (or another of transformers'), for `model.generate(...)`."""
-        with attention(self.decoder.config, name or self.own_attention):
-            yield self.model
 
 
 def lora_of(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor] | None:

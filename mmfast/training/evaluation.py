@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from mmfast.config.schema import Train
 from mmfast.data.store import ExampleStore
-from mmfast.data.symbols import expanded
-from mmfast.directory import directory
+from mmfast.engines.base import Decode
+from mmfast.engines.local import Local
 from mmfast.job.opening import Job, Model
 from mmfast.job.passes import Pass
 from mmfast.models.parallelize import evaluating
-from mmfast.models.proof import own_inputs
 from mmfast.packing.build import Logps
 from mmfast.pages import png, small
 from mmfast.reference.live import LiveReference
@@ -38,7 +37,8 @@ class Evaluation:
         live: LiveReference | None = None,
     ) -> None:
         """`values` or `live`: the reference's log-probs, where the objective reads them."""
-        self.job, self.store, self.scorer, self.settings = job, store, model.scorer, settings
+        self.job, self.store, self.settings = job, store, settings
+        self.scorer, self.load_images = model
         self.objective, self.live = objective, live
         whole, budget = job.steps.whole_step, job.steps.tokens_per_pack
         size = len(store) if whole else min(job.steps.pairs_per_step, len(store))
@@ -64,40 +64,50 @@ class Evaluation:
         values = self.objective.averages(runtime.sum(total), 1)
         return {f"eval/{name}": value for name, value in values.items()}
 
-    def samples(self) -> list[dict[str, Any]]:
-        """Greedy answers to the first held-out prompts. All ranks generate the same ones, in step."""
-        from transformers import AutoTokenizer
+    @cached_property
+    def engine(self) -> Local:
+        job, m = self.job, self.job.model
+        return Local(
+            m.path,
+            template=job.data.template,
+            aspect=job.data.aspect,
+            min_pixels=m.min_pixels,
+            max_pixels=m.max_pixels,
+            scorer=self.scorer,
+            runtime=job.runtime,
+            features=self.load_images if m.cache_vision else None,
+        )
 
-        count = min(self.settings.eval_samples, len(self.store))
+    def samples(self) -> list[dict[str, Any]]:
+        """Greedy answers to the first held-out prompts, which the ranks share out among them; on every rank all."""
+        count, runtime = min(self.settings.eval_samples, len(self.store)), self.job.runtime
         if not count:
             return []
-        tokenizer = AutoTokenizer.from_pretrained(directory(self.job.model.path))
-        load_images, dtype = self.job.image_loader(prepared=False), getattr(torch, self.job.model.dtype)
-        samples = []
-        with evaluating(self.scorer), self.scorer.generating() as model:
-            generate: Any = model.generate
-            if isinstance(self.scorer, FSDPModule):
-                self.scorer.unshard()  # embeddings and head: generate() does not go through the root's forward
-            for number in range(count):
-                # The prompt with its images' slots, and their pixels
-                branch = self.store[number].chosen
-                begin, end = branch.spans[-1]
-                ids, starts = expanded(branch, self.store.images, self.scorer.adapter.image_token_id)
-                prompt = ids[: starts[begin]]
-                images = load_images(list(branch.images)) if branch.images else {}
-                inputs = own_inputs(self.scorer, prompt, images, dtype)
-                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-                # The answer, beside the one in the data
-                answer = generate(**inputs, do_sample=False, max_new_tokens=self.settings.eval_tokens)[0, len(prompt) :]
-                pictures = [png(small(self.store.open_image(name), 320)) for name in branch.images]
-                samples.append(
-                    {
-                        "images": [base64.b64encode(picture).decode() for picture in pictures],
-                        "prompt": tokenizer.decode(branch.ids[:begin].tolist()),
-                        "answer": tokenizer.decode(answer, skip_special_tokens=True),
-                        "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
-                    }
-                )
+        # This rank's prompts; what cannot be read is told before a rank waits for another
+        decode, prompts, problem = Decode(max_tokens=self.settings.eval_tokens), [], ""
+        try:
+            for number in range(runtime.rank, count, runtime.world):
+                prompts.append(self.engine.prompts.stored(str(number), self.store[number].chosen, self.store, decode))
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        runtime.agree(problem)
+        mine = list(self.engine.answer(prompts))
+        runtime.agree(next((reply.error for reply in mine if reply.error), ""))
+        answers = {int(reply.key): reply.text for some in runtime.gather(mine) for reply in some}
+        # Beside the responses in the data
+        tokenizer, samples = self.engine.prompts.tokenizer.hf, []
+        for number in range(count):
+            branch = self.store[number].chosen
+            begin, end = branch.spans[-1]
+            pictures = [png(small(self.store.open_image(name), 320)) for name in branch.images]
+            samples.append(
+                {
+                    "images": [base64.b64encode(picture).decode() for picture in pictures],
+                    "prompt": tokenizer.decode(branch.ids[:begin].tolist()),
+                    "answer": answers[number],
+                    "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
+                }
+            )
         return samples
 
     def write(self, samples: list[dict[str, Any]], step: int, folder: Path) -> None:

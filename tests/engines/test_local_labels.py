@@ -15,6 +15,7 @@ from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.engines.prompts import Prompts
 from mmfast.families import adapter_for
+from mmfast.models.attention import attention
 from tests.make.local_cases import SHAPES, answered, model_folder, picture, plain_inputs, question, request, requests
 
 LABELS = ("yes", "no", "Yes", "two red circles", "two red stars and a blue one", "zebra?")
@@ -36,8 +37,8 @@ def folders(tmp_path_factory):
 def plain_logp(engine: Local, one: Request, ids: list[int]) -> float:
     """Of ids that follow the prompt, from one plain forward."""
     inputs = plain_inputs(engine, one, ids)
-    with engine.scorer.generating() as model:
-        logits = model(**inputs, use_cache=False).logits[0].double()
+    with attention(engine.scorer.decoder.config, engine.scorer.own_attention):
+        logits = engine.scorer.model(**inputs, use_cache=False).logits[0].double()
     rows = logits[-len(ids) - 1 : -1].log_softmax(-1)
     return float(rows.gather(1, torch.tensor(ids)[:, None]).sum())
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.job.runtime import Runtime
-from mmfast.models import Parallel, load, make_mesh, parallelize
+from mmfast.models import Parallel, load, make_mesh, parallelize, prove
 from mmfast.packing import build_pack
 from tests.make.local_cases import answered, model_folder, requests
 from tests.make.model_cases import Case
@@ -37,6 +37,8 @@ def train_and_answer(family: str, path: str, freeze: tuple, out: Path) -> None:
     scorer = load(path, dtype="float32", freeze=freeze)
     case = Case(family, scorer.adapter)
     case.pair(case.prompt(case.picture()), case.words(2, 4), case.words(2, 4))
+    if not scorer.adapter.proven:
+        prove(scorer, case.examples, case.infos, case.load_images)
     parallel = Parallel(shard="full")
     parallelize(scorer, parallel, make_mesh(parallel, "cpu", 2), torch.float32)
     engine = Local(path, scorer=scorer, runtime=runtime, tokens=1500)
@@ -54,7 +56,7 @@ def train_and_answer(family: str, path: str, freeze: tuple, out: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("family", "freeze"), [("llava", ("vision",)), ("qwen2_5_vl", ())])
+@pytest.mark.parametrize(("family", "freeze"), [("llava", ("vision",)), ("qwen2_5_vl", ()), ("gemma3", ("vision",))])
 def test_two_sharded_ranks_answer_as_one_process(tmp_path, family, freeze):
     path = str(model_folder(tmp_path, family))
     run_ranks(2, tmp_path, train_and_answer, family, path, freeze, tmp_path)

@@ -1,10 +1,13 @@
-"""CHAIR by hand, and greedy captions in batches equal to captions one by one."""
+"""CHAIR by hand, and greedy captions equal to those of transformers' generate."""
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmfast.evals.world import change, greedy_captions, score
 from mmfast.world import models, scenes
-from mmfast.world.scenes import Scene, Thing
+from mmfast.world.grammar import CAPTION_PROMPTS
+from mmfast.world.scenes import Scene, Thing, render
 
 SCENE = Scene("a", "light", (Thing("red", "circle", "small", (0,)), Thing("blue", "star", "large", (1, 5))))
 OTHER = Scene("b", "dark", (Thing("green", "cross", "small", (4,), None),))
@@ -53,9 +56,18 @@ def test_captions_and_scenes_must_match():
         score(["a", "b"], [SCENE])
 
 
-def test_greedy_captions_do_not_depend_on_the_batch():
-    model, _, _, processor = models.build("llava", seed=2, image_size=56, patch=28)
+def test_greedy_captions_are_what_transformers_generates(tmp_path):
+    model, processor = _opened(models.tiny_model("llava", tmp_path, seed=2, image_size=56, patch=28))
     pictures = list(scenes.scenes(1, "test", 5))
-    together = greedy_captions(model, processor, pictures, max_new_tokens=8)
-    alone = greedy_captions(model, processor, pictures, max_new_tokens=8, batch=2)
-    assert together == alone and len(set(together)) > 1
+    texts = greedy_captions(tmp_path, pictures, max_tokens=8)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": CAPTION_PROMPTS[0]}]}]
+    text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    for scene, caption in zip(pictures, texts, strict=True):
+        inputs = processor(text=text, images=render(scene), return_tensors="pt", add_special_tokens=False)
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        assert caption == processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+    assert len(set(texts)) > 1
+
+
+def _opened(path):
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32), AutoProcessor.from_pretrained(path)

@@ -14,6 +14,7 @@ from PIL import Image
 from mmfast.data.symbols import expanded
 from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
+from mmfast.models.attention import attention
 from mmfast.models.proof import own_inputs
 from mmfast.world import models as world
 
@@ -66,14 +67,15 @@ def answered(engine: Local, rows: list[Request]) -> dict[tuple[str, int], tuple[
     found, reply = {}, engine._reply
 
     def caught(answer):
-        found[answer.of.prompt.request.key, answer.sample] = (list(answer.tokens), answer.logp, answer.finish)
+        found[answer.of.prompt.key, answer.sample] = (list(answer.tokens), answer.logp, answer.finish)
         return reply(answer)
 
     engine._reply = caught
     replies = list(engine.answer(rows))
     del engine._reply
     assert not [r.error for r in replies if r.error]
-    return found
+    given = {(reply.key, reply.sample) for reply in replies}  # in turns a rank does others' work too
+    return {name: one for name, one in found.items() if name in given}
 
 
 def plain_inputs(engine: Local, one: Request, after: Sequence[int] = ()) -> dict[str, torch.Tensor]:
@@ -81,14 +83,15 @@ def plain_inputs(engine: Local, one: Request, after: Sequence[int] = ()) -> dict
     prompt = engine.prompts.read(one)
     branch = prompt.example([*after, engine.ends[0]]).chosen
     ids = expanded(branch, engine.prompts.infos, engine.prompts.image_id)[0][:-1]
-    images = engine.prompts.load_images(prompt.images, prepared=False) if prompt.images else {}
+    images = engine.prompts.load_images(prompt.pictures) if prompt.images else {}
     return own_inputs(engine.scorer, ids, images, engine.scorer.dtype)
 
 
 def twin(engine: Local, one: Request, *, every: bool = False, do_sample: bool = False, **settings) -> list:
     """The tokens of transformers' generate on the unpatched model; `every`: of all returned sequences."""
     inputs = plain_inputs(engine, one)
-    with engine.scorer.generating() as model, torch.no_grad():
+    model = engine.scorer.model
+    with attention(engine.scorer.decoder.config, engine.scorer.own_attention), torch.no_grad():
         model.generation_config.eos_token_id = engine.ends
         out = model.generate(**inputs, max_new_tokens=one.decode.max_tokens, do_sample=do_sample, **settings)
     tokens = out[:, inputs["input_ids"].shape[1] :].tolist()

@@ -10,6 +10,7 @@ import transformers as hf
 
 from mmfast.families.generic import Generic
 from mmfast.models import Lora, Scorer, adapter_for, load, prove
+from mmfast.models.attention import attention
 from mmfast.models.proof import refused_by_config
 from mmfast.packing import build_pack
 from mmfast.world import models as world
@@ -113,8 +114,8 @@ def test_tree_attention_without_a_tree_raises_and_generation_is_plain():
     ids = torch.tensor([[1, 50, 60, 70]])
     with pytest.raises(ValueError, match="without a tree"):
         model(input_ids=ids)
-    with scorer.generating() as plain:
-        out = plain.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    with attention(scorer.decoder.config, scorer.own_attention):
+        out = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
     assert out.shape[1] > 4
     with pytest.raises(ValueError, match="without a tree"):
         model(input_ids=ids)

@@ -16,6 +16,7 @@ from mmfast.config import load as config_load
 from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
+from mmfast.models.attention import attention
 from mmfast.models.export import live_weights, rewrite_weights
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
@@ -250,8 +251,8 @@ def test_every_way_out_loads_equal_or_is_refused_before_the_model_loads(family, 
         if formats == ["llava"]:
             continue
         kinds = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
-        with scorer.generating() as model:
-            expected = forward(model.eval(), path)
+        with attention(scorer.decoder.config, scorer.own_attention):
+            expected = forward(scorer.model.eval(), path)
         out = folder / "export" / formats[0]
         if formats == ["peft"]:
             found = PeftModel.from_pretrained(kinds.from_pretrained(path, dtype=torch.float32), out)
