@@ -31,6 +31,7 @@ from mmfast.progress import Steps
 from mmfast.reference.live import LiveReference
 from mmfast.reference.scoring import filled_cache, reference_model, rescore
 from mmfast.training import checkpoint
+from mmfast.training.benchmarks import Benchmarks, lowest_is_best
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
@@ -101,10 +102,13 @@ class Run:
         self.folder = job.folder
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
+        judged, best = config.evaluate, config.evaluate.best
+        self.benchmarks = Benchmarks(runtime, self.folder, **judged.model_dump()) if judged.bench else None
         self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints",
             keep_last=config.train.keep_last,
-            best_metric=config.train.best_metric,
+            best_metric=f"eval/{best}" if best else config.train.best_metric,
+            lowest=lowest_is_best(best) if best else None,
             settings=dump(config),
         )
         self.start = choose(job, self.saver, self._identify, self._say)
@@ -161,6 +165,8 @@ class Run:
         if not self.identity:
             held_out = self.job.held_out
             self.saver.judged_on = held_out.digest if held_out else ""
+            if self.benchmarks and self.config.evaluate.best:
+                self.saver.judged_on = self.benchmarks.digest
             self.identity = identity_of(self.job) | {"objective": type(self.objective).__qualname__}
         return self.identity
 
@@ -177,7 +183,7 @@ class Run:
         self._begin()
         self.runtime.watch_signals()
         self.scorer.train()
-        if self.start and not self.start.evaluated and self._evaluation_is_due():
+        if self.start and not self.start.evaluated and any(self._due()):
             self._evaluate(saved=True)  # what a kill came before
         for planned, micro_batch, pack in self.window.timed(self.training.run(self.step, self.total)):
             self._backward(pack, micro_batch)
@@ -196,7 +202,7 @@ class Run:
                 self._save({}, wait=last or self.stopped)
             if self.stopped:
                 break  # an evaluation that is due is made by the next start
-            if self._evaluation_is_due():
+            if any(self._due()):
                 self._evaluate(saved=saved)
         self.saver.finish()
         self._end()
@@ -283,20 +289,27 @@ class Run:
         self.window.skipped.clear()
         self.saver.poll()
 
-    def _evaluation_is_due(self) -> bool:
-        every = self.config.train.eval_every
-        return self.evaluation is not None and (self.step == self.total or bool(every and self.step % every == 0))
+    def _due(self) -> tuple[bool, bool]:
+        """Whether the held-out set, and whether the benchmarks are to be evaluated after this step."""
+        every, last = self.config.train.eval_every, self.step == self.total
+        held_out = self.evaluation is not None and (last or bool(every and self.step % every == 0))
+        return held_out, self.benchmarks is not None and self.benchmarks.due(self.step, self.total)
 
     def _evaluate(self, *, saved: bool) -> None:
         """Measure, and note it in the checkpoint of this step: one that stands, or a new one where this is the best."""
-        assert self.evaluation is not None
+        measured, samples = dict[str, float](), list[dict[str, Any]]()
+        held_out, benchmarks = self._due()
         with self.window.paused_for():
-            measured = self.evaluation.run()
-            samples = self._samples()
+            if held_out and self.evaluation is not None:
+                measured, samples = self.evaluation.run(), self._samples()
+            if benchmarks and self.benchmarks is not None:
+                path, data = self.config.model.path, self.job.data
+                measured |= self.benchmarks.run(self.step, path, self.scorer, data, self._say)
         self.last.update(measured)
         if self.metrics:
             self.metrics.log(self.step, measured)
-            self.evaluation.write(samples, self.step, self.folder)
+            if held_out and self.evaluation is not None:
+                self.evaluation.write(samples, self.step, self.folder)
         best = self._is_best(measured)
         if saved:
             self.saver.note(self.step, measured)
@@ -319,14 +332,14 @@ class Run:
         return [] if told else samples
 
     def _is_best(self, measured: dict[str, float]) -> bool:
-        name = self.config.train.best_metric
-        if not name:
-            return False
+        name, lowest = self.saver.best_metric, self.saver.lowest
+        if not name or (name not in measured and not (self.config.train.best_metric and self._due()[0])):
+            return False  # nothing is chosen by, or it is of an evaluation that was not due
         if name not in measured:
             raise ValueError(f"train.best_metric: {name!r} is not measured; these are: {', '.join(sorted(measured))}")
         self.saver.finish()  # so that every rank sees the same checkpoints
-        best = best_value(self.folder / "checkpoints", name, self.saver.judged_on)
-        return bool(self.runtime.gather(best is None or better(name, measured[name], best))[0])
+        best = best_value(self.folder / "checkpoints", name, self.saver.judged_on, lowest)
+        return bool(self.runtime.gather(best is None or better(name, measured[name], best, lowest))[0])
 
     # checkpoints
 

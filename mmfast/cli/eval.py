@@ -114,7 +114,7 @@ def both(
     given = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "concurrency": concurrency, "noise": noise}
     chosen = Chosen.of(engine, model, **given)
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
-    _check_scoring(names, flavour, strict, judge, runs)
+    takers = _check_scoring(names, flavour, strict, judge, runs)
     open_judge = _judge_of(judge, judge_model)
     options = _options(option)
     try:
@@ -127,8 +127,10 @@ def both(
         return
     for name in names:
         folder = out / name
-        settings = {"data": data, "images": images, "flavour": flavour, "strict": strict, "runs": runs}
-        with open_judge(Path(recorded) if recorded else folder / "judge.jsonl") as opened:
+        settings = {"data": data, "images": images, "flavour": flavour, "strict": strict}
+        settings |= {"runs": runs if name in takers else 1}
+        opening = open_judge if name in takers else _judge_of("", "")
+        with opening(Path(recorded) if recorded else folder / "judge.jsonl") as opened:
             _scored(name, folder, folder / "result.json", judge=opened, options=options, **settings)
 
 
@@ -174,6 +176,7 @@ def score(
     judge_model: JudgeModel = "",
     recorded: Record = "",
     runs: Runs = 1,
+    allow: Allow = 0.0,
     option: Options = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result here, each answer's marks too.")
@@ -183,7 +186,7 @@ def score(
     _check_scoring([bench], flavour, strict, judge, runs)
     beside = answers / "judge.jsonl" if answers.is_dir() else answers.with_suffix(".judge.jsonl")
     settings = {"data": data, "images": images, "flavour": flavour, "wording": wording, "strict": strict, "runs": runs}
-    with _judge_of(judge, judge_model)(Path(recorded) if recorded else beside) as opened:
+    with _judge_of(judge, judge_model, allow)(Path(recorded) if recorded else beside) as opened:
         _scored(bench, answers, json_file, judge=opened, options=_options(option), **settings)
 
 
@@ -307,17 +310,20 @@ def _run(out: Path, chosen: Chosen, asked: list[Asking], debug: int, allow: floa
     run_stage(out, chosen, needs, lambda: None, answered, allow=allow)
 
 
-def _check_scoring(names: list[str], flavour: str, strict: bool, judge: str, runs: int) -> None:
-    """What can be told before answers are made."""
+def _check_scoring(names: list[str], flavour: str, strict: bool, judge: str, runs: int) -> list[str]:
+    """What can be told before answers are made. Returns the benchmarks that take the judge; one must."""
     from mmfast.evals.benches import bench as bench_of
     from mmfast.evals.scoring import check_options
 
-    for name in names:
-        one = bench_of(name)
-        check_options(one, flavour or one.flavours[0], bool(judge), runs, strict)
+    found = [bench_of(name) for name in names]
+    takers = [one for one in found if one.judge] or found[:1]
+    for one in found:
+        judged = one in takers
+        check_options(one, flavour or one.flavours[0], bool(judge) and judged, runs if judged else 1, strict)
+    return [one.name for one in takers]
 
 
-def _judge_of(judge: str, model: str) -> Callable[[Path], Any]:
+def _judge_of(judge: str, model: str, allow: float = 0.0) -> Callable[[Path], Any]:
     """Opens the judge; its mistakes are told before answers are made."""
     kind, _, file = judge.partition(":")
     given = kind in ("recorded", "replies")
@@ -346,7 +352,7 @@ def _judge_of(judge: str, model: str) -> Callable[[Path], Any]:
             from mmfast.job.runtime import join
 
             made = chosen.open(join(), set())
-        asking = EngineJudge(made, model, record=record if made is not None else file)
+        asking = EngineJudge(made, model, record=record if made is not None else file, allow=allow)
         try:
             yield asking
         finally:

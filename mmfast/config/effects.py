@@ -18,6 +18,7 @@ from mmfast.ops.kinds import DIVERGING, PER_TOKEN, SMOOTHED, WHOLE
 PAIRS = 'objective.kind = "sft" is cross entropy alone: leave it out, or train on pairs with kind = "dpo"'
 CACHED = 'only a cached reference of pairs reads it: set reference.kind = "cached" and objective.kind = "dpo"'
 EVAL = "nothing is evaluated: name held-out data in data.eval_path"
+BENCH = "no benchmark is asked: name one in evaluate.bench"
 
 
 def effects(c: Config) -> dict[str, tuple[bool, str]]:
@@ -26,7 +27,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
     pairs = o.kind == "dpo"
     losses = set(losses_of(c)) if pairs else set()
     cached = pairs and r.kind == "cached"
-    held_out = bool(c.data.eval_path)
+    held_out, benched = bool(c.data.eval_path), bool(c.evaluate.bench)
     named_runs = bool({"wandb", "trackio"} & set(c.log.trackers))
     return {
         # What pairs alone have: a reference, a loss and its parameters
@@ -97,6 +98,16 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
         "train.eval_every": (held_out, EVAL),
         "train.eval_samples": (held_out, EVAL),
         "train.eval_tokens": (t.eval_samples > 0, "no answer is generated: set train.eval_samples above 0"),
+        **dict.fromkeys(("evaluate.data", "evaluate.images", "evaluate.limit"), (benched, BENCH)),
+        "evaluate.every": (benched, BENCH),
+        "evaluate.start": (
+            benched and c.evaluate.every > 0,
+            "the end alone is evaluated: set evaluate.every, the steps between evaluations",
+        ),
+        "evaluate.best": (
+            benched and c.evaluate.every > 0,
+            "there is no choice between evaluations: set evaluate.bench and evaluate.every",
+        ),
         "data.options": (not unread_options(c), unread_options(c)),
         "parallel.shard_size": (
             c.parallel.shard == "hybrid",

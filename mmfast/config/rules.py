@@ -69,6 +69,16 @@ def contradictions(c: Config) -> Iterator[str]:
         yield 'objective.divergence = "alpha_divergence" needs objective.alpha'
     if t.best_metric and t.best_metric not in metrics:
         yield f"train.best_metric = {t.best_metric!r} is not measured; these are: {', '.join(metrics)}"
+    if c.evaluate.bench and not c.evaluate.data:
+        yield "evaluate.bench needs evaluate.data: the folder of the benchmarks' files"
+    if c.evaluate.bench and m.cache_vision:
+        yield "model.cache_vision reads features of the training images alone: take evaluate.bench out, or set it false"
+    if c.evaluate.best and c.evaluate.best.partition(".")[0] not in c.evaluate.bench:
+        yield f"evaluate.best = {c.evaluate.best!r} is no metric of evaluate.bench: it is BENCHMARK.METRIC"
+    if c.evaluate.best and t.best_metric:
+        yield "evaluate.best and train.best_metric exclude each other: give one"
+    if len(set(c.evaluate.bench)) < len(c.evaluate.bench):
+        yield "evaluate.bench names a benchmark twice"
     if warmup > 1 and warmup != int(warmup):
         yield f"optim.warmup = {warmup}: below 1 it is a share of the steps, above it a whole number of steps"
     if t.steps is not None and warmup >= 1 and warmup > t.steps:

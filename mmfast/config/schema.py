@@ -234,6 +234,23 @@ class Train(Section):
         return self.steps if self.steps is not None else max(1, round((self.epochs or 3.0) * steps_per_epoch))
 
 
+class Evaluate(Section):
+    bench: Annotated[list[str], Names] = []
+    """Benchmarks that the model answers in the run (docs/evaluation.md): none that needs a judge."""
+    data: str = ""
+    """Their files: a folder, or one with a folder of each benchmark's name."""
+    images: str = ""
+    """Folder of their images; default: the data's own."""
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only at the end."""
+    start: int = Field(0, ge=0)
+    """The first step that is evaluated (DGPref's gen_start; its gen_step is every)."""
+    limit: int = Field(0, ge=0)
+    """Only the first so many questions of each; 0: all."""
+    best: str = ""
+    """Keep the best checkpoint by this metric of a benchmark: "pope.f1"."""
+
+
 class Parallel(Section):
     shard: Literal["full", "hybrid", "none"] = "full"
     """"full": parameters split over all ranks; "hybrid": within groups of shard_size; "none": replicated."""
@@ -282,6 +299,7 @@ class Config(Section):
     objective: Objective = Field(default_factory=Objective)
     optim: Optim = Field(default_factory=Optim)
     train: Train = Field(default_factory=Train)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
     parallel: Parallel = Field(default_factory=Parallel)
     log: Log = Field(default_factory=Log)
     export: Export = Field(default_factory=Export)

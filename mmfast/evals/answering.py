@@ -73,7 +73,7 @@ class Asking:
 
 
 def asking(
-    bench: str,
+    bench: str | Benchmark,
     data: str | Path,
     *,
     images: str | Path = "",
@@ -84,7 +84,7 @@ def asking(
     limit: int = 0,
 ) -> Asking:
     """Reads the questions. `wording`, `preset` and `attributes` (SteerLM's, "4,4,4,2,2") change how they are asked."""
-    one = bench_of(bench)
+    one = bench_of(bench) if isinstance(bench, str) else bench
     found, name = worded(one, wording)
     decode = found.decode
     if preset:
@@ -218,7 +218,7 @@ class _Turn:
     def items(self, owned: Owned) -> Iterator[Item | None]:
         for number, q in self.grouped():
             self.begun += 1
-            if not owned(q.images[0].source if q.images else q.id):
+            if not owned(Path(q.images[0].source).name if q.images else q.id):
                 yield None
                 continue
             place = f"{self.asked.bench.name}:{q.id}"

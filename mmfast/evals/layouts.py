@@ -61,7 +61,7 @@ def header_of(path: str | Path, bench: Benchmark) -> dict[str, Any]:
 def read(path: str | Path, bench: Benchmark, questions: Sequence[Question]) -> Found:
     """The answers of a file or folder, by question."""
     path = _file(path)
-    header, layout, rows = _rows(path)
+    header, layout, rows = _rows(path, [*_official(questions[0])])
     return Found(answers=_matched(path, bench, questions, rows), layout=layout, header=header)
 
 
@@ -73,20 +73,20 @@ def _file(path: str | Path) -> Path:
     return path
 
 
-def _rows(path: Path) -> tuple[dict[str, Any], str, list[Row]]:
-    """(header of our own layout, the layout's name, what the file holds)."""
+def _rows(path: Path, columns: Sequence[str]) -> tuple[dict[str, Any], str, list[Row]]:
+    """(header of our own layout, the layout's name, what the file holds). `columns`: names that a key may be."""
     if path.is_dir():
         return {}, "mme", list(_task_files(path))
     kind = path.suffix.lower()
     if kind in (".tsv", ".csv", ".xlsx"):
         return {}, "mmbench", [_row(path, n, row) for n, row in enumerate(_table(path), 2)]
     if kind in (".pkl", ".pickle"):
-        return {}, "dgpref", list(_keyed(path, load_pickle(path)))
+        return {}, "dgpref", list(_keyed(path, load_pickle(path), columns))
     value = _parsed(path)
     if isinstance(value, dict) and isinstance(value.get("imgToEval"), dict):
         return {}, "chair", [_row(path, name, row) for name, row in value["imgToEval"].items()]
     if isinstance(value, dict):
-        return {}, "keyed", list(_keyed(path, value))
+        return {}, "keyed", list(_keyed(path, value, columns))
     if value and isinstance(value[0], dict) and value[0].get("mmfast") == "answers":
         return value[0], "mmfast", [_row(path, n, row) for n, row in enumerate(value[1:], 2)]
     if all(isinstance(one, str) for one in value):
@@ -137,12 +137,12 @@ def _row(path: Path, place: Any, row: Any) -> Row:
     )
 
 
-def _keyed(path: Path, value: Any) -> Iterator[Row]:
+def _keyed(path: Path, value: Any, columns: Sequence[str]) -> Iterator[Row]:
     """{name: text}: MM-Vet's "v1_7", DGPref's image ids."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"{path} holds no answers: {{name: text}} is wanted")
     for name, text in value.items():
-        yield Row(place=f"{path}:{name}", names={"id": name}, turns=(text,))
+        yield Row(place=f"{path}:{name}", names=dict.fromkeys(columns, name), turns=(text,))
 
 
 def _task_files(folder: Path) -> Iterator[Row]:
@@ -258,19 +258,22 @@ def _official(question: Question) -> dict[str, Any]:
 
 
 def _names_used(questions: Sequence[Question], rows: list[Row]) -> tuple[str, ...]:
-    """The first name that rows and questions share, if it tells the questions apart; else all that they share. Our own
-    ids count too."""
+    """The name by which most rows find a question, of those that tell the questions apart; else all that they share.
+    Our own ids count too."""
     known = [_official(q) for q in questions]
     columns = dict.fromkeys(k for k in [*questions[0].official, *known[0]] if all(k in row.names for row in rows))
-    good = []
+    found: dict[str, int] = {}
+    unique: dict[str, int] = {}
     for column in columns:
         there = [plain(one.get(column)) for one in known]
-        if any(plain(row.names[column]) in set(there) for row in rows):
-            if len(set(there)) == len(there):
-                return (column,)
-            good.append(column)
-    named = tuple(good) or tuple(column for column in columns if column not in ASKED)
-    return named[:1] if not good else named
+        names = set(there)
+        met = sum(plain(row.names[column]) in names for row in rows)
+        (unique if len(names) == len(there) else found)[column] = met
+    if max(unique.values(), default=0) > max(0, max(found.values(), default=1) - 1):
+        return (max(unique, key=lambda column: unique[column]),)
+    if any(found.values()):
+        return tuple(column for column, met in found.items() if met)
+    return tuple(column for column in columns if column not in ASKED)[:1]
 
 
 def _named(values: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ parser must be the same, and the part that is not is named. The weights alone ma
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -107,7 +108,7 @@ def _cell(result: Result, name: str) -> str:
 
 def number(value: float) -> str:
     """Four digits that count, and at most two places behind the point of what is large."""
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def markdown(results: Mapping[str, Result], metrics: Sequence[str] = (), across: Sequence[str] = ()) -> str:
@@ -174,7 +175,7 @@ def bars(results: Mapping[str, Result], path: Path, metrics: Sequence[str] = (),
     axes.set_xticks(
         range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
     )
-    axes.set_title(_under(next(iter(results.values()))), fontsize=7)
+    axes.set_title("\n".join(textwrap.wrap(_under(next(iter(results.values()))), 90)), fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,11 +140,12 @@ def lowest_is_best(metric: str) -> bool:
     return metric.endswith(("loss", "/nll")) or "rejected" in metric
 
 
-def better(metric: str, value: float, than: float) -> bool:
-    return value < than if lowest_is_best(metric) else value > than
+def better(metric: str, value: float, than: float, lowest: bool | None = None) -> bool:
+    """`lowest`: whether the smallest is the best, where the metric's name does not tell it (a benchmark's)."""
+    return value < than if (lowest_is_best(metric) if lowest is None else lowest) else value > than
 
 
-def best_checkpoint(folder: Path, metric: str, data: str | None = None) -> Path | None:
+def best_checkpoint(folder: Path, metric: str, data: str | None = None, lowest: bool | None = None) -> Path | None:
     """The complete checkpoint whose own evaluation was best; the earlier of equals. `data`: only evaluations on the
     examples of that digest count."""
     best: tuple[float, Path] | None = None
@@ -154,13 +155,13 @@ def best_checkpoint(folder: Path, metric: str, data: str | None = None) -> Path 
         except ValueError:  # damaged: named when it is read to go on from
             continue
         value = info.get("metrics", {}).get(metric) if data in (None, info.get("evaluated_on", data)) else None
-        if value is not None and (best is None or better(metric, value, best[0])):
+        if value is not None and (best is None or better(metric, value, best[0], lowest)):
             best = value, path
     return best[1] if best else None
 
 
-def best_value(folder: Path, metric: str, data: str | None = None) -> float | None:
-    path = best_checkpoint(folder, metric, data)
+def best_value(folder: Path, metric: str, data: str | None = None, lowest: bool | None = None) -> float | None:
+    path = best_checkpoint(folder, metric, data, lowest)
     return read_info(path)["metrics"][metric] if path else None
 
 

@@ -30,6 +30,7 @@ from mmfast.job.rows import FILES, cut_back
 LOCK = ".lock"
 STOPPED, FINISHED, STARTED = "stopped", "finished.json", "started.json"
 BELONGINGS = ("export", "report.html", "report.png", "config.toml", FINISHED, STOPPED)  # of the line that wrote them
+EVALUATED = "eval"  # step-N of it: answers and results of benchmarks (training/benchmarks.py)
 _held: set[IO[str]] = set()
 
 
@@ -181,6 +182,10 @@ def finish_rollback(folder: Path) -> None:
             if (folder / name).exists():
                 to.mkdir(exist_ok=True)
                 os.rename(folder / name, to / name)
+        for path in steps(folder / EVALUATED):
+            if number(path) > rollback["keep"]:
+                (to / EVALUATED).mkdir(parents=True, exist_ok=True)
+                os.rename(path, to / EVALUATED / path.name)
         cut_back(folder, rollback["keep"], aside=to)
         if rollback["adopt"]:
             os.rename(adopt, checkpoints / adopt.name.removeprefix(".adopted-"))

@@ -72,9 +72,19 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 class Checkpointer:
     """`settings`: the run's config.toml, which goes into every checkpoint. No file is touched before `begin`."""
 
-    def __init__(self, folder: Path, *, keep_last: int = 3, best_metric: str = "", settings: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 3,
+        best_metric: str = "",
+        lowest: bool | None = None,
+        settings: str = "",
+    ) -> None:
+        """`lowest`: whether the smallest value of best_metric is the best; None: its name tells."""
         self.folder, self.keep_last, self.best_metric, self.settings = folder, keep_last, best_metric, settings
-        self.judged_on = ""  # digest of the held-out examples that best_metric is of
+        self.judged_on = ""  # digest of the held-out examples (or benchmarks) that best_metric is of
+        self.lowest = lowest
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # its own: it runs in a thread
@@ -179,7 +189,7 @@ class Checkpointer:
     def _prune(self) -> None:
         paths = complete(self.folder)
         keep = set(paths[-self.keep_last :])
-        best = best_checkpoint(self.folder, self.best_metric, self.judged_on) if self.best_metric else None
+        best = best_checkpoint(self.folder, self.best_metric, self.judged_on, self.lowest) if self.best_metric else None
         for path in paths:
             if path not in keep and path != best:
                 gone = self.folder / f".tmp-gone-{path.name}"  # a kill must not leave half of a checkpoint

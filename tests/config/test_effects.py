@@ -64,6 +64,7 @@ ALWAYS = {
     "train.checkpoint_every": "checkpoints",
     "train.keep_last": "checkpoints, those of a stop too",
     "train.nonfinite_limit": "when to give up",
+    "evaluate.bench": "answered and scored at the end at least",
     "parallel.shard": "on several ranks",
     "parallel.activation_checkpointing": "memory",
     "parallel.compile": "speed",
@@ -77,6 +78,7 @@ ALWAYS = {
 SFT = ["objective.kind=sft"]
 LORA = ["model.lora.r=8"]
 EVAL = ["data.eval_path=held_out.jsonl"]
+BENCH = ["evaluate.bench=pope", "evaluate.data=somewhere"]
 # key: (set where it cannot act, what the line says beside the key, set where it acts)
 GATED = {
     "model.lora": ([*LORA, "model.adapter=some/adapter"], "take .model.lora. out", LORA),
@@ -189,6 +191,20 @@ GATED = {
         "train.eval_samples",
         [*EVAL, "train.eval_tokens=5", "train.eval_samples=1"],
     ),
+    "evaluate.data": (["evaluate.data=d"], "evaluate.bench", BENCH),
+    "evaluate.images": (["evaluate.images=d"], "evaluate.bench", [*BENCH, "evaluate.images=d"]),
+    "evaluate.limit": (["evaluate.limit=2"], "evaluate.bench", [*BENCH, "evaluate.limit=2"]),
+    "evaluate.every": (["evaluate.every=2"], "evaluate.bench", [*BENCH, "evaluate.every=2"]),
+    "evaluate.start": (
+        [*BENCH, "evaluate.start=2"],
+        "evaluate.every",
+        [*BENCH, "evaluate.every=2", "evaluate.start=2"],
+    ),
+    "evaluate.best": (
+        [*BENCH, "evaluate.best=pope.f1"],
+        "evaluate.every",
+        [*BENCH, "evaluate.every=2", "evaluate.best=pope.f1"],
+    ),
     "parallel.shard_size": (["parallel.shard_size=2"], "hybrid", ["parallel.shard_size=2", "parallel.shard=hybrid"]),
     "log.project": (
         ["log.project=p", "log.trackers=tensorboard"],
@@ -278,6 +294,12 @@ def test_names_that_stand_in_two_files_are_the_same():
         ([*EVAL, *SFT, "train.eval_every=1", "train.best_metric=eval/x"], "these are: eval/loss, eval/nll"),
         (["model.adapter=a", "model.freeze=vision,language"], 'take "language" out of model.freeze'),
         (["data.options={ names = 'n.json' }"], 'it is an option of data.format = "dgpref"'),
+        (["evaluate.bench=pope"], "evaluate.bench needs evaluate.data"),
+        ([*BENCH, "model.cache_vision=true"], "features of the training images alone"),
+        ([*BENCH, "evaluate.every=1", "evaluate.best=mme.sum"], "evaluate.best = 'mme.sum' is no metric of"),
+        ([*BENCH, *EVAL, "evaluate.every=1", "evaluate.best=pope.f1", "train.eval_every=1",
+          "train.best_metric=eval/loss"], "exclude each other"),
+        (["evaluate.bench=pope,pope", "evaluate.data=d"], "twice"),
         (["data.options={ claims = 0.0 }"], 'objective.segments = "record"'),
     ],
 )  # fmt: skip
