@@ -30,6 +30,8 @@ class Question:
     unit: str = ""  # what an interval resamples: its image; where it is empty, the question itself
     decode: Mapping[str, Any] = field(default_factory=dict)  # beside the wording's: a temperature of its category
     truth: Mapping[str, Any] = field(default_factory=dict)  # what marks look at
+    official: Mapping[str, Any] = field(default_factory=dict)  # its names in official answer files: {"question_id": 7};
+    # where it is empty, they call it by its id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ class Scoring:
     flavour: str
     strict: bool = False  # our parser instead of the official one, with its defects
     judge: Judge | None = None
+    own_prompt: bool = False  # set by the benchmark: the judge was asked in our words, not in the official ones
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # "unparsed", "empty", ...
     notes: list[str] = field(default_factory=list)
@@ -163,6 +166,9 @@ class Benchmark:
     judge: ClassVar[str] = ""  # the official judge, where one is needed
     parsers_differ: ClassVar[bool] = False  # a strict parser of our own stands beside the official one
     missing: ClassVar[str] = "refused"  # "wrong": the official script counts a question without an answer as wrong
+    layout: ClassVar[str] = "llava"  # of its official answer files (layouts.py)
+    less_is_better: ClassVar[tuple[str, ...]] = ()  # metrics of which the smallest is the best
+    published: ClassVar[str] = ""  # figures and where they stand, for docs/evaluation.md
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         raise NotImplementedError
