@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -109,38 +110,38 @@ def object_table(content: bytes, name: str, vocabulary: Vocabulary) -> dict[str,
     `mmfast eval chair-table` writes: a line of classes, then an image a line with its classes' places."""
     if content[:6] == b"\xfd7zXZ\0":
         content = lzma.decompress(content)
-    if content[:1] == b"{":
-        table = json.loads(content)
-    elif content[:1] == b"\x80":
-        table = load_pickle_bytes(content)
-    else:
-        table = _compact(content.decode(), name)
+    try:
+        if content[:1] == b"{":
+            table = json.loads(content)
+        elif content[:1] == b"\x80":
+            table = load_pickle_bytes(content)
+        else:
+            table = _compact(content.decode())
+    except (ValueError, IndexError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{name} is no table of objects that can be read: {error}") from None
     if not isinstance(table, Mapping) or not table:
         raise ValueError(f"{name} is no table of objects: it must be {{image id: [objects]}}")
-    return {image_id(key): _objects(value, f"{name}, image {key}", vocabulary) for key, value in table.items()}
+    known = frozenset(vocabulary.classes.values())
+    return {image_id(key): _objects(value, f"{name}, image {key}", vocabulary, known) for key, value in table.items()}
 
 
-def _compact(text: str, name: str) -> dict[str, list[str]]:
+def _compact(text: str) -> dict[str, list[str]]:
     first, *rows = text.splitlines()
-    classes = first.split(",")
-    try:
-        parts = [row.split(" ") for row in rows if row.strip()]
-        return {key: [classes[int(place)] for place in places.split(",") if place] for key, places in parts}
-    except (ValueError, IndexError):
-        raise ValueError(f"{name} is no table of objects that mmfast knows (docs/evaluation.md shows them)") from None
+    classes, parts = first.split(","), [row.split(" ") for row in rows if row.strip()]
+    return {key: [classes[int(place)] for place in places.split(",") if place] for key, places in parts}
 
 
-def _objects(value: Any, where: str, vocabulary: Vocabulary) -> frozenset[str]:
+def _objects(value: Any, where: str, vocabulary: Vocabulary, known: frozenset[str]) -> frozenset[str]:
     if isinstance(value, Mapping):  # an image of a scene graph: its names are words of anybody
         try:
             names = [singular(each["name"], vocabulary.how.way) for each in value["objects"].values()]
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f'{where}: a scene graph has "objects", each with a "name"') from None
         return frozenset(found for _, found in vocabulary.known(names))
-    unknown = sorted(set(value) - set(vocabulary.classes.values()))
-    if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is no class of the list of synonyms")
-    return frozenset(value)
+    objects = frozenset(value)
+    if not objects <= known:
+        raise ValueError(f"{where}: {min(objects - known)!r} is no class of the list of synonyms")
+    return objects
 
 
 def objects_of(table: Mapping[str, frozenset[str]], ids: Iterable[str], what: str) -> None:
