@@ -119,6 +119,7 @@ if __name__ == "__main__":
             "mmfast.recipe_files": ["*.toml"],
             "mmfast.feedback": ["prompts/*.toml"],
             "mmfast.engines": ["page/*"],
+            "mmfast.evals.text": ["*.xz", "*.json", "WORDNET_LICENSE"],
         },
         ext_modules=[Extension("mmfast._C", sources=[])],
         cmdclass={"build_ext": CMakeBuild},
