@@ -68,8 +68,8 @@ def need(row: dict[str, Any], names: Iterable[str], data: Data, role: str) -> No
 
 
 def prompts(data: Data, role: str) -> dict[str, str]:
-    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one. Pieces of a text that are
-    added to a name in turn become one."""
+    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one. Pieces
+    that are added to a name in turn become one text."""
     path = data.path(role)
     try:
         tree = ast.parse(data.read(role))
