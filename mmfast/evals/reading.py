@@ -94,7 +94,16 @@ def prompts(data: Data, role: str) -> dict[str, str]:
 
 
 def _text(node: ast.expr) -> str | None:
-    """A text, or texts that are added up."""
+    """A text, or texts that are added up; an f-string as a text for str.format."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+        if not all(isinstance(part, ast.Name | ast.Constant) for part in parts):
+            return None
+        return "".join(
+            f"{{{part.id}}}" if isinstance(part, ast.Name) else str(part.value).replace("{", "{{").replace("}", "}}")
+            for part in parts
+            if isinstance(part, ast.Name | ast.Constant)
+        )
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
