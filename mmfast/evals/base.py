@@ -122,6 +122,7 @@ class Call:
     key: str
     messages: tuple[dict[str, Any], ...]
     decode: Decode
+    labels: tuple[str, ...] = ()  # continuations whose log-prob is asked for (Request.labels)
 
 
 class Judge(Protocol):

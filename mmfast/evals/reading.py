@@ -68,8 +68,8 @@ def need(row: dict[str, Any], names: Iterable[str], data: Data, role: str) -> No
 
 
 def prompts(data: Data, role: str) -> dict[str, str]:
-    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one. Pieces of a text that are
-    added to a name in turn become one."""
+    """The texts that a Python script gives names to, read but not run: NAME, or FUNCTION.NAME inside of one. Pieces
+    that are added to a name in turn become one text."""
     path = data.path(role)
     try:
         tree = ast.parse(data.read(role))
@@ -94,7 +94,16 @@ def prompts(data: Data, role: str) -> dict[str, str]:
 
 
 def _text(node: ast.expr) -> str | None:
-    """A text, or texts that are added up."""
+    """A text, or texts that are added up; an f-string as a text for str.format."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+        if not all(isinstance(part, ast.Name | ast.Constant) for part in parts):
+            return None
+        return "".join(
+            f"{{{part.id}}}" if isinstance(part, ast.Name) else str(part.value).replace("{", "{{").replace("}", "}}")
+            for part in parts
+            if isinstance(part, ast.Name | ast.Constant)
+        )
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

@@ -36,11 +36,11 @@ CONTRACTIONS = {
 
 def evalai(text: str) -> str:
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _plain(_without_punctuation(text.replace("\n", " ").replace("\t", " ").strip(), r"(?<=\d)(,)+(?=\d)"))
+    return _plain(without_punctuation(text.replace("\n", " ").replace("\t", " ").strip(), r"(?<=\d)(,)+(?=\d)"))
 
 
 def vqaeval(text: str) -> str:
-    return _plain(_without_punctuation(spaced(text), r"\d,\d"))
+    return _plain(without_punctuation(spaced(text), r"\d,\d"))
 
 
 def spaced(text: str) -> str:
@@ -48,13 +48,13 @@ def spaced(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_punctuation(text: str, comma: str) -> str:
+def without_punctuation(text: str, comma: str, stop: str = r"\.(?!\d)") -> str:
     """Each mark is deleted where it stands beside a blank (or a number has commas), else it becomes a blank."""
     numbers, out = re.search(comma, text) is not None, text
     for mark in PUNCTUATION:
         beside = mark + " " in text or " " + mark in text
         out = out.replace(mark, "" if beside or numbers else " ")
-    return re.sub(r"\.(?!\d)", "", out, count=MOST_STOPS)
+    return re.sub(stop, "", out, count=MOST_STOPS)
 
 
 def _plain(text: str) -> str:

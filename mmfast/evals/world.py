@@ -30,7 +30,7 @@ SHARES = {  # name: (column of the numerator, of the denominator)
     "recall": ("recalled", "present"),
     "words": ("length", "captions"),
 }
-_COLUMNS = (
+TALLY = (
     *("captions", "mentioned", "absent", "inventive", "recalled", "present", "length"),
     *(f"{name}:{part}" for name in CLAIMS for part in ("wrong", "claimed")),
 )
@@ -53,7 +53,8 @@ class Score:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
 
-def _counted(text: str, scene: Scene) -> list[int]:
+def tally(text: str, scene: Scene) -> list[int]:
+    """What a caption adds to each column of TALLY."""
     kinds = set(claims(text).kinds)
     absent = len(kinds - scene.kinds)
     shares = [1, len(kinds), absent, bool(absent), len(kinds & scene.kinds), len(scene.kinds), len(text.split())]
@@ -68,7 +69,7 @@ def _resampled(counted: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _shares(sums: np.ndarray) -> dict[str, np.ndarray]:
-    at = {name: sums[..., k] for k, name in enumerate(_COLUMNS)}
+    at = {name: sums[..., k] for k, name in enumerate(TALLY)}
     return {name: at[above] / np.maximum(at[below], 1) for name, (above, below) in SHARES.items()}
 
 
@@ -80,9 +81,9 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def score(captions: Sequence[str], scenes: Sequence[Scene]) -> Score:
     if len(captions) != len(scenes) or not captions:
         raise ValueError(f"{len(captions)} captions for {len(scenes)} scenes: they must match, and not be empty")
-    counted = np.array([_counted(text, scene) for text, scene in zip(captions, scenes, strict=True)])
+    counted = np.array([tally(text, scene) for text, scene in zip(captions, scenes, strict=True)])
     sums = counted.sum(0)
-    pairs = sums[len(_COLUMNS) - 2 * len(CLAIMS) :].reshape(-1, 2).tolist()
+    pairs = sums[len(TALLY) - 2 * len(CLAIMS) :].reshape(-1, 2).tolist()
     return Score(
         **{name: float(value) for name, value in _shares(sums).items()},
         claims={name: (wrong, claimed) for name, (wrong, claimed) in zip(CLAIMS, pairs, strict=True)},
