@@ -30,6 +30,7 @@ from mmfast.files import write_bytes, write_json
 from mmfast.job.runtime import Runtime
 
 MANIFEST, FAILED = "manifest.json", "failed.jsonl"
+ORDERED = ("prompt_id", "decode", "a", "b", "answer_key")  # fields by which the rows of one row of the input are sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +327,8 @@ def rows(folder: str | Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{folder} is no folder of rows: it has no {MANIFEST}")
     for number, path in enumerate(files):
         for at, row in read_rows(path):
-            place = row["row"], str(row.get("prompt_id", "")), str(row.get("decode", "")), row.get("sample", 0)
+            names = tuple(str(row.get(name, "")) for name in ORDERED)
+            place = row["row"], *names[:2], row.get("sample", 0), *names[2:]
             order.setdefault(row["key"], (place, number, at))
     opened = [path.open("rb") for path in files]
     try:
