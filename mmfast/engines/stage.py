@@ -30,6 +30,7 @@ from mmfast.files import write_bytes, write_json
 from mmfast.job.runtime import Runtime
 
 MANIFEST, FAILED = "manifest.json", "failed.jsonl"
+ORDERED = ("prompt_id", "decode", "a", "b", "answer_key")  # fields by which the rows of one row of the input are sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,9 @@ def run(
     runtime.hold(stage.out, "--out")
     runtime.from_main(lambda: _begin(stage))
     standing = {row["key"]: row["row"] for path in shards(stage.out) for _, row in read_rows(path)}
+    attempts = Attempts(stage.out, runtime.rank)
     runtime.barrier()  # nobody writes before all have read
-    work = _Work(stage, engine, runtime, standing, debug, follow)
+    work = _Work(stage, engine, runtime, standing, attempts, debug, follow)
     # Ask, and ask again; all ranks as often, since an engine may need them all
     with ExitStack() as ends:
         for file in (work.failed, work.rows, work.attempts.file):
@@ -144,13 +146,14 @@ class _Work:
         engine: Engine,
         runtime: Runtime,
         standing: dict[str, int],
+        attempts: Attempts,
         debug: int,
         follow: Callable[[int, str], None],
     ) -> None:
         self.stage, self.engine, self.runtime, self.standing = stage, engine, runtime, standing
         self.rows = Appender(stage.out / f"rows-{runtime.rank}.jsonl")
         self.failed = Appender(stage.out / _failed_of(runtime.rank))
-        self.attempts = Attempts(stage.out, runtime.rank)
+        self.attempts = attempts
         self.again: list[Item] = []  # whose replies could not be read
         self.debug, self.follow = debug, follow
         self.waiting: dict[str, Item] = {}
@@ -167,6 +170,7 @@ class _Work:
     def requests(self) -> Iterator[Request]:
         """What is to be asked. A request some of whose answers are missing is asked again as a whole."""
         for item in self.stage.items(self.owned):
+            # What is another's, is not asked, was asked already, or cannot be asked
             if item is None:
                 continue
             if item.identical:
@@ -180,6 +184,7 @@ class _Work:
             if request is None:
                 self.fail(item, item.problem)
                 continue
+            # What stands already
             self.seen.add(request.key)
             found = [self.standing[name] for name in _names(request) if name in self.standing]
             self.counts["met"] += len(found)
@@ -326,7 +331,8 @@ def rows(folder: str | Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{folder} is no folder of rows: it has no {MANIFEST}")
     for number, path in enumerate(files):
         for at, row in read_rows(path):
-            place = row["row"], str(row.get("prompt_id", "")), str(row.get("decode", "")), row.get("sample", 0)
+            names = tuple(str(row.get(name, "")) for name in ORDERED)
+            place = row["row"], *names[:2], row.get("sample", 0), *names[2:]
             order.setdefault(row["key"], (place, number, at))
     opened = [path.open("rb") for path in files]
     try:

@@ -65,6 +65,7 @@ def judge(
     allow: float = 0.0,
 ) -> Tally:
     """Rate the answers of `source`. `limit`: of how many groups (0: all)."""
+    # How the reply is held to its form
     constrained = follows_schemas(engine)
     if not constrained and runtime.main:
         print("judge: this engine follows no JSON schema: ratings are read from its text", file=sys.stderr)
@@ -73,6 +74,7 @@ def judge(
         for group in islice(one_question(read_answers(source)), limit or None):
             yield from _asks(how, group, constrained)
 
+    # Ask
     asking = Asking(
         name=NAME,
         version=VERSION,

@@ -1,12 +1,13 @@
 """The engine that knows the answers: exact without noise, wrong as often as asked, the same every time."""
 
+import json
 import math
 import random
 from dataclasses import replace
 
 import pytest
 
-from mmfast.engines.base import Decode, Picture, Request
+from mmfast.engines.base import About, Decode, Picture, Request
 from mmfast.engines.presets import EIGHT
 from mmfast.engines.world import SHORT, World, answered, yes_or_no
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
@@ -150,3 +151,42 @@ def test_a_folder_that_is_no_world_and_noise_that_is_no_probability(world, tmp_p
         World(tmp_path)
     with pytest.raises(ValueError, match="--noise"):
         World(world, noise=-0.1)
+
+
+def about(task, *answers, ties=False, question=CAPTION_PROMPTS[0], **more):
+    def say(verdict):
+        return json.dumps(verdict)
+
+    return About(task=task, say=say, question=question, answers=answers, more={"ties": ties, **more})
+
+
+def test_verdicts_are_drawn_as_their_labels_say(world):
+    """The share of each verdict in many texts is the probability of its label."""
+    scene = read_scenes(world)[0]
+    true = answered(scene, CAPTION_PROMPTS[0], wrong=False, rng=random.Random(0))
+    false = answered(scene, CAPTION_PROMPTS[0], wrong=True, rng=random.Random(0))
+    engine = World(world, noise=0.3)
+    for pair, ties in (((true, false), True), ((false, true), False), ((true, true), True), ((true, true), False)):
+        asked = about("prefer", *pair, ties=ties)
+        labels = ("0", "1", "null") if ties else ("0", "1")
+        (shares,) = engine.answer([ask(world, scene, "x", n=0, labels=labels, about=asked)])
+        drawn = Decode(temperature=1.0)
+        texts = [r.text for r in engine.answer([ask(world, scene, "x", n=2000, decode=drawn, about=asked)])]
+        for label in labels:
+            assert texts.count(label) / 2000 == pytest.approx(math.exp(shares.labels[label]), abs=0.04), (pair, label)
+        assert sum(map(math.exp, shares.labels.values())) == pytest.approx(1)
+
+
+def test_what_has_no_verdict_is_an_error_of_its_own(world):
+    scene = read_scenes(world)[0]
+    for request, told in (
+        (ask(world, scene, "x", about=about("guess", "a", "b")), "no verdict of the kind 'guess'"),
+        (ask(world, scene, "x", about=about("prefer", "a", "b", question="Why?")), "the world has no answer to 'Why?'"),
+        (ask(world, scene, "x", n=0, labels=("2",), about=about("prefer", "a", "b")), "the label '2' is no verdict"),
+        (
+            ask(world, scene, "x", n=0, labels=("2",), about=about("rate", "a", low=0, high=4, metrics=("m",))),
+            "no label",
+        ),
+    ):
+        (reply,) = World(world).answer([request])
+        assert reply.finish == "error" and told in reply.error
