@@ -22,6 +22,7 @@ try:
 
     from mmfast.cli.data import app as data
     from mmfast.cli.generate import generate
+    from mmfast.cli.grade import grade
 except ModuleNotFoundError as error:
     missing(error)
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command()(generate)
+app.command()(grade)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

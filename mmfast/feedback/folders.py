@@ -77,7 +77,9 @@ def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
 def _generated(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
     for row in rows(folder):
-        yield Answer(**_whole(folder, row), scores=row.get("scores") or {})
+        fields = _whole(folder, row)
+        drawn = {name: row[name] for name in ("tokens", "logp") if row.get(name) is not None}
+        yield Answer(**fields | {"meta": drawn | fields["meta"]}, scores=row.get("scores") or {})
 
 
 def _graded(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
@@ -105,8 +107,7 @@ def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base
             one, scores = known[key], judged.get(key)
             numbers = {name: value for name, value in (scores or {}).items() if _is_number(value)}
             reference = {"reference": row["reference"]} if row.get("reference") else {}
-            reason = {} if numbers or not row.get("reason") else {"unjudged": str(row["reason"])}
-            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference, **reason})
+            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference})
 
 
 def _is_number(value: Any) -> bool:
@@ -134,27 +135,48 @@ INSTEAD = {
 
 
 def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
-    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken."""
+    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken. A row is one
+    order in which the two were shown: where both were, a verdict counts only if they agree."""
+    # By pairs of answers
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
     known = {one.key: one for one in base()}
-    counts = {"verdicts": 0, "ties": 0, "without a verdict": 0}
+    said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in current(folder, manifest, reading):
+        said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
+    counts = {"pairs compared": len(said), "ties": 0, "orders disagree": 0, "without a verdict": 0}
+    orders = 2 if manifest.get("order") == "both" else 1
 
     def pairs() -> Iterator[Pair]:
-        for row in current(folder, manifest, reading):
-            verdict = row.get("verdict")
-            counts["verdicts"] += 1
-            counts["ties"] += verdict == "tie"
-            counts["without a verdict"] += verdict is None
-            if verdict not in ("a", "b"):
+        for (a, b), shown in said.items():
+            verdict = _outcome([row.get("verdict") for row in shown.values()], orders)
+            if verdict in counts:
+                counts[verdict] += 1
                 continue
-            if missing := [key for key in (row["a"], row["b"]) if key not in known]:
-                reading.bad(f"{folder}:{row['key'][:12]}", BadRow("answers", _unknown(folder, missing[0])))
+            if missing := [key for key in (a, b) if key not in known]:
+                source = f"{folder}:{next(iter(shown.values()))['key'][:12]}"
+                reading.bad(source, BadRow("answers", _unknown(folder, missing[0])))
                 continue
-            better, worse = (known[row[side]] for side in ("ab" if verdict == "a" else "ba"))
-            yield better, worse, {"meta": {k: row[k] for k in ("p", "reason") if row.get(k) is not None}}
+            better, worse = (known[key] for key in ((a, b) if verdict == "a" else (b, a)))
+            yield better, worse, {"meta": _told_of(list(shown.values()), verdict)}
 
     return pairs(), counts
+
+
+def _outcome(said: list[str | None], orders: int) -> str:
+    """ "a" or "b", or what a pair without a verdict is counted as."""
+    if len(said) < orders or not {*said} <= {"a", "b", "tie"}:
+        return "without a verdict"
+    if len({*said}) > 1:
+        return "orders disagree"
+    return "ties" if said[0] == "tie" else str(said[0])
+
+
+def _told_of(rows: list[dict[str, Any]], verdict: str) -> dict[str, Any]:
+    """The critic's reason, and where it was read as labels P that the chosen answer is better."""
+    chances = [row["p"] if verdict == "a" else 1 - row["p"] for row in rows if row.get("p") is not None]
+    reason = next((row["reason"] for row in rows if row.get("reason")), "")
+    return ({"p": sum(chances) / len(chances)} if chances else {}) | ({"reason": reason} if reason else {})
 
 
 def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
