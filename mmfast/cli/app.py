@@ -21,6 +21,7 @@ try:
     import typer
 
     from mmfast.cli.data import app as data
+    from mmfast.cli.feedback import app as feedback
     from mmfast.cli.generate import generate
     from mmfast.cli.grade import grade
 except ModuleNotFoundError as error:
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(feedback, name="feedback")
 app.command()(generate)
 app.command()(grade)
 

@@ -6,8 +6,8 @@ Only what stands in a row's `scores` ranks answers: its number, seed, tokens and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,31 +134,44 @@ INSTEAD = {
 # pairs that need no rule
 
 
-def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
-    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken. A row is one
-    order in which the two were shown: where both were, a verdict counts only if they agree."""
-    # By pairs of answers
+@dataclass(frozen=True)
+class Compared:
+    """Two answers by all orders in which a critic saw them."""
+
+    a: str
+    b: str
+    outcome: str  # "a" or "b", or what a pair without a verdict is counted as
+    rows: tuple[dict[str, Any], ...]
+
+
+def compared(folder: Path, reading: Reading) -> Iterator[Compared]:
+    """Every pair of a folder of critique once. Where both orders were shown, a verdict counts only if they agree."""
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
-    known = {one.key: one for one in base()}
     said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in current(folder, manifest, reading):
         said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
-    counts = {"pairs compared": len(said), "ties": 0, "orders disagree": 0, "without a verdict": 0}
     orders = 2 if manifest.get("order") == "both" else 1
+    for (a, b), shown in said.items():
+        yield Compared(a, b, _outcome([row.get("verdict") for row in shown.values()], orders), tuple(shown.values()))
+
+
+def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
+    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken."""
+    counts = {"pairs compared": 0, "ties": 0, "orders disagree": 0, "without a verdict": 0}
+    found = list(compared(folder, reading))
+    known = {one.key: one for one in base()}
 
     def pairs() -> Iterator[Pair]:
-        for (a, b), shown in said.items():
-            verdict = _outcome([row.get("verdict") for row in shown.values()], orders)
-            if verdict in counts:
-                counts[verdict] += 1
-                continue
-            if missing := [key for key in (a, b) if key not in known]:
-                source = f"{folder}:{next(iter(shown.values()))['key'][:12]}"
-                reading.bad(source, BadRow("answers", _unknown(folder, missing[0])))
-                continue
-            better, worse = (known[key] for key in ((a, b) if verdict == "a" else (b, a)))
-            yield better, worse, {"meta": _told_of(list(shown.values()), verdict)}
+        for one in found:
+            counts["pairs compared"] += 1
+            if one.outcome in counts:
+                counts[one.outcome] += 1
+            elif missing := [key for key in (one.a, one.b) if key not in known]:
+                reading.bad(f"{folder}:{one.rows[0]['key'][:12]}", BadRow("answers", _unknown(folder, missing[0])))
+            else:
+                better, worse = (known[key] for key in ((one.a, one.b) if one.outcome == "a" else (one.b, one.a)))
+                yield better, worse, {"meta": _told_of(one.rows, one.outcome)}
 
     return pairs(), counts
 
@@ -172,7 +185,7 @@ def _outcome(said: list[str | None], orders: int) -> str:
     return "ties" if said[0] == "tie" else str(said[0])
 
 
-def _told_of(rows: list[dict[str, Any]], verdict: str) -> dict[str, Any]:
+def _told_of(rows: Sequence[dict[str, Any]], verdict: str) -> dict[str, Any]:
     """The critic's reason, and where it was read as labels P that the chosen answer is better."""
     chances = [row["p"] if verdict == "a" else 1 - row["p"] for row in rows if row.get("p") is not None]
     reason = next((row["reason"] for row in rows if row.get("reason")), "")

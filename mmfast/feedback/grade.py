@@ -9,23 +9,19 @@ An answer of which nothing was judged has no `claims` and no `score`: it is neit
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmfast.engines.base import Picture, canonical
-from mmfast.engines.stage import MANIFEST, compare, rows
+from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
+from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.reading import manifest_of
-from mmfast.files import whole, write_json
 from mmfast.job.runtime import Runtime
 
 NAME, VERSION = "grade", 1
-ROWS = "rows-0.jsonl"
 TRUE, FALSE = 1, -1  # verdicts; 0 and -2 (its thing is not there) judge nothing
 KINDS = ("object", "attribute", "count", "relation", "scale", "spatial", "text", "claim")
 
@@ -55,17 +51,6 @@ class Grading:
             raise ValueError(f"--aspects: unknown aspect {unknown[0]!r}; known are {', '.join(KINDS)}")
 
 
-@dataclass(kw_only=True)
-class Graded:
-    """What became of everything."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        return [f"{number} {name}" for name, number in self.counts.items()] + self.notes
-
-
 def grade(
     answers: Path,
     items: Path | None,
@@ -75,19 +60,17 @@ def grade(
     runtime: Runtime,
     *,
     images: str = "",
-) -> Graded:
+) -> Done:
     """Grade `answers` into the folder `out`, by the folders of decompose and check; or by their log-probs alone."""
     _check(items, verdicts, grading)
     apart = [path for path in (answers, items, verdicts) if path is not None]
     if any(out.resolve() in (path.resolve(), *path.resolve().parents) for path in apart):
         raise ValueError(f"--out {out} is or holds what is read: name another folder")
     # What was said, and what was found of it
-    done = Graded()
-    if items is not None and verdicts is not None:
-        by_answer, checked = _items(items, done), _verdicts(verdicts, done)
-    else:
-        by_answer, checked = {}, {}
-    grader = _Grader(grading, by_answer, checked, done, claims=items is not None)
+    done = Done()
+    by_answer = None if items is None else items_of(items, done.notes)
+    checked = None if verdicts is None else Checked(verdicts, done.notes)
+    grader = _Grader(grading, by_answer, checked, done)
     found = read_answers(answers, images=images, notes=done.notes)
     # A folder of rows, written whole
     made_by = {
@@ -120,20 +103,39 @@ def _check(items: Path | None, verdicts: Path | None, grading: Grading) -> None:
             raise ValueError(f"{option} {path} {is_}: a folder of mmfast {stage} is needed")
 
 
-def _items(folder: Path, done: Graded) -> dict[str, list[dict[str, Any]]]:
-    """The items of each answer. Of an answer that was taken apart twice (another wording) the later row holds."""
-    _told(folder, done)
+def items_of(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The items of each answer, by its key. Of one that was taken apart twice (another wording) the later row holds."""
+    _told(folder, notes)
     return {row["answer_key"]: row["items"] for row in rows(folder)}
 
 
-def _verdicts(folder: Path, done: Graded) -> dict[tuple[str, str], dict[str, Any]]:
-    _told(folder, done)
-    return {(row["image"], item_name(row)): row for row in rows(folder)}
+class Checked:
+    """The rows of a folder of check, by image and item."""
+
+    def __init__(self, folder: Path, notes: list[str]) -> None:
+        _told(folder, notes)
+        self.notes = notes
+        self.rows = {(row["image"], item_name(row)): row for row in rows(folder)}
+        self.ids: dict[Any, str] = {}  # image -> id: each file is read once
+
+    def of(self, one: Answer, item: dict[str, Any]) -> dict[str, Any] | None:
+        """None where it was not checked."""
+        return self.rows.get(("+".join(self._id(picture) for picture in one.images), item_name(item)))
+
+    def _id(self, image: Any) -> str:
+        """The image's name in the rows; "" where it is gone, so that nothing is found of it."""
+        if image not in self.ids:
+            try:
+                self.ids[image] = (Picture(image) if isinstance(image, str) else Picture("", bytes(image))).id
+            except OSError as error:
+                self.ids[image] = ""
+                self.notes.append(f"image {image} cannot be read ({error.strerror}): its verdicts are not found")
+        return self.ids[image]
 
 
-def _told(folder: Path, done: Graded) -> None:
+def _told(folder: Path, notes: list[str]) -> None:
     if (manifest_of(folder) or {}).get("complete") is not True:
-        done.notes.append(f"{folder} is not complete: what it holds is read")
+        notes.append(f"{folder} is not complete: what it holds is read")
 
 
 def item_name(row: dict[str, Any]) -> str:
@@ -147,14 +149,11 @@ class _Grader:
     def __init__(
         self,
         grading: Grading,
-        items: dict[str, list[dict[str, Any]]],
-        verdicts: dict[tuple[str, str], dict[str, Any]],
-        done: Graded,
-        *,
-        claims: bool,
+        items: dict[str, list[dict[str, Any]]] | None,
+        checked: Checked | None,
+        done: Done,
     ) -> None:
-        self.grading, self.items, self.verdicts, self.done, self.claimed = grading, items, verdicts, done, claims
-        self.ids: dict[Any, str] = {}  # image -> id: each file is read once
+        self.grading, self.items, self.checked, self.done = grading, items, checked, done
 
     def row(self, one: Answer) -> dict[str, Any]:
         """The row of an answer."""
@@ -167,8 +166,8 @@ class _Grader:
             "finish": one.finish, "scores": dict(one.scores), "claims": None, "meta": one.meta, "row": one.row,
         }  # fmt: skip
         # What it claims
-        if self.claimed:
-            claims = self._claims(one)
+        if self.items is not None and self.checked is not None:
+            claims = self._claims(one, self.items, self.checked)
             counts["answers that were not decomposed"] += claims is None
             scores = {} if claims is None else self._scores(one, claims)
             counts["answers without a judged claim that counts"] += claims is not None and "score" not in scores
@@ -182,14 +181,15 @@ class _Grader:
             told["scores"] |= self._reward(one)
         return told
 
-    def _claims(self, one: Answer) -> list[tuple[str, Claim]] | None:
+    def _claims(
+        self, one: Answer, items: dict[str, list[dict[str, Any]]], checked: Checked
+    ) -> list[tuple[str, Claim]] | None:
         """(kind, claim) of each item; an item that was not checked is a claim that was not judged."""
-        if one.key not in self.items:
+        if one.key not in items:
             return None
-        image = "+".join(self._id(picture) for picture in one.images)
         out = []
-        for item in self.items[one.key]:
-            row = self.verdicts.get((image, item_name(item)))
+        for item in items[one.key]:
+            row = checked.of(one, item)
             self.done.counts["items"] += 1
             self.done.counts["items not checked"] += row is None
             verdict, p = (row.get("verdict"), row.get("p_yes")) if row else (0, None)
@@ -200,16 +200,6 @@ class _Grader:
             out.append((item["kind"], Claim(item["claim"], holds, None if span is None else (span[0], span[1]), p)))
             self.done.counts["claims without a span"] += span is None
         return out
-
-    def _id(self, image: Any) -> str:
-        """The image's name in the rows of check; "" where it is gone, so that nothing was found of it."""
-        if image not in self.ids:
-            try:
-                self.ids[image] = (Picture(image) if isinstance(image, str) else Picture("", bytes(image))).id
-            except OSError as error:
-                self.ids[image] = ""
-                self.done.notes.append(f"image {image} cannot be read ({error.strerror}): its verdicts are not found")
-        return self.ids[image]
 
     def _scores(self, one: Answer, claims: list[tuple[str, Claim]]) -> dict[str, float]:
         """`claims` of all, `score` of the aspects that count."""
@@ -240,18 +230,3 @@ class _Grader:
             self.done.counts["without log-probs"] += 1
             return {}
         return {"reward": self.grading.beta * (numbers[0] - numbers[1]) / (numbers[2] if self.grading.normalise else 1)}
-
-
-def write_folder(out: Path, made_by: dict[str, Any], made: Iterable[dict[str, Any]], done: Graded) -> None:
-    """A folder of a stage that asks nobody: its rows, then the manifest that says that they are whole. One that was
-    made by other settings is refused."""
-    before = manifest_of(out)
-    if before is not None and (differences := compare(before, made_by)):
-        raise ValueError(f"{out} was made otherwise: {'; '.join(differences)}. Give another --out, or its settings")
-    if before is None and any(out.glob("rows-*.jsonl")):
-        raise ValueError(f"{out} has rows, but no {MANIFEST} that says what made them: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with whole(out / ROWS, durable=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-    complete = not any("not complete" in note for note in done.notes)
-    write_json(out / MANIFEST, {**made_by, "complete": complete, "counts": dict(done.counts)})
