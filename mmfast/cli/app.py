@@ -24,7 +24,9 @@ try:
     from mmfast.cli.critique import critique
     from mmfast.cli.data import app as data
     from mmfast.cli.eval import app as evaluate
+    from mmfast.cli.feedback import app as feedback
     from mmfast.cli.generate import generate
+    from mmfast.cli.grade import grade
     from mmfast.cli.judge import judge
 except ModuleNotFoundError as error:
     missing(error)
@@ -41,6 +43,8 @@ app.command()(critique)
 app.command()(judge)
 app.command()(correct)
 app.command()(corrected)
+app.add_typer(feedback, name="feedback")
+app.command()(grade)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

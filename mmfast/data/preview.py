@@ -146,6 +146,8 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
             text.append(token.text, style)
             if token.weight != 1.0:
                 text.append(f"×{token.weight:g}", "dim italic")
+            elif plain and token.changed:
+                text.append("×γ")  # what objective.gamma is for
         text.append("⟧" if plain and inside else "")
         n = sum(b - a for a, b in branch.spans)
         changed = 0 if branch.changed is None else int(branch.changed.sum())

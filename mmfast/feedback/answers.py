@@ -72,7 +72,7 @@ def _read(path: Path, reading: Reading) -> Iterator[Answer]:
 def answers_of(folder: Path, reading: Reading) -> Iterator[Answer]:
     """The answers that a folder's rows are about: those that are given, or the input that its manifest names, beside
     the folder."""
-    named = str((manifest_of(folder) or {}).get("input") or "")
+    named = str((manifest_of(folder) or {}).get("input") or "").partition(", ")[0]  # what else is told is not its name
     path = reading.answers or (folder.parent / named if named else None)
     if path is None or not path.exists():
         was = f" (its manifest names {named}, which is not beside it)" if named else ""

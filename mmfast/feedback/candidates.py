@@ -11,7 +11,8 @@ from typing import Any
 from mmfast.data.formats.messages import answer
 from mmfast.data.problems import BadRow, Problem, pass_over
 from mmfast.data.records import Record
-from mmfast.feedback.answer import Answer, Claim
+from mmfast.data.text.segments import without_blanks
+from mmfast.feedback.answer import Answer
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def pair_record(
     same = better.prompt == worse.prompt
     sides = {"chosen": better, "rejected": worse}
     claims = {side: [claim.as_row() for claim in one.claims] for side, one in sides.items() if one.claims is not None}
-    spans = spans or {side: false_spans(one.claims or ()) for side, one in sides.items()}
+    spans = spans or {side: false_spans(one) for side, one in sides.items()}
     segments = {
         side: [span if weight is None else (*span, weight) for span in found if span[0] < span[1]]
         for side, found in spans.items()
@@ -116,9 +117,10 @@ def _numbered(better: Answer, worse: Answer) -> dict[str, Any]:
     return {"name": better.meta["name"], "prefer_idx": better.meta["k"], "reject_idx": worse.meta["k"]}
 
 
-def false_spans(claims: Iterable[Claim]) -> list[tuple[int, int]]:
+def false_spans(one: Answer) -> list[tuple[int, int]]:
     """The characters of the claims that do not hold, each stretch once, in the answer's order."""
-    return sorted({claim.span for claim in claims if claim.holds is False and claim.span is not None})
+    spans = {claim.span for claim in one.claims or () if claim.holds is False and claim.span is not None}
+    return sorted({without_blanks(one.text, *span) for span in spans})
 
 
 def sft_record(number: int, one: Answer) -> Record:

@@ -6,8 +6,8 @@ Only what stands in a row's `scores` ranks answers: its number, seed, tokens and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
 def _generated(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
     for row in rows(folder):
-        yield Answer(**_whole(folder, row), scores=row.get("scores") or {})
+        fields = _whole(folder, row)
+        drawn = {name: row[name] for name in ("tokens", "logp") if row.get(name) is not None}
+        yield Answer(**fields | {"meta": drawn | fields["meta"]}, scores=row.get("scores") or {})
 
 
 def _graded(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
@@ -105,8 +107,7 @@ def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base
             one, scores = known[key], judged.get(key)
             numbers = {name: value for name, value in (scores or {}).items() if _is_number(value)}
             reference = {"reference": row["reference"]} if row.get("reference") else {}
-            reason = {} if numbers or not row.get("reason") else {"unjudged": str(row["reason"])}
-            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference, **reason})
+            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference})
 
 
 def _is_number(value: Any) -> bool:
@@ -133,28 +134,62 @@ INSTEAD = {
 # pairs that need no rule
 
 
-def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
-    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken."""
+@dataclass(frozen=True)
+class Compared:
+    """Two answers by all orders in which a critic saw them."""
+
+    a: str
+    b: str
+    outcome: str  # "a" or "b", or what a pair without a verdict is counted as
+    rows: tuple[dict[str, Any], ...]
+
+
+def compared(folder: Path, reading: Reading) -> Iterator[Compared]:
+    """Every pair of a folder of critique once. Where both orders were shown, a verdict counts only if they agree."""
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
+    said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in current(folder, manifest, reading):
+        said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
+    orders = 2 if manifest.get("order") == "both" else 1
+    for (a, b), shown in said.items():
+        yield Compared(a, b, _outcome([row.get("verdict") for row in shown.values()], orders), tuple(shown.values()))
+
+
+def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
+    """A critic's verdicts as pairs, and counts of the others, which are full once all pairs are taken."""
+    counts = {"pairs compared": 0, "ties": 0, "orders disagree": 0, "without a verdict": 0}
+    found = list(compared(folder, reading))
     known = {one.key: one for one in base()}
-    counts = {"verdicts": 0, "ties": 0, "without a verdict": 0}
 
     def pairs() -> Iterator[Pair]:
-        for row in current(folder, manifest, reading):
-            verdict = row.get("verdict")
-            counts["verdicts"] += 1
-            counts["ties"] += verdict == "tie"
-            counts["without a verdict"] += verdict is None
-            if verdict not in ("a", "b"):
-                continue
-            if missing := [key for key in (row["a"], row["b"]) if key not in known]:
-                reading.bad(f"{folder}:{row['key'][:12]}", BadRow("answers", _unknown(folder, missing[0])))
-                continue
-            better, worse = (known[row[side]] for side in ("ab" if verdict == "a" else "ba"))
-            yield better, worse, {"meta": {k: row[k] for k in ("p", "reason") if row.get(k) is not None}}
+        for one in found:
+            counts["pairs compared"] += 1
+            if one.outcome in counts:
+                counts[one.outcome] += 1
+            elif missing := [key for key in (one.a, one.b) if key not in known]:
+                reading.bad(f"{folder}:{one.rows[0]['key'][:12]}", BadRow("answers", _unknown(folder, missing[0])))
+            else:
+                better, worse = (known[key] for key in ((one.a, one.b) if one.outcome == "a" else (one.b, one.a)))
+                yield better, worse, {"meta": _told_of(one.rows, one.outcome)}
 
     return pairs(), counts
+
+
+def _outcome(said: list[str | None], orders: int) -> str:
+    """ "a" or "b", or what a pair without a verdict is counted as."""
+    if len(said) < orders or not {*said} <= {"a", "b", "tie"}:
+        return "without a verdict"
+    if len({*said}) > 1:
+        return "orders disagree"
+    return "ties" if said[0] == "tie" else str(said[0])
+
+
+def _told_of(rows: Sequence[dict[str, Any]], verdict: str) -> dict[str, Any]:
+    """The critic's reason, and where it was read as labels P that the chosen answer is better."""
+    chances = [row["p"] if verdict == "a" else 1 - row["p"] for row in rows if row.get("p") is not None]
+    reason = next((row["reason"] for row in rows if row.get("reason")), "")
+    return ({"p": sum(chances) / len(chances)} if chances else {}) | ({"reason": reason} if reason else {})
 
 
 def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:

@@ -273,6 +273,7 @@ def _flipped(record: Record) -> Record:
         raise ValueError(f"{record.source}: an SFT record has no label to flip")
     swap = {"chosen": "rejected", "rejected": "chosen"}
     segments = record.segments and {swap[k]: v for k, v in record.segments.items()}
+    claims = {swap.get(k, k): v for k, v in (record.meta.get("claims") or {}).items()}
     scores = record.scores and {
         re.sub("^(chosen|rejected)", lambda m: swap[m[0]], k): v for k, v in record.scores.items()
     }
@@ -284,7 +285,7 @@ def _flipped(record: Record) -> Record:
         rejected_prompt=record.chosen_prompt,
         segments=segments,
         scores=scores,
-        meta={**record.meta, "flipped": True},
+        meta={**record.meta, **({"claims": claims} if claims else {}), "flipped": True},
     )
 
 

@@ -120,7 +120,7 @@ class Table:
         if not record.prompt or record.prompt[-1]["role"] != "user":
             raise BadRow("format", "what was asked does not end with a question of the user")
         pictures = [self._picture(image) for image in record.images]
-        named = [_name(image) for image in pictures]
+        named = [_name(unwrapped(image)) for image in record.images]  # as the row has them: a key does not move
         group = (
             fields.pop("group", None) or hashlib.sha256(canonical([named, list(record.prompt)]).encode()).hexdigest()
         )

@@ -122,6 +122,12 @@ def judged_segments(answer: str, claims: Sequence[Sequence], *, wrong: float) ->
         if span is None:
             vague.append((str(text), bool(holds)))
         elif not holds:
-            exact.append((span[0], span[1], wrong))
+            exact.append((*without_blanks(answer, *span), wrong))
     laid = claim_segments(answer, vague, wrong=wrong)
     return sorted(set(exact)) + [segment for segment in laid if not exact or segment[2] != 1.0]
+
+
+def without_blanks(text: str, first: int, end: int) -> tuple[int, int]:
+    """A span without the blanks at its ends: in most tokenizers they belong to the token of the next word."""
+    said = text[first:end]
+    return first + len(said) - len(said.lstrip()), end - len(said) + len(said.rstrip())

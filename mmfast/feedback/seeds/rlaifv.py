@@ -16,6 +16,7 @@ from mmfast.data.formats.messages import image_list
 from mmfast.data.formats.rlaifv import ASKING
 from mmfast.data.problems import BadRow
 from mmfast.feedback.answer import Answer, Claim, false_claims
+from mmfast.feedback.seeds.leaving import Leaf, Leaving
 
 if TYPE_CHECKING:
     from mmfast.feedback.tables import Table
@@ -101,3 +102,134 @@ def _claim(row: Row) -> Claim:
     except (TypeError, ValueError):
         raise BadRow("score", f"scores are no numbers: {str(scores)[:80]}") from None
     return Claim(str(_origin(row.value)["origin_fact"]), yes > no, None, yes / (yes + no) if yes + no else None)
+
+
+# written
+
+
+def _named(leaving: Leaving) -> Iterator[tuple[Answer, dict[str, Any]]]:
+    """The answers with the fields that all files have. Ids are the rows' own where they came from such files, else a
+    running number and the prompt's id."""
+    for number, one in enumerate(leaving.answers):
+        own = one.meta.get("metainfos")
+        infos = dict(own) if isinstance(own, dict) and "origin_answer" not in _origin(one.meta) else {}
+        infos["image_path"] = leaving.image(one)
+        if one.reference:
+            infos["reference"] = one.reference
+        yield (
+            one,
+            {
+                "question_id": one.meta.get("question_id", number),
+                "ds_question_id": str(one.meta.get("ds_question_id") or one.prompt_id or one.group),
+                "raw_question": leaving.question(one),
+                "answer": one.text,
+                "metainfos": infos,
+                "model_path": one.meta.get("model_path", ""),
+            },
+        )
+
+
+def write_answers(leaving: Leaving) -> Iterator[dict[str, Any]]:
+    yield from (row for _, row in _named(leaving))
+
+
+def write_facts(leaving: Leaving) -> Iterator[dict[str, Any]]:
+    for one, row in _named(leaving):
+        facts, asked = _facts(leaving, one)
+        if facts is None:
+            leaving.lost["answers that were not decomposed"] += 1
+            continue
+        yield row | {
+            "raw_facts": "\n".join(["### Facts:", *(f"- {fact}" for fact in facts)]),
+            "facts": facts,
+            "raw_changed_facts": "\n".join(["### Modified sentences:", *(f"- {question}" for question in asked)]),
+            "changed_facts": asked,
+        }
+
+
+def _facts(leaving: Leaving, one: Answer) -> tuple[list[str] | None, list[str]]:
+    """Facts and their questions: of decompose's items, or as the answer came with them."""
+    if one.key in leaving.items:
+        items = leaving.items[one.key]
+        leaving.lost["spans of claims"] += sum(item.get("span") is not None for item in items)
+        return [_line(item["claim"]) for item in items], [question_of(item) for item in items]
+    if one.claims is None:
+        return None, []
+    facts = [_line(claim.text) for claim in one.claims]
+    asked = one.meta.get("changed_facts")
+    if isinstance(asked, list) and len(asked) == len(facts):
+        return facts, list(map(str, asked))
+    return facts, list(map(_asked_whether, facts))
+
+
+def question_of(item: dict[str, Any]) -> str:
+    """A question whose yes makes the claim true: RLAIF-V has no other."""
+    asked = _line(str(item.get("question") or ""))
+    return _asked_whether(item["claim"]) if item.get("negated") or not asked else asked
+
+
+def _asked_whether(claim: str) -> str:
+    return f"Is it right to say: {_line(claim).rstrip('.')}?"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def write_questions(leaving: Leaving) -> Iterator[dict[str, Any]]:
+    for one, row in _named(leaving):
+        facts, asked = _facts(leaving, one)
+        if facts is None:
+            leaving.lost["answers that were not decomposed"] += 1
+        for fact, question in zip(facts or [], asked, strict=True):
+            yield _asked_of(row, facts or [], asked, fact, question)
+
+
+def _asked_of(row: dict[str, Any], facts: list[str], asked: list[str], fact: str, question: str) -> dict[str, Any]:
+    origin = {
+        "origin_question": row["raw_question"], "origin_answer": row["answer"], "origin_fact": fact,
+        "origin_changed_fact": question, "origin_all_facts": facts, "origin_changed_all_facts": asked,
+    }  # fmt: skip
+    return {
+        "question_id": row["question_id"],
+        "ds_question_id": row["ds_question_id"],
+        "image_path": row["metainfos"]["image_path"],
+        "question": question + ASKING,
+        "metainfos": row["metainfos"] | origin,
+    }
+
+
+def write_autocheck(leaving: Leaving) -> Iterator[dict[str, Any]]:
+    """A row a judged claim. An answer with a claim that was not judged has fewer rows than facts, and RLAIF-V's pairs
+    leave it out."""
+    for one, row in _named(leaving):
+        facts, asked = _facts(leaving, one)
+        if one.claims is None or facts is None or len(facts) != len(one.claims):
+            leaving.lost["answers without judged claims"] += 1
+            continue
+        leaving.lost["spans of claims"] += sum(claim.span is not None for claim in one.claims)
+        for claim, fact, question in zip(one.claims, facts, asked, strict=True):
+            if claim.holds is None:
+                leaving.lost["claims that were not judged"] += 1
+                continue
+            whole = _asked_of(row, facts, asked, fact, question)
+            p = claim.p if claim.p is not None and (claim.p > 0.5) == claim.holds else float(claim.holds)
+            yield {
+                "question_id": whole["question_id"],
+                "ds_question_id": whole["ds_question_id"],
+                "raw_question": whole["question"],
+                "answer": "yes" if claim.holds else "no",
+                "scores": {"yes": p, "Yes": 0.0, "no": 1 - p, "No": 0.0},
+                "metainfos": {
+                    name: whole[name] for name in ("question_id", "ds_question_id", "image_path", "metainfos")
+                },
+                "model_path": row["model_path"],
+            }
+
+
+WRITES = {
+    "answers": Leaf(suffixes=(".jsonl",), about="answers, for the split", write=write_answers),
+    "facts": Leaf(suffixes=(".jsonl",), about="answers with facts and their questions", write=write_facts),
+    "questions": Leaf(suffixes=(".jsonl",), about="yes/no questions, for the labeler", write=write_questions),
+    "autocheck": Leaf(suffixes=(".jsonl",), about="judged facts, for the pairs", write=write_autocheck),
+}

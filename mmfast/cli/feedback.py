@@ -1,0 +1,65 @@
+"""`mmfast feedback import|export`: into our stages from the seeds' own files, and out of them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmfast.cli.builders import OPTION, options_of
+
+app = typer.Typer(
+    help="Enter and leave at any stage of a published pipeline (docs/pipelines.md).", no_args_is_help=True
+)
+
+Images = Annotated[str, typer.Option(help="Root of relative image paths; default: beside the file of answers.")]
+Target = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
+File = Path | None
+
+
+@app.command("import")
+def enter(
+    file: Annotated[Path, typer.Argument(help="RLAIF-V's facts, or DGPref's decompositions.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of items, as of mmfast decompose.")],
+    answers: Annotated[File, typer.Option(help="DGPref: the captions that were decomposed.")] = None,
+    images: Images = "",
+    option: list[str] = OPTION,
+) -> None:
+    """Make a folder of items, which `mmfast check` reads, of what another system decomposed."""
+    from mmfast.feedback.enter import enter as run
+    from mmfast.job.runtime import join
+
+    runtime = join()
+    try:
+        done = run(file, out, runtime, answers=answers, images=images, options=options_of(option))
+    finally:
+        runtime.close()
+    typer.echo("\n".join([f"{out}: {done.counts['items']} items", *done.lines()]))
+
+
+@app.command("export")
+def leave(
+    source: Annotated[Path, typer.Argument(help="Answers: a folder of generate, judge, grade or critique, or a file.")],
+    out: Target,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="rlaifv.answers, .facts, .questions, .autocheck; sima.responses, .results; mllm_dpo.questions, "
+            ".answers, .judged; dgpref.captions, .decomposition, .experts.",
+        ),
+    ],
+    answers: Annotated[File, typer.Option(help="What judge or critique names by keys; default: its input.")] = None,
+    items: Annotated[File, typer.Option(help="A folder of mmfast decompose.")] = None,
+    verdicts: Annotated[File, typer.Option(help="A folder of mmfast check.")] = None,
+    images: Annotated[str, typer.Option(help="Tell image paths from this folder on; default: whole.")] = "",
+    option: list[str] = OPTION,
+) -> None:
+    """Write a file of a published pipeline, and say what it has no place for."""
+    from mmfast.feedback.leave import leave as run
+
+    left = run(
+        source, out, name, answers=answers, items=items, verdicts=verdicts, images=images, options=options_of(option)
+    )
+    typer.echo("\n".join([f"{out}: {left.rows} rows", *left.lines]))
