@@ -21,6 +21,8 @@ try:
     import typer
 
     from mmfast.cli.data import app as data
+    from mmfast.cli.decompose import decompose
+    from mmfast.cli.experts import check
     from mmfast.cli.generate import generate
 except ModuleNotFoundError as error:
     missing(error)
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command()(generate)
+app.command()(decompose)
+app.command()(check)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

@@ -19,19 +19,21 @@ Span = tuple[int, int]
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # scripts that put no blanks between words: each sign is one
 WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W_{UNSPACED}]|[\u0300-\u036f\u200d])+(?:['’](?=[^\W\d_])[^\W_{UNSPACED}]+)?")
 # Words that say nothing of what is claimed; a claim of nothing else is looked for as it is
-EMPTY = frozenset(
-    "a an the this that these those there here it its is are was were be been being has have had do does and or of to "
-    "in on at with by for from as into image picture photo photograph scene shows show showing shown appears appear "
-    "depicts visible seen can some other".split()
-)
-NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen \
-seventeen eighteen nineteen twenty".split()
-NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
-UNLIKE = {
-    "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
-    "geese": "goose", "mice": "mouse", "oxen": "ox",
-}  # fmt: skip
-SINGULAR_S = frozenset("bus gas lens glass dress grass plus canvas cactus iris axis atlas series species news".split())
+_EMPTY = """
+a an the this that these those there here it its is are was were be been being has have had do does and or of to in on
+at with by for from as into image picture photo photograph scene shows show showing shown appears appear depicts visible
+seen can some other
+"""
+EMPTY = frozenset(_EMPTY.split())
+_NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty
+"""
+NUMBERS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
+_UNLIKE = "men:man women:woman children:child people:person feet:foot teeth:tooth geese:goose mice:mouse oxen:ox"
+UNLIKE = dict(pair.split(":") for pair in _UNLIKE.split())
+_SINGULAR = "bus gas lens glass dress grass plus canvas cactus iris axis atlas series species news"
+SINGULAR_S = frozenset(_SINGULAR.split())
 ENOUGH = 0.5  # share of a claim's words that must stand in a stretch; below it the whole sentence is taken
 
 
