@@ -1,12 +1,14 @@
 """The stage `decompose`: an answer as items, the smallest things that can be checked alone, each with its characters.
 
-A model reads the answer's text, not the image: once for each aspect, a row each. What is quoted needs no model, and of
-claims a second reply makes questions. A reply that cannot be read is asked for again with other seeds; where none can
-be read the row has no items and says why.
+A model reads the answer's text, not the image: once for each aspect. What is quoted needs no model, and of claims a
+second reply makes questions. A reply that cannot be read is asked for again with other seeds; where none can
+be read the aspect has no items, and the row says why.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmfast.engines.base import About, Constraint, Decode, Engine, Finish, Reply, Request
+from mmfast.engines.base import About, Constraint, Decode, Engine, Reply, Request, canonical
 from mmfast.engines.stage import Tally
 from mmfast.feedback.answers import Answer, read_answers
 from mmfast.feedback.asking import Ask, Asking, Read
 from mmfast.feedback.items import ASPECTS, Item, item_of, quoted
-from mmfast.feedback.parsers import BETWEEN, PARSERS, QUOTED, Pieces, claims_of, shape, written
+from mmfast.feedback.parsers import PARSERS, QUOTED, Pieces, claims_of, shape, written
 from mmfast.feedback.prompts import Prompt, prompt
 from mmfast.feedback.spans import span_of
 from mmfast.job.runtime import Runtime
@@ -45,6 +47,14 @@ class Plan:
     retries: int = 2
     decode: Decode = field(default_factory=lambda: Decode(max_tokens=1024))
     prompts: dict[str, Prompt] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Prompt:
+        """All its prompts as one, for keys and manifests."""
+        digests = [[aspect, own.digest] for aspect, own in self.prompts.items()]
+        digest = hashlib.sha256(canonical(digests).encode()).hexdigest()
+        wording = self.prompts[self.aspects[0]].wording
+        return Prompt("+".join(own.name for own in self.prompts.values()), digest, wording)
 
     def made_by(self) -> dict[str, Any]:
         told = asdict(replace(self, prompts={}))
@@ -110,54 +120,46 @@ def decompose(
     allow: float = 0.0,
 ) -> Tally:
     """Take the answers of `source` apart into `out`. `limit`: how many answers are read (0: all)."""
-    constrained = not plan.compat and follows_regex(engine)
+    reader = Reader(engine, plan)
+    whole = plan.whole
     asking = Asking(
         name=NAME,
         version=VERSION,
-        prompts=tuple(plan.prompts.values()),
-        asks=lambda: asks(islice(read_answers(source), limit or None), plan, constrained),
+        prompts=(whole,),
+        asks=lambda: asks(islice(read_answers(source), limit or None), plan, whole),
         read=partial(read, plan),
         decode=plan.decode,
         retries=plan.retries,
-        made_by=plan.made_by() | {"constrained": constrained},
+        made_by=plan.made_by() | {"constrained": reader.constrained},
         counts=counted,
     )
-    reader = Reader(engine, plan, constrained)
     return asking.run(out, reader, runtime, source=source.name, whole=not limit, debug=debug, allow=allow)
 
 
-def asks(answers: Iterable[Answer], plan: Plan, constrained: bool) -> Iterator[Ask]:
+def asks(answers: Iterable[Answer], plan: Plan, whole: Prompt) -> Iterator[Ask]:
     for answer in answers:
         text = plan.read_of(answer)
-        for aspect in plan.aspects:
-            own = plan.prompts[aspect]
-            given = {"answer": text, "question": answer.question}
-            constraint = Constraint(regex=shape(aspect)) if constrained and own.wording.parser != QUOTED else None
-            yield Ask(
-                row=answer.row,
-                source=answer.source,
-                prompt=own,
-                names=(answer.key, aspect),
-                messages=own.messages(0, **{name: given[name] for name in own.wording.slots}),
-                constraint=constraint,
-                about=About(
-                    task=NAME,
-                    say=partial(written, aspect),
-                    question=answer.question,
-                    answers=(text,),
-                    more={"aspect": aspect},
-                ),
-                fields={"answer_key": answer.key, "aspect": aspect, "images": list(answer.images)},
-                more=answer,
-            )
+        yield Ask(
+            row=answer.row,
+            source=answer.source,
+            prompt=whole,
+            names=(answer.key,),
+            messages=({"role": "user", "content": text or EMPTY},),
+            about=About(task=NAME, say=json.dumps, question=answer.question, answers=(text,)),
+            fields={"answer_key": answer.key, "images": list(answer.images)},
+            more=answer,
+        )
 
 
 class Reader:
-    """The engine, with what it need not be asked: quotations, and answers that are empty. Claims are asked for
-    twice."""
+    """An engine whose requests are whole answers: it asks another one for each aspect, and for the questions of claims
+    once these are there. Its replies are JSON: {aspect: reply}, and `cut`, the aspects whose reply reached max_tokens.
+    What needs no model is not asked: quotations, and answers that are empty."""
 
-    def __init__(self, engine: Engine, plan: Plan, constrained: bool) -> None:
-        self.engine, self.plan, self.constrained, self.can = engine, plan, constrained, engine.can
+    def __init__(self, engine: Engine, plan: Plan) -> None:
+        self.engine, self.plan, self.can = engine, plan, engine.can
+        self.constrained = not plan.compat and follows_regex(engine)
+        self.kept: dict[str, dict[str, Reply]] = {}  # what could be read of answers that are asked for again
 
     def identity(self) -> dict[str, Any]:
         return self.engine.identity()
@@ -169,73 +171,109 @@ class Reader:
     def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:
         source = iter(requests)
         while window := list(islice(source, TOGETHER)):
-            asked: dict[str, Request] = {}
+            found = {request.key: self.kept.pop(request.key, {}) for request in window}
+            self._ask([(r, aspect) for r in window for aspect in self._open(r, found[r.key])], found)
+            self._ask([(r, QUESTIONS) for r in window if self._claims(found[r.key])], found)
             for request in window:
-                known = self._known(request)
-                if known is None:
-                    asked[request.key] = request
-                else:
-                    yield Reply(key=request.key, text=known)
-            claims: dict[str, Reply] = {}
-            for reply in self.engine.answer(asked.values()):
-                if asked[reply.key].about.more["aspect"] == CLAIMS and reply.finish != "error":  # type: ignore[union-attr]
-                    claims[reply.key] = reply
-                else:
-                    yield reply
-            yield from self._questions(asked, claims)
+                yield self._whole(request, found[request.key])
 
-    def _known(self, request: Request) -> str | None:
-        """A reply that needs no model; None where one is needed."""
+    def _open(self, request: Request, found: dict[str, Reply]) -> list[str]:
+        """The aspects that a model is to be asked for."""
         assert request.about is not None
-        (text,), aspect = request.about.answers, request.about.more["aspect"]
-        if not text.strip():
-            return ""
-        if _is_world(self.engine):
-            from mmfast.feedback.experts.world import decomposed
+        (text,) = request.about.answers
+        return [aspect for aspect in self.plan.aspects if text.strip() and aspect not in found]
 
-            return request.about.say(decomposed(aspect, text))
-        return "" if self.plan.prompts[aspect].wording.parser == QUOTED else None
+    def _claims(self, found: dict[str, Reply]) -> list[str]:
+        """Those that have no questions yet."""
+        reply = found.get(CLAIMS)
+        if reply is None or reply.finish == "error" or QUESTIONS in found:
+            return []
+        pieces = self.plan.parsed(CLAIMS, reply.text, reply.finish == "length")
+        return [claim for (claim,) in pieces.found] if pieces else []
 
-    def _questions(self, asked: dict[str, Request], claims: dict[str, Reply]) -> Iterator[Reply]:
-        """A second request for each answer that claims something."""
-        more: dict[str, Request] = {}
-        for key, reply in claims.items():
-            pieces = self.plan.parsed(CLAIMS, reply.text, reply.finish == "length")
-            if pieces is None or not pieces.found:
-                yield reply
-                continue
-            listed = "\n".join(f"- {claim}" for (claim,) in pieces.found)
-            regex = shape(QUESTIONS, len(pieces.found)) if self.constrained else ""
-            messages = self.plan.prompts[QUESTIONS].messages(0, claims=listed)
-            constraint = Constraint(regex=regex) if regex else None
-            more[key] = replace(asked[key], messages=messages, constraint=constraint)
-        for reply in self.engine.answer(more.values()):
-            if reply.finish != "error":
-                first = claims[reply.key]
-                finish: Finish = "length" if "length" in (first.finish, reply.finish) else "stop"
-                tokens = first.tokens + reply.tokens
-                reply = replace(reply, text=first.text + BETWEEN + reply.text, tokens=tokens, finish=finish)
-            yield reply
+    def _ask(self, wanted: list[tuple[Request, str]], found: dict[str, dict[str, Reply]]) -> None:
+        asked = {}
+        for request, aspect in wanted:
+            if self.plan.prompts[aspect].wording.parser == QUOTED and not _is_world(self.engine):
+                found[request.key][aspect] = Reply(key=request.key)
+            else:
+                made = self._request(request, aspect, self._claims(found[request.key]))
+                asked[made.key] = made, request.key, aspect
+        for reply in self._replies(made for made, *_ in asked.values()):
+            _, key, aspect = asked[reply.key]
+            found[key][aspect] = reply
+
+    def _request(self, request: Request, aspect: str, claims: list[str]) -> Request:
+        own, about = self.plan.prompts[aspect], request.about
+        assert about is not None
+        given = {"answer": about.answers[0], "question": about.question, CLAIMS: "\n".join(f"- {c}" for c in claims)}
+        regex = shape(aspect, len(claims) if aspect == QUESTIONS else 0) if self.constrained else ""
+        return replace(
+            request,
+            key=f"{request.key}:{aspect}",
+            messages=own.messages(0, **{name: given[name] for name in own.wording.slots}),
+            constraint=Constraint(regex=regex) if regex else None,
+            about=replace(about, say=partial(written, aspect), more={"aspect": aspect}),
+        )
+
+    def _replies(self, requests: Iterable[Request]) -> Iterable[Reply]:
+        return map(of_world, requests) if _is_world(self.engine) else self.engine.answer(requests)
+
+    def _whole(self, request: Request, found: dict[str, Reply]) -> Reply:
+        silent = Reply(key="", finish="error", error="the engine gave no answer")
+        due = [*self._open(request, {}), *([QUESTIONS] if self._claims(found) else [])]
+        replies = {aspect: found.get(aspect, silent) for aspect in dict.fromkeys([*due, *found])}
+        if wrong := [f"{aspect}: {reply.error}" for aspect, reply in replies.items() if reply.finish == "error"]:
+            return Reply(key=request.key, finish="error", error="; ".join(wrong))
+        cut = [aspect for aspect, reply in replies.items() if reply.finish == "length"]
+        said: dict[str, Any] = {aspect: reply.text for aspect, reply in replies.items()}
+        tokens = sum(reply.tokens for reply in replies.values())
+        unread = read_all(self.plan, said | {"cut": cut}).problems
+        if unread:  # what is asked for again next time
+            self.kept[request.key] = {aspect: reply for aspect, reply in replies.items() if aspect not in unread}
+        text = json.dumps(said | {"cut": cut}, ensure_ascii=False) if said else ""
+        return Reply(key=request.key, text=text, tokens=tokens, finish="length" if cut else "stop")
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the replies about an answer hold."""
+
+    items: list[Item]
+    malformed: int
+    problems: dict[str, str]  # aspect -> why it could not be read
 
 
 def read(plan: Plan, ask: Ask, reply: Reply) -> Read:
-    """The items of a reply."""
+    """The items of an answer, each laid on the characters that it came from."""
     answer: Answer = ask.more
-    aspect, text = ask.fields["aspect"], plan.read_of(answer)
-    malformed, problem, items = 0, "", []
+    text = plan.read_of(answer)
     if not text.strip():
-        problem = EMPTY
-    elif plan.prompts[aspect].wording.parser == QUOTED:
-        items = _texts(text, reply.text, plan.compat)
-    elif aspect == CLAIMS:
-        items, malformed, problem = _claims(plan, reply)
-    else:
-        pieces = plan.parsed(aspect, reply.text, reply.finish == "length")
-        problem = _unread(reply.text) if pieces is None else ""
-        items = [item_of(aspect, piece, compat=plan.compat) for piece in pieces.found] if pieces else []
-        malformed = pieces.malformed if pieces else 0
-    laid = [replace(item, span=span_of(answer.text, item.claim)).row() for item in items]
-    return Read({"items": laid, "malformed": malformed, "unread": len(answer.text) - len(text)}, problem)
+        return Read({"items": [], "malformed": 0, "not_read": len(answer.text)}, EMPTY)
+    found = read_all(plan, json.loads(reply.text), text)
+    laid = [replace(item, span=span_of(answer.text, item.claim)).row() for item in found.items]
+    fields = {"items": laid, "malformed": found.malformed, "not_read": len(answer.text) - len(text)}
+    return Read(fields, "; ".join(f"{aspect}: {why}" for aspect, why in found.problems.items()))
+
+
+def read_all(plan: Plan, said: dict[str, Any], text: str = "") -> Found:
+    items: list[Item] = []
+    malformed, problems = 0, {}
+    for aspect in plan.aspects:
+        reply, cut = said.get(aspect, ""), aspect in said["cut"]
+        if plan.prompts[aspect].wording.parser == QUOTED:
+            items += _texts(text, reply, plan.compat)
+        elif (pieces := plan.parsed(aspect, reply, cut)) is None:
+            problems[aspect] = "the reply holds no item and no NONE" if reply.strip() else "the reply is empty"
+        elif aspect == CLAIMS:
+            claims = [claim for (claim,) in pieces.found]
+            made, odd, why = _questions(plan, claims, said.get(QUESTIONS, ""), QUESTIONS in said["cut"])
+            items, malformed = items + made, malformed + pieces.malformed + odd
+            problems |= {QUESTIONS: why} if why else {}
+        else:
+            items += [item_of(aspect, piece, compat=plan.compat) for piece in pieces.found]
+            malformed += pieces.malformed
+    return Found(items, malformed, problems)
 
 
 def _texts(text: str, said: str, compat: bool) -> list[Item]:
@@ -244,26 +282,15 @@ def _texts(text: str, said: str, compat: bool) -> list[Item]:
     return known + [item_of("text", (quote,), compat=compat) for quote in quoted(text, compat=compat)]
 
 
-def _claims(plan: Plan, reply: Reply) -> tuple[list[Item], int, str]:
-    first, asked, second = reply.text.partition(BETWEEN)
-    cut = reply.finish == "length"
-    claims = plan.parsed(CLAIMS, first, cut and not asked)
-    if claims is None:
-        return [], 0, _unread(first)
-    texts = [claim for (claim,) in claims.found]
-    if not texts:
-        return [], claims.malformed, ""
-    questions = plan.parsed(QUESTIONS, second, cut)
-    listed = [question for (question,) in questions.found] if questions else []
-    malformed = claims.malformed + (questions.malformed if questions else 0)
+def _questions(plan: Plan, claims: list[str], reply: str, cut: bool) -> tuple[list[Item], int, str]:
+    """Claims with their questions; how many pieces of the reply were none; and why they could not be read."""
+    pieces = plan.parsed(QUESTIONS, reply, cut) if claims else Pieces()
+    listed = [question for (question,) in pieces.found] if pieces else []
+    malformed = pieces.malformed if pieces else 0
     if plan.compat:  # RLAIF-V pairs them up to the end of the shorter list
-        return claims_of(texts[: len(listed)], listed[: len(texts)]), malformed, ""
-    problem = "" if len(listed) == len(texts) else f"{len(listed)} questions for {len(texts)} claims"
-    return claims_of(texts, listed), malformed, problem
-
-
-def _unread(reply: str) -> str:
-    return "the reply holds no item and no NONE" if reply.strip() else "the reply is empty"
+        return claims_of(claims[: len(listed)], listed[: len(claims)]), malformed, ""
+    problem = "" if len(listed) == len(claims) else f"{len(listed)} questions for {len(claims)} claims"
+    return claims_of(claims, listed), malformed, problem
 
 
 def follows_regex(engine: Engine) -> bool:
@@ -280,6 +307,17 @@ def _is_world(engine: Engine) -> bool:
     return isinstance(engine, World)
 
 
+def of_world(request: Request) -> Reply:
+    from mmfast.feedback.experts.world import decomposed
+
+    about = request.about
+    assert about is not None
+    if about.more["aspect"] == QUESTIONS:
+        lines = "\n".join(f"- {question}" for _, question in decomposed(CLAIMS, about.answers[0]))
+        return Reply(key=request.key, text=lines)
+    return Reply(key=request.key, text=about.say(decomposed(about.more["aspect"], about.answers[0])))
+
+
 def counted(rows: Iterator[dict[str, Any]]) -> dict[str, int]:
     """Items by kind, and everything that is not as it should be."""
     kinds: Counter[str] = Counter()
@@ -289,7 +327,8 @@ def counted(rows: Iterator[dict[str, Any]]) -> dict[str, int]:
         odd["items without words of their own in the answer (span null)"] += sum(not i["span"] for i in row["items"])
         odd["claims without a question"] += sum(i["kind"] == "claim" and not i["question"] for i in row["items"])
         odd["pieces of replies that were no items"] += row["malformed"]
-        odd["replies about an answer whose end was not read"] += row["unread"] > 0
-        odd[f"replies: {row['problem']}"] += bool(row["problem"])
+        odd["answers whose end was not read"] += row["not_read"] > 0
+        odd["answers without items"] += not row["items"]
+        odd.update(f"answers: {why}" for why in row["problem"].split("; ") if why)
     named = {f"items of the kind {kind}": number for kind, number in kinds.most_common()}
     return named | {told: number for told, number in odd.items() if number}

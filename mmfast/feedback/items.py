@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +149,16 @@ class Decomposed:
 
 
 def read_items(folder: str | Path) -> Iterator[Decomposed]:
-    """Every decomposed answer once, in the order of the answers; of its rows the items, one aspect after another."""
-    for _, rows in groupby(current(folder), key=lambda row: (row["row"], row.get("answer_key"))):
-        some = list(rows)
-        source = f"{folder}:{some[0]['key'][:12]}"
+    """Every decomposed answer once, in the order of the answers."""
+    for row in current(folder):
+        source = f"{folder}:{row['key'][:12]}"
         try:
             yield Decomposed(
-                answer_key=some[0]["answer_key"],
-                row=some[0]["row"],
+                answer_key=row["answer_key"],
+                row=row["row"],
                 source=source,
-                images=tuple(some[0]["images"]),
-                items=tuple(Item.of(item) for row in some for item in row["items"]),
+                images=tuple(row["images"]),
+                items=tuple(Item.of(item) for item in row["items"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"

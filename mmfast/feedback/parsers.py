@@ -29,7 +29,6 @@ TAG = re.compile(r"^\s*(?:\[\w+\]|\w+)\s*:")  # "[ENT]:" before the answer
 BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,3}[.)])\s+(.*\S)\s*$")
 COUNTS = {*NUMBERS, "one"}
 QUOTED = "quotations"
-BETWEEN = "\n### questions\n"  # stands between claims and the reply that makes questions of them
 
 
 def brackets(reply: str, aspect: str, cut: bool = False) -> Pieces | None:
@@ -109,10 +108,9 @@ def no_reply(reply: str, aspect: str, cut: bool = False) -> Pieces:
 
 
 def written(aspect: str, pieces: Sequence[tuple[str, ...]]) -> str:
-    """What these parsers read back. Claims are pairs of a claim and its question."""
+    """What these parsers read back. Of claims the first part, which may be followed by its question."""
     if aspect == "claims":
-        lists = ["\n".join(f"- {line}" for line in lines) for lines in zip(*pieces, strict=True)]
-        return BETWEEN.join(lists) or "NONE"
+        return "\n".join(f"- {piece[0]}" for piece in pieces) or "NONE"
     if aspect == "entity":
         return f"({', '.join(name for (name,) in pieces)})" if pieces else "NONE"
     return "; ".join(f"({', '.join(piece)})" for piece in pieces) or "NONE"
