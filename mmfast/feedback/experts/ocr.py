@@ -78,23 +78,32 @@ def written(text: str, lines: Sequence[Line], *, compat: bool = False) -> Verdic
     wanted = _words(text)
     if not wanted:
         return Verdict(evidence=evidence | {"why": "the text has no letters"})
-    rows = [_words(row) for row in rows_of(lines)]
-    page = [word for row in rows for word in row]
-    here = any(page[n : n + len(wanted)] == wanted for n in range(len(page)))
-    here = here or any("".join(row) == "".join(wanted) for row in rows)  # blanks are what readers get wrong
+    letters = [line for line in lines if len(line.text.strip()) > 1]  # one sign alone may be a circle or a pole
+    here = any(_stands(wanted, [_words(row) for row in rows_of(some)]) for some in (lines, letters))
     return Verdict(value=TRUE if here else FALSE, evidence=evidence)
 
 
+def _stands(wanted: list[str], rows: list[list[str]]) -> bool:
+    """Do these words follow each other there, or fill a row but for its blanks, which readers get wrong?"""
+    page = [word for row in rows for word in row]
+    whole = any("".join(row) == "".join(wanted) for row in rows)
+    return whole or any(page[n : n + len(wanted)] == wanted for n in range(len(page)))
+
+
 def rows_of(lines: Sequence[Line]) -> list[str]:
-    """Lines of one height from left to right as one text; rows from the top."""
+    """Lines of one height, each with its middle in the other, from left to right as one text; rows from the top."""
     rows: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: (line.y0 + line.y1) / 2):
-        middle = (line.y0 + line.y1) / 2
-        if rows and rows[-1][0].y0 <= middle <= rows[-1][0].y1:
-            rows[-1].append(line)
-        else:
+    for line in sorted(lines, key=lambda line: line.y0 + line.y1):
+        own = next((row for row in rows if _level(row[0], line) and _level(line, row[0])), None)
+        if own is None:
             rows.append([line])
+        else:
+            own.append(line)
     return [" ".join(line.text for line in sorted(row, key=lambda line: line.x0)) for row in rows]
+
+
+def _level(one: Line, other: Line) -> bool:
+    return one.y0 <= (other.y0 + other.y1) / 2 <= one.y1
 
 
 def _plain(text: str) -> str:

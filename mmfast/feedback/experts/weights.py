@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,18 @@ def opened(folder: Path, types: tuple[str, ...], dtype: str, device: str | torch
     config = hf.AutoConfig.from_pretrained(folder)
     if config.model_type not in types:
         raise ValueError(f"{folder} is a {config.model_type}: this expert takes {' and '.join(types)}")
-    if config.model_type == "owlv2":
-        try:
-            import scipy  # noqa: F401
-        except ImportError:
-            raise ValueError(
-                "transformers prepares OWLv2's images with scipy: pip install scipy, or take OWL-ViT"
-            ) from None
+    if config.model_type == "owlv2" and not has_scipy():
+        raise ValueError("transformers prepares OWLv2's images with scipy: pip install scipy, or take OWL-ViT")
     with no_bars():
         model = hf.AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True
         )
     images = getattr(hf, PROCESSORS[config.model_type]).from_pretrained(folder)
     return model.to(device).eval(), hf.AutoTokenizer.from_pretrained(folder), images
+
+
+def has_scipy() -> bool:
+    return importlib.util.find_spec("scipy") is not None
 
 
 def picture_of(picture: Picture) -> Image.Image:
