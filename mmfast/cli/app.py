@@ -23,7 +23,9 @@ try:
     from mmfast.cli.correct import correct, corrected
     from mmfast.cli.critique import critique
     from mmfast.cli.data import app as data
+    from mmfast.cli.decompose import decompose
     from mmfast.cli.eval import app as evaluate
+    from mmfast.cli.experts import check
     from mmfast.cli.feedback import app as feedback
     from mmfast.cli.generate import generate
     from mmfast.cli.grade import grade
@@ -45,6 +47,8 @@ app.command()(correct)
 app.command()(corrected)
 app.add_typer(feedback, name="feedback")
 app.command()(grade)
+app.command()(decompose)
+app.command()(check)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

@@ -13,29 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.engines.base import canonical
-from mmfast.engines.stage import rows
+from mmfast.feedback.asking import current
 from mmfast.feedback.expert_scores import NUMBERS
 from mmfast.feedback.spans import Span, plural
 
-SIZES = {"entity": 1, "attribute": 2, "count": 2, "relation": 3}  # parts of a tuple of each aspect
-ASPECTS = (*SIZES, "text")
+SIZES = {"entity": 1, "attribute": 2, "count": 2, "relation": 3, "text": 1}  # parts of a tuple of each aspect
+ASPECTS = tuple(SIZES)
 KINDS = ("object", "attribute", "count", "relation", "scale", "spatial", "text", "claim")
 # Words of size and of place -> the one that stands for them in args; a relation has the first that it holds
-SCALES = {
-    "large": "large", "huge": "large", "larger": "large", "big": "large", "small": "small", "tiny": "small",
-    "smaller": "small", "long": "long", "short": "short", "tall": "tall", "high": "tall",
-}  # fmt: skip
-PLACES = {
-    "left": "left", "right": "right", "top": "top", "above": "top", "bottom": "bottom", "below": "bottom",
-    "under": "bottom", "beneath": "bottom", "underneath": "bottom", "near": "near", "next": "near",
-}  # fmt: skip
+_SCALES = {
+    "large": "large huge larger big",
+    "small": "small tiny smaller",
+    "long": "long",
+    "short": "short",
+    "tall": "tall high",
+}
+SCALES = {word: scale for scale, words in _SCALES.items() for word in words.split()}
+_BELOW = ("bottom", "below", "under", "beneath", "underneath")
+PLACES = {"left": "left", "right": "right", "top": "top", "above": "top", **dict.fromkeys(_BELOW, "bottom")}
+PLACES |= {"near": "near", "next": "near"}
 AS_DIGITS = {str(number): word for word, number in NUMBERS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """`args` are the parts that a check reads; `claim` says the same in words. A yes to `question` makes the claim true,
-    or false where it is `negated`; without a question only experts that need none can check it."""
+    """`args` are the parts that a check reads; `claim` says the same in words. A yes to `question` makes the claim
+    true, or false where it is `negated`; without a question only experts that need none can check it."""
 
     kind: str
     args: tuple[str, ...] = ()
@@ -72,21 +75,32 @@ def item_of(aspect: str, parts: Sequence[str], *, compat: bool = False) -> Item:
             return Item(kind="object", args=tuple(parts), claim=claim, question=f"{_there(parts[0])} {_a(parts[0])}?")
         case "count":
             number, thing = AS_DIGITS.get(parts[0], parts[0]), parts[1]
-            return Item(kind="count", args=(number, thing), claim=claim, question=f"Are there {number} {thing}?")
+            there = "Is there" if number == "one" else "Are there"
+            return Item(kind="count", args=(number, thing), claim=claim, question=f"{there} {number} {thing}?")
         case "attribute":
             said, thing = parts
             question = f"{_be(thing, compat)} the {thing} {said}?"
             scale = SCALES.get(said.lower())
-            args = (scale or said, thing)
-            return Item(kind="scale" if scale else "attribute", args=args, claim=f"{said} {thing}", question=question)
+            kind = "scale" if scale else "attribute"
+            return Item(kind=kind, args=(scale or said, thing), claim=f"{said} {thing}", question=question)
         case "relation":
             one, said, other = parts
             question = f"{_be(one, compat)} the {one} {said} {other if compat else _the(other)}?"
             place = place_of(said, compat=compat)
-            kind, args = ("spatial", (one, place, other)) if place else ("relation", (one, said, other))
-            return Item(kind=kind, args=args, claim=claim, question=question)
+            kind = "spatial" if place else "relation"
+            return Item(kind=kind, args=(one, place or said, other), claim=claim, question=question)
         case "text":
-            return Item(kind="text", args=tuple(parts), claim=claim, question=f'Does the picture show the text "{claim}"?')
+            if len(parts) > 1:  # and on what it stands
+                said, thing = parts
+                return Item(
+                    kind="text",
+                    args=(said, thing),
+                    claim=f"{thing} says {said}",
+                    question=f"Does the {thing} say {said}?",
+                )
+            return Item(
+                kind="text", args=tuple(parts), claim=claim, question=f'Does the picture show the text "{claim}"?'
+            )
     raise ValueError(f"unknown aspect {aspect!r}: there are {', '.join(ASPECTS)}")
 
 
@@ -99,8 +113,9 @@ def place_of(relation: str, *, compat: bool = False) -> str:
 
 def quoted(text: str, *, compat: bool = False) -> list[str]:
     """What an answer says is written in the picture: its quotations. compat: those in straight quotes alone."""
-    pairs = ['""'] if compat else ['""', "“”", "„“", "«»", "「」", "『』"]
-    found = [(m.start(), m[1]) for a, b in pairs for m in re.finditer(f"{a}([^{a}{b}]*?){b}", text)]
+    pairs = ('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』")
+    used = pairs[:1] if compat else pairs
+    found = [(m.start(), m[1]) for a, b in used for m in re.finditer(f"{a}([^{a}{b}]*?){b}", text)]
     return list(dict.fromkeys(said if compat else said.strip() for _, said in sorted(found) if said.strip() or compat))
 
 
@@ -124,28 +139,27 @@ def _be(noun: str, compat: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposed:
-    """A row of the stage decompose, with where its answer came from."""
+    """What an answer was taken apart into."""
 
-    key: str
+    answer_key: str
     row: int
     source: str
-    answer_key: str
     images: tuple[str, ...]
     items: tuple[Item, ...]
 
 
 def read_items(folder: str | Path) -> Iterator[Decomposed]:
     """Every decomposed answer once, in the order of the answers."""
-    for row in rows(folder):
+    for row in current(folder):
         source = f"{folder}:{row['key'][:12]}"
         try:
             yield Decomposed(
-                key=row["key"],
+                answer_key=row["answer_key"],
                 row=row["row"],
                 source=source,
-                answer_key=row["answer_key"],
                 images=tuple(row["images"]),
                 items=tuple(Item.of(item) for item in row["items"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{source} is no row of items ({type(error).__name__}: {error}): mmfast decompose writes them") from None
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{source} is no row of items ({why}): mmfast decompose writes them") from None

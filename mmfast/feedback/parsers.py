@@ -1,5 +1,5 @@
-"""What a decomposing model wrote, read back. Nothing is invented: a piece that is no item is counted, a reply that holds
-no item and does not say NONE is not read at all (None), and the last piece of a reply that was cut is left out.
+"""What a decomposing model wrote, read back. Nothing is invented: a piece that is no item is counted, a reply that
+holds no item and does not say NONE is not read at all (None), and the last piece of a reply that was cut is left out.
 
 Each format is read in two ways: ours, and to the letter as its system reads it (`_compat`), faults included.
 """
@@ -28,6 +28,7 @@ NONE = re.compile(r"\W*none\W*", re.IGNORECASE)
 TAG = re.compile(r"^\s*(?:\[\w+\]|\w+)\s*:")  # "[ENT]:" before the answer
 BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,3}[.)])\s+(.*\S)\s*$")
 COUNTS = {*NUMBERS, "one"}
+QUOTED = "quotations"
 
 
 def brackets(reply: str, aspect: str, cut: bool = False) -> Pieces | None:
@@ -36,7 +37,7 @@ def brackets(reply: str, aspect: str, cut: bool = False) -> Pieces | None:
         return Pieces()
     groups = re.findall(r"\(([^()]*)\)", reply)  # one that is not closed was cut
     parts = [tuple(part.strip(" \t\r\n\"'“”") for part in group.split(",")) for group in groups]
-    if aspect == "entity":
+    if SIZES[aspect] == 1:
         pieces = [(part,) for group in parts for part in group]
     else:
         pieces = parts
@@ -60,11 +61,11 @@ def _tidy(piece: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def brackets_compat(reply: str, aspect: str, cut: bool = False) -> Pieces:
-    """DGPref's: what stands after the reply's last colon; parts at ", "; of entities the first group alone, or the whole
-    text where there is none, so that NONE becomes an object."""
+    """DGPref's: what stands after the reply's last colon; parts at ", "; of entities the first group alone, or the
+    whole text where there is none, so that NONE becomes an object."""
     text = reply.rpartition(":")[2]
     groups = re.findall(r"\((.*?)\)", text)
-    if aspect == "entity":
+    if SIZES[aspect] == 1:
         listed = (groups[0] if groups else text).split(", ")
         return Pieces(tuple(dict.fromkeys((entity.strip(),) for entity in listed)))
     split = [group.split(", ") for group in groups]
@@ -101,24 +102,42 @@ def bullets_compat(reply: str, aspect: str = "", cut: bool = False) -> Pieces:
     return Pieces(tuple((line[1:].strip(),) for line in lines))
 
 
+def no_reply(reply: str, aspect: str, cut: bool = False) -> Pieces:
+    """Of aspects that are taken from the answer itself: no model is asked."""
+    return Pieces()
+
+
+def written(aspect: str, pieces: Sequence[tuple[str, ...]]) -> str:
+    """What these parsers read back. Of claims the first part, which may be followed by its question."""
+    if aspect == "claims":
+        return "\n".join(f"- {piece[0]}" for piece in pieces) or "NONE"
+    if aspect == "entity":
+        return f"({', '.join(name for (name,) in pieces)})" if pieces else "NONE"
+    return "; ".join(f"({', '.join(piece)})" for piece in pieces) or "NONE"
+
+
 PARSERS: dict[str, Parser] = {
     "brackets": brackets,
     "brackets_compat": brackets_compat,
     "bullets": bullets,
     "bullets_compat": bullets_compat,
+    QUOTED: no_reply,
+    QUOTED + "_compat": no_reply,
 }
-# What a reply of each aspect must look like, where an engine can hold it to that
-SHAPES = {"entity": r"\([^()\n]+\)", "claims": r"- [^\n]+(\n- [^\n]+)*"}
-for _aspect, _size in SIZES.items():
-    if _size > 1:
-        _group = r"\(" + ", ".join([r"[^(),\n]+"] * _size) + r"\)"
-        SHAPES[_aspect] = f"{_group}(; {_group})*"
+_GROUP = r"\([^(),\n]+(?:, [^(),\n]+){%d}\)"
+
+
+def shape(aspect: str, lines: int = 0) -> str:
+    """The regular expression of a reply, for engines that can hold it to that; `lines`: so many bullets, no more."""
+    if SIZES.get(aspect) == 1:
+        return r"NONE|\([^()\n]+\)"
+    if aspect in SIZES:
+        group = _GROUP % (SIZES[aspect] - 1)
+        return f"NONE|{group}(; {group})*"
+    return rf"- [^\n]+(\n- [^\n]+){{{lines - 1}}}" if lines else r"NONE|- [^\n]+(\n- [^\n]+)*"
+
+
 DENIED = re.compile(r"\s*\((?:expected: )?no\)\s*$", re.IGNORECASE)  # behind a question: a no makes the claim true
-
-
-def shape(aspect: str) -> str:
-    """The regular expression of a reply."""
-    return f"NONE|{SHAPES[aspect]}" if aspect in SIZES else SHAPES[aspect]
 
 
 def items_of(aspect: str, pieces: Pieces, *, compat: bool = False) -> list[Item]:

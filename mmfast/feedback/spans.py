@@ -2,7 +2,7 @@
 
 A claim is reworded, so its words are looked for in any form and order: the sentence that holds most of them, and in it
 the shortest stretch that holds them all. "brown dog" finds "dog ... is brown", "buckets" finds "bucket", "3" finds
-"three"; of repeats the closest words win, then the earliest.
+"three"; of repeats the closest words win, then the earliest. A claim without words of its own has no span.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ Span = tuple[int, int]
 
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # scripts that put no blanks between words: each sign is one
 WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W_{UNSPACED}]|[\u0300-\u036f\u200d])+(?:['’](?=[^\W\d_])[^\W_{UNSPACED}]+)?")
-# Words that say nothing of what is claimed; a claim of nothing else is looked for as it is
-EMPTY = frozenset(
-    "a an the this that these those there here it its is are was were be been being has have had do does and or of to "
-    "in on at with by for from as into image picture photo photograph scene shows show showing shown appears appear "
-    "depicts visible seen can some other".split()
-)
-NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen \
-seventeen eighteen nineteen twenty".split()
-NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
-UNLIKE = {
-    "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
-    "geese": "goose", "mice": "mouse", "oxen": "ox",
-}  # fmt: skip
-SINGULAR_S = frozenset("bus gas lens glass dress grass plus canvas cactus iris axis atlas series species news".split())
+# Words that say nothing of what is claimed
+_EMPTY = """
+a an the this that these those there here it its is are was were be been being has have had do does and or of to in on
+at with by for from as into image picture photo photograph scene shows show showing shown appears appear depicts visible
+seen can some other
+"""
+EMPTY = frozenset(_EMPTY.split())
+_NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty
+"""
+NUMBERS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
+_UNLIKE = "men:man women:woman children:child people:person feet:foot teeth:tooth geese:goose mice:mouse oxen:ox"
+UNLIKE = dict(pair.split(":") for pair in _UNLIKE.split())
+_SINGULAR = "bus gas lens glass dress grass plus canvas cactus iris axis atlas series species news"
+SINGULAR_S = frozenset(_SINGULAR.split())
 ENOUGH = 0.5  # share of a claim's words that must stand in a stretch; below it the whole sentence is taken
 
 
@@ -45,7 +47,7 @@ def span_of(answer: str, claim: str) -> Span | None:
     if found := re.search(edges[0] + re.escape(claim) + edges[1], answer, re.IGNORECASE):
         return found.span()
     # Word by word, in the sentence that holds most of them
-    wanted = _distinct(content(claim))
+    wanted = _distinct([word for word in words_of(claim) if word.casefold() not in EMPTY])
     if not wanted:
         return None
     best: tuple[int, list[tuple[int, int, int]]] = (0, [])
@@ -62,8 +64,12 @@ def span_of(answer: str, claim: str) -> Span | None:
 
 def content(text: str) -> list[str]:
     """The words of a text that say something; all of them where none does."""
-    words = [m[0] for m in WORD.finditer(text)]
+    words = words_of(text)
     return [word for word in words if word.casefold() not in EMPTY] or words
+
+
+def words_of(text: str) -> list[str]:
+    return [m[0] for m in WORD.finditer(text)]
 
 
 def same(one: str, other: str) -> bool:
@@ -90,12 +96,14 @@ def forms(word: str) -> frozenset[str]:
         if stem != word and len(stem) >= 3:
             found |= {stem, stem + "e"}
             found |= {stem[:-1]} if stem[-1] == stem[-2] else set()
+    if word.endswith("ying") and len(word) > 4:
+        found |= {word[:-4] + "ie"}
     return frozenset(form for form in found if len(form) >= 2 or form == word)
 
 
 def plural(noun: str) -> bool:
     """Does a noun phrase name several? By its last word, or its first where that is a number."""
-    words = [m[0].casefold() for m in WORD.finditer(noun)]
+    words = [word.casefold() for word in words_of(noun)]
     if not words or (words[0] in NUMBERS and words[0] != "one"):
         return bool(words)
     last = words[-1]
@@ -127,19 +135,18 @@ def _hits(answer: str, first: int, end: int, wanted: Sequence[str]) -> list[tupl
 
 
 def _shortest(hits: Sequence[tuple[int, int, int]]) -> Span:
-    """The shortest stretch with each word that is hit at all; the earliest of equals."""
+    """The shortest stretch with each word that is hit at all; the earliest of equals. Where its words stand in another
+    order than the claim's it counts as half as long again: "one circle" is not "circles and one"."""
     needed = len({which for *_, which in hits})
-    counts: dict[int, int] = {}
-    best, left = (hits[0][0], hits[-1][1]), 0
-    for first, end, which in hits:
-        counts[which] = counts.get(which, 0) + 1
-        while len(counts) == needed:
-            begin = hits[left][0]
-            if end - begin < best[1] - best[0]:
-                best = begin, end
-            counts[hits[left][2]] -= 1
-            if not counts[hits[left][2]]:
-                del counts[hits[left][2]]
-            left += 1
-        assert first < end
+    best, cost = (hits[0][0], hits[-1][1]), float("inf")
+    for left in range(len(hits)):
+        met: list[int] = []
+        for right in range(left, len(hits)):
+            if hits[right][2] not in met:
+                met.append(hits[right][2])
+            if len(met) == needed:
+                first, end = hits[left][0], hits[right][1]
+                own = (end - first) * (1 if met == sorted(met) else 1.5)
+                best, cost = ((first, end), own) if own < cost else (best, cost)
+                break
     return best

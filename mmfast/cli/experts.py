@@ -1,0 +1,117 @@
+"""`mmfast check`: do images show what answers say of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmfast.cli.engine import (
+    Adapter,
+    Allow,
+    Chosen,
+    Concurrency,
+    Debug,
+    Dtype,
+    Limit,
+    Noise,
+    Out,
+    RemoteCode,
+    run_stage,
+)
+
+if TYPE_CHECKING:
+    from mmfast.engines.base import Engine
+    from mmfast.engines.stage import Tally
+    from mmfast.feedback.table import Table
+    from mmfast.job.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panelled(Chosen):
+    """The experts of a table; those that ask an engine and name none ask the command's own."""
+
+    table: Table
+    own: dict[str, Any] = field(default_factory=dict)  # options of the command's engine
+
+    def check(self, needs: set[str]) -> None:
+        for options in self._engines():
+            self._chosen(options).check(needs)
+
+    def open(self, runtime: Runtime, needs: set[str]) -> Engine:
+        from mmfast.feedback.panel import Panel
+        from mmfast.feedback.table import open_experts
+
+        def engine(options: Mapping[str, Any]) -> Engine:
+            return self._chosen(options).open(runtime, needs)
+
+        return Panel(open_experts(self.table, engine, runtime.device))
+
+    def _engines(self) -> list[dict[str, Any]]:
+        from mmfast.feedback.table import ENGINES, OF_ENGINE
+
+        used = [self.table.content.experts[name] for name in self.table.used]
+        return [{key: own[key] for key in OF_ENGINE if key in own} for own in used if own["use"] in ENGINES]
+
+    def _chosen(self, options: Mapping[str, Any]) -> Chosen:
+        given = dict(options) or {"engine": self.engine, "model": self.model, **self.own}
+        engine, model = given.pop("engine", ""), given.pop("model", "")
+        return Chosen.of(engine, model, **given)
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="A folder of items (mmfast decompose).")],
+    out: Out,
+    experts: Annotated[
+        str,
+        typer.Option(help="dgpref, dgpref_compat, rlaifv, asked, world, or a .toml file: which expert checks what."),
+    ],
+    engine: Annotated[
+        str, typer.Option(help="For experts that ask and name none: local, plain, world, or URL[,URL].")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Of that engine.")] = "",
+    adapter: Adapter = "",
+    dtype: Dtype = "",
+    remote_code: RemoteCode = False,
+    concurrency: Concurrency = 0,
+    noise: Noise = 0.0,
+    limit: Limit = 0,
+    debug: Debug = 0,
+    allow: Allow = 0.0,
+) -> None:
+    """Check each distinct item of an image once: verdict 1 (true), -1 (false), 0 (cannot be judged), -2 (what it is
+    about is not there). A stopped command goes on where it was. Exit code 1 if more items failed than --allow."""
+    from mmfast.feedback.table import read_table
+
+    table = read_table(experts)
+    own = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "concurrency": concurrency, "noise": noise}
+    given = {name: value for name, value in {"engine": engine, "model": model, **own}.items() if value}
+    if table.asks and not (engine and model):
+        raise ValueError(f"--experts {table.name}: its experts ask an engine: give --engine and --model")
+    if not table.asks and given:
+        raise ValueError(
+            f"--{next(iter(given)).replace('_', '-')} has no effect: every expert of {table.name} brings its own"
+        )
+    chosen = Panelled(engine=engine, model=model, options={}, table=table, own=own)
+    if table.asks:
+        Chosen.of(engine, model, **own)
+
+    def check_input() -> None:
+        from mmfast.feedback.items import read_items
+
+        if out.resolve() == file.resolve() or out.resolve() in file.resolve().parents:
+            raise ValueError(f"--out {out} holds the input {file}: name another folder")
+        if next(read_items(file), None) is None:
+            raise ValueError(f"{file} holds no answer that was taken apart")
+
+    def answered(made: Engine, runtime: Runtime) -> Tally:
+        from mmfast.feedback.check import check as run
+        from mmfast.feedback.panel import Panel
+
+        assert isinstance(made, Panel)
+        return run(file, out, made, runtime, limit=limit, debug=debug, allow=allow)
+
+    run_stage(out, chosen, {"labels"}, check_input, answered, allow=allow)
