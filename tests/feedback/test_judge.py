@@ -23,7 +23,7 @@ from tests.make.rank_processes import run_ranks
 
 FIELDS = ["key", "group", "answers", "scores", "reference", "reason", "out_of_range", "problem", "raw", "finish",
           "tokens", "attempts", "template", "row"]  # fmt: skip
-FIVE = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+FIVE = ["Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_world_rates_by_errors_and_gives_a_true_reference(world, found, tmp_
             assert score == dict.fromkeys(FIVE, max(0, 4 - faults[key]))
             assert row["reason"][key] == f"{faults[key]} false"
         assert not any(errors(row["reference"], engine.scenes[pictures[row["group"]]]).values())
-    assert len({score["correctness"] for row in made for score in row["scores"].values()}) > 2
+    assert len({score["Correctness"] for row in made for score in row["scores"].values()}) > 2
     assert tally.also == {
         "not readable": 0, "asked again": 0, "answers rated": 240, "answers with a metric missing": 0,
         "values out of range": 0, "no reference": 0,
@@ -76,7 +76,7 @@ def test_noise_turns_the_expected_share_round(world, found, tmp_path, noise):
     for row in rows(tmp_path / "j"):
         best, worst = min(row["answers"], key=faults.__getitem__), max(row["answers"], key=faults.__getitem__)
         if faults[best] < faults[worst]:
-            flipped.append(row["scores"][best]["correctness"] < row["scores"][worst]["correctness"])
+            flipped.append(row["scores"][best]["Correctness"] < row["scores"][worst]["Correctness"])
     assert len(flipped) > 40 and sum(flipped) / len(flipped) == pytest.approx(noise, abs=0.15)
 
 
@@ -97,7 +97,7 @@ def test_all_answers_are_shown_in_one_call_and_equal_ones_once(tmp_path):
     text = next(r for r in seen if len(r.about.answers) == 3).messages[-1]["content"][0]["text"]
     assert "There are 3 answers." in text and "Answer 1:\nx\n\nAnswer 2:\ny\n\nAnswer 3:\nz" in text
     # Equal answers are rated alike
-    assert [score["correctness"] for score in first["scores"].values()] == [0, 1, 0, 2]
+    assert [score["Correctness"] for score in first["scores"].values()] == [0, 1, 0, 2]
     assert first["answers"] == ["k0.0", "k0.1", "k0.2", "k0.3"] and second["answers"] == ["k1.0"]
     assert first["reference"] == "the truth"
 
@@ -184,15 +184,15 @@ def test_what_cannot_be_read_is_asked_again_and_kept_without_scores(tmp_path, ki
 
 def test_a_judge_that_returns_four_of_five_is_counted_and_nothing_is_filled_in(tmp_path):
     four = json.loads(reply(3, 2))
-    del four["answers"][1]["coherence"]
-    four["answers"][0]["verbosity"] = 7
+    del four["answers"][1]["Coherence"]
+    four["answers"][0]["Verbosity"] = 7
     tally = rate(written(tmp_path / "a", [["x", "y"]]), tmp_path / "j", Says(lambda request: json.dumps(four)))
     (row,) = rows(tmp_path / "j")
-    assert row["scores"]["k0.0"] == {**dict.fromkeys(FIVE, 3), "verbosity": None}
-    assert row["scores"]["k0.1"] == {**dict.fromkeys(FIVE, 2), "coherence": None}
+    assert row["scores"]["k0.0"] == {**dict.fromkeys(FIVE, 3), "Verbosity": None}
+    assert row["scores"]["k0.1"] == {**dict.fromkeys(FIVE, 2), "Coherence": None}
     assert row["attempts"] == 3 and row["out_of_range"] == 1 and row["reference"] == "the truth"
     assert (
-        "answer 2 has no coherence" in row["problem"] and "verbosity is no whole number from 0 to 4" in row["problem"]
+        "answer 2 has no Coherence" in row["problem"] and "Verbosity is no whole number from 0 to 4" in row["problem"]
     )
     assert tally.also["answers with a metric missing"] == 2 and tally.also["values out of range"] == 1
 
@@ -201,7 +201,7 @@ def test_a_second_seed_may_bring_all(tmp_path):
     engine = Says(lambda request: reply(4, 1) if request.decode.seed == 1 else "well")
     rate(written(tmp_path / "a", [["x", "y"]]), tmp_path / "j", engine)
     (row,) = rows(tmp_path / "j")
-    assert row["attempts"] == 2 and row["problem"] == "" and row["scores"]["k0.0"]["helpfulness"] == 4
+    assert row["attempts"] == 2 and row["problem"] == "" and row["scores"]["k0.0"]["Helpfulness"] == 4
 
 
 def test_a_reply_cut_at_max_tokens_says_so(tmp_path):

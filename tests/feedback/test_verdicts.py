@@ -13,7 +13,7 @@ from mmfast.feedback.verdicts import PARSERS, last_brackets, reason, verdict
 
 LABELS = {"a": "1", "b": "2", "tie": "0"}
 TWO = {"a": "1", "b": "2"}
-FIVE = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+FIVE = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
 
 
 @pytest.mark.parametrize(
@@ -120,34 +120,34 @@ def read(value, number=2):
 
 @pytest.mark.parametrize("around", ["{}", "Here it is:\n```json\n{}\n```", "I think {{x}} of {{}} {}", "{} and so on"])
 def test_ratings_are_read_wherever_the_object_stands(around):
-    told = json.dumps({"answers": [answer(), answer(verbosity=0)], "reference": " A cup. "})
+    told = json.dumps({"answers": [answer(), answer(Verbosity=0)], "reference": " A cup. "})
     found = read(around.replace("{{", "<").replace("}}", ">").replace("{}", told).replace("<", "{").replace(">", "}"))
-    assert found.scores == [dict.fromkeys(FIVE, 3), {**dict.fromkeys(FIVE, 3), "verbosity": 0}]
+    assert found.scores == [dict.fromkeys(FIVE, 3), {**dict.fromkeys(FIVE, 3), "Verbosity": 0}]
     assert found.reference == "A cup." and found.reasons == ["so", "so"] and not found.problems
 
 
 def test_names_in_capitals_and_numbers_as_texts_are_numbers():
-    one = {"Reason": "so", "Helpfulness": "4", " correctness ": 3.0, "COHERENCE": 2, "complexity": 1, "verbosity": 0}
+    one = {"Reason": "so", "Helpfulness": "4", " Correctness ": 3.0, "COHERENCE": 2, "Complexity": 1, "Verbosity": 0}
     found = read({"answers": [one]}, 1)
     assert list(found.scores[0].values()) == [4, 3, 2, 1, 0] and not found.problems and found.reference == ""
 
 
 @pytest.mark.parametrize("value", [5, -1, 2.5, "high", "4/4", True, [3], {"n": 3}, 10**30, "9" * 5000, 1e400])
 def test_what_is_no_number_of_the_range_is_null_and_counted(value):
-    found = read({"answers": [answer(coherence=value), answer()]})
-    assert found.scores[0] == {**dict.fromkeys(FIVE, 3), "coherence": None} and found.scores[1] == dict.fromkeys(
+    found = read({"answers": [answer(Coherence=value), answer()]})
+    assert found.scores[0] == {**dict.fromkeys(FIVE, 3), "Coherence": None} and found.scores[1] == dict.fromkeys(
         FIVE, 3
     )
-    assert found.foreign == 1 and found.problems == ["answer 1: coherence is no whole number from 0 to 4"]
+    assert found.foreign == 1 and found.problems == ["answer 1: Coherence is no whole number from 0 to 4"]
 
 
 def test_four_of_five_metrics_are_four_and_a_null():
     four = answer()
-    del four["verbosity"]
+    del four["Verbosity"]
     found = read({"answers": [answer(), four], "reference": "r"})
-    assert found.scores[1] == {**dict.fromkeys(FIVE, 3), "verbosity": None} and found.foreign == 0
-    assert found.problems == ["answer 2 has no verbosity"]
-    assert read({"answers": [answer(verbosity=None), answer()]}).problems == ["answer 1 has no verbosity"]
+    assert found.scores[1] == {**dict.fromkeys(FIVE, 3), "Verbosity": None} and found.foreign == 0
+    assert found.problems == ["answer 2 has no Verbosity"]
+    assert read({"answers": [answer(Verbosity=None), answer()]}).problems == ["answer 1 has no Verbosity"]
 
 
 @pytest.mark.parametrize(
