@@ -300,11 +300,12 @@ def _asked(
 
 def _run(out: Path, chosen: Chosen, asked: list[Asking], debug: int, allow: float) -> None:
     """Ends the command."""
+    from mmfast.engines.stage import Tally
     from mmfast.evals.answering import answer as ask
-    from mmfast.evals.answering import together
 
     def answered(made: Engine, runtime: Runtime) -> Tally:
-        return together([ask(one, out / one.bench.name, made, runtime, debug=debug, allow=allow) for one in asked])
+        told = (ask(one, out / one.bench.name, made, runtime, debug=debug, allow=allow) for one in asked)
+        return sum(told, Tally())
 
     needs = {name for one in asked for name in one.needs}
     run_stage(out, chosen, needs, lambda: None, answered, allow=allow)

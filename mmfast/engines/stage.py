@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Tally:
     repeated: int = 0  # rows of the input that ask what an earlier one asks: answered once
     left: int = 0  # rows that answer nothing of today's input
     also: dict[str, int] = field(default_factory=dict)  # what the stage itself counts
+
+    def __add__(self, other: Tally) -> Tally:
+        """What became of two stages."""
+        numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "also"}
+        return Tally(**numbers, also=dict(Counter(self.also) + Counter(other.also)))
 
     @property
     def share(self) -> float:

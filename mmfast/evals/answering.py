@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from rich.console import Console
 
 from mmfast.engines import stage
 from mmfast.engines.base import Decode, Engine, Picture, Reply, Request, canonical, key_of
-from mmfast.engines.stage import Item, Owned, Stage, Tally, compare
+from mmfast.engines.manifests import agreed
+from mmfast.engines.stage import Item, Owned, Stage, Tally
 from mmfast.evals.base import Benchmark, Data, Question, Wording
 from mmfast.evals.benches import bench as bench_of
 from mmfast.feedback.rules import ATTRIBUTES, steered
@@ -160,10 +161,7 @@ def answer(
 ) -> Tally:
     """Ask what is missing in OUT, turn by turn, and write its answers.jsonl. Every rank calls it."""
     # All ranks have one engine and one set of questions
-    identity, *others = runtime.gather(engine.identity())
-    for rank, other in enumerate(others, 1):
-        if parts := compare(identity, other):
-            raise ValueError(f"rank {rank} has another engine than rank 0: {'; '.join(parts)}")
+    identity = agreed(engine, runtime)
     digest = {"identity": _digest(identity)}
     turns = max(len(q.turns) for q in asked.questions)
     told: dict[str, list[str]] = {}  # what was answered so far, by question
@@ -185,17 +183,12 @@ def answer(
             done = stage.run(
                 work, engine, runtime, debug=debug, allow=allow, follow=follow if runtime.main else lambda *_: None
             )
-            tally = together([tally, done])
+            tally += done
             told = asker.taken(folder, runtime)
     # One file of all that was answered
     whole = {q.id: told[q.id] for q in asked.questions if len(told.get(q.id, ())) == len(q.turns)}
     runtime.from_main(lambda: write_answers(out / ANSWERS, header_of(asked, identity), whole))
     return tally
-
-
-def together(tallies: Sequence[Tally]) -> Tally:
-    """What became of several stages."""
-    return Tally(**{f.name: sum(getattr(one, f.name) for one in tallies) for f in fields(Tally)})
 
 
 class _Turn:
