@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ ENGINES = {
     "local": ("mmfast.engines.local:Local", ("--adapter", "--dtype")),
     "plain": ("mmfast.engines.plain:Plain", ("--adapter", "--dtype", "--remote-code")),
     "world": ("mmfast.engines.world:World", ("--noise",)),
-    "server": ("mmfast.engines.server:Server", ("--concurrency",)),
+    "server": ("mmfast.engines.server:Server", ("--concurrency", "--prices")),
     "people": ("mmfast.engines.people:People", ()),
 }
 # What an engine may lack -> the options that ask for it
@@ -43,6 +44,12 @@ Adapter = Annotated[str, typer.Option(help="A directory with a LoRA adapter (loc
 Dtype = Annotated[str, typer.Option(help="Of the weights (local, plain); default: float32.")]
 RemoteCode = Annotated[bool, typer.Option("--remote-code", help="Run the model's own code (plain).")]
 Concurrency = Annotated[int, typer.Option(help="Requests at once (servers); 0: 16.", min=0)]
+Prices = Annotated[
+    str, typer.Option(help="IN,OUT: of a million tokens read and written, where a server tells no costs.")
+]
+Recorded = Annotated[
+    Path | None, typer.Option(help="A file of replies: what it holds is not asked for, the others are added.")
+]
 Noise = Annotated[float, typer.Option(help="Probability of a wrong answer (world).")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder of rows; the same command goes on with it.")]
 Limit = Annotated[int, typer.Option(help="How many rows of the input are asked; 0: all.", min=0)]
@@ -57,13 +64,13 @@ class Chosen:
     engine: str
     model: str
     options: dict[str, Any]
+    recorded: Path | None = None
 
     @classmethod
-    def of(cls, engine: str, model: str, **given: Any) -> Chosen:
+    def of(cls, engine: str, model: str, *, recorded: Path | None = None, prices: str = "", **given: Any) -> Chosen:
         """`given`: the engine options by their names in Python, those that were not given empty."""
-        return cls(
-            engine=engine, model=model, options=taken(engine, {f"--{k.replace('_', '-')}": v for k, v in given.items()})
-        )
+        options = {f"--{k.replace('_', '-')}": v for k, v in {**given, "prices": two_prices(prices)}.items()}
+        return cls(engine=engine, model=model, options=taken(engine, options), recorded=recorded)
 
     def check(self, needs: set[str]) -> None:
         """Refuse what the kind of engine cannot do, before weights are read."""
@@ -72,7 +79,7 @@ class Chosen:
     def open(self, runtime: Runtime, needs: set[str]) -> Engine:
         made = opened(maker(self.engine), self.engine, self.model, self.options, runtime)
         honoured(needs, made, self.engine)
-        return made
+        return behind(self.recorded, made, runtime) if self.recorded else made
 
 
 def run_stage(
@@ -135,6 +142,23 @@ def taken(engine: str, given: dict[str, Any]) -> dict[str, Any]:
             owners = " and ".join(other for other, (_, takes) in ENGINES.items() if name in takes)
             raise ValueError(f"{name} has no effect on the engine {kind}: it is for {owners}")
     return {name[2:].replace("-", "_"): value for name, value in options.items()}
+
+
+def two_prices(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(","))) if text else ()
+    except ValueError:
+        values = (-1.0,)
+    if values and (len(values) != 2 or not all(0 <= value < math.inf for value in values)):
+        raise ValueError(f"--prices {text}: give two numbers, of a million tokens read and written: --prices 0.5,1.5")
+    return values
+
+
+def behind(file: Path, engine: Engine, runtime: Runtime) -> Engine:
+    """The engine behind its recorded replies; several ranks have a file each."""
+    from mmfast.engines.recorded import Recorded
+
+    return Recorded(file.with_stem(f"{file.stem}-{runtime.rank}") if runtime.world > 1 else file, engine)
 
 
 def honoured(needs: set[str], engine: Any, named: str) -> None:

@@ -19,6 +19,8 @@ from mmfast.cli.engine import (
     Model,
     Noise,
     Out,
+    Prices,
+    Recorded,
     RemoteCode,
     run_stage,
 )
@@ -41,7 +43,9 @@ def generate(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     preset: Annotated[str, typer.Option(help="sima, mllm_dpo, dgpref or rlaifv: how these draw their answers.")] = "",
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="Samples of a prompt; default: 1 (torchrun: -n).", min=1)
@@ -74,7 +78,15 @@ def generate(
         "stop": tuple(stop or ()) or None,
     }  # fmt: skip
     chosen = Chosen.of(
-        engine, model, adapter=adapter, dtype=dtype, remote_code=remote_code, concurrency=concurrency, noise=noise
+        engine,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        remote_code=remote_code,
+        concurrency=concurrency,
+        prices=prices,
+        noise=noise,
+        recorded=recorded,
     )
     plan = planned(preset, **{FIELDS.get(k, k): v for k, v in drawn.items() if v is not None})
     # Open, answer, count

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.binding import NO_FILE, Stamp, stamp_of
 from mmfast.data.containers.read import Row, data_files, iterate
 from mmfast.data.formats.base import LABEL, Format, record_id
 from mmfast.data.formats.known import FORMATS, format_of, read_row
@@ -20,7 +22,9 @@ from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 from mmfast.data.text.templates import parts, text_of
 from mmfast.engines.base import Picture
+from mmfast.engines.shards import Appender, cut_torn, read
 
+NAMES = "images/names.jsonl"  # of image files, in a stage's folder
 PROMPTS = "prompts"  # the format of rows without answers
 IDS = ("id", "question_id", "idx")
 IMAGES = ("images", "image", "image_path")
@@ -162,11 +166,36 @@ def count_rows(path: Path, limit: int = 0) -> int:
 
 
 class Pictures:
-    """Images by what rows give: a path under `root`, or bytes, which are kept under OUT/images by their content."""
+    """Images by what rows give: a path under `root`, or bytes, which are kept under OUT/images by their content.
 
-    def __init__(self, root: Path, out: Path) -> None:
-        self.root, self.out = root, out
-        self.known: dict[str, str] = {}  # path -> id: each file is read once for its name, and not held
+    A file is read once for its name, and not held. OUT/images/names.jsonl remembers the names: the next start reads a
+    file only if its inode, time or size has changed.
+    """
+
+    def __init__(self, root: Path, out: Path, *, notes: bool = False) -> None:
+        """`notes`: whether names are noted down for the next start; in one process of those that share OUT."""
+        self.root, self.out, self.notes = root, out, notes
+        self.known: dict[str, str] = {}  # path -> id
+
+    @cached_property
+    def noted(self) -> dict[str, tuple[str, Stamp]]:
+        """path -> (id, what its file was then). Read when the folder is ours; it may be deleted."""
+        path = self.out / NAMES
+        if not path.exists():
+            return {}
+        try:
+            if self.notes:
+                cut_torn(path)
+            return {row["path"]: (row["id"], tuple(row["stamp"])) for _, row in read(path)}
+        except (ValueError, KeyError, TypeError, OSError):  # damaged: as if it were not there
+            if self.notes:
+                path.unlink()
+            return {}
+
+    @cached_property
+    def file(self) -> Appender:
+        (self.out / NAMES).parent.mkdir(parents=True, exist_ok=True)
+        return Appender(self.out / NAMES)
 
     def look_up(self, image: Any) -> tuple[Picture, str]:
         """The picture, and what rows call it: its whole path, or its path in OUT."""
@@ -174,12 +203,22 @@ class Pictures:
         if is_path(image):
             path = os.path.abspath(self.root / image)
             if path not in self.known:
-                self.known[path] = image_id(image_bytes(image, self.root)[0])
+                self.known[path] = self._name(image, path)
             return Picture.named(path, self.known[path]), path
         data, _ = image_bytes(image, self.root)
         name = image_id(data)
         kept = keep_bytes(self.out / "images", name, data)
         return Picture.named(str(kept), name), f"images/{name[:2]}/{name}"
+
+    def _name(self, image: str, path: str) -> str:
+        stamp = stamp_of(path)
+        name, before = self.noted.get(path, ("", NO_FILE))
+        if stamp == before != NO_FILE:
+            return name
+        name = image_id(image_bytes(image, self.root)[0])
+        if self.notes:
+            self.file.write([{"path": path, "id": name, "stamp": stamp}])
+        return name
 
 
 def worded(wording: str, asked: Asked) -> Asked:

@@ -45,7 +45,7 @@ def generate(
     identity = agreed(engine, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
-    reader = _Reader(plan, digest, Pictures(root, out))
+    reader = _Reader(plan, digest, Pictures(root, out, notes=runtime.main))
 
     def items(owned: Owned) -> Iterator[Item | None]:
         for asked in read_asked(source, format, **asking):

@@ -36,6 +36,7 @@ from mmfast.models.loading import PARTS, load
 from mmfast.models.parallelize import evaluating
 from mmfast.models.proof import prove
 from mmfast.models.scorer import Scorer
+from mmfast.packages import no_bars
 from mmfast.packing import build_pack
 from mmfast.packing.build import LoadImages
 
@@ -82,7 +83,8 @@ class Local:
         # The model, how prompts are made for it, and what its answers end with
         self.model, self.adapter, self.runtime = model, adapter, runtime if self.sharded else None
         self.live = scorer is not None
-        self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
+        with no_bars():
+            self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
         if not self.live:
             self.scorer.requires_grad_(False)
             self.scorer.eval()
@@ -350,14 +352,19 @@ def _failed(asked: Request | Prompt, error: Exception) -> list[Reply]:
 
 @torch.no_grad()
 def rows_are_independent(scorer: Scorer) -> bool:
-    """Whether a row of a GEMM has the same bits whatever stands beside it, from LEAST rows on: tried on the head, in
-    fp32 on a CPU. Elsewhere it is not promised, and not looked at."""
-    head = scorer.model.get_output_embeddings()
-    if scorer.device.type != "cpu" or scorer.dtype != torch.float32 or isinstance(head.weight, DTensor):
+    """Whether a row of a GEMM has the same bits whatever stands beside it, from LEAST rows on: tried once for each
+    shape of a decode step's weights, in fp32 on a CPU. Elsewhere it is not promised, and not looked at."""
+    linears = [m.weight for m in scorer.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    weights = {weight.shape: weight for weight in [*linears, scorer.model.get_output_embeddings().weight]}
+    if scorer.device.type != "cpu" or scorer.dtype != torch.float32:
         return True
-    rows = torch.randn(67, head.weight.shape[1], generator=torch.Generator().manual_seed(0))
-    whole, some = rows @ head.weight.T, [5, 0, 66, 31]
-    return all(torch.equal((rows[some + rest] @ head.weight.T)[:LEAST], whole[some]) for rest in ([], [1], [7] * 29))
+    return all(isinstance(weight, DTensor) or _rows_are_alone(weight) for weight in weights.values())
+
+
+def _rows_are_alone(weight: Tensor) -> bool:
+    rows = torch.randn(67, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    whole, some = rows @ weight.T, [5, 0, 66, 31]
+    return all(torch.equal((rows[some + rest] @ weight.T)[:LEAST], whole[some]) for rest in ([], [1], [7] * 29))
 
 
 def affordable_tokens(scorer: Scorer) -> int:

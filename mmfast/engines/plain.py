@@ -55,7 +55,11 @@ class Plain:
         config = config or _without_own_code(self.folder)
         options = {"dtype": getattr(torch, dtype), "trust_remote_code": remote_code, "use_safetensors": True}
         with no_bars():
-            self.model: Any = model_class(config).from_pretrained(self.folder, **options)
+            made = _class_of(config, remote_code).from_pretrained(self.folder, **options, output_loading_info=True)
+        self.model: Any = made[0]
+        if missing := sorted(made[1]["missing_keys"]):  # they would be drawn at random
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{model} has no weights of {missing[0]}{more}")
         self.ends = _ends(self.model)
         self.prompts = _prompts(self.folder, template, self.model, remote_code)
         if self.prompts.tokenizer.eos_token_id is not None:
@@ -229,6 +233,17 @@ def _without_own_code(folder: Path) -> Any:
     if "auto_map" in json.loads((folder / "config.json").read_text()):
         raise ValueError(f"{folder} brings code of its own: remote_code = True runs it, once you trust it")
     return AutoConfig.from_pretrained(folder)
+
+
+def _class_of(config: Any, remote_code: bool) -> Any:
+    """The auto class that a model's own code registers itself with; else the one that transformers knows it under."""
+    import transformers
+
+    registered = (getattr(config, "auto_map", None) or {}) if remote_code else {}
+    for name in ("AutoModelForImageTextToText", "AutoModelForCausalLM"):
+        if name in registered:
+            return getattr(transformers, name)
+    return model_class(config)
 
 
 def _prompts(folder: Path, template: str, model: Any, remote_code: bool) -> Prompts:

@@ -86,9 +86,15 @@ class Prompts:
             raise BadRow("image-count", f"{places} image tokens for {len(shown)} images")
         # What may follow it
         prompt = Prompt(
-            key=request.key, n=request.n, decode=request.decode, constraint=request.constraint, ids=ids,
-            trimmed=request.messages[-1]["role"] != "assistant", pictures=pictures, slots=self._slots(ids, shown),
-        )  # fmt: skip
+            key=request.key,
+            n=request.n,
+            decode=request.decode,
+            constraint=request.constraint,
+            ids=ids,
+            trimmed=request.messages[-1]["role"] != "assistant",
+            pictures=pictures,
+            slots=self._slots(ids, shown),
+        )
         prompt.labels = {label: self._continuation(request, text, label) for label in dict.fromkeys(request.labels)}
         most = prompt.slots + max(map(len, prompt.labels.values()), default=0)
         if self.window and most > self.window:
@@ -103,11 +109,10 @@ class Prompts:
         """Of an example as it lies in a store: the ids before its last response, and its pictures."""
         ids, shown = branch.ids[: branch.spans[-1][0]].tolist(), [store.images[name] for name in branch.images]
         self.infos |= {info.id: info for info in shown}
-        pictures = tuple(
-            Picture(info.source, store.open_image(info.id)) if self.features is None
-            else Picture.named(info.source, info.id)
-            for info in shown
-        )  # fmt: skip
+        if self.features is None:
+            pictures = tuple(Picture(info.source, store.open_image(info.id)) for info in shown)
+        else:
+            pictures = tuple(Picture.named(info.source, info.id) for info in shown)
         slots = self._slots(ids, shown)
         return Prompt(key=key, decode=decode, trimmed=False, ids=ids, pictures=pictures, slots=slots)
 

@@ -74,10 +74,17 @@ class Recorded:
         """The engine's own: a recorded reply is its reply."""
         return self._identity
 
+    @property
+    def usage(self) -> Any:
+        """Calls and costs of a server behind it."""
+        return getattr(self.engine, "usage", None)
+
     def close(self) -> None:
         self.file.close()
         if self.engine is not None:
             self.held.close()
+        if close := getattr(self.engine, "close", None):
+            close()
 
     def answer(self, requests: Iterable[Request]) -> Iterator[Reply]:
         left, found, asked = iter(requests), _Found(), {}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mmfast.cli import engine as command
 from mmfast.cli.app import app
 from mmfast.data.formats.known import read_records
+from mmfast.engines import asked as asked_module
 from mmfast.engines import shards
 from mmfast.engines.asked import count_rows, read_asked
 from mmfast.engines.presets import EIGHT, PRESETS, planned
@@ -149,6 +150,28 @@ def test_images_inside_rows_are_kept_by_their_content(tmp_path, rows):
 
 def rows_of(folder):
     return list(rows(folder))
+
+
+def test_a_second_start_reads_no_picture_again(tmp_path, monkeypatch):
+    source, out, read = write_prompts(tmp_path), tmp_path / "out", []
+    bytes_of = asked_module.image_bytes
+    monkeypatch.setattr(asked_module, "image_bytes", lambda image, root: read.append(image) or bytes_of(image, root))
+    answers(source, out, Fake())
+    found, pictures = list(rows(out)), len(read)
+    assert pictures == len(set(read)) > 1
+    answers(source, out, Fake())
+    assert len(read) == pictures and list(rows(out)) == found
+    # One that has changed is another picture, whatever its name; notes that are damaged or gone are made anew
+    name = read[0]
+    Image.new("RGB", (9, 9), "red").save(source.parent / name)
+    engine = Fake()
+    answers(source, out, engine)
+    assert read[pictures:] == [name] and engine.asks > 0
+    (out / asked_module.NAMES).write_bytes(b"damaged\n" + (out / asked_module.NAMES).read_bytes())
+    answers(source, out, engine)
+    assert len(read) == 2 * pictures + 1
+    answers(source, out, engine)
+    assert len(read) == 2 * pictures + 1
 
 
 def test_the_same_question_twice_is_answered_once_and_said(tmp_path, rows):
@@ -305,6 +328,9 @@ def test_more_failures_than_allowed_are_exit_code_1(world, tmp_path):
         (["--format", "none"], "unknown format 'none'"),
         (["--engine", "gpt"], "unknown engine 'gpt'; choose local, plain, world, or URL"),
         (["--model", "nowhere"], "needs a world's folder"),
+        (["--prices", "1,2"], "--prices has no effect on the engine world: it is for server"),
+        (["--prices", "1"], "--prices 1: give two numbers"),
+        (["--prices", "1,-2"], "--prices 1,-2: give two numbers"),
     ],
 )
 def test_an_option_that_cannot_act_is_refused_before_any_work(world, tmp_path, options, told):
@@ -324,16 +350,34 @@ def test_engines_are_made_with_the_options_that_they_take(monkeypatch, tmp_path)
             super().__init__()
 
     class Server(Fake):
-        def __init__(self, urls, model, *, concurrency=16):
-            seen.append((urls, model, concurrency))
+        def __init__(self, urls, model, *, concurrency=16, prices=(0.0, 0.0)):
+            seen.append((urls, model, concurrency, prices))
             super().__init__()
 
     monkeypatch.setattr(command, "maker", lambda engine: Server if "://" in engine else Local)
     source = write_prompts(tmp_path, 2)
     run(source, "--out", tmp_path / "a", "--engine", "local", "-m", "M", "--dtype", "bfloat16", "--adapter", "A")
-    run(source, "--out", tmp_path / "b", "--engine", "http://a:1,http://b:2", "-m", "M", "--concurrency", "3")
+    servers = ["--engine", "http://a:1,http://b:2", "-m", "M", "--concurrency", "3", "--prices", "0.5,1.5"]
+    run(source, "--out", tmp_path / "b", *servers)
     assert next(s for s in seen if s[0] == "M")[:3] == ("M", "A", "bfloat16")
-    assert (["http://a:1", "http://b:2"], "M", 3) in seen
+    assert (["http://a:1", "http://b:2"], "M", 3, (0.5, 1.5)) in seen
+
+
+def test_recorded_replies_stand_before_any_engine(monkeypatch, tmp_path):
+    engines = []
+
+    class Counting(Fake):
+        def __init__(self, model):
+            super().__init__()
+            engines.append(self)
+
+    monkeypatch.setattr(command, "maker", lambda engine: Counting)
+    source = write_prompts(tmp_path, 4)
+    for name in ("a", "b"):
+        told = run(source, "--out", tmp_path / name, "--engine", "local", "-m", "M", "--recorded", tmp_path / "r.jsonl")
+        assert told.exit_code == 0, told.output
+    assert engines[0].asks > 0 and engines[1].asks == 0
+    assert list(rows(tmp_path / "a")) == list(rows(tmp_path / "b"))
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path):

@@ -145,8 +145,45 @@ def test_inside_a_training_process_the_model_is_left_as_it_was(folders):
 
 def test_rows_whose_bits_depend_on_their_mates_are_told_of(folders, capsys, monkeypatch):
     assert Local(folders("llava")).steady and "nearly tie" not in capsys.readouterr().err
-    monkeypatch.setattr(torch, "equal", lambda a, b: False)
+    # Every shape of a step's matrices is tried: one alone that fails is enough
+    from mmfast.engines import local
+
+    tried, alone = [], local._rows_are_alone
+    monkeypatch.setattr(local, "_rows_are_alone", lambda weight: tried.append(tuple(weight.shape)) or alone(weight))
+    scorer = Local(folders("llava")).scorer
+    layer = scorer.adapter.layers(scorer.model)[0]
+    for one in (layer.self_attn.q_proj, layer.mlp.up_proj, layer.mlp.down_proj, scorer.model.get_output_embeddings()):
+        assert tuple(one.weight.shape) in tried
+    down = tuple(layer.mlp.down_proj.weight.shape)
+    monkeypatch.setattr(local, "_rows_are_alone", lambda weight: tuple(weight.shape) != down)
     assert not Local(folders("llava")).steady and "nearly tie" in capsys.readouterr().err
+
+
+def test_a_start_draws_no_bar_of_transformers(folders, capfd):
+    Local(folders("llava"))
+    assert "Loading" not in "".join(capfd.readouterr())
+
+
+def test_no_default_of_the_model_leaks_into_a_model_that_cannot_share(folders):
+    engine = Local(folders("gemma3"))
+    rows = [*requests("gemma3", 3, max_tokens=30), request("beams", "what", picture(0), decode=Decode(beams=2))]
+    found = answered(engine, rows)
+    engine.scorer.model.generation_config.no_repeat_ngram_size = 1
+    assert answered(engine, rows) == found and engine.scorer.model.generation_config.no_repeat_ngram_size == 1
+
+
+def test_a_picture_that_breaks_late_fails_its_own_prompts(folders):
+    """Its header can be read and its pixels cannot."""
+    whole = picture(3)
+    torn = Picture("torn.png", whole.data[: len(whole.data) // 2])
+    asked = [
+        request(f"{n}", "what is it", p, decode=Decode(max_tokens=4)) for n, p in enumerate([picture(0), torn, whole])
+    ]
+    for family in ("llava", "gemma3"):
+        replies = {reply.key: reply for reply in Local(folders(family)).answer(asked)}
+        assert "torn" in replies["1"].error or "decode" in replies["1"].error
+        alone = {r.key: r.text for r in Local(folders(family)).answer([asked[0], asked[2]])}
+        assert {key: reply.text for key, reply in replies.items() if key != "1"} == alone
 
 
 def test_half_precision_answers_too(folders):

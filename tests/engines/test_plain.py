@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from mmfast.data.build import build
@@ -347,6 +348,54 @@ def test_a_model_that_brings_code_is_refused_until_trusted(folder, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.Config"}}))
     with pytest.raises(ValueError, match=r"own brings code of its own: remote_code = True"):
         Plain(other)
+
+
+OWN_CODE = """
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+
+class OwnConfig(LlavaConfig):
+    model_type = "own_llava"
+
+
+class OwnModel(LlavaForConditionalGeneration):
+    config_class = OwnConfig
+
+    def forward(self, input_ids=None, pixel_values=None, **keywords):
+        out = super().forward(input_ids, pixel_values, **keywords)
+        out.logits = out.logits.roll(1, -1)  # what no other code would do
+        return out
+"""
+
+
+def test_a_models_own_code_runs_once_it_is_trusted(folder, tmp_path):
+    """Its config, its class and its forward are the folder's; answers and labels come from them."""
+    own = world.tiny_model("llava", tmp_path / "own", seed=3)
+    (own / "own.py").write_text(OWN_CODE)
+    config = json.loads((own / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForImageTextToText": "own.OwnModel"}
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "own_llava", "auto_map": auto}))
+    with pytest.raises(ValueError, match="remote_code = True"):
+        Plain(own)
+    with pytest.raises(ValueError, match=r"has no weights of lm_head\.weight"):  # its file has transformers' own names
+        Plain(own, remote_code=True)
+    weights = {name: value.clone() for name, value in world.build("llava", seed=3)[0].state_dict().items()}
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+    engine = Plain(own, remote_code=True)
+    assert type(engine.model).__name__ == "OwnModel"
+    asked = ask(QUESTION, picture(), decode=EIGHT, labels=("a", "b"))
+    (reply,) = engine.answer([asked])
+    assert not reply.error and reply.tokens == 8
+    # By hand: transformers' own LLaVA, every next token one further
+    model, ids, inputs = by_hand(folder("llava"), "llava", QUESTION)
+    for _ in range(8):
+        ids = [
+            *ids,
+            (int(model(**inputs | {"input_ids": torch.tensor([ids])}).logits[0, -1].argmax()) + 1)
+            % model.config.get_text_config().vocab_size,
+        ]
+    assert reply.text == AutoTokenizer.from_pretrained(own).decode(ids[-8:], skip_special_tokens=True).strip()
+    assert set(reply.labels) == {"a", "b"} and all(value < 0 for value in reply.labels.values())
 
 
 def test_identity_names_what_answers_depend_on(engine, folder):
