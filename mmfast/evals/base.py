@@ -122,6 +122,7 @@ class Call:
     key: str
     messages: tuple[dict[str, Any], ...]
     decode: Decode
+    labels: tuple[str, ...] = ()  # continuations whose log-prob is asked for (Request.labels)
 
 
 class Judge(Protocol):
@@ -182,6 +183,10 @@ class Benchmark:
     def metrics(self, sums: Sums, flavour: str) -> dict[str, Any]:
         """The figures, named as published, of the sums of all marks. Must work on arrays too (`ratio`)."""
         raise NotImplementedError
+
+    def upload(self, questions: Sequence[Question], answers: Mapping[str, Answer], data: Data) -> dict[str, bytes]:
+        """Files by their names that its server takes; none where nothing is sent to a server."""
+        return {}
 
 
 def ratio(above: Any, below: Any, times: float = 1.0) -> Any:
