@@ -71,6 +71,7 @@ def score(
     metrics = partial(one.metrics, flavour=flavour)
     strictly = means([marked(0, True)[0]], metrics) if one.parsers_differ and not strict else {}
     # Their sums, and all that these depend on
+    scoring.own_prompt = scoring.own_prompt or bool(scoring.counts["own prompt"])
     limit = header.get("limit", 0)
     notes = [*([f"only the first {limit} questions were asked"] if limit else []), *scoring.notes]
     return Result(
