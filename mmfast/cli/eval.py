@@ -196,9 +196,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="What to write.")],
     bench: One,
     data: DataDir,
-    layout: Annotated[
-        str, typer.Option(help="An official layout (docs/evaluation.md); default: the benchmark's own.")
-    ] = "",
+    layout: Annotated[str, typer.Option(help="docs/evaluation.md has them; upload: a server's files.")] = "",
     generator: Annotated[str, typer.Option(help="The model's name, where the layout has one.")] = "mmfast",
 ) -> None:
     """Write answers in an official layout, for the official script."""
@@ -208,8 +206,12 @@ def convert(
     from mmfast.evals.scoring import read_answers
 
     one = bench_of(bench)
-    _, _, questions, found = read_answers(one, answers, Data(data, one))
-    official.write(target, layout or one.layout, questions, found, generator)
+    home = Data(data, one)
+    _, _, questions, found = read_answers(one, answers, home)
+    if layout == "upload":
+        official.upload(target, one, questions, found, home)
+    else:
+        official.write(target, layout or one.layout, questions, found, generator)
     typer.echo(f"{target}: {len(found)} answers in the layout {layout or one.layout}")
 
 

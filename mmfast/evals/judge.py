@@ -57,7 +57,7 @@ class EngineJudge:
                 replies[call.key] = self.given[call.key, self.seed]
                 continue
             decode = replace(call.decode, seed=call.decode.seed + self.seed)
-            waiting[call.key] = Request(key=call.key, messages=call.messages, decode=decode)
+            waiting[call.key] = Request(key=call.key, messages=call.messages, decode=decode, labels=call.labels)
         for _ in range(self.tries):
             for reply in self.engine.answer(iter(list(waiting.values()))) if waiting else ():
                 replies[reply.key] = reply

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.evals.base import Answer, Question
+from mmfast.evals.base import Answer, Benchmark, Data, Question
 from mmfast.evals.layouts import plain
 from mmfast.files import write_bytes
 
@@ -21,9 +21,23 @@ def write(
 ) -> None:
     """Answers in an official layout, in the order of the questions."""
     if layout not in LAYOUTS:
-        raise ValueError(f"--layout: unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+        raise ValueError(f"--layout: unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}, upload")
     given = [(question, answers[question.id]) for question in questions if question.id in answers]
     LAYOUTS[layout](path, given, model)
+
+
+def upload(
+    folder: Path, bench: Benchmark, questions: Sequence[Question], answers: Mapping[str, Answer], data: Data
+) -> None:
+    """The files that the benchmark's server takes, into a folder."""
+    if missing := [q.id for q in questions if q.id not in answers]:
+        raise ValueError(f"{bench.name}: {len(missing)} questions have no answer (the first: {missing[0]})")
+    files = bench.upload(questions, answers, data)
+    if not files:
+        raise ValueError(f"--layout upload: {bench.name} is scored here, no server takes its answers")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_bytes(folder / name, content)
 
 
 Given = list[tuple[Question, Answer]]

@@ -71,6 +71,7 @@ def score(
     metrics = partial(one.metrics, flavour=flavour)
     strictly = means([marked(0, True)[0]], metrics) if one.parsers_differ and not strict else {}
     # Their sums, and all that these depend on
+    scoring.own_prompt = scoring.own_prompt or bool(scoring.counts["own prompt"])
     limit = header.get("limit", 0)
     notes = [*([f"only the first {limit} questions were asked"] if limit else []), *scoring.notes]
     return Result(
@@ -79,7 +80,7 @@ def score(
         metrics=means([first, *more], metrics),
         intervals=intervals(first, metrics, more),
         marks=first,
-        counts={"questions": len(questions), **{k: n for k, n in sorted((counts + scoring.counts).items()) if n}},
+        counts=_counted(questions, found, first, counts + scoring.counts),
         notes=list(dict.fromkeys(notes)),
         made_by=_made_by(header, one, name if header or wording else "", scoring, runs),
         strict=strictly,
@@ -133,9 +134,19 @@ def _complete(
     for q in there:
         if (turns := len(answers[q.id].turns)) != len(q.turns):
             raise ValueError(f"{path}: the answer to {q.id} has {turns} turns, and {bench.name} asks {len(q.turns)}")
-    counts["missing"] += len(missing)
     counts["empty"] += sum(not all(turn.strip() for turn in answers[q.id].turns) for q in there)
     return there if bench.missing == "skipped" else questions
+
+
+def _counted(
+    questions: list[Question], answers: Mapping[str, Answer], marks: list[Mark], counts: Counter[str]
+) -> dict[str, int]:
+    """Questions that count, and of them those without an answer; then what else was counted."""
+    marked = {mark.id for mark in marks}
+    there = [q.id for q in questions if q.id in answers or q.id in marked]
+    missing = sum(name not in answers for name in there)
+    told = {"questions": len(there), "missing": missing} if missing else {"questions": len(there)}
+    return told | {name: number for name, number in sorted(counts.items()) if number}
 
 
 def _made_by(header: Mapping[str, Any], bench: Benchmark, wording: str, scoring: Scoring, runs: int) -> dict[str, Any]:

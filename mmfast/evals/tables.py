@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmfast.engines.base import canonical
 from mmfast.evals.base import Mark, Result
 from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.intervals import differences
@@ -194,14 +195,17 @@ def changed(before: Result, after: Result, across: Sequence[str] = ()) -> dict[s
 
 
 def agreed(first: Result, second: Result) -> dict[str, float]:
-    """How far two judges of the same answers agree, item by item: of marks that tell a verdict."""
+    """How far two judges of the same answers agree, item by item: in the verdict that a mark tells, or else in what it
+    adds to the sums."""
     if first.bench != second.bench or first.made_by["weights"] != second.made_by["weights"]:
         raise ValueError("two judges are compared on the same answers: these are of other models or benchmarks")
-    verdicts = [
-        {m.id: m.told["verdict"] for m in one.marks if m.told.get("verdict") is not None} for one in (first, second)
-    ]
-    if not all(verdicts):
-        raise ValueError(f"the marks of {first.bench} tell no verdict of a judge")
-    both = verdicts[0].keys() & verdicts[1].keys()
-    found = agreement(*({key: one[key] for key in sorted(both)} for one in verdicts))
-    return found | {"judged by one alone": float(len(verdicts[0].keys() ^ verdicts[1].keys()))}
+    if not (first.made_by["judge"] and second.made_by["judge"]):
+        raise ValueError(f"a result of {first.bench} has no judge: only judged results are compared so")
+    one, other = ({m.id: _verdict(m) for m in result.marks} for result in (first, second))
+    both = sorted(one.keys() & other.keys())
+    found = agreement({key: one[key] for key in both}, {key: other[key] for key in both})
+    return found | {"judged by one alone": float(len(one.keys() ^ other.keys()))}
+
+
+def _verdict(mark: Mark) -> Any:
+    return mark.told["verdict"] if "verdict" in mark.told else canonical(dict(mark.sums))

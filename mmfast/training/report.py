@@ -74,7 +74,8 @@ def _plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [(t, keys) for t, keys in PANELS if any(k in row for rows in runs.values() for row in rows for k in keys)]
+    there = {key for rows in runs.values() for row in rows for key in row}
+    panels = [(title, keys) for title, keys in (*PANELS, *_benchmarks(there)) if there & set(keys)]
     height = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 2.8 * max(height, 1)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -93,6 +94,16 @@ def _plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
+
+
+def _benchmarks(keys: set[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """A panel a benchmark ([evaluate]), with its first three metrics: those of the whole, before those of parts."""
+    found: dict[str, list[str]] = {}
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):
+        bench, dot, _ = key.removeprefix("eval/").partition(".")
+        if key.startswith("eval/") and dot:
+            found.setdefault(bench, []).append(key)
+    return [(bench, tuple(names[:3])) for bench, names in sorted(found.items())]
 
 
 def _table(runs: dict[str, dict[str, Any]]) -> str:

@@ -51,7 +51,7 @@ def test_a_model_is_asked_and_scored_in_one_command(engines, tmp_path):
     assert read_result(out / "toy").metrics["accuracy"] < 1 and not read_result(out / "toy").made_by["judge"]
 
 
-def test_answers_are_scored_compared_and_written_otherwise(engines, tmp_path):
+def test_answers_are_scored_compared_and_written_otherwise(engines, tmp_path, monkeypatch):
     data = write_toy(tmp_path / "data")
     for name in ("fake", "other"):
         assert run("answer", name, "--bench", "toy", "--data", data, "-o", tmp_path / name)[0] == 0
@@ -68,6 +68,13 @@ def test_answers_are_scored_compared_and_written_otherwise(engines, tmp_path):
     official = tmp_path / "official.jsonl"
     assert run("convert", tmp_path / "fake" / "toy", official, "-b", "toy", "-d", data)[0] == 0
     assert json.loads(official.read_text().splitlines()[0])["question_id"] == 100
+    with pytest.raises(ValueError, match="no server takes its answers"):
+        run("convert", official, tmp_path / "up", "-b", "toy", "-d", data, "--layout", "upload")
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "upload", lambda self, questions, answers, data: {"up.json": answers["q0"].text.encode()})
+        assert run("convert", official, tmp_path / "up", "-b", "toy", "-d", data, "--layout", "upload")[0] == 0
+    first = json.loads((tmp_path / "fake" / "toy" / "answers.jsonl").read_text().splitlines()[1])
+    assert (tmp_path / "up" / "up.json").read_text() == first["text"]
     code, text = run("score", official, "-b", "toy", "-d", data, "--wording", "short", "--json", tmp_path / "o.json")
     assert read_result(tmp_path / "o.json").metrics == read_result(tmp_path / "fake.json").metrics
     strict = tmp_path / "strict.json"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -137,5 +138,9 @@ def test_agreement_is_the_share_and_what_it_is_beyond_chance(made):
         agreement(first, {1: "y"})
     one, other = (judged(made, EngineJudge(Rater(name=name))) for name in ("a", "bb"))
     assert agreed(one, one)["share"] == 1 and agreed(one, other)["share"] == 0
+    silent = [replace(r, marks=[replace(m, told={}) for m in r.marks]) for r in (one, other)]
+    assert agreed(*silent)["share"] == 0 and agreed(silent[0], silent[0])["share"] == 1  # by what they add
+    with pytest.raises(ValueError, match="has no judge"):
+        agreed(one, replace(other, made_by=other.made_by | {"judge": ""}))
     with pytest.raises(ValueError, match="the same answers"):
-        agreed(one, other.__class__(**{**other.__dict__, "made_by": {**other.made_by, "weights": "x"}}))
+        agreed(one, replace(other, made_by=other.made_by | {"weights": "x"}))

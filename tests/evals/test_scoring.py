@@ -88,8 +88,8 @@ def test_answers_that_are_missing_are_refused_wrong_or_left_out(made, tmp_path):
     with pytest.raises(ValueError, match=r"lacks 2 of the 24 answers to toy .the first: q22.*official score is of all"):
         score(Toy(), path, data=data)
     wrong, skipped = score(Wrong(), path, data=data), score(Skipped(), path, data=data)
-    assert wrong.counts["missing"] == skipped.counts["missing"] == 2
-    assert len(wrong.marks) == 24 and len(skipped.marks) == 22
+    assert wrong.counts["missing"] == 2 and wrong.counts["questions"] == 24 == len(wrong.marks)
+    assert skipped.counts["questions"] == 22 == len(skipped.marks) and "missing" not in skipped.counts
 
 
 def test_answers_of_another_version_of_the_data_are_refused(made):
