@@ -55,8 +55,9 @@ class Vocabulary:
 
     def __init__(self, synonyms: str, reading: str) -> None:
         self.how = READINGS[reading]
-        rows = [[name.strip() if self.how.stripped else name for name in line.strip().split(", ")]
-                for line in synonyms.splitlines() if line.strip()]  # fmt: skip
+        rows = [line.strip().split(", ") for line in synonyms.splitlines() if line.strip()]
+        if self.how.stripped:
+            rows = [[name.strip() for name in row] for row in rows]
         self.classes = {name: row[0] for row in rows for name in row}
         if len(rows) < 2 or any(not row[0] for row in rows):
             raise ValueError("the list of synonyms must have a line for each class: its name, then others")

@@ -86,6 +86,7 @@ def amber_table(
 ) -> int:
     """Which of AMBER's words are alike by a spaCy model's vectors, as its script asks for each pair.
     `relation`: AMBER's relation.json. `load`: spacy.load. Returns how many pairs are."""
+    # AMBER's words, and the model
     near = json.loads(Path(relation).read_bytes())
     vocabulary = sorted({*near, *(word for several in near.values() for word in several)})
     if load is None:
@@ -101,6 +102,10 @@ def amber_table(
             f"spaCy has no model {model}: install it from github.com/explosion/spacy-models; AMBER's own is "
             "en_core_web_lg, others give approximate figures"
         ) from None
+    meta = getattr(nlp, "meta", {})
+    if not meta.get("vectors", {"keys": 1})["keys"]:
+        raise ValueError(f"{model} has no vectors, by which words are alike: AMBER's own model is en_core_web_lg")
+    # Each pair once, and each word with itself: one that the model does not know is like nothing
     read = {word: nlp(word) for word in vocabulary}
     alike = [
         [one, other]
@@ -108,9 +113,8 @@ def amber_table(
         for other in vocabulary[at:]
         if read[one].similarity(read[other]) > ALIKE
     ]
-    meta = getattr(nlp, "meta", {})
     table = {
-        "model": model,
+        "model": f"{meta['lang']}_{meta['name']}" if meta else model,
         "version": meta.get("version", ""),
         "vectors": meta.get("vectors", {}),
         "threshold": ALIKE,

@@ -187,13 +187,26 @@ class Word:
         )
 
 
-def test_the_table_asks_a_model_for_each_pair(home, tmp_path):
+class Model:
+    """As spaCy.load gives it, by a name or by a folder."""
+
+    def __init__(self, name, keys=9):
+        self.meta = {"lang": "en", "name": "core_web_lg", "version": "3.8.0", "vectors": {"keys": keys, "name": "own"}}
+
+    def __call__(self, word):
+        return Word(word)
+
+
+def test_the_table_asks_a_model_for_each_pair(home):
     out = home / "similarity.json"
-    assert amber_table(home / "relation.json", out, "en_core_web_lg", load=lambda name: Word) == 1
+    assert amber_table(home / "relation.json", out, "some/folder", load=Model) == 1
     table = json.loads(out.read_text())
     assert table["similar_pairs"] == [["dog", "duck"]] and table["self_not_similar"] == ["cart"]
-    assert table["model"] == "en_core_web_lg" and table["threshold"] == 0.8
+    assert (table["model"], table["version"], table["threshold"]) == ("en_core_web_lg", "3.8.0", 0.8)
     assert marked("amber", home, DESCRIPTIONS)[2].notes[1:] == []  # no word of "approximate"
+
+    with pytest.raises(ValueError, match="en_core_web_sm has no vectors"):
+        amber_table(home / "relation.json", out, "en_core_web_sm", load=lambda name: Model(name, 0))
 
     def lacks(name):
         raise OSError

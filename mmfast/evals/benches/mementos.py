@@ -3,7 +3,7 @@
 A judge lists the objects and the actions of both; a graph of synonyms makes words of the prediction words of the
 reference; then sets are compared, item by item, and each domain has the means. In the official script what is left of a
 prediction, once every word of the reference is found, becomes one single element, whatever its length: precision is
-too high. `fixed` counts each word.
+mostly too high. `fixed` counts each word.
 """
 
 from __future__ import annotations
