@@ -59,6 +59,7 @@ def _fitted(features: np.ndarray, given: np.ndarray, weights: np.ndarray | None)
         "use_legacy_attributes" in signature(LogisticRegressionCV).parameters
     )  # since 1.8 the penalty has another name
     penalty: dict[str, Any] = {"l1_ratios": (1.0,), "use_legacy_attributes": False} if new else {"penalty": "l1"}
+    # Each preference twice, by its weight and the rest of it
     likely = np.concatenate([given, 1 - given])
     truly = None if weights is None else np.concatenate([weights, weights])
 
@@ -67,6 +68,7 @@ def _fitted(features: np.ndarray, given: np.ndarray, weights: np.ndarray | None)
         each = p * np.log(told) + (1 - p) * np.log(1 - told)
         return -np.mean(each if truly is None else each * truly)
 
+    # The fit, with weights and preferences handed on to folds and losses
     with sklearn.config_context(enable_metadata_routing=True):
         scorer = make_scorer(loss, response_method="predict_proba", greater_is_better=False)
         model = LogisticRegressionCV(

@@ -69,6 +69,7 @@ class RefoMb(Benchmark):
             )
 
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
+        # First pass: whose answer is better
         template = self._template(scoring, "prompts", OWN)
         calls = []
         for question in questions:
@@ -80,6 +81,7 @@ class RefoMb(Benchmark):
             )
             calls.append(call(question.id, text, system=SYSTEM, temperature=1e-5, max_tokens=TOKENS))
         said = read(scoring, calls, verdict, TRIES)
+        # Second pass, over the reviews: who hallucinates less
         again: dict[str, tuple[int | None, str]] = {}
         if scoring.flavour == "hallucination":
             second = self._template(scoring, "again", OWN_AGAIN)
