@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from mmfast.engines.base import Decode
+from mmfast.engines.base import Decode, Reply
 from mmfast.evals.base import Call, Scoring
 from mmfast.evals.reading import prompts
 
@@ -23,8 +23,8 @@ def call(key: str, text: str, *, system: str = "", temperature: float = 0.0, max
     )
 
 
-def replies(scoring: Scoring, calls: Iterable[Call]) -> dict[str, str]:
-    """What the judge says to each call. Where it failed, the score waits: what it has said is recorded already."""
+def answered(scoring: Scoring, calls: Iterable[Call]) -> dict[str, Reply]:
+    """The judge's reply to each call. Where it failed, the score waits: what it has said is recorded already."""
     calls = list(calls)
     said = scoring.judged_by().ask(calls) if calls else {}
     failed = [key for key in (c.key for c in calls) if key not in said or said[key].error]
@@ -35,7 +35,12 @@ def replies(scoring: Scoring, calls: Iterable[Call]) -> dict[str, str]:
             f"{first}); what it said is recorded, and the same command again asks only for the rest"
         )
     scoring.counts["judge calls"] += len(calls)
-    return {c.key: said[c.key].text for c in calls}
+    return {c.key: said[c.key] for c in calls}
+
+
+def replies(scoring: Scoring, calls: Iterable[Call]) -> dict[str, str]:
+    """What the judge says to each call."""
+    return {key: reply.text for key, reply in answered(scoring, calls).items()}
 
 
 def read(

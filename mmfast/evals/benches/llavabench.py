@@ -168,7 +168,7 @@ def strictly(reply: str) -> tuple[float, float] | None:
 
 
 OWN = (
-    "Rate how helpful, relevant, accurate and detailed each of the two answers is, from 1 to 10. Write the two scores on "
+    "Rate how helpful, relevant, accurate and detailed each of the two answers is, from 1 to 10. Write both scores on "
     "the first line, a blank between them and nothing else; explain them below."
 )
 

@@ -118,6 +118,7 @@ def _joined(
                 if part in PARTS
                 else ValueError(f"llava_pope_test.jsonl has a part {part}; POPE has {', '.join(PARTS)}")
             )
+        # Both must be the same questions in the same order
         if len(questions) != len(labels[part]):
             raise ValueError(
                 f"llava_pope_test.jsonl has {len(questions):,} {part} questions, {data.path(part)} "

@@ -163,6 +163,7 @@ class VqaV2(_Vqa):
                     truth={"people": [], "row": row["question_id"]},
                 )
             return
+        # VQA's own files: questions, and what people answered where that is known
         whole = value(data, "questions")
         split = whole.get("data_subtype", "val2014")
         people = {a["question_id"]: a for a in value(data, "answers")["annotations"]} if data.path("answers") else {}

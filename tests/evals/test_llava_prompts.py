@@ -1,0 +1,88 @@
+"""What a model is shown for each benchmark is what LLaVA's own loaders show it: text, token ids and pixels.
+
+golden/prompts was made by running the loaders (golden/README.md) on items of our own wording; ids with LLaVA-1.5's own
+tokenizer, which is looked for above this folder as shared/tokenizers/llava15.
+"""
+
+import base64
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.text.templates import Template
+from mmfast.data.text.tokens import Tokenizer
+from mmfast.evals.benches import benches
+from tests.make.llama_tokenizer import llama_tokenizer
+from tests.make.marking import asked, golden
+
+ITEMS, EXPECTED, PIXELS = (golden(f"prompts/{name}.json") for name in ("items", "expected", "pixels"))
+PLACES = [place / "shared" / "tokenizers" / "llava15" for place in Path(__file__).parents]
+REAL = next((place for place in PLACES if place.exists()), None)
+
+
+@cache
+def template(real):
+    if real:
+        return Template("vicuna_v1", Tokenizer.load(REAL))
+    hf = llama_tokenizer("legacy")
+    return Template("vicuna_v1", Tokenizer(hf, hf.convert_tokens_to_ids("<image>")))
+
+
+def questions(name, folder):
+    """The items of `bench` or `bench/wording`, by their ids."""
+    bench, _, wording = name.partition("/")
+    for file, content in ITEMS[name].items():
+        with open(folder / file, "w", encoding="utf-8", newline="") as out:
+            out.write(content)
+    return {q.id: q for q in asked(benches()[bench], folder, wording or None)}
+
+
+def messages(question):
+    parts = [{"type": "image"} for _ in question.images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question.turns[0]}]}]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_text_is_the_official_loaders(name, tmp_path):
+    found = questions(name, tmp_path)
+    assert len(EXPECTED[name]) == 3
+    for key, official in EXPECTED[name].items():
+        assert template(False).opening(messages(found[key])) == official["text"]
+
+
+@pytest.mark.skipif(REAL is None, reason="needs LLaVA-1.5's own tokenizer")
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_ids_are_the_official_loaders(name, tmp_path):
+    found, tokenizer = questions(name, tmp_path), template(True).tokenizer
+    for key, official in EXPECTED[name].items():
+        ids = tokenizer.encode(template(True).opening(messages(found[key]))).ids
+        assert (ids if ids[:1] == tokenizer.bos_ids else [*tokenizer.bos_ids, *ids]) == official["ids"]
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_the_pixels_are_those_of_process_images(name, tmp_path):
+    """LLaVA pads with the mean colour to a square, then resizes: every 24th pixel, and mean and spread of all."""
+    config = {"model_type": "llava", "image_token_index": 5, "vision_config": {"image_size": 336, "patch_size": 14}}
+    clip = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+        "resample": 3,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(clip))
+    processor = ImageProcessor.from_model_dir(tmp_path, "pad")
+    official = PIXELS[name]
+    pixels = np.asarray(processor.load(base64.b64decode(official["png"]))["pixel_values"], np.float32)
+    pixels = pixels.reshape(official["shape"])
+    assert np.abs(pixels[:, ::24, ::24].reshape(3, -1) - np.array(official["every 24th"])).max() < 1e-5
+    told = pixels.astype(np.float64)
+    assert told.mean() == pytest.approx(official["mean"], abs=1e-6) and told.std() == pytest.approx(
+        official["std"], abs=1e-6
+    )
