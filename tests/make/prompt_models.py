@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mmfast.world.models import tiny_model
+from mmfast.world.models import SIZES, tiny_model
 from tests.make.llama_tokenizer import HF_LLAVA
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,7 +46,7 @@ def _trained() -> str:
     return tokenizer.to_str()
 
 
-def llava(folder: Path, tokenizer: Path | None = None) -> str:
+def llava(folder: Path, tokenizer: Path | None = None, *, size: str = "tiny") -> str:
     """A model directory with a tokenizer made here, or with that of a folder."""
     if tokenizer is None:
         made = PreTrainedTokenizerFast(
@@ -57,7 +57,8 @@ def llava(folder: Path, tokenizer: Path | None = None) -> str:
         made.save_pretrained(folder / "tokenizer")
         tokenizer = folder / "tokenizer"
     named = AutoTokenizer.from_pretrained(tokenizer)
-    model = tiny_model("llava", folder / "model", image_size=336, vocab=len(named) + 64, init=0.02)
+    vocab = max(len(named) + 64, SIZES[size].vocab)
+    model = tiny_model("llava", folder / "model", size=size, image_size=336, vocab=vocab, init=0.02)
     for name in FILES:
         (model / name).unlink(missing_ok=True)
         if (tokenizer / name).exists():
