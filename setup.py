@@ -115,7 +115,7 @@ class CMakeBuild(build_ext):
 if __name__ == "__main__":
     setup(
         packages=[*find_packages(include=["mmfast", "mmfast.*"]), "mmfast.kernels", "mmfast.recipe_files"],
-        package_data={"mmfast.recipe_files": ["*.toml"], "mmfast.feedback": ["prompts/*.toml"]},
+        package_data={"mmfast.recipe_files": ["*.toml"], "mmfast.feedback": ["prompts/*.toml", "experts/*.toml"]},
         ext_modules=[Extension("mmfast._C", sources=[])],
         cmdclass={"build_ext": CMakeBuild},
     )
