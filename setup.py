@@ -117,7 +117,7 @@ if __name__ == "__main__":
         packages=[*find_packages(include=["mmfast", "mmfast.*"]), "mmfast.kernels", "mmfast.recipe_files"],
         package_data={
             "mmfast.recipe_files": ["*.toml"],
-            "mmfast.feedback": ["prompts/*.toml"],
+            "mmfast.feedback": ["prompts/*.toml", "experts/*.toml"],
             "mmfast.engines": ["page/*"],
             "mmfast.evals.text": ["*.xz", "*.json", "WORDNET_LICENSE"],
         },

@@ -39,9 +39,10 @@ def plain_owl(owl, picture, names):
     tokens = owl.tokenizer(list(names), **padded)
     with torch.no_grad():
         return owl.model(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
             pixel_values=pixels_of(owl.images, picture_of(picture), owl.model),
-        )  # fmt: skip
+        )
 
 
 def theirs(owl, out, picture, threshold, names):

@@ -19,33 +19,49 @@ from mmfast.feedback.prompts import prompt
 from tests.make.engine_cases import Fake
 
 FOUND = Found(
-    100, 200,
+    100,
+    200,
     {
         "dog": (Box(0, 0, 20, 20, 0.9), Box(70, 100, 90, 120, 0.5)),
         "tower": (Box(40, 10, 60, 190),),
         "cup": (Box(45, 95, 50, 100),),
         "cat": (),
     },
-)  # fmt: skip
+)
 RIGHT, COMPAT = Sizes(), Sizes(compat=True)
 
 
 @pytest.mark.parametrize(
     ("aspect", "piece", "right", "compat"),
     [
-        ("entity", "dog", 1, 1), ("entity", "cat", -1, -1), ("entity", "horse", -1, -1),
-        ("count", "two dog", 1, 1), ("count", "three dog", -1, -1), ("count", "two cat", -2, -2),
-        ("attribute", "large tower", 1, 1), ("attribute", "large dog", -1, -1), ("attribute", "huge cat", -2, -2),
-        ("attribute", "small dog", 1, 1), ("attribute", "tall tower", 1, 1), ("attribute", "tall cup", -1, -1),
-        ("attribute", "long tower", 1, 1), ("attribute", "short cup", 1, 1),
+        ("entity", "dog", 1, 1),
+        ("entity", "cat", -1, -1),
+        ("entity", "horse", -1, -1),
+        ("count", "two dog", 1, 1),
+        ("count", "three dog", -1, -1),
+        ("count", "two cat", -2, -2),
+        ("attribute", "large tower", 1, 1),
+        ("attribute", "large dog", -1, -1),
+        ("attribute", "huge cat", -2, -2),
+        ("attribute", "small dog", 1, 1),
+        ("attribute", "tall tower", 1, 1),
+        ("attribute", "tall cup", -1, -1),
+        ("attribute", "long tower", 1, 1),
+        ("attribute", "short cup", 1, 1),
         ("attribute", "short tower", -1, -1),
-        ("relation", "dog left tower", 1, 1), ("relation", "dog right tower", 1, 1), ("relation", "cup right tower", -1,
-        -1), ("relation", "dog above tower", 1, 1), ("relation", "dog below tower", 1, -1),
-        ("relation", "cup below tower", -1, -1), ("relation", "cup above tower", 1, -1),
-        ("relation", "cup near tower", 1, 1), ("relation", "tower left cat", -2, -2),
-        ("relation", "cup left image", 1, 1), ("relation", "tower right image", -1, -1),
+        ("relation", "dog left tower", 1, 1),
+        ("relation", "dog right tower", 1, 1),
+        ("relation", "cup right tower", -1, -1),
+        ("relation", "dog above tower", 1, 1),
+        ("relation", "dog below tower", 1, -1),
+        ("relation", "cup below tower", -1, -1),
+        ("relation", "cup above tower", 1, -1),
+        ("relation", "cup near tower", 1, 1),
+        ("relation", "tower left cat", -2, -2),
+        ("relation", "cup left image", 1, 1),
+        ("relation", "tower right image", -1, -1),
     ],
-)  # fmt: skip
+)
 def test_verdicts_of_boxes(aspect, piece, right, compat):
     item = item_of(aspect, piece.split())
     assert judged(item, FOUND, RIGHT).value == right
@@ -68,17 +84,32 @@ def test_where_dgprefs_rules_differ():
 
 GQA = {
     "2350001": {
-        "width": 100, "height": 80,
+        "width": 100,
+        "height": 80,
         "objects": {
-            "1": {"name": "dog", "x": 5, "y": 5, "w": 20, "h": 10, "attributes": ["brown"],
-                  "relations": [{"name": "beside", "object": "2"}]},
-            "2": {"name": "buckets", "x": 50, "y": 40, "w": 10, "h": 10, "attributes": ["red", "metal"],
-                  "relations": []},
+            "1": {
+                "name": "dog",
+                "x": 5,
+                "y": 5,
+                "w": 20,
+                "h": 10,
+                "attributes": ["brown"],
+                "relations": [{"name": "beside", "object": "2"}],
+            },
+            "2": {
+                "name": "buckets",
+                "x": 50,
+                "y": 40,
+                "w": 10,
+                "h": 10,
+                "attributes": ["red", "metal"],
+                "relations": [],
+            },
             "3": {"name": "dog", "x": 70, "y": 5, "w": 20, "h": 10, "attributes": [], "relations": []},
         },
     },
     "7": {"width": 10, "height": 10, "objects": {}},
-}  # fmt: skip
+}
 VG = [
     {
         "image_id": 2350001,
@@ -98,11 +129,20 @@ def test_scene_graphs(tmp_path, content, picture):
     graph = Graph(str(tmp_path / "graphs.json"))
     image = Picture(str(picture("2350001.png", size=(100, 80))))
     told = {
-        ("entity", "dogs"): 1, ("entity", "bucket"): 1, ("entity", "cat"): -1, ("count", "two dogs"): 1,
-        ("count", "three dogs"): -1, ("attribute", "brown dog"): 1, ("attribute", "red dog"): -1,
-        ("attribute", "red bucket"): 1, ("attribute", "red cat"): -2, ("relation", "dog beside bucket"): 1,
-        ("relation", "bucket beside dog"): -1, ("relation", "dog beside cat"): -2, ("relation", "dog left bucket"): 1,
-    }  # fmt: skip
+        ("entity", "dogs"): 1,
+        ("entity", "bucket"): 1,
+        ("entity", "cat"): -1,
+        ("count", "two dogs"): 1,
+        ("count", "three dogs"): -1,
+        ("attribute", "brown dog"): 1,
+        ("attribute", "red dog"): -1,
+        ("attribute", "red bucket"): 1,
+        ("attribute", "red cat"): -2,
+        ("relation", "dog beside bucket"): 1,
+        ("relation", "bucket beside dog"): -1,
+        ("relation", "dog beside cat"): -2,
+        ("relation", "dog left bucket"): 1,
+    }
     items = tuple(item_of(aspect, piece.split()) for aspect, piece in told)
     names = tuple(dict.fromkeys(name for item in items for name in item.args))
     (verdicts,) = graph.check([Case(images=(image,), items=items, names=names)])
@@ -127,19 +167,32 @@ def test_graphs_by_their_position_as_dgpref_counts(tmp_path, picture):
 # text
 
 LINES = [
-    Line("COFFEE", 10, 10, 60, 30), Line("SHOP", 70, 12, 110, 31), Line("O", 200, 10, 230, 200),
-    Line("Open daily!", 10, 50, 90, 70), Line("8-12", 10, 80, 40, 100),
-]  # fmt: skip
+    Line("COFFEE", 10, 10, 60, 30),
+    Line("SHOP", 70, 12, 110, 31),
+    Line("O", 200, 10, 230, 200),
+    Line("Open daily!", 10, 50, 90, 70),
+    Line("8-12", 10, 80, 40, 100),
+]
 
 
 @pytest.mark.parametrize(
     ("text", "right", "compat"),
     [
-        ("COFFEE SHOP", 1, -1), ("coffee", 1, 1), ("CoffeeShop", 1, -1), ("open daily", 1, 1), ("Open", 1, -1),
-        ("shop open", 1, -1), ("8-12", 1, 1), ("8", 1, -1), ("tea", -1, -1), ("pen", -1, -1), ("daily.", 1, -1),
-        ("Open daily! 8", 1, -1), ("?!", 0, -1),
+        ("COFFEE SHOP", 1, -1),
+        ("coffee", 1, 1),
+        ("CoffeeShop", 1, -1),
+        ("open daily", 1, 1),
+        ("Open", 1, -1),
+        ("shop open", 1, -1),
+        ("8-12", 1, 1),
+        ("8", 1, -1),
+        ("tea", -1, -1),
+        ("pen", -1, -1),
+        ("daily.", 1, -1),
+        ("Open daily! 8", 1, -1),
+        ("?!", 0, -1),
     ],
-)  # fmt: skip
+)
 def test_text_is_found_in_rows_among_other_lines(text, right, compat):
     lines = [line for line in LINES if line.text != "O"]
     assert written(text, lines).value == right

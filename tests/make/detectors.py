@@ -30,9 +30,14 @@ def write_owl(
     """kind: owlvit or owlv2."""
     words = ["!", "<unk>", *dict.fromkeys(WORDS), "<start>", "<end>"]  # the end has the highest id, as CLIP's
     tokenizer = _tokenizer(
-        {word: n for n, word in enumerate(words)}, "<start>", "<end>",
-        unk_token="<unk>", pad_token="!", bos_token="<start>", eos_token="<end>",
-    )  # fmt: skip
+        {word: n for n, word in enumerate(words)},
+        "<start>",
+        "<end>",
+        unk_token="<unk>",
+        pad_token="!",
+        bos_token="<start>",
+        eos_token="<end>",
+    )
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2} | dials
     text = size | {"vocab_size": len(words), "max_position_embeddings": LENGTH, "pad_token_id": 0}
     text |= {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
@@ -64,18 +69,37 @@ def write_dino(folder: Path, kind: str = "grounding-dino", *, length: int = 32, 
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer = _tokenizer({word: n for n, word in enumerate(words)}, "[CLS]", "[SEP]", **special)
     backbone = hf.SwinConfig(
-        image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+        image_size=64,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=2,
         out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     text = hf.BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     config = hf.AutoConfig.for_model(
-        kind, backbone_config=backbone, text_config=text, d_model=32, num_queries=20, max_text_len=length,
-        encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, use_timm_backbone=False, use_pretrained_backbone=False,
-    )  # fmt: skip
+        kind,
+        backbone_config=backbone,
+        text_config=text,
+        d_model=32,
+        num_queries=20,
+        max_text_len=length,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+    )
     torch.manual_seed(seed)
     model = hf.AutoModelForZeroShotObjectDetection.from_config(config).eval()
     model.save_pretrained(folder)
