@@ -35,7 +35,7 @@ def enter(
         done = run(file, out, runtime, answers=answers, images=images, options=options_of(option))
     finally:
         runtime.close()
-    typer.echo("\n".join([f"{out}: {done.counts['items']} items", *done.lines()]))
+    typer.echo(f"{out}: " + "\n".join(done.lines()))
 
 
 @app.command("export")

@@ -90,6 +90,8 @@ def _graded(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base
         except BadRow as error:
             reading.bad(fields["source"], error)
             continue
+        if row.get("questions"):  # that the claims were checked by: RLAIF-V's files have them beside the facts
+            fields["meta"] = fields["meta"] | {"changed_facts": row["questions"]}
         yield Answer(**fields, scores=row.get("scores") or {}, claims=claims)
 
 
