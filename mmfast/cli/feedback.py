@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmfast.cli.builders import OPTION, options_of
+from mmfast.cli.builders import ANSWER, OPTION, QUESTIONS, options_of
 
 app = typer.Typer(
     help="Enter and leave at any stage of a published pipeline (docs/pipelines.md).", no_args_is_help=True
@@ -20,22 +20,34 @@ File = Path | None
 
 @app.command("import")
 def enter(
-    file: Annotated[Path, typer.Argument(help="RLAIF-V's facts, or DGPref's decompositions.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of items, as of mmfast decompose.")],
+    file: Annotated[Path, typer.Argument(help="Answers; RLAIF-V's facts; DGPref's decompositions.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder, as of mmfast generate or mmfast decompose.")],
     answers: Annotated[File, typer.Option(help="DGPref: the captions that were decomposed.")] = None,
+    questions: Path = QUESTIONS,
+    answer: str = ANSWER,
     images: Images = "",
     option: list[str] = OPTION,
 ) -> None:
-    """Make a folder of items, which `mmfast check` reads, of what another system decomposed."""
+    """Make a folder of a stage of what another system wrote: of its answers (joined with their questions), or of the
+    items that it decomposed them to."""
     from mmfast.feedback.enter import enter as run
     from mmfast.job.runtime import join
 
     runtime = join()
     try:
-        done = run(file, out, runtime, answers=answers, images=images, options=options_of(option))
+        done = run(
+            file,
+            out,
+            runtime,
+            answers=answers,
+            questions=questions,
+            answer=answer,
+            images=images,
+            options=options_of(option),
+        )
     finally:
         runtime.close()
-    typer.echo("\n".join([f"{out}: {done.counts['items']} items", *done.lines()]))
+    typer.echo(f"{out}: " + "\n".join(done.lines()))
 
 
 @app.command("export")

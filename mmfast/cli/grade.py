@@ -56,4 +56,4 @@ def grade(
         done = run(answers, items, verdicts, out, grading, runtime, images=images)
     finally:
         runtime.close()
-    typer.echo("\n".join([f"{out}: {done.counts['answers']} answers graded", *done.lines()]))
+    typer.echo(f"{out}: " + "\n".join(done.lines()))

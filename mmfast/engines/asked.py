@@ -111,7 +111,7 @@ def _asked(number: int, record: Record) -> Iterator[Asked]:
             raise BadRow("format", "the prompt does not end with a question of the user")
         images = _in_order(messages, record.images)
         asked = tuple({"role": m["role"], "content": _without_index(m["content"])} for m in messages)
-        yield Asked(row=number, source=record.source, id=record.id, images=images, messages=asked, meta=_plain(meta))
+        yield Asked(row=number, source=record.source, id=record.id, images=images, messages=asked, meta=plain(meta))
 
 
 def _frozen(messages: tuple[dict[str, Any], ...]) -> tuple:
@@ -138,12 +138,12 @@ def _without_index(content: Any) -> Any:
     return [{k: v for k, v in part.items() if k != "index"} for part in content]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Something that JSON holds and gives back: bytes by their number, what it does not know by its text."""
     if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)

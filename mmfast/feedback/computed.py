@@ -24,7 +24,7 @@ class Done:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        return [f"{number} {name}" for name, number in self.counts.items()] + self.notes
+        return [f"{number} {name}" for name, number in self.counts.items() if number] + self.notes
 
 
 def write_folder(out: Path, made_by: dict[str, Any], made: Iterable[dict[str, Any]], done: Done) -> None:

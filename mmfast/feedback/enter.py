@@ -1,6 +1,7 @@
-"""Into the folders of stages from the files of a seed's own pipeline: what was decomposed there is checked here.
+"""Into the folders of stages from files of elsewhere: answers as of generate, decompositions as of decompose.
 
-Answers, scores and verdicts need no folder: the stages, and `mmfast data`, read those files as they are.
+Stages read most files of answers as they are. A folder is for those that are joined with their questions, that hold
+images inside their rows, or whose images lie under another root.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any
 from mmfast.data.containers.read import iterate
 from mmfast.data.formats import dgpref as pickles
 from mmfast.data.problems import BadRow
+from mmfast.engines.asked import Pictures, plain
 from mmfast.engines.base import canonical
 from mmfast.feedback.answer import Answer
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.expert_scores import parse_decomposition
+from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds import rlaifv
 from mmfast.job.runtime import Runtime
 
-NAME, VERSION = "decompose", 1
+DECOMPOSE, GENERATE, VERSION = "decompose", "generate", 1
 KINDS = {"entity": "object", "attribute": "attribute", "count": "count", "relation": "relation"}
 ASKED = {
     "object": "Is there a {0}?", "attribute": "Is the {1} {0}?", "count": "Are there {0} {1}?",
@@ -35,31 +38,58 @@ def enter(
     runtime: Runtime,
     *,
     answers: Path | None = None,
+    questions: Path | None = None,
+    answer: str = "",
     images: str = "",
     options: dict[str, Any] | None = None,
 ) -> Done:
-    """The items of RLAIF-V's file of facts, or of DGPref's decompositions with their captions (`answers`), as a folder
-    of decompose."""
-    # Which file it is
+    """RLAIF-V's facts, or DGPref's decompositions with their captions (`answers`), as a folder of decompose; any other
+    answers as one of generate."""
+    # Which file it is, and what belongs to it
     first: Any = next((row.value for row in iterate(source) if not isinstance(row.value, BadRow)), {})
-    facts, told = rlaifv.kind_of(first) == "facts", set(first) == {"key", "value"}
-    kind = pickles.kind_of(first["value"]) if told else ""
-    if not facts and kind != "decomposition":
-        raise ValueError(f"{source} holds no items: RLAIF-V's facts and DGPref's decompositions are read")
-    if facts and answers:
-        raise ValueError("--answers has no effect on RLAIF-V's facts: the answers stand in the same rows")
-    if not facts and not answers:
+    facts = rlaifv.kind_of(first) == "facts"
+    table = pickles.kind_of(first["value"]) == "decomposition" if set(first) == {"key", "value"} else False
+    if table and not answers:
         raise ValueError(f"{source} holds decompositions: give the captions that they are of with --answers")
+    idle = {
+        "--answers": answers and not table,
+        "--questions": questions and (facts or table),
+        "--answer": answer and (facts or table),
+    }
+    if unused := [name for name, given in idle.items() if given]:
+        raise ValueError(f"{unused[0]} has no effect on {source}")
     # Its answers, and their items
     done = Done()
-    found = read_answers(answers or source, images=images, options=options, notes=done.notes)
-    items = _facts(done) if facts else _decompositions(source, done)
-    made_by = {"stage": NAME, "version": VERSION, "imported": source.name, "input": (answers or source).name}
+    if manifest_of(source) is not None:
+        raise ValueError(f"{source} is a folder of rows already")
+    found = read_answers(
+        answers or source, images=images, options=options, questions=questions, answer=answer, notes=done.notes
+    )
+    stage = DECOMPOSE if facts or table else GENERATE
+    if stage == GENERATE:
+        rows = _answers(found, Pictures(Path("/"), out), done)
+    else:
+        rows = _rows(found, _facts(done) if facts else _decompositions(source, done), done)
+    made_by = {"stage": stage, "version": VERSION, "imported": source.name, "input": (answers or source).name}
     runtime.hold(out, "--out")
-    runtime.from_main(lambda: write_folder(out, made_by, _rows(found, items, done), done))
+    runtime.from_main(lambda: write_folder(out, made_by, rows, done))
     if not done.counts["answers"]:
-        raise ValueError(f"{source} holds no items of these answers")
+        raise ValueError(f"{source} holds no {'items of these answers' if stage == DECOMPOSE else 'answer'}")
     return done
+
+
+def _answers(answers: Iterator[Answer], pictures: Pictures, done: Done) -> Iterator[dict[str, Any]]:
+    """Rows of generate. Images that lie in the rows are kept in the folder; one that cannot be read is told where it is
+    looked at."""
+    for one in answers:
+        done.counts["answers"] += 1
+        claims = None if one.claims is None else [claim.as_row() for claim in one.claims]
+        yield {
+            "key": one.key, "group": one.group, "prompt_id": one.prompt_id,
+            "images": [image if isinstance(image, str) else pictures.look_up(image)[1] for image in one.images],
+            "prompt": list(one.prompt), "answer": one.text, "decode": one.decode, "sample": one.sample,
+            "finish": one.finish, "scores": one.scores, "claims": claims, "meta": plain(one.meta), "row": one.row,
+        }  # fmt: skip
 
 
 def _rows(answers: Iterator[Answer], items: Any, done: Done) -> Iterator[dict[str, Any]]:
@@ -70,7 +100,7 @@ def _rows(answers: Iterator[Answer], items: Any, done: Done) -> Iterator[dict[st
             continue
         done.counts["answers"] += 1
         done.counts["items"] += len(own)
-        key = hashlib.sha256(canonical([NAME, one.key, own]).encode()).hexdigest()
+        key = hashlib.sha256(canonical([DECOMPOSE, one.key, own]).encode()).hexdigest()
         yield {
             "key": key, "answer_key": one.key, "images": list(one.images), "items": own, "raw": {}, "row": one.row,
         }  # fmt: skip

@@ -75,22 +75,18 @@ def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{source} is no row of an answer ({type(error).__name__}: {error})") from None
 
 
-def _generated(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
+def _answered(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
     for row in rows(folder):
         fields = _whole(folder, row)
-        drawn = {name: row[name] for name in ("tokens", "logp") if row.get(name) is not None}
-        yield Answer(**fields | {"meta": drawn | fields["meta"]}, scores=row.get("scores") or {})
-
-
-def _graded(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
-    for row in rows(folder):
-        fields = _whole(folder, row)
+        meta = {name: row[name] for name in ("tokens", "logp") if row.get(name) is not None} | fields["meta"]
+        if row.get("questions"):  # that the claims were checked by: RLAIF-V's files have them beside the facts
+            meta["changed_facts"] = row["questions"]
         try:
             claims = read_claims(row.get("claims"), fields["text"])
         except BadRow as error:
             reading.bad(fields["source"], error)
-            continue
-        yield Answer(**fields, scores=row.get("scores") or {}, claims=claims)
+        else:
+            yield Answer(**fields | {"meta": meta}, scores=row.get("scores") or {}, claims=claims)
 
 
 def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
@@ -119,9 +115,9 @@ def _unknown(folder: Path, key: str) -> str:
 
 
 STAGES: dict[str, Callable[[Path, dict[str, Any], Reading, Base], Iterator[Answer]]] = {
-    "generate": _generated,
+    "generate": _answered,
     "judge": _judged,
-    "grade": _graded,
+    "grade": _answered,
 }
 INSTEAD = {
     "critique": "its verdicts are on pairs of answers (mmfast data pairs --rule sima)",

@@ -19,6 +19,7 @@ from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.reading import manifest_of
+from mmfast.feedback.seeds.rlaifv import question_of
 from mmfast.job.runtime import Runtime
 
 NAME, VERSION = "grade", 1
@@ -176,7 +177,7 @@ class _Grader:
                 rows_of = [
                     [text, holds, None if span is None else list(span), p] for _, (text, holds, span, p) in claims
                 ]
-                told["claims"] = rows_of
+                told |= {"claims": rows_of, "questions": [question_of(item) for item in self.items[one.key]]}
         if self.grading.beta:
             told["scores"] |= self._reward(one)
         return told

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -397,3 +398,32 @@ def test_flipped_pairs_flip_their_claims(rows, make, tmp_path):
         "rejected": [["x", True]],
     }
     assert json.loads((tmp_path / "f.jsonl").read_text())["meta"]["flipped"]
+
+
+def test_files_become_folders_that_stages_read(rows, tmp_path, picture, make):
+    """Joined with their questions, images that lie in rows beside: what is read of the folder is what the file says."""
+    picture("0.png")
+    questions = rows("q.jsonl", [{"question_id": 0, "image": "0.png", "text": "What?", "ground_truth": "A mug."}])
+    path = rows(
+        "a.jsonl", [{"question_id": 0, "prompt": "What?", "text": text, "n": 3} for text in ("A mug.", "A cat.")]
+    )
+    assert "import: 2 answers" in run("feedback", "import", path, "--questions", questions, "-o", tmp_path / "import")
+    want, got = list(read_answers(path, questions=questions)), list(read_answers(tmp_path / "import"))
+    for name in ("key", "row", "group", "images", "prompt", "text", "scores", "reference", "claims", "meta"):
+        assert [getattr(one, name) for one in got] == [getattr(one, name) for one in want], name
+    assert got[0].scores == {"n": 3.0} and got[0].reference == "A mug."
+    assert make("sft", tmp_path / "import", "--answer", "reference")[1][0].chosen[0]["content"] == "A mug."
+    assert "is a folder of rows already" in run("feedback", "import", tmp_path / "import", "-o", tmp_path / "again")
+
+
+def test_images_inside_rows_are_kept_beside(tmp_path, picture):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = picture("a.png").read_bytes()
+    row = {"question": "What?", "answer": "A mug.", "image": {"bytes": data, "path": "a.png"}}
+    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
+    run("feedback", "import", tmp_path / "a.parquet", "-o", tmp_path / "import")
+    (tmp_path / "import").rename(tmp_path / "moved")
+    first, second = read_answers(tmp_path / "moved")
+    assert first.images == second.images and Path(first.images[0]).read_bytes() == data

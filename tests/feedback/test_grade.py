@@ -77,7 +77,7 @@ def test_claims_and_scores_of_an_answer(stages, tmp_path):
     assert found["k2"]["scores"] == {"claims": 0.0, "score": 0.0}
     assert found["k3"]["scores"] == {} and found["k3"]["claims"] == []  # neither good nor bad
     assert found["k1"]["group"] == "g" and found["k1"]["answer"] == TEXT and found["k1"]["meta"]["tokens"] == 9
-    assert "3 answers graded" in said and "1 answers without a judged claim that counts" in said
+    assert "graded: 3 answers" in said and "1 answers without a judged claim that counts" in said
     manifest = json.loads((tmp_path / "graded/manifest.json").read_text())
     assert manifest["stage"] == "grade" and manifest["complete"] and manifest["input"] == "answers"
 

@@ -150,12 +150,12 @@ def write_experts(leaving: Leaving) -> Iterator[dict[str, Any]]:
         tables: dict[str, Any] = {f"{aspect}_result": {} for aspect in ("object", "count")}
         tables |= {f"{aspect}_result": {"scores": {}} for aspect in ("attribute", "relation", "text")}
         tables |= {"scale_result": {}, "spatial_result": {}}
-        programs = []
-        for _, one in numbers.of(name):
-            program: dict[str, list[Any]] = {check: [] for check in CHECKS.values()}
-            for item in leaving.items.get(one.key, ()):
-                _expert(leaving, one, item, program, tables)
-            programs.append(program)
+        captions = dict(numbers.of(name))
+        programs: list[dict[str, list[Any]]] = []
+        for k in range(max(captions) + 1):  # a program's place is its caption's number, though a caption be missing
+            programs.append({check: [] for check in CHECKS.values()})
+            for item in leaving.items.get(captions[k].key, ()) if k in captions else ():
+                _expert(leaving, captions[k], item, programs[k], tables)
         value = {"image_path": image, "all_program": programs, "expert_scores": tables}
         yield {"key": name, "value": value}
 
