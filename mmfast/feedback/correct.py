@@ -20,7 +20,7 @@ from typing import Any
 
 from mmfast.data.images.decode import image_size
 from mmfast.data.problems import BadRow
-from mmfast.engines.base import Picture
+from mmfast.engines.base import Picture, canonical
 from mmfast.engines.people import spoken
 from mmfast.engines.people_desk import Card, Desk, Work, actions
 from mmfast.engines.people_forms import Form, choices, scale
@@ -102,7 +102,7 @@ def shown(answers: Iterable[Answer], plan: Plan, counts: Counter[str] | None = N
         if plan.task != "compare":
             for one in group:
                 if one.text.strip():
-                    yield _shown(plan, one.key, [one])
+                    yield _shown(plan, [one])
                 else:
                     left["empty answers"] += 1
             continue
@@ -114,15 +114,16 @@ def shown(answers: Iterable[Answer], plan: Plan, counts: Counter[str] | None = N
             kept = {(a.key, b.key) for a, b in drawn[: plan.per_prompt]}
             pairs = [(a, b) for a, b in pairs if (a.key, b.key) in kept]
         for a, b in pairs:
-            name = hashlib.sha256(f"{a.key}\n{b.key}".encode()).hexdigest()
-            turned = _drawn(f"side:{plan.seed}:{name}") < 0.5
-            yield _shown(plan, name, [b, a] if turned else [a, b], "ba" if turned else "ab")
+            turned = _drawn(f"side:{plan.seed}:{a.key}:{b.key}") < 0.5
+            yield _shown(plan, [b, a] if turned else [a, b], "ba" if turned else "ab")
 
 
-def _shown(plan: Plan, name: str, answers: list[Answer], order: str = "") -> Shown:
+def _shown(plan: Plan, answers: list[Answer], order: str = "") -> Shown:
+    """Named by the answers and their texts: what was said of another text is not said of this one."""
     one = answers[0]
+    texts = sorted((answer.key, answer.text) for answer in answers)
     return Shown(
-        key=name,
+        key=hashlib.sha256(canonical(texts).encode()).hexdigest()[:32],
         row=min(answer.row for answer in answers),
         task=plan.task,
         group=one.group,
@@ -230,6 +231,7 @@ def prepare(out: Path, plan: Plan, answers: Iterable[Answer], source: str) -> tu
     if not cards:
         raise ValueError("; ".join([f"{source} has nothing to {plan.task}", *lines]))
     # The folder is of this task
+    out.mkdir(parents=True, exist_ok=True)
     path = out / MANIFEST
     if path.exists():
         manifest = parsed(path.read_bytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -201,22 +202,30 @@ def write_pairs(folder: Folder, target: Path) -> list[str]:
 def write_rlhfv(folder: Folder, target: Path) -> list[str]:
     """In RLHF-V's format: .parquet has its columns with the images inside, as the published set; also .jsonl, .tsv."""
     records, counts = pairs(folder)
-    rows = []
-    for record in records:
+    inside, number = target.suffix.lower() in (".parquet", ".tsv"), count()
+
+    def row(record: Record) -> Record:
         origin = {key: record.meta[key] for key in ("annotator", "kinds") if key in record.meta}
         meta = {"ds_name": "mmfast", "origin_dataset": folder.manifest["input"], "origin_split": origin}
         meta["image_path"] = Path(record.images[0]).name if record.images else ""
-        own = {"segments": None, "meta": meta}
-        rows.append(Record(**{name: getattr(record, name) for name in Record.__slots__} | own))
-    return _written(rows, counts, target, "rlhfv")
+        images = tuple({"bytes": Path(p).read_bytes(), "path": Path(p).name} if inside else p for p in record.images)
+        return replace(record, id=str(next(number)), segments=None, meta=meta, images=images)
+
+    return _written(records, counts, target, "rlhfv", row)
 
 
-def _written(records: list[Record], counts: dict[str, int], target: Path, to: str) -> list[str]:
+def _written(
+    records: list[Record],
+    counts: dict[str, int],
+    target: Path,
+    to: str,
+    row: Callable[[Record], Record] = lambda record: record,
+) -> list[str]:
     left = [f"{number} {name}" for name, number in counts.items() if number]
     if not records:
         raise ValueError("; ".join([f"there is no pair to write, so {target.name} is not made", *left]))
     result = Conversion()
-    write_records(iter(records), target, to, target.parent, result)
+    write_records(map(row, records), target, to, target.parent, result)
     return [*result.lines(), *(f"no pair: {line}" for line in left)]
 
 

@@ -15,7 +15,8 @@ from mmfast.engines.people_server import FILES, HOST, LARGEST, REMEMBERED, Page
 from tests.make.people_cases import Client
 
 OUTSIDE = f"""../secret.txt ..%2fsecret.txt %2e%2e/%2e%2e/secret.txt ../people.py image/../people.css people.css/
-{REMEMBERED} ../out/{JOURNAL} image//etc/passwd image/{"0" * 64} image/1 people.css\\.. ./people.css people.html%00.css"""
+{REMEMBERED} ../out/{JOURNAL} image//etc/passwd image/{"0" * 64} image/1 people.css\\.. ./people.css
+people.html%00.css"""
 EVIL = "</script><img src=x onerror=alert(1)>"
 
 

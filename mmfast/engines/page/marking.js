@@ -3,7 +3,7 @@
 import { button, el, spoken } from "./dom.js";
 import { act, note } from "./people.js";
 
-let card, points, words, segments, from, to, editing, fresh, box, waiting = 0;
+let card, points, words, segments, from, to, before, editing, fresh, box, waiting = 0;
 const word = new Intl.Segmenter(undefined, { granularity: "word" });
 const letter = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const count = (text) => Array.from(text).length;
@@ -19,7 +19,7 @@ export function open(home, given, work) {
   const same = card && card.id === given.id;
   card = given;
   points = Array.from(card.answer);
-  words = pieces(word, card.answer).filter((one) => !/^[\s\p{P}]*$/u.test(one.text)); // marks alone are no stop
+  words = pieces(word, card.answer).filter((one) => !/^[\s\p{P}\p{Sm}\p{Sk}]*$/u.test(one.text)); // marks alone are no stop
   segments = (work.segments || []).map((one) => ({ span: one.span, kind: one.kind, to: one.to }));
   if (!same) [from, to] = words.length ? [words[0].from, words[0].to] : [0, 0];
   editing = null;
@@ -121,7 +121,10 @@ function taken(event) {
   let [a, b] = [place(range.startContainer, range.startOffset), place(range.endContainer, range.endOffset)];
   chosen.removeAllRanges();
   close();
-  if (click) {
+  if (click) { // the place between two letters is not what was meant: the piece that was pressed is
+    const pressed = event.target.closest("[data-from]");
+    if (!pressed) return;
+    a = Number(pressed.dataset.from);
     const inside = segments.findIndex((s) => s.span[0] <= a && a < s.span[1]);
     if (inside >= 0 && card.task === "correct") return edit(inside);
     b = a + 1;
@@ -155,6 +158,7 @@ function mark(kind) {
   let text = "", at = a;
   for (const one of parts) [text, at] = [text + cut(at, one.span[0]) + one.to, one.span[1]];
   const made = { span: [a, b], kind, to: text + cut(at, b) };
+  before = structuredClone(segments);
   segments = [...segments.filter((s) => !parts.includes(s)), made].sort((s, t) => s.span[0] - t.span[0]);
   [from, to] = [a, b];
   draft(true);
@@ -224,8 +228,11 @@ export function typed(event) {
   } else if (event.key === "Enter" && !event.shiftKey) close();
   else if (event.key === "Escape") {
     const one = segments[editing];
-    if (fresh && one.to === cut(...one.span)) act("undo"); // it was only just marked
-    else close();
+    if (fresh && one.to === cut(...one.span)) { // it was only just marked
+      [segments, editing] = [before, null];
+      draw();
+      act("undo");
+    } else close();
   } else return;
   event.preventDefault();
 }

@@ -120,7 +120,7 @@ function end() {
   const { others } = view.progress;
   const [title, text] = view.handed_in ? ["Handed in.", "This page can be closed."]
     : view.finish ? ["All is answered.", "Enter hands it in; U takes the last one back."]
-    : others ? ["Nothing is left for you.", `${others} are with others, or wait for them.`]
+    : others ? ["Nothing is left for you.", `Left with others, or waiting for them: ${others}.`]
     : view.more ? ["One moment.", "The next ones are on their way."]
     : ["All done. Thank you.", "U takes the last one back; else this page can be closed."];
   ended = view.handed_in;
