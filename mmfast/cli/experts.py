@@ -87,7 +87,13 @@ def check(
     from mmfast.feedback.table import read_table
 
     table = read_table(experts)
-    own = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "concurrency": concurrency, "noise": noise}
+    own: dict[str, Any] = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "remote_code": remote_code,
+        "concurrency": concurrency,
+        "noise": noise,
+    }
     given = {name: value for name, value in {"engine": engine, "model": model, **own}.items() if value}
     if table.asks and not (engine and model):
         raise ValueError(f"--experts {table.name}: its experts ask an engine: give --engine and --model")
