@@ -75,7 +75,7 @@ def draw(logits: Tensor, rows: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
         else:
             picked = some.argmax(-1)
         tokens[index] = picked
-    return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def adjusted(logits: Tensor, rows: Sequence[Drawn]) -> Tensor:
