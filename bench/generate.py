@@ -5,13 +5,15 @@ python -m bench.generate [--quick] [--write]
 A 64M model with 576 image tokens, 64 new tokens an answer, greedy or drawn, one thread, peers interleaved. Per answer:
 one row at a time, the best padded batch of transformers, the engine on one image and on four. Then the bars: prefill
 against the trainer's forward of the same pack; a decode step against the larger of its weights' bytes over the measured
-copy bandwidth and its GEMMs alone, beside the time of its own attention. Ratios stand in processor time too, which a
-loaded machine distorts less.
+copy bandwidth and its GEMMs alone, beside the time of its own attention; and, of a world's tiny model with answers as
+long as its captions, the rows that were run for nothing. Ratios stand in processor time too, which a loaded machine
+distorts less.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +31,9 @@ from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
 from mmfast.models.attention import attention
 from mmfast.models.proof import own_inputs
+from mmfast.pages import png
 from mmfast.world import models as world
-from mmfast.world.grammar import CAPTION_PROMPTS
+from mmfast.world.grammar import CAPTION_PROMPTS, Flaws, caption
 from mmfast.world.scenes import render, scenes
 
 QUESTIONS = [
@@ -185,6 +188,42 @@ def steps(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
                "times_floor": (min(times["step"]) - own) / floor, "bar": 1.3}  # fmt: skip
 
 
+def lengths(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
+    """Answers as long as the world's captions, 8 samples of each of 16 pictures: a row leaves when its answer ends, a
+    padded batch runs to the longest. `waste`: rows run for nothing, of all rows run."""
+    engine, generator = bench.engine, random.Random(0)
+    encode = engine.prompts.tokenizer.encode
+    pictures = [Picture(scene.name, png(render(scene))) for scene in scenes(0, "test", 16)]
+    captions = [caption(scene, generator, Flaws()).text for scene in scenes(0, "test", 128)]
+    most = [len(encode(text).ids) + 1 for text in captions]
+    bench.pictures = pictures
+    requests = [
+        replace(bench.request(k // 8, QUESTIONS[0], 1), key=f"{k}", decode=Decode(temperature=0.8, max_tokens=most[k]))
+        for k in range(128)
+    ]
+    drawn = {"do_sample": True, "temperature": 0.8}
+    mean = round(sum(most) / len(most))
+    times = interleave(
+        {
+            "transformers, a row at a time": lambda: bench.theirs(requests[:1], most=mean, **drawn),
+            "transformers, one batch": lambda: bench.theirs(requests, most=max(most), **drawn),
+            "mmfast": lambda: bench.ours(requests),
+        },
+        repeats,
+    )
+    counts = engine.counts
+    run = counts["rows"] + counts["spare"]
+    each = {name: min(seconds.processor) / (1 if "row" in name else 128) for name, seconds in times.items()}
+    for name, seconds in times.items():
+        yield {
+            "op": "generate", "shape": f"16 pictures, 8 samples, captions of {mean} tokens", "peer": name,
+            **summary(seconds), "processor_s_an_answer": each[name],
+            "processor_times_row": each["transformers, a row at a time"] / each[name],
+            "processor_times_batch": each["transformers, one batch"] / each[name],
+            **({"waste": (counts["spare"] + counts["ended"]) / run, "bar_waste": 0.05} if name == "mmfast" else {}),
+        }  # fmt: skip
+
+
 class timed_attention:
     """Seconds of each call of the decode attention, appended to a list."""
 
@@ -209,14 +248,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: does it run?")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--only", default="", help="answers, prefills or steps")
+    parser.add_argument("--only", default="", help="answers, prefills, steps or lengths")
     parser.add_argument("--write", action="store_true", help="append to bench/results/generate.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench("tiny" if given.quick else "bench", 6 if given.quick else given.tokens, 2 if given.quick else 4)
-    for part in (answers, prefills, steps):
+    large = Bench("tiny", 6, 2) if given.quick else Bench("bench", given.tokens, 4)
+    for part in (answers, prefills, steps, lengths):
         if given.only in ("", part.__name__):
-            made = list(part(bench, given.repeats))
+            made = list(part(Bench("tiny", 6, 1) if part is lengths else large, given.repeats))
             for row in made:
                 print(row, flush=True)
             if given.write:

@@ -18,7 +18,8 @@ from mmfast.engines.base import Decode, Finish
 from mmfast.engines.beams import Beam, Beams, inherit
 from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step
 from mmfast.engines.prefill import Node, Prefilled
-from mmfast.engines.sampling import choose, stream_of
+from mmfast.engines.sampling import choose, draw, stream_of
+from mmfast.engines.transfers import fetch, send
 from mmfast.models.attention import Tree, attention
 from mmfast.models.scorer import Scorer, idle
 from mmfast.packing import build_pack
@@ -79,6 +80,7 @@ class Decoding:
         decoder once, with rows or without, because other ranks do."""
         self.scorer, self.budget, self.ends, self.sharded = scorer, budget, ends, sharded
         self.device = scorer.device
+        self.early = self.device.type == "cuda"  # tokens are read while the step that follows them runs already
         self.waiting: deque[Answer] = deque()
         self.rows: list[Answer | Beam] = []
         self.searches: dict[Answer, Beams] = {}
@@ -87,7 +89,7 @@ class Decoding:
         self.free: list[int] = []  # pages, a heap; page 0 belongs to the spare rows
         self.reserved = 0
         self.tables: Step | None = None
-        self.counts = {"steps": 0, "rows": 0, "spare": 0}
+        self.counts = {"steps": 0, "rows": 0, "spare": 0, "ended": 0}  # ended: rows run beyond their end
 
     # the budget, in tokens
 
@@ -120,13 +122,15 @@ class Decoding:
             return []
         self.admit()
         logits = self.logits()
+        if self.early and not self.searches:
+            return self._early(logits)
         # Beams choose for themselves, all other rows together
         single = [n for n, row in enumerate(self.rows) if isinstance(row, Answer)]
         rows: list[Answer | Beam] = []
         done: list[Answer] = []
         if single:
             answers = [row for row in self.rows if isinstance(row, Answer)]
-            some = logits if len(single) == len(self.rows) else logits[torch.tensor(single, device=self.device)]
+            some = logits if len(single) == len(self.rows) else logits[send(single, self.device)]
             for answer, token, logp in zip(answers, *choose(some, answers), strict=True):
                 (done if answer.take(token, logp) else rows).append(answer)
             for answer in done:
@@ -146,6 +150,37 @@ class Decoding:
         self.hidden = self._forward() if rows else None
         if not rows:
             self._idle()
+        return done
+
+    def _early(self, logits: Tensor) -> list[Answer]:
+        """A step that reads nothing before its forward is queued: the host never keeps the device waiting. A row whose
+        token turns out to be its last has run once too often."""
+        answers = [row for row in self.rows if isinstance(row, Answer)]
+        tokens, logps = draw(logits, answers)
+        read = fetch((tokens, logps))
+        # All go on but those that are as long as they may be
+        stay = [n for n, answer in enumerate(answers) if answer.step + 1 < answer.most]
+        if len(stay) < len(answers):
+            tokens, self.tables = tokens[send(stay, self.device)], None
+        self.rows = [answers[n] for n in stay]
+        for row in self.rows:
+            row.tokens.append(0)  # a place for what is not read yet
+        self.hidden = self._forward(tokens) if self.rows else None
+        for row in self.rows:
+            row.tokens.pop()
+        if not self.rows:
+            self._idle()
+        # Which have ended
+        done = [a for a, token, logp in zip(answers, *read(), strict=True) if a.take(token, logp)]
+        ended = {id(answer) for answer in done}
+        going = [n for n, row in enumerate(self.rows) if id(row) not in ended]
+        self.counts["ended"] += len(self.rows) - len(going)
+        if len(going) < len(self.rows):
+            self.rows, self.tables = [self.rows[n] for n in going], None
+            self.hidden = self.hidden[send(going, self.device)] if going and self.hidden is not None else None
+        for answer in done:
+            self._put_back(answer.pages)
+        self.reserved -= sum(answer.reserved for answer in done)
         return done
 
     def admit(self) -> None:
@@ -189,7 +224,7 @@ class Decoding:
         """The beams that go on, with pages of their own where they part."""
         before = search.running
         numbers = [n for n, row in enumerate(self.rows) if isinstance(row, Beam) and row.search is search]
-        going = search.advance(logits[torch.tensor(numbers, device=self.device)])
+        going = search.advance(logits[send(numbers, self.device)])
         kept = {page for _, beam in going for page in beam.pages}
         self._put_back({page for beam in before for page in beam.pages} - kept)
         inherit(going, PAGE, self._copied)
@@ -215,13 +250,16 @@ class Decoding:
 
     # the forward of one token a row
 
-    def _forward(self) -> Tensor:
-        """[R,D]: hidden states of the rows' last tokens, whose keys and values join their pages."""
+    def _forward(self, tokens: Tensor | None = None) -> Tensor:
+        """[R,D]: hidden states of the rows' last tokens, whose keys and values join their pages. `tokens`: these, where
+        they are on the device alone."""
         scorer, count = self.scorer, len(self.rows)
-        tokens = torch.tensor([row.tokens[-1] for row in self.rows] + [0] * (LEAST - count), device=self.device)
+        if tokens is None:
+            tokens = send([row.tokens[-1] for row in self.rows], self.device)
+        tokens = torch.nn.functional.pad(tokens, (0, max(LEAST - count, 0)))
         tables = self._tables()
         positions = [row.of.position + len(row.tokens) - 1 for row in self.rows] + [0] * (LEAST - count)
-        at = torch.tensor(positions, device=self.device)[:, None]
+        at = send(positions, self.device)[:, None]
         if scorer.adapter.positions == "mrope":
             at = at.expand(3, -1, -1)
         inputs = scorer.embeddings(tokens)[:, None]
@@ -243,11 +281,11 @@ class Decoding:
             self.tables = self._new_tables()
         tables, pool = self.tables, self.tables.pages
         spare = [0] * (LEAST - len(self.rows))
-        pages = torch.tensor([row.pages[-1] for row in self.rows] + spare, device=self.device)
+        pages = send([row.pages[-1] for row in self.rows] + spare, self.device)
         tables.page = pages
-        tables.offset = torch.tensor([n % PAGE for n in lengths] + spare, device=self.device)
+        tables.offset = send([n % PAGE for n in lengths] + spare, self.device)
         ordinals = [row.of.ordinal + n for row, n in zip(self.rows, lengths, strict=True)]
-        tables.ordinals = torch.tensor(ordinals + spare, device=self.device)
+        tables.ordinals = send(ordinals + spare, self.device)
         pool.lengths[pages] = tables.offset + 1
         pool.masks.clear()
         for stack in tables.nodes:  # a window moves; without one the mask stays
@@ -291,7 +329,7 @@ class Decoding:
         assert self.pages is not None
         self._tighten()
         stacks = list(dict.fromkeys(node.stack for row in self.rows for node in row.of.nodes))
-        under: list[list[list[int]]] = [[[] for _ in stack.lengths] for stack in stacks]
+        under: list[list[list[int]]] = [[[] for _ in range(len(stack.lengths))] for stack in stacks]
         number = {stack: n for n, stack in enumerate(stacks)}
         high = max((page for row in self.rows for page in row.pages), default=0) + 1
         over: list[list[int]] = [[] for _ in range(high)]
@@ -311,7 +349,7 @@ class Decoding:
                 for k, r in enumerate(rows):
                     parts[r].append(first + place * most + k)
             first += most * len(rows_of)
-            table = torch.tensor([rows + [0] * (most - len(rows)) for rows in rows_of], device=self.device)
+            table = send([rows + [0] * (most - len(rows)) for rows in rows_of], self.device)
             if stack is not None:
                 stack.rows, stack.masks = table, {}
         longest = max(map(len, parts))
@@ -319,11 +357,11 @@ class Decoding:
             keys=[keys[:high] for keys in self.pages.keys],
             values=[values[:high] for values in self.pages.values],
             lengths=self.pages.lengths[:high],
-            starts=torch.tensor(starts, device=self.device),
+            starts=send(starts, self.device),
             rows=table,
         )
         nothing = torch.zeros(0, dtype=torch.int64, device=self.device)
-        padded = torch.tensor([p + [first] * (longest - len(p)) for p in parts], device=self.device)
+        padded = send([p + [first] * (longest - len(p)) for p in parts], self.device)
         return Step(stacks, pool, padded, nothing, nothing, nothing)
 
     def _tighten(self) -> None:
@@ -337,7 +375,7 @@ class Decoding:
         for stack, nodes in needed.items():
             if len(nodes) > len(stack.lengths) / 2:
                 continue
-            index = torch.tensor(sorted(nodes), device=self.device)
+            index = send(sorted(nodes), self.device)
             for tensors in (stack.keys, stack.values):
                 tensors[:] = [t[index] for t in tensors]
             stack.lengths, stack.starts = stack.lengths[index], stack.starts[index]
@@ -347,7 +385,7 @@ class Decoding:
         # Pages
         used = sorted({page for row in self.rows for page in row.pages})
         if used and used[-1] > 2 * len(used) + 16:
-            index, count = torch.tensor(used, device=self.device), len(used)
+            index, count = send(used, self.device), len(used)
             for tensors in (self.pages.keys, self.pages.values):
                 for t in tensors:
                     t[1 : count + 1] = t[index]

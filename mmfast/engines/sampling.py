@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmfast.engines.base import Decode
+from mmfast.engines.transfers import send
 
 
 class Drawn(Protocol):
@@ -49,25 +50,32 @@ def count(stream: tuple[int, int], step: int, out: np.ndarray) -> None:
 
 
 def choose(logits: Tensor, rows: Sequence[Drawn]) -> tuple[list[int], list[float]]:
-    """(token, its log-prob at temperature 1, before penalties and cuts) of each row of fp32 logits [R,V]."""
-    scores = adjusted(logits, rows)
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    """What `draw` gives, read."""
+    tokens, logps = draw(logits, rows)
+    return tokens.tolist(), logps.tolist()
+
+
+def draw(logits: Tensor, rows: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
+    """(token, its log-prob at temperature 1, before penalties and cuts) of each row of fp32 logits [R,V]. Nothing is
+    read from the device."""
+    scores, device = adjusted(logits, rows), logits.device
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
     # Rows of one kind together
     kinds: dict[Decode, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         kinds[replace(row.decode, seed=0, stop=(), max_tokens=1)].append(number)
     for decode, numbers in kinds.items():
-        some = scores if len(numbers) == len(rows) else scores[torch.tensor(numbers, device=logits.device)]
+        index = slice(None) if len(numbers) == len(rows) else send(numbers, device)
+        some = scores[index]
         if decode.temperature:
             counted = np.empty((len(numbers), logits.shape[1]), np.float32)
             for n, out in zip(numbers, counted, strict=True):
                 count(rows[n].stream, rows[n].step, out)
-            picked = race(cut(some / decode.temperature, decode), torch.from_numpy(counted).to(logits.device))
+            picked = race(cut(some / decode.temperature, decode), send(torch.from_numpy(counted), device))
         else:
             picked = some.argmax(-1)
-        tokens[torch.tensor(numbers, device=logits.device)] = picked
-    logps = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens.tolist(), logps.tolist()
+        tokens[index] = picked
+    return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def adjusted(logits: Tensor, rows: Sequence[Drawn]) -> Tensor:
@@ -82,13 +90,13 @@ def adjusted(logits: Tensor, rows: Sequence[Drawn]) -> Tensor:
         if row.decode.repetition_penalty != 1:
             scores[number] = penalised(scores[number], row.seen or (), row.decode.repetition_penalty)
         if mask is not None:
-            scores[number].masked_fill_(~mask.to(scores.device), -torch.inf)
+            scores[number].masked_fill_(~send(mask, scores.device), -torch.inf)
     return scores
 
 
 def penalised(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
     """transformers' rule: what was seen is divided by the penalty where it is positive, else multiplied."""
-    index = torch.tensor(sorted(set(seen)), dtype=torch.int64, device=scores.device)
+    index = send(sorted(set(seen)), scores.device)
     values = scores[index]
     return scores.index_copy(0, index, torch.where(values < 0, values * penalty, values / penalty))
 

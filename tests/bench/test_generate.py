@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from bench.generate import Bench, answers, prefills, steps
+from bench.generate import Bench, answers, lengths, prefills, steps
 from mmfast.engines import decode_attention
 
 
@@ -15,7 +15,8 @@ def test_every_part_gives_rows(monkeypatch):
     monkeypatch.setattr("bench.timing.gc.collect", lambda: 0)
     bench = Bench("tiny", 4, 2)
     rows = [*answers(bench, 1), *prefills(bench, 1), *steps(bench, 1)]
-    assert len(rows) == 12 + 1 + 3 and all(row["best_s"] > 0 for row in rows)
+    rows += lengths(Bench("tiny", 4, 1), 1)
+    assert rows[-1]["waste"] < 0.05 and len(rows) == 12 + 1 + 3 + 3 and all(row["best_s"] > 0 for row in rows)
     assert AttentionInterface()[decode_attention.NAME] is decode_attention.attend
     asked = [bench.request(0, "what is it")]
     (reply,) = bench.ours(asked)

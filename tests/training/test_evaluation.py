@@ -35,19 +35,22 @@ def processed(path, family, question, picture):
     return inputs | images
 
 
+def sampled(folder, path, data, **changes):
+    changes = {"data.eval_path": str(data), "train.eval_samples": 4, "train.eval_tokens": 12, **changes}
+    config = make_config(folder, path, data, **changes)
+    runtime = start(config)
+    job = Job(config, runtime)
+    samples = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train).samples()
+    runtime.close()
+    return samples
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_what_transformers_generates(family, tmp_path):
     path = make_model(tmp_path, family)
     text_only = 6 if family == "llama" else 2
     data = write_pairs(tmp_path, 6, text_only=text_only)
-    config = make_config(
-        tmp_path, path, data, **{"data.eval_path": str(data), "train.eval_samples": 4, "train.eval_tokens": 12}
-    )
-    runtime = start(config)
-    job = Job(config, runtime)
-    evaluation = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train)
-    samples = evaluation.samples()
-    runtime.close()
+    samples = sampled(tmp_path, path, data)
 
     kinds = hf.AutoModelForCausalLM if family == "llama" else hf.AutoModelForImageTextToText
     model = kinds.from_pretrained(path, dtype=torch.float32).eval()
@@ -61,6 +64,26 @@ def test_samples_are_what_transformers_generates(family, tmp_path):
         answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert sample["answer"] == answer, (number, sample["answer"], answer)
     assert any(sample["answer"] for sample in samples)
+
+
+def test_cached_towers_give_the_same_samples_and_a_picture_that_changed_is_named(tmp_path):
+    path, data = make_model(tmp_path, "llava"), write_pairs(tmp_path, 6, text_only=2)
+    cached = sampled(tmp_path, path, data, **{"model.cache_vision": True, "model.freeze": ["vision"]})
+    assert cached == sampled(tmp_path, path, data) and any(sample["answer"] for sample in cached)
+    with pytest.raises(ValueError, match="has changed since the examples were built"):
+        changed_picture_sampled(tmp_path, path, data)
+
+
+def changed_picture_sampled(folder, path, data):
+    config = make_config(folder, path, data, **{"data.eval_path": str(data), "train.eval_samples": 4})
+    runtime = start(config)
+    job = Job(config, runtime)
+    evaluation = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train)
+    Image.new("RGB", (84, 84), "red").save(folder / "train-1.png")
+    try:
+        evaluation.samples()
+    finally:
+        runtime.close()
 
 
 def test_a_model_whose_prompt_is_read_in_both_directions_is_refused_by_name():
