@@ -190,6 +190,10 @@ class Benchmark:
         """Files by their names that its server takes; none where nothing is sent to a server."""
         return {}
 
+    def extra(self, marks: Sequence[Mark], scoring: Scoring) -> dict[str, float]:
+        """Figures of all marks together that no sums tell: a fit, how runs of a judge differ."""
+        return {}
+
 
 def ratio(above: Any, below: Any, times: float = 1.0) -> Any:
     """times * above / below; 0 where there is nothing to divide by. Of numbers, or element by element."""
