@@ -65,7 +65,8 @@ def score(
         return list(one.marks(questions, found, scoring)), scoring
 
     # Marks, of each run of the judge; then by our parser too
-    (first, scoring), *others = [marked(run, strict) for run in range(runs)]
+    made = [marked(run, strict) for run in range(runs)]
+    (first, scoring), *others = made
     if not first:
         raise ValueError(f"{one.name}: no answer was marked")
     if judge is not None and not scoring.judged:
@@ -80,7 +81,7 @@ def score(
     return Result(
         bench=one.name,
         flavour=f"{flavour}, own prompt" if scoring.own_prompt else flavour,
-        metrics=means([first, *more], metrics),
+        metrics=means([first, *more], metrics) | _extra(one, made),
         intervals=intervals(first, metrics, more),
         marks=first,
         counts=_counted(questions, found, first, counts + scoring.counts),
@@ -141,6 +142,12 @@ def _complete(
     return there if bench.missing == "skipped" else questions
 
 
+def _extra(bench: Benchmark, made: list[tuple[list[Mark], Scoring]]) -> dict[str, float]:
+    """Figures that no sums tell, over the runs of a judge their mean. They have no interval."""
+    found = [bench.extra(marks, scoring) for marks, scoring in made]
+    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+
 def _counted(
     questions: list[Question], answers: Mapping[str, Answer], marks: list[Mark], counts: Counter[str]
 ) -> dict[str, int]:
@@ -177,4 +184,5 @@ def metric_names(bench: Benchmark, questions: list[Question], data: Data) -> lis
     would: a file that is not there, a judge that is needed."""
     trial = {q.id: Answer(id=q.id, turns=(TRIAL,) * len(q.turns)) for q in questions}
     scoring = Scoring(data=data, flavour=bench.flavours[0])
-    return list(bench.metrics(totals(list(bench.marks(questions, trial, scoring))), bench.flavours[0]))
+    marks = list(bench.marks(questions, trial, scoring))
+    return [*bench.metrics(totals(marks), bench.flavours[0]), *bench.extra(marks, scoring)]
