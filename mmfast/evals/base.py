@@ -148,8 +148,10 @@ class Scoring:
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # "unparsed", "empty", ...
     notes: list[str] = field(default_factory=list)
+    judged: bool = False  # the judge was wanted
 
     def judged_by(self) -> Judge:
+        self.judged = True
         if self.judge is None:
             raise ValueError(f"{self.data.bench.name} needs a judge: give --judge (officially {self.data.bench.judge})")
         return self.judge
@@ -186,6 +188,10 @@ class Benchmark:
 
     def upload(self, questions: Sequence[Question], answers: Mapping[str, Answer], data: Data) -> dict[str, bytes]:
         """Files by their names that its server takes; none where nothing is sent to a server."""
+        return {}
+
+    def extra(self, marks: Sequence[Mark], scoring: Scoring) -> dict[str, float]:
+        """Figures of all marks together that no sums tell: a fit, how runs of a judge differ."""
         return {}
 
 

@@ -15,6 +15,7 @@ from mmfast.evals.base import Answer, Benchmark, Data, Judge, Mark, Question, Re
 from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.intervals import intervals, means, totals
 
+TRIAL = "Yes, there is something to be seen, and this was written before anybody looked."
 SEEDS_APART = 1000  # between the runs of a judge: a call that is asked again stays within its run
 
 
@@ -64,9 +65,12 @@ def score(
         return list(one.marks(questions, found, scoring)), scoring
 
     # Marks, of each run of the judge; then by our parser too
-    (first, scoring), *others = [marked(run, strict) for run in range(runs)]
+    made = [marked(run, strict) for run in range(runs)]
+    (first, scoring), *others = made
     if not first:
         raise ValueError(f"{one.name}: no answer was marked")
+    if judge is not None and not scoring.judged:
+        raise ValueError(f"--judge has no effect: {one.name} is scored without one by the flavour {flavour}")
     more = [marks for marks, _ in others]
     metrics = partial(one.metrics, flavour=flavour)
     strictly = means([marked(0, True)[0]], metrics) if one.parsers_differ and not strict else {}
@@ -77,7 +81,7 @@ def score(
     return Result(
         bench=one.name,
         flavour=f"{flavour}, own prompt" if scoring.own_prompt else flavour,
-        metrics=means([first, *more], metrics),
+        metrics=means([first, *more], metrics) | _extra(one, made),
         intervals=intervals(first, metrics, more),
         marks=first,
         counts=_counted(questions, found, first, counts + scoring.counts),
@@ -138,6 +142,12 @@ def _complete(
     return there if bench.missing == "skipped" else questions
 
 
+def _extra(bench: Benchmark, made: list[tuple[list[Mark], Scoring]]) -> dict[str, float]:
+    """Figures that no sums tell, over the runs of a judge their mean. They have no interval."""
+    found = [bench.extra(marks, scoring) for marks, scoring in made]
+    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+
 def _counted(
     questions: list[Question], answers: Mapping[str, Answer], marks: list[Mark], counts: Counter[str]
 ) -> dict[str, int]:
@@ -170,7 +180,9 @@ def _made_by(header: Mapping[str, Any], bench: Benchmark, wording: str, scoring:
 
 
 def metric_names(bench: Benchmark, questions: list[Question], data: Data) -> list[str]:
-    """What will be measured, told by answers that say nothing: before any is asked for."""
-    silent = {q.id: Answer(id=q.id, turns=("",) * len(q.turns)) for q in questions}
+    """What will be measured, told by a made-up answer to each question: before any is asked for. Raises what scoring
+    would: a file that is not there, a judge that is needed."""
+    trial = {q.id: Answer(id=q.id, turns=(TRIAL,) * len(q.turns)) for q in questions}
     scoring = Scoring(data=data, flavour=bench.flavours[0])
-    return list(bench.metrics(totals(list(bench.marks(questions, silent, scoring))), bench.flavours[0]))
+    marks = list(bench.marks(questions, trial, scoring))
+    return [*bench.metrics(totals(marks), bench.flavours[0]), *bench.extra(marks, scoring)]

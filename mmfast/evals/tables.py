@@ -147,10 +147,11 @@ def lines(result: Result) -> list[str]:
     """A result in words, for a terminal."""
     told = [_under(result)]
     for name, value in result.metrics.items():
-        low, high = result.intervals[name]
+        ends = result.intervals.get(name)
+        shown = f"({number(ends[0])} to {number(ends[1])})" if ends else "(no interval)"
         ours = result.strict.get(name)
         by_ours = f"; by our parser {number(ours)}" if ours is not None and ours != value else ""
-        told.append(f"  {name:24} {number(value):>9}  ({number(low)} to {number(high)}){by_ours}")
+        told.append(f"  {name:24} {number(value):>9}  {shown}{by_ours}")
     told.append("  " + ", ".join(f"{count} {name}" for name, count in result.counts.items()))
     return told + [f"  {note}" for note in result.notes]
 

@@ -43,9 +43,9 @@ class Benchmarks:
         try:
             for name in bench:
                 self.asked.append(asking(name, data, images=images, limit=limit))
-                _check(self.asked[-1])
-            if best:
-                self._check_best(best)
+                names = _check(self.asked[-1])
+                if best.partition(".")[0] == name and best.partition(".")[2] not in names:
+                    raise ValueError(f"best = {best!r} is not measured; {name} has {', '.join(names)}")
         except (ValueError, OSError) as error:
             problem = f"[evaluate] {error}"
         runtime.agree(problem)
@@ -80,24 +80,16 @@ class Benchmarks:
         write_result(out / RESULT, result)
         return {f"eval/{one.bench.name}.{name}": value for name, value in result.metrics.items()}
 
-    def _check_best(self, best: str) -> None:
-        """It is one of the metrics, told by answers that say nothing."""
-        name, _, metric = best.partition(".")
-        one = next(one for one in self.asked if one.bench.name == name)
-        names = metric_names(one.bench, list(one.questions), one.data)
-        if metric not in names:
-            raise ValueError(f"best = {best!r} is not measured; {name} has {', '.join(names)}")
 
-
-def _check(asked: Asking) -> None:
+def _check(asked: Asking) -> list[str]:
+    """What it measures; raises where it cannot be scored in a run: a judge, a file or an image is missing."""
     bench = asked.bench
-    if bench.judge:
-        raise ValueError(f"bench: {bench.name} needs a judge, which a run does not have: score it after the run")
     missing = {
         p.source for q in asked.questions for p in q.images if p.content is None and not Path(p.source).is_file()
     }
     if missing:
         raise ValueError(f"images: {len(missing)} of {bench.name}'s images are not there (the first: {min(missing)})")
+    return metric_names(bench, list(asked.questions), asked.data)
 
 
 def lowest_is_best(best: str) -> bool:

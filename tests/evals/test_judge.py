@@ -9,7 +9,7 @@ import pytest
 from mmfast.engines.base import Decode
 from mmfast.evals import score
 from mmfast.evals.answering import asking
-from mmfast.evals.base import Call
+from mmfast.evals.base import Call, Mark
 from mmfast.evals.judge import EngineJudge, ListedJudge, agreement, until_parsed
 from mmfast.evals.tables import agreed
 from tests.make.eval_cases import Rater, Talk, ask, rating, write_talk
@@ -88,6 +88,15 @@ def test_runs_of_a_judge_have_seeds_of_their_own_and_widen_the_interval(made):
     assert other.metrics["rating"] != one.metrics["rating"] and other.made_by["runs"] == 3
     firsts = [[mark.told["verdict"] for mark in run] for run in (other.marks, *other.more)]
     assert firsts[0] != firsts[1] != firsts[2]
+
+
+def test_a_judge_that_nobody_asks_has_no_effect(made):
+    class Silent(Talk):
+        def marks(self, questions, answers, scoring):
+            yield Mark(id="0", unit="0", sums={"points": 1.0, "rated": 1.0})
+
+    with pytest.raises(ValueError, match="no effect: talk is scored without one by the flavour official"):
+        score(Silent(), made[1], data=made[0], judge=EngineJudge(Rater()))
 
 
 def test_our_own_words_stand_in_the_name(made):

@@ -8,6 +8,7 @@ from mmfast.engines.base import Reply
 from mmfast.evals import Result, score
 from mmfast.evals.base import Answer
 from mmfast.evals.scoring import metric_names
+from mmfast.evals.tables import lines, markdown
 from tests.make.engine_cases import Fake
 from tests.make.eval_cases import Talk, Toy, ask, toy, write_toy
 
@@ -141,6 +142,16 @@ def test_answers_in_memory_and_turns_that_do_not_fit(made):
         score(Toy(), answers, data=data)
     with pytest.raises(ValueError, match="the answers lacks 23 of the 24"):
         score(Toy(), {"q0": answers["q0"]}, data=data)
+
+
+def test_figures_of_all_marks_have_no_interval(made):
+    class Fitted(Toy):
+        def extra(self, marks, scoring):
+            return {"fit": float(len(marks))}
+
+    result = score(Fitted(), made[1], data=made[0])
+    assert result.metrics["fit"] == 24 and "fit" not in result.intervals
+    assert any("(no interval)" in line for line in lines(result)) and "24.00 |" in markdown({"a": result})
 
 
 def test_what_is_measured_is_known_before_any_answer(made):

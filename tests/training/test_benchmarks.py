@@ -6,6 +6,7 @@ import pytest
 
 from mmfast.engines.local import Local
 from mmfast.evals.answering import asking
+from mmfast.evals.benches import benches
 from mmfast.evals.benches.pope import Pope
 from mmfast.evals.tables import read_result
 from mmfast.job.checkpoint_files import best_checkpoint, better, complete, read_info
@@ -14,7 +15,7 @@ from mmfast.job.runtime import join
 from mmfast.train import train
 from mmfast.training.benchmarks import Benchmarks, lowest_is_best
 from mmfast.training.report import _benchmarks
-from tests.make.eval_cases import ask, write_pope
+from tests.make.eval_cases import Talk, ask, write_pope, write_talk
 from tests.make.rank_processes import run_ranks
 from tests.make.tiny_run import make_config
 
@@ -149,9 +150,9 @@ def test_a_benchmark_with_a_judge_and_one_without_its_images_are_refused(pope, t
     (folder / f"{scenes[1].name}.png").unlink()
     with pytest.raises(ValueError, match="1 of pope's images are not there"):
         Benchmarks(runtime, tmp_path, bench=["pope"], data=str(folder))
-    monkeypatch.setattr(Pope, "judge", "gpt-4")
-    with pytest.raises(ValueError, match="needs a judge, which a run does not have"):
-        Benchmarks(runtime, tmp_path, bench=["pope"], data=str(pope))
+    monkeypatch.setitem(benches(), "talk", Talk())
+    with pytest.raises(ValueError, match=r"\[evaluate\] talk needs a judge"):
+        Benchmarks(runtime, tmp_path, bench=["talk"], data=str(write_talk(tmp_path / "talk")))
 
 
 def test_when_and_which_way(pope, tmp_path, monkeypatch):
