@@ -161,6 +161,12 @@ def test_wrong_data_is_told(home):
     (home / "similarity.json").unlink()
     with pytest.raises(ValueError, match=r"amber-table.*en_core_web_lg"):
         marked("amber", home, ANSWERS)
+    for name in ("similarity.json", "relation.json", "query_all.json"):
+        kept = (home / name).read_text() if (home / name).exists() else "[]"
+        (home / name).write_text("[")
+        with pytest.raises(ValueError, match=f"{name} is no JSON"):
+            marked("amber", home, ANSWERS)
+        (home / name).write_text(json.dumps(table) if name == "similarity.json" else kept)
     (home / "query_all.json").write_text("[]")
     with pytest.raises(ValueError, match="not of one version of AMBER"):
         marked("amber", home, ANSWERS)

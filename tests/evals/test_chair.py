@@ -186,6 +186,27 @@ def test_a_list_of_images_is_captioned_whole_and_gives_the_questions(tmp_path):
         marked("chair", home, {"101": "a dog", "999": "a cat"})
 
 
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        (
+            "images.jsonl",
+            '{"image_id": 101}\n{"image_id": "COCO_val2014_000000000101.jpg"}',
+            "jsonl:2: image 101 is there twice",
+        ),
+        ("images.jsonl", "101\n{", "jsonl:2 is no JSON"),
+        ("images.json", '[101, {"id": 102}]', "row 2 has no image_id"),
+        ("images.json", "[101", "images.json is no JSON"),
+        ("images.txt", "101\n0101\n", "image 101 is there twice"),
+    ],
+)
+def test_a_wrong_list_of_images_is_named(tmp_path, name, text, told):
+    home = folder(tmp_path)
+    (home / name).write_text(text)
+    with pytest.raises(ValueError, match=told):
+        marked("chair", home, CAPTIONS)
+
+
 def test_what_is_missing_is_told_with_its_source(tmp_path):
     (tmp_path / "synonyms.txt").write_text("dog, puppy\ncat\n")
     with pytest.raises(ValueError, match="chair-table"):

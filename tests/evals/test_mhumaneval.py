@@ -115,5 +115,5 @@ def test_questions_hold_their_image_or_its_name(home):
     first, second = one.questions(Data(home, one), one.wordings["rlhfv"])
     assert (first.id, second.id) == ("0", "7") and first.images[0].data == content and first.unit == second.unit
     (home / "questions.jsonl").write_text(json.dumps({"image": "a.jpg"}))
-    with pytest.raises(ValueError, match="line 1 of its questions has no question"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl:1 has no question"):
         list(one.questions(Data(home, one), one.wordings["rlhfv"]))
