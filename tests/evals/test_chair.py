@@ -22,7 +22,10 @@ from tests.evals.marked import GOLDEN, marked, official
 pytest.importorskip("nltk")
 HERE = GOLDEN / "chair"
 EXPECTED = json.loads((HERE / "expected_own_synonyms.json").read_text())
-CAPTIONS = {str(row["image_id"]): row["caption"] for row in json.loads((HERE / "answers.json").read_text())}
+CAPTIONS, PUBLISHED = (
+    {str(row["image_id"]): row["caption"] for row in json.loads((HERE / name).read_text())}
+    for name in ("answers_own.json", "answers.json")
+)
 
 
 def folder(tmp_path, synonyms=HERE / "synonyms.txt", reading="original"):
@@ -72,7 +75,7 @@ def test_the_table_of_objects_is_what_the_official_scripts_gather(tmp_path, read
 def test_the_published_synonyms_give_the_published_golden_vectors(tmp_path, flavour, name):
     (synonyms,) = official("chair/synonyms_original.txt")
     expected = json.loads((HERE / f"expected_{name}.json").read_text())
-    metrics, marks, scoring = marked("chair", folder(tmp_path, synonyms, flavour), CAPTIONS, flavour=flavour)
+    metrics, marks, scoring = marked("chair", folder(tmp_path, synonyms, flavour), PUBLISHED, flavour=flavour)
     for key, value in expected["overall_metrics"].items():
         assert metrics[key] / 100 == pytest.approx(value, rel=1e-15)
     for mark, sentence in zip(marks, expected["sentences"], strict=True):
@@ -230,7 +233,7 @@ def test_silent_captions_hallucinate_nothing_and_recall_says_so(tmp_path):
     metrics, _, _ = marked("chair", folder(tmp_path), dict.fromkeys(CAPTIONS, ""))
     assert (metrics["CHAIRs"], metrics["CHAIRi"], metrics["Recall"], metrics["objects"]) == (0, 0, 0, 0)
     metrics, marks, _ = marked("chair", tmp_path, CAPTIONS)
-    assert metrics["Recall"] > 80 and 13 < metrics["words"] < 14
+    assert metrics["Recall"] > 80 and metrics["words"] == 12
     # By a script's own way: CHAIRi of the sums of resampled images, each image whole
     one = bench("chair")
     found = intervals(marks, lambda sums: one.metrics(sums, "original"))
