@@ -5,11 +5,11 @@ The order in which words are looked for decides, and is the official script's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmfast.evals.base import Scoring
+from mmfast.evals.inputs import json_of
 from mmfast.evals.text import words
 from mmfast.evals.text.lemmas import wordnet
 from mmfast.evals.text.tagger import Tags, tagger
@@ -21,10 +21,10 @@ Described = tuple[dict[str, float], dict[str, Any]]
 def describer(scoring: Scoring) -> Callable[[str, Mapping[str, Any]], Described]:
     """Marks a description, by the benchmark's words."""
     data = scoring.data
-    near: dict[str, list[str]] = json.loads(data.read("relation"))
+    near: dict[str, list[str]] = json_of(data, "relation")
     vocabulary = {*near, *(word for several in near.values() for word in several)}
     safe = set(data.read("safe").decode().split("\n"))
-    alike, tags = similarity(data.read("similar"), vocabulary, scoring), tagger(data.read("tagger"))
+    alike, tags = similarity(json_of(data, "similar"), vocabulary, scoring), tagger(data.read("tagger"))
 
     def describe(text: str, truth: Mapping[str, Any]) -> Described:
         nouns = [noun for noun in nouns_of(text, tags) if noun in vocabulary]
@@ -71,9 +71,8 @@ def nouns_of(text: str, tags: Tags) -> list[str]:
     return [wordnet(token) for token, tag in tags(words(text)) if tag.startswith("NN")]
 
 
-def similarity(content: bytes, vocabulary: set[str], scoring: Scoring) -> dict[str, set[str]]:
+def similarity(table: Any, vocabulary: set[str], scoring: Scoring) -> dict[str, set[str]]:
     """A word -> those that are like it: itself too, unless the model does not know it."""
-    table = json.loads(content)
     if not isinstance(table, dict) or not {"vocabulary", "similar_pairs", "self_not_similar"} <= table.keys():
         raise ValueError("the table of words that are alike is none: make it with `mmfast eval amber-table`")
     missing = sorted(vocabulary - set(table["vocabulary"]))

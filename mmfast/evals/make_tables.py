@@ -58,8 +58,6 @@ def chair_table(
         names = {each["id"]: each["name"] for each in instances["categories"]}
         if unknown := sorted(set(names.values()) - set(vocabulary.classes)):
             raise ValueError(f"{synonyms} has no line for COCO's category {unknown[0]!r}")
-        for image in instances["images"]:
-            found[image["id"]]  # one without any object is in the table too
         for each in instances["annotations"]:
             found[each["image_id"]].add(vocabulary.classes[names[each["category_id"]]])
         for each in _coco(Path(annotations), f"captions_{part}2014.json")["annotations"]:

@@ -149,6 +149,9 @@ def test_what_is_missing_is_told(home):
     (home / "dl_object_graph_v1.json").unlink()
     with pytest.raises(ValueError, match=r"dl_object_graph_v1\.json.*umd-huang-lab/Mementos"):
         marked("mementos", home, TEXTS, judge=judge)
+    (home / "dl_description.csv").write_text("image_name,text\na.png,b\n")
+    with pytest.raises(ValueError, match=r"dl_description\.csv: a row without an image or a description"):
+        marked("mementos", home, TEXTS, judge=judge)
     for name in ("dl", "robo"):
         (home / f"{name}_description.csv").unlink()
     with pytest.raises(ValueError, match=r"has none of dl_description\.csv"):

@@ -68,6 +68,8 @@ def test_three_people_make_three_pairs(home):
     metrics, marks, _ = judged(home, rows)
     assert marks[0].sums["pairs"] == 3 and marks[0].sums["equal"] == 1
     assert metrics["All"] == pytest.approx(100 * 2 / 12) and metrics["agreement"] == pytest.approx(100 * 8 / 12)
+    chance = (1 / 6) ** 2 + (5 / 6) ** 2
+    assert metrics["kappa"] == pytest.approx((2 / 3 - chance) / (1 - chance))
 
 
 def test_judgements_may_lie_elsewhere_and_are_no_part_of_the_data(home, tmp_path_factory):
@@ -115,5 +117,5 @@ def test_questions_hold_their_image_or_its_name(home):
     first, second = one.questions(Data(home, one), one.wordings["rlhfv"])
     assert (first.id, second.id) == ("0", "7") and first.images[0].data == content and first.unit == second.unit
     (home / "questions.jsonl").write_text(json.dumps({"image": "a.jpg"}))
-    with pytest.raises(ValueError, match="line 1 of its questions has no question"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl:1 has no question"):
         list(one.questions(Data(home, one), one.wordings["rlhfv"]))

@@ -56,7 +56,8 @@ def check(metrics, expected):
 
 
 def test_rules_by_our_own_synonyms(tmp_path):
-    metrics, marks, _ = marked("objhal", folder(tmp_path), TEXTS, flavour="rules")
+    texts = {str(row["image_id"]): row["caption"] for row in json.loads((CHAIR / "answers_own.json").read_text())}
+    metrics, marks, _ = marked("objhal", folder(tmp_path), texts, flavour="rules")
     check(metrics, OWN["objhal"])
     for mark in marks:
         assert mark.told["wrong_words"] == OWN["objhal"]["wrong"][mark.id]
@@ -99,6 +100,14 @@ def test_what_is_no_list_is_left_out_and_told(tmp_path):
     assert "103" not in {mark.id for mark in marks} and len(marks) == 21
     assert scoring.counts["unparsed"] == 1 and scoring.counts["asked again"] == 3
     assert scoring.notes == ["1 answers are left out, for the judge gave no list for them (the first: 103)"]
+
+
+def test_three_words_are_no_description_and_four_are(tmp_path):
+    texts = {**TEXTS, "101": "A dog sits.", "102": " A dog  sits there.\n"}
+    judge = Replies(REPLIES)
+    marked("objhal", folder(tmp_path), texts, judge=judge)
+    asked = {call.key for call in judge.asked}
+    assert "101" not in asked and "102" in asked
 
 
 def test_replies_are_read_as_officially():

@@ -9,7 +9,6 @@ rounded, F1 is made of rounded ones, and each count begins at 0.001; the flavour
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from mmfast.engines.base import Decode
 from mmfast.evals.amber_words import MODEL, describer
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.benches.pope import SHORT, strictly
+from mmfast.evals.inputs import json_of
 
 GENERATIVE = "generative"
 KINDS = {
@@ -69,9 +69,8 @@ class Amber(Benchmark):
     published = "Qwen-VL-Chat + DGPref: CHAIR 1.5, Cover 54.0; LLaVA-1.5-7B + DGPref: CHAIR 1.2, Cover 51.2 (its logs)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        truths = json.loads(data.read("annotations"))
-        rows = json.loads(data.read("questions"))
-        if [row["id"] for row in rows] != [row["id"] for row in truths]:
+        truths, rows = json_of(data, "annotations"), json_of(data, "questions")
+        if not isinstance(rows, list) or [row["id"] for row in rows] != [row["id"] for row in truths]:
             raise ValueError(f"{data.folder}: query_all.json and annotations.json are not of one version of AMBER")
         for row, truth in zip(rows, truths, strict=True):
             asks = truth["type"] != GENERATIVE

@@ -9,13 +9,13 @@ stand beside, for a silent model does not hallucinate.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of
+from mmfast.evals.inputs import json_lines, json_of
 
 SYNONYMS = File(
     names=("synonyms.txt", "synonyms_original.txt"),
@@ -137,15 +137,21 @@ def image_rows(data: Data) -> Iterator[dict[str, Any]]:
     """The rows of a list of images: JSON lines, a JSON list of rows or ids, an id a line."""
     path = data.path("images")
     assert path is not None
-    text = data.read("images").decode()
     if path.suffix == ".json":
-        rows = json.loads(text)
+        rows = [(f"{path}, row {number}", row) for number, row in enumerate(json_of(data, "images"), 1)]
+    elif path.suffix == ".txt":
+        rows = [(f"{path}", line.strip()) for line in data.read("images").decode().splitlines() if line.strip()]
     else:
-        rows = [json.loads(line) if line[:1] == "{" else line for line in text.splitlines() if line.strip()]
-    for number, row in enumerate(rows, 1):
+        rows = json_lines(data, "images")
+    seen: set[str] = set()
+    for place, row in rows:
         row = row if isinstance(row, dict) else {"image_id": row}
         if "image_id" not in row:
-            raise ValueError(f"{path.name}, row {number} has no image_id")
+            raise ValueError(f"{place} has no image_id")
+        key = image_id(row["image_id"])
+        if key in seen:
+            raise ValueError(f"{place}: image {key} is there twice")
+        seen.add(key)
         yield row
 
 

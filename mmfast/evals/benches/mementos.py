@@ -11,12 +11,12 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Benchmark, Call, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.evals.inputs import json_of
 from mmfast.evals.judge import until_parsed
 from mmfast.evals.synonym_graphs import LISTS, Graph, compared, graph_of, official_lists, replaced, strict_lists
 
@@ -83,14 +83,19 @@ class Mementos(Benchmark):
             )
         for domain in there:
             for row in csv.DictReader(io.StringIO(data.read(domain).decode("utf-8-sig"))):
-                image = row.get("image_name") or row["image"]
+                image, description = (
+                    next((row[name] for name in names if row.get(name)), "")
+                    for names in (("image_name", "image"), ("description", "gt_description"))
+                )
+                if not image or not description:
+                    raise ValueError(f"{data.path(domain)}: a row without an image or a description")
                 name = image.rsplit(".", 1)[0]
                 yield Question(
                     id=name,
                     turns=(wording.suffix,),
                     images=_frames(data, image, name),
                     unit=image,
-                    truth={"domain": domain, "description": row.get("description") or row["gt_description"]},
+                    truth={"domain": domain, "description": description},
                     official={"image_name": image},
                 )
 
@@ -140,7 +145,7 @@ def _prompt(scoring: Scoring) -> str:
     if scoring.data.path("prompt") is None:
         scoring.own_prompt = True
         return OWN
-    for cell in json.loads(scoring.data.read("prompt"))["cells"]:
+    for cell in json_of(scoring.data, "prompt").get("cells", ()):
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and LISTS[-1] in source:
             try:

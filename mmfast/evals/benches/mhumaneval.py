@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.evals.inputs import json_lines
 
 Judgement = dict[str, Any]
 KINDS = ("object", "position", "number", "others")  # RLHF-V's; others may be given, too
@@ -50,15 +51,14 @@ class MHumanEval(Benchmark):
     less_is_better = ("All", *(kind.capitalize() for kind in KINDS), "segments", "marked")
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        for number, line in enumerate(data.read("questions").decode().splitlines()):
-            row = json.loads(line)
+        for number, (place, row) in enumerate(json_lines(data, "questions")):
+            if not isinstance(row, dict) or not row.get("question"):
+                raise ValueError(f"{place} has no question")
             name, image = str(row.get("id", row.get("question_id", number))), str(row.get("image") or "")
-            if not row.get("question"):
-                raise ValueError(f"MHumanEval: line {number + 1} of its questions has no question")
             picture = data.picture(image)
             if len(image) > 300:  # no file's name: the image itself
                 picture = Picture(f"{name}.jpg", base64.b64decode(image))
-            unit = picture.id if len(image) > 300 else image
+            unit = picture.id if len(image) > 300 else image or name
             yield Question(id=name, turns=(row["question"] + wording.suffix,), images=(picture,), unit=unit)
 
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
@@ -96,7 +96,7 @@ class MHumanEval(Benchmark):
         found: dict[str, list[Judgement]] = defaultdict(list)
         for number, line in enumerate(content.decode().splitlines(), 1):
             if line.strip():
-                row = _checked(json.loads(line), texts, f"{path}:{number}")
+                row = _checked(line, texts, f"{path}:{number}")
                 if row["annotator"] in {other["annotator"] for other in found[row["id"]]}:
                     raise ValueError(f"{path}:{number}: {row['annotator']} judged the answer to {row['id']} before")
                 found[row["id"]].append(row)
@@ -108,8 +108,9 @@ class MHumanEval(Benchmark):
         return dict(found)
 
 
-def _checked(row: Judgement, texts: Mapping[str, str], where: str) -> Judgement:
+def _checked(line: str, texts: Mapping[str, str], where: str) -> Judgement:
     try:
+        row = json.loads(line)
         name, segments = str(row["id"]), row["segments"]
         spans = [(str(s["kind"]).strip().lower(), int(s["from"]), int(s["to"])) for s in segments]
     except (KeyError, TypeError, ValueError):
