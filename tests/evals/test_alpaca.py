@@ -86,7 +86,7 @@ def test_length_control_needs_its_file_and_library(tmp_path, monkeypatch):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="length-controlled")
     (tmp_path / "df_gamed.csv").write_text(whole)
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    with pytest.raises(ValueError, match="is fitted by scikit-learn: pip install"):
+    with pytest.raises(ValueError, match="is fitted by scikit-learn: "):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="length-controlled")
 
 
