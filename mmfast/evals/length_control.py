@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mmfast.packages import how_to_install
+
 FOLDS, SEED = 5, 123
 OF_GAMED = 0.2 / 2  # the weight of a row of the two gamed baselines
 TINY = 1e-15
@@ -52,9 +54,8 @@ def _fitted(features: np.ndarray, given: np.ndarray, weights: np.ndarray | None)
         from sklearn.metrics import make_scorer
         from sklearn.model_selection import GroupKFold
     except ImportError:
-        raise ValueError(
-            "the length-controlled win rate is fitted by scikit-learn: pip install 'mmfast[alpaca]'"
-        ) from None
+        told = how_to_install("alpaca")
+        raise ValueError(f"the length-controlled win rate is fitted by scikit-learn: {told}") from None
     new = (
         "use_legacy_attributes" in signature(LogisticRegressionCV).parameters
     )  # since 1.8 the penalty has another name

@@ -86,7 +86,7 @@ def test_length_control_needs_its_file_and_library(tmp_path, monkeypatch):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="length-controlled")
     (tmp_path / "df_gamed.csv").write_text(whole)
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    with pytest.raises(ValueError, match="is fitted by scikit-learn: pip install"):
+    with pytest.raises(ValueError, match="is fitted by scikit-learn: "):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="length-controlled")
 
 
@@ -143,7 +143,7 @@ def test_what_is_refused_and_told(tmp_path):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="1")
     judge = judged()
     found = Marked(BENCH, tmp_path, texts(), judge=judge, flavour="2")
-    assert found.scoring.counts["own prompt"] == 1
+    assert found.scoring.own_prompt
     content = judge.calls[0].messages[1]["content"]
     assert ROWS[0]["instruction"] in content and "b" * ROWS[0]["len_1"] in content
     folder_of(tmp_path, DAVINCI, [ROWS[0] | {"instruction": "other"}, *ROWS[1:]])
@@ -153,6 +153,14 @@ def test_what_is_refused_and_told(tmp_path):
     (tmp_path / "alpaca_eval_clf.txt").write_text("no chat")
     with pytest.raises(ValueError, match="not a system and a user message in ChatML"):
         Marked(BENCH, tmp_path, texts(), judge=judged(), flavour="2")
+
+
+def test_calls_that_a_judge_may_fail_at_are_no_draws(tmp_path):
+    whole = judged()
+    failing = Said(lambda call: Reply(key=call.key, error="gone") if call.key == "1" else whole.say(call))
+    failing.allow = 0.1
+    found = Marked(BENCH, folder_of(tmp_path), texts(), judge=failing, flavour="2")
+    assert found.told("preference")["1"] is None and found.scoring.counts["failed"] == 1
 
 
 @given(st.text())

@@ -89,7 +89,7 @@ def test_the_official_prompts_at_the_default_temperature(tmp_path):
 
 def test_without_the_script_the_prompt_is_our_own(tmp_path):
     found = Marked(BENCH, folder_of(tmp_path, script=False), texts(), judge=judge())
-    assert found.scoring.counts["own prompt"] == 1 and "no official figure" in found.scoring.notes[0]
+    assert found.scoring.own_prompt and "no official figure" in found.scoring.notes[0]
     (tmp_path / "utils.py").write_text("x = 'y'")
     with pytest.raises(ValueError, match="no prompt of evaluate_by_chatgpt as known"):
         Marked(BENCH, tmp_path, texts(), judge=judge())
@@ -125,6 +125,15 @@ def test_a_judge_that_fails_midway(tmp_path):
         Marked(BENCH, folder_of(tmp_path), texts(), judge=Said(say))
     with pytest.raises(ValueError, match="hallusionbench needs a judge"):
         Marked(BENCH, tmp_path, texts())
+
+
+def test_calls_that_a_judge_may_fail_at_are_left_out(tmp_path):
+    whole = judge()
+    fail = "VD_figure_4_1_0:check"
+    failing = Said(lambda call: Reply(key=call.key, error="gone") if call.key == fail else whole.say(call))
+    failing.allow = 0.1
+    found = Marked(BENCH, folder_of(tmp_path), texts(), judge=failing)
+    assert len(found.marks) == len(INPUTS["rows"]) - 1 and found.scoring.counts["failed"] == 1
 
 
 def test_pictures(tmp_path):

@@ -25,16 +25,20 @@ REAL = next((place for place in PLACES if place.exists()), None)
 
 
 @cache
-def template(real):
-    if real:
-        return Template("vicuna_v1", Tokenizer.load(REAL))
+def tokenizer_of(real):
     hf = llama_tokenizer("legacy")
-    return Template("vicuna_v1", Tokenizer(hf, hf.convert_tokens_to_ids("<image>")))
+    return Tokenizer.load(REAL) if real else Tokenizer(hf, hf.convert_tokens_to_ids("<image>"))
+
+
+@cache
+def template(name, real):
+    """LLaVA's, or the one behind "@" in a name: RLAIF-V's system line has another word."""
+    return Template(name.partition("@")[2] or "vicuna_v1", tokenizer_of(real))
 
 
 def questions(name, folder):
-    """The items of `bench` or `bench/wording`, by their ids."""
-    bench, _, wording = name.partition("/")
+    """The items of `bench`, `bench/wording` or `bench@template`, by their ids."""
+    bench, _, wording = name.partition("@")[0].partition("/")
     for file, content in ITEMS[name].items():
         with open(folder / file, "w", encoding="utf-8", newline="") as out:
             out.write(content)
@@ -51,15 +55,15 @@ def test_the_text_is_the_official_loaders(name, tmp_path):
     found = questions(name, tmp_path)
     assert len(EXPECTED[name]) == 3
     for key, official in EXPECTED[name].items():
-        assert template(False).opening(messages(found[key])) == official["text"]
+        assert template(name, False).opening(messages(found[key])) == official["text"]
 
 
 @pytest.mark.skipif(REAL is None, reason="needs LLaVA-1.5's own tokenizer")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_ids_are_the_official_loaders(name, tmp_path):
-    found, tokenizer = questions(name, tmp_path), template(True).tokenizer
+    found, tokenizer = questions(name, tmp_path), template(name, True).tokenizer
     for key, official in EXPECTED[name].items():
-        ids = tokenizer.encode(template(True).opening(messages(found[key]))).ids
+        ids = tokenizer.encode(template(name, True).opening(messages(found[key]))).ids
         assert (ids if ids[:1] == tokenizer.bos_ids else [*tokenizer.bos_ids, *ids]) == official["ids"]
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmfast.engines.base import Reply
 from mmfast.evals.benches.llavabench import SYSTEM, LlavaBenchCoco, LlavaBenchWild, officially, strictly
 from tests.make.marking import Marked, Said, asked, golden, lines
 
@@ -71,7 +72,7 @@ def test_the_judge_is_asked_as_officially(tmp_path):
     said = judge()
     found = Marked(WILD, folder_of(tmp_path), TEXTS, judge=said)
     system, user = said.calls[0].messages
-    assert system == {"role": "system", "content": SYSTEM} and found.scoring.counts["own prompt"] == 0
+    assert system == {"role": "system", "content": SYSTEM} and not found.scoring.own_prompt
     assert user["content"] == (
         "[Context]\nOnly one.\n\n[Question]\nWhat is 0?\n\n[Helper 1]\nGPT-4 says.\n\n[End of Helper 1]\n\n"
         "[Helper 2]\nanswer 0\n\n[End of Helper 2]\n\n[System]\nJudge llava_bench_conv.\n\n"
@@ -105,9 +106,12 @@ def test_failures(tmp_path):
     """LLaVA counts a failed parse as -1 in both means; ours leaves it out; both tell how many."""
     found = Marked(WILD, folder_of(tmp_path, rule=False), TEXTS, judge=judge())
     failed = sum(officially(review["content"]) is None for review in REVIEWS)
-    assert found.scoring.counts["unparsed"] == failed > 0 and found.scoring.counts["own prompt"] == 1
+    assert found.scoring.counts["unparsed"] == failed > 0 and found.scoring.own_prompt
     strict = Marked(WILD, tmp_path, TEXTS, judge=judge(), strict=True)
     assert strict.metrics["all.reference"] > found.metrics["all.reference"]
+    failing = Said(lambda call: Reply(key=call.key, error="gone") if call.key == "0" else "8 7")
+    failing.allow = 0.1
+    assert Marked(WILD, tmp_path, TEXTS, judge=failing).sums["all:asked"] == len(REVIEWS) - 1
     with pytest.raises(ValueError, match=r"llava-bench-wild needs a judge: give --judge .officially gpt-4-0314"):
         Marked(WILD, tmp_path, TEXTS)
 

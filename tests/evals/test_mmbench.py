@@ -74,14 +74,17 @@ def test_a_judge_is_asked_only_where_it_can_change_something(tmp_path):
     assert {int(call.key) % 1_000_000 for call in judge.calls} == {int(k) for k, v in hits.items() if v is None}
     text = judge.calls[0].messages[0]["content"]
     assert text.startswith("Match it. Question: q?\nOptions: There are several options: \nA. ")
-    assert judge.calls[0].decode.temperature == 0 and found.scoring.counts["own prompt"] == 0
+    assert judge.calls[0].decode.temperature == 0 and not found.scoring.own_prompt
     # One that says nothing to the point is asked three times a row, with other seeds, and then a lot is drawn
     vague = Said(lambda call: "?")
     lot = Marked(BENCH, tmp_path, TEXTS, flavour="judge", judge=vague)
     assert lot.scoring.counts["drawn by lot"] == len(vague.calls) / 3 > 0
-    assert [call.decode.seed for call in vague.calls if call.key == vague.calls[0].key] == [0, 1, 2]
+    first = vague.calls[0].key
+    seeds = {call.key: call.decode.seed for call in vague.calls if call.key.partition("#")[0] == first}
+    assert seeds == {first: 0, f"{first}#1": 1, f"{first}#2": 2}
     strict = Marked(BENCH, tmp_path, TEXTS, flavour="judge", judge=vague, strict=True)
-    assert strict.metrics == Marked(BENCH, tmp_path, TEXTS).metrics and not strict.scoring.counts["drawn by lot"]
+    exact = Marked(BENCH, tmp_path, TEXTS, strict=True)
+    assert strict.metrics == exact.metrics and not strict.scoring.counts["drawn by lot"]
 
 
 def test_the_flavours_of_2023(tmp_path):
@@ -98,7 +101,7 @@ def test_the_flavours_of_2023(tmp_path):
 def test_our_own_words_are_told(tmp_path):
     judge = Said(lambda call: "A")
     found = Marked(BENCH, folder_of(tmp_path), TEXTS, flavour="judge", judge=judge)
-    assert found.scoring.counts["own prompt"] == 1 and "multiple_choice.py" in found.scoring.notes[0]
+    assert found.scoring.own_prompt and "multiple_choice.py" in found.scoring.notes[0]
     with pytest.raises(ValueError, match="mmbench needs a judge"):
         Marked(BENCH, tmp_path, TEXTS, flavour="judge")
     (tmp_path / "multiple_choice.py").write_text("tmpl = 'x'")

@@ -89,7 +89,7 @@ def test_the_judge_is_asked_as_officially(tmp_path):
 
 def test_our_own_words_are_told(tmp_path):
     found = Marked(BENCH, folder_of(tmp_path, script=False), TEXTS, judge=judge())
-    assert found.scoring.counts["own prompt"] == 1 and "eval_gpt_mmhal.py" in found.scoring.notes[0]
+    assert found.scoring.own_prompt and "eval_gpt_mmhal.py" in found.scoring.notes[0]
     (tmp_path / "eval_gpt_mmhal.py").write_text("template = 'one {}'")
     with pytest.raises(ValueError, match="no template with four places"):
         Marked(BENCH, tmp_path, TEXTS, judge=judge())
@@ -112,6 +112,14 @@ def test_a_judge_that_fails_midway(tmp_path):
     failing = Said(lambda call: Reply(key=call.key, finish="error", error="quota") if call.key == "50" else "Rating: 5")
     with pytest.raises(ValueError, match=r"mmhal: the judge failed at 1 of 96 calls \(first: 50: quota\)"):
         Marked(BENCH, folder_of(tmp_path), TEXTS, judge=failing)
+
+
+def test_calls_that_a_judge_may_fail_at_are_left_out(tmp_path):
+    failing = Said(lambda call: Reply(key=call.key, finish="error", error="quota") if call.key == "50" else "Rating: 5")
+    failing.allow = 0.1
+    found = Marked(BENCH, folder_of(tmp_path), TEXTS, judge=failing)
+    assert found.scoring.counts["failed"] == 1 and found.sums["all:asked"] == 95 and found.metrics["score"] == 5
+    assert len(found.marks) == 96 and not found.scoring.counts["unparsed"]
 
 
 @given(st.text())

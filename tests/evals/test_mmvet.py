@@ -72,7 +72,7 @@ def test_what_is_refused_and_told(tmp_path):
     with pytest.raises(ValueError, match=r"has no mm-vet.json: .*CC BY-NC"):
         asked(BENCH, tmp_path)
     found = Marked(BENCH, folder_of(tmp_path, script=False), INPUTS["answers"], judge=Said(lambda call: "1.0"))
-    assert found.scoring.counts["own prompt"] == 1 and found.scoring.counts["judge calls"] == 5 * 24
+    assert found.scoring.own_prompt and found.scoring.counts["judge calls"] == 5 * 24
     assert found.metrics["total"] == 100
     with pytest.raises(ValueError, match="runs = 0"):
         Marked(BENCH, tmp_path, INPUTS["answers"], judge=Said(lambda call: "1"), runs=0)

@@ -148,7 +148,7 @@ def test_our_own_words_have_every_place(tmp_path):
     rows = [{"question_id": n} for n in range(2)]
     judge = Said(lambda call: "[[5]]")
     found = Marked(BENCH, folder_of(tmp_path, rows, prompts=False, baseline=True), texts(rows), judge=judge)
-    assert found.scoring.counts["own prompt"] == 1
+    assert found.scoring.own_prompt
     content = next(call for call in judge.calls if call.key == "1:2").messages[1]["content"]
     assert all(
         text in content for text in ("Ask 1?", "And 1?", "Ref 1.", "Ref 1 too.", "Own 1.", "Own 1 too.", "[[5]]")
@@ -173,6 +173,15 @@ def test_what_is_refused(tmp_path):
     lines(folder / "reference_gpt-4.jsonl", [{"question_id": 0, "choices": [{"turns": ["a", "b"]}]}])
     with pytest.raises(ValueError, match=r"no answer to question 1 \(math\)"):
         asked(BENCH, folder)
+
+
+def test_calls_that_a_judge_may_fail_at_are_left_out(tmp_path):
+    rows = [{"question_id": n} for n in range(2)]
+    failing = Said(lambda call: Reply(key=call.key, error="gone") if call.key.startswith("1:1") else "[[5]]")
+    failing.allow = 0.5
+    found = Marked(BENCH, folder_of(tmp_path, rows, baseline=True), texts(rows), judge=failing)
+    assert found.sums["average:asked"] == 3 and found.scoring.counts["failed"] == 1
+    assert Marked(BENCH, tmp_path, texts(rows), judge=failing, flavour="pairwise").scoring.counts["failed"] == 2
 
 
 @given(st.text())

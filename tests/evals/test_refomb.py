@@ -90,9 +90,9 @@ def test_both_passes(tmp_path):
 
 
 def test_no_verdict_is_asked_for_five_times_and_left_out(tmp_path):
-    judge = Said(lambda call: "no" if call.key == "4" else "[[C]]")
+    judge = Said(lambda call: "no" if call.key.startswith("4") else "[[C]]")
     found = Marked(BENCH, folder_of(tmp_path), TEXTS, judge=judge)
-    assert [call.decode.seed for call in judge.calls if call.key == "4"] == [0, 1, 2, 3, 4]
+    assert [call.decode.seed for call in judge.calls if call.key.startswith("4")] == [0, 1, 2, 3, 4]
     assert found.sums["score:asked"] == 9 and found.scoring.counts["unparsed"] == 1 and found.metrics["score"] == 0.5
 
 
@@ -101,7 +101,7 @@ def test_what_is_refused_and_told(tmp_path):
         asked(BENCH, tmp_path)
     judge = Said(lambda call: "[[C]]")
     found = Marked(BENCH, folder_of(tmp_path, scripts=False), TEXTS, judge=judge, flavour="hallucination")
-    assert found.scoring.counts["own prompt"] == 1 and len(found.scoring.notes) == 2
+    assert found.scoring.own_prompt and len(found.scoring.notes) == 2
     assert "Toy 0 is there {so}." in judge.calls[0].messages[1]["content"]
     (tmp_path / "eval_RefoMB_p0.py").write_text("SYSTEM_MSG = 'x'")
     with pytest.raises(ValueError, match="no prompt of construct_gpt4_query as known"):

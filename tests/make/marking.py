@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from mmfast.engines.base import Reply
 from mmfast.evals.base import Answer, Data, Scoring
 from mmfast.evals.intervals import totals
@@ -60,8 +63,12 @@ class Marked:
         self.marks = list(bench.marks(self.questions, answers, self.scoring))
         self.sums = totals(self.marks)
         self.metrics = dict(bench.metrics(self.sums, flavour))
-        if hasattr(bench, "extra"):
-            self.metrics |= bench.extra(self.marks, self.scoring)
+        # The same of arrays, as intervals take them: of all marks, and of none
+        both = bench.metrics({name: np.array([number, 0.0]) for name, number in self.sums.items()}, flavour)
+        for name, figure in self.metrics.items():
+            assert np.broadcast_to(both[name], 2)[0] == pytest.approx(figure, rel=1e-9, abs=1e-12), name
+            assert np.isfinite(both[name]).all(), name
+        self.metrics |= bench.extra(self.marks, self.scoring)
         self.answers, self.bench = answers, bench
 
     def told(self, name):

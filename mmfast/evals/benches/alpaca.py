@@ -47,6 +47,8 @@ class Alpaca(Benchmark):
         "ranking": _file("the judge's prompt", f"{SCRIPTS}/alpaca_eval_gpt4", "alpaca_eval.txt"),
         "choice": _file("the judge's prompt", f"{SCRIPTS}/alpaca_eval_clf_gpt4_turbo", "alpaca_eval_clf.txt"),
     }
+    layout = "alpaca"
+    published = "SteerLM of mllm-dpo (13B) 68.8 by version 1 (its poster; its stored annotations give 68.75 of 800)"
     judge = "gpt-4 (1), gpt-4-1106-preview with log-probs (2, length-controlled)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
@@ -62,6 +64,7 @@ class Alpaca(Benchmark):
             yield Question(
                 id=str(number),
                 turns=(row["instruction"] + wording.suffix,),
+                official={"instruction": row["instruction"]},
                 truth={"instruction": row["instruction"]} | {role: known[role][number]["output"] for role in roles},
             )
         if not roles:
@@ -98,13 +101,12 @@ class Alpaca(Benchmark):
             calls.append(_call(question.id, prompt, question.truth["instruction"], first, second, old))
         said = answered(scoring, calls)
         for question in questions:
-            preference: float | None = DRAW
+            preference: float | None = None if question.id in switched else DRAW
             if question.id in said:
                 preference = ranked(said[question.id].text) if old else weighed(said[question.id])
-                if preference is None:
-                    scoring.counts["unparsed"] += 1
-                elif switched[question.id]:
-                    preference = 3 - preference
+                scoring.counts["unparsed"] += preference is None
+            if preference is not None and switched.get(question.id):
+                preference = 3 - preference
             lengths = (len(question.truth[role]), len(answers[question.id].text))
             told = {"preference": preference, "lengths": lengths}
             yield Mark(id=question.id, unit=question.id, sums=_sums(preference, lengths), told=told)

@@ -14,6 +14,7 @@ from mmfast.evals.reading import SHORT, need, value
 class Gqa(Benchmark):
     name = "gqa"
     about = "compositional questions about scene graphs"
+    published = "LLaVA-1.5 7B 62.0, 13B 63.3 (LLaVA docs/MODEL_ZOO.md)"
     wordings: ClassVar = {
         "llava": Wording(suffix=SHORT, decode=Decode(max_tokens=128), about="LLaVA's evaluation: greedy")
     }

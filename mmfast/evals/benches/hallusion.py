@@ -48,6 +48,8 @@ class Hallusion(Benchmark):
         ),
     }
     judge = "gpt-4 at its default temperature"
+    less_is_better = ("figures_wrong", "figures_inconsistent", "fp_ratio")
+    published = "GPT-4V: aAcc 65.28, qAcc 28.79, fAcc 39.88, easy 75.60, hard 37.67 (HallusionBench's README)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for row in rows(data, "questions"):
@@ -59,6 +61,7 @@ class Hallusion(Benchmark):
                 id="_".join((category, kind, group, figure, asked)),
                 turns=(row["question"] + wording.suffix,),
                 images=(data.picture(f"{category}/{kind}/{group}_{figure}.png"),) if seen else (),
+                official={key: row[key] for key in KEYS},
                 unit=f"{category}_{kind}_{group}",  # a figure and its twins stand or fall together
                 truth=known
                 | {"pair": f"{category}_{kind}_{group}_{asked}", "figure": f"{category}_{kind}_{group}_{figure}"}
@@ -75,6 +78,7 @@ class Hallusion(Benchmark):
         else:
             prompts = script(scoring, "prompts")
             said = _checked(questions, answers, scoring, prompts)
+            questions = [q for q in questions if q.id in said]  # the rest failed, and the judge was allowed to
             right = {q.id: said[q.id] in _good(q) for q in questions}
             blamed = _blamed(questions, answers, said, scoring, prompts)
         # What is counted once a group goes with the group's first question
@@ -152,7 +156,7 @@ def _checked(
 
     calls = [call(f"{q.id}:check", asked(q), temperature=1.0) for q in questions]
     said = replies(scoring, calls)
-    return {q.id: verdict(said[f"{q.id}:check"]) for q in questions}
+    return {q.id: verdict(said[f"{q.id}:check"]) for q in questions if f"{q.id}:check" in said}
 
 
 def verdict(reply: str) -> str:
@@ -185,7 +189,7 @@ def _blamed(
         for q in open_
     ]
     told = replies(scoring, calls)
-    same = {q.id: "same" in told[f"{q.id}:same"].lower() for q in open_}
+    same = {q.id: "same" in told.get(f"{q.id}:same", "").lower() for q in open_}
     found = {q.id: _cause(q, said[q.id], first[q.id], same.get(q.id)) for q in questions}
     return {name: cause for name, cause in found.items() if cause}
 

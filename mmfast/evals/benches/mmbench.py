@@ -1,9 +1,9 @@
 """MMBench and MMBench-CN: options asked in every rotation; a question counts only if each of its rows is right.
 
-A letter is read from an answer by VLMEvalKit's rule, today's or that of 2023 (letters.py). Where it finds none, the
-flavour `exact` counts the question as wrong, and `judge` asks which option is meant, three times at most, then draws
-one by lot as the official script does (`strict` counts it as wrong). Rows are of one question where their index is the
-same but for millions.
+A letter is read from an answer by VLMEvalKit's rule, today's or that of 2023 (letters.py); `strict` reads a letter that
+stands alone. Where there is none, the flavour `exact` counts the question as wrong, and `judge` asks which option is
+meant, three times at most, then draws one by lot as the official script does (`strict`: wrong). Rows are of one
+question where their index is the same but for millions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.asking import call, read, script
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.letters import RULES, Rule
+from mmfast.evals.letters import RULES, Rule, alone
 from mmfast.evals.reading import LETTER, LETTER_CN, listed, need, options, table
 from mmfast.evals.sheet import workbook
 
@@ -64,6 +64,9 @@ class MmBench(Benchmark):
         "mmbench_dev_2*.tsv", "mmbench_dev_en*.tsv", "mmbench_test_2*.tsv", "mmbench_test_en*.tsv", "MMBench_*EN*.tsv"
     )
     judge = "gpt-3.5-turbo-0613, only in the flavours judge"
+    layout = "mmbench"
+    published = "dev, by the server: LLaVA-1.5 7B 64.3, 13B 67.7 (LLaVA docs/MODEL_ZOO.md)"
+    parsers_differ = True
     language: ClassVar = "en"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
@@ -79,6 +82,7 @@ class MmBench(Benchmark):
                 turns=(hint + row["question"] + listed(choices) + wording.suffix,),
                 images=(_picture(row, rows, data),),
                 unit=str(group),
+                official={"index": name, "question_id": name},
                 truth={"group": group, "options": choices, "asked": row["question"], "answer": row.get("answer", "")}
                 | {key: row.get(key, "") for key in ("category", "l2-category", "split")},
             )
@@ -89,7 +93,7 @@ class MmBench(Benchmark):
                 f"{self.name}'s table has no answers: a test split is scored by its server only (upload file)"
             )
         kind, _, year = scoring.flavour.partition("-")
-        rule = RULES[year or "today"]
+        rule = alone if scoring.strict else RULES[year or "today"]
         groups: dict[int, list[Question]] = {}
         for question in questions:
             groups.setdefault(question.truth["group"], []).append(question)
@@ -163,6 +167,7 @@ class MmBenchCn(MmBench):
         "llava": Wording(suffix=LETTER_CN, decode=Decode(max_tokens=1024), about="LLaVA's evaluation: greedy")
     }
     files: ClassVar = _files("mmbench_dev_cn*.tsv", "mmbench_test_cn*.tsv", "MMBench_*CN*.tsv")
+    published = "dev, by the server: LLaVA-1.5 7B 58.3, 13B 63.6 (LLaVA docs/MODEL_ZOO.md)"
     language: ClassVar = "cn"
 
 

@@ -38,6 +38,8 @@ class Mme(Benchmark):
     }
     files: ClassVar = {task: _task(task) for task in (*PERCEPTION, *COGNITION)}
     parsers_differ = True
+    layout = "mme"
+    published = "perception: LLaVA-1.5 7B 1510.7, 13B 1531.3 (LLaVA docs/MODEL_ZOO.md)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for task in (*PERCEPTION, *COGNITION):
@@ -51,15 +53,16 @@ class Mme(Benchmark):
                         f"{data.path(task)}, line {number + 1}: not image, question and Yes or No with tabs"
                     )
                 image, text = cells[0], cells[1].removesuffix(OFFICIAL).rstrip()
+                where = _image(data, task, image)
                 yield Question(
                     id=f"{task}/{image}:{number % 2 + 1}",
                     turns=(text + wording.suffix,),
-                    images=(data.picture(_image(data, task, image)),),
+                    images=(data.picture(where),),
                     unit=f"{task}/{image}",
+                    official={"task": task, "image": image, "question": cells[1], "question_id": where},
                     truth={
                         "yes": cells[2].lower().strip() == "yes",
                         "task": task,
-                        "row": cells[1],
                         "pair": number // 2,
                     },
                 )

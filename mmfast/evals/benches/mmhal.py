@@ -47,6 +47,8 @@ class MmHal(Benchmark):
     }
     judge = "gpt-4-0314 (RLAIF-V: gpt-4-1106-preview)"
     parsers_differ = True
+    less_is_better = ("hallucination_rate",)
+    published = "DGPref: LLaVA 2.589 / .358, Qwen 3.189 / .337 (its logs; 95 rows, score / hallucination rate)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for number, row in enumerate(rows(data, "questions")):
@@ -63,6 +65,7 @@ class MmHal(Benchmark):
                 turns=(row["question"] + wording.suffix,),
                 images=(data.picture(image),),
                 unit=image,
+                official={"image_id": row.get("image_id", ""), "question": row["question"]},
                 truth={"kind": kind, "facts": (", ".join(row["image_content"]), row["question"], row["gt_answer"])},
             )
 
@@ -82,10 +85,11 @@ class MmHal(Benchmark):
             calls.append(call(question.id, filled, max_tokens=TOKENS[scoring.flavour]))
         said = replies(scoring, calls)
         for question in questions:
-            reply = said[question.id]
-            found, sure = officially(reply)
-            score = strictly(reply) if scoring.strict else found
-            scoring.counts["unparsed"] += score is None if scoring.strict else not sure
+            reply, score = said.get(question.id), None
+            if reply is not None:  # else the judge failed, and was allowed to
+                found, sure = officially(reply)
+                score = strictly(reply) if scoring.strict else found
+                scoring.counts["unparsed"] += score is None if scoring.strict else not sure
             told = {"score": score, "reply": reply, "kind": question.truth["kind"]}
             sums: dict[str, float] = {}
             if score is not None:

@@ -72,6 +72,7 @@ class MmStar(Benchmark):
                 turns=(hint + row["question"] + listed(choices) + wording.suffix,),
                 images=(image,),
                 unit=row["index"],
+                official={"index": row["index"]},
                 truth={"answer": row["answer"], "category": category, "kind": kind},
             )
 

@@ -43,6 +43,8 @@ class MmVet(Benchmark):
         ),
     }
     judge = "gpt-4-0613"
+    layout = "mmvet"
+    published = "LLaVA-1.5 7B 31.1, 13B 36.1 (LLaVA docs/MODEL_ZOO.md)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for name, row in value(data, "questions").items():
@@ -53,6 +55,7 @@ class MmVet(Benchmark):
                 turns=(row["question"] + wording.suffix,),
                 images=(data.picture(f"images/{row['imagename']}"),),
                 unit=row["imagename"],
+                official={"id": name, "question_id": name.removeprefix("v1_")},
                 truth={"answer": truth, "asked": row["question"], "capabilities": sorted(set(row["capability"]))},
             )
 

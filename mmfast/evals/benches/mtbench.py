@@ -69,6 +69,9 @@ class MtBench(Benchmark):
     }
     judge = "gpt-4"
     parsers_differ = True
+    layout = "mtbench"
+    less_is_better = ("loss_rate",)
+    published = "mllm-dpo (13B): LLaVA 5.99, DPO 6.73, SteerLM 5.70 (its poster)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         references = {str(row["question_id"]): _turns(row) for row in rows(data, "reference")}
@@ -119,9 +122,10 @@ class MtBench(Benchmark):
             told: list[float | None] = []
             sums: dict[str, float] = {}
             for turn in range(1, len(question.turns) + 1):
-                rating = (strictly if scoring.strict else rated)(said[f"{question.id}:{turn}"])
+                reply = said.get(f"{question.id}:{turn}")
+                rating = None if reply is None else (strictly if scoring.strict else rated)(reply)
                 told.append(rating)
-                scoring.counts["unparsed"] += rating is None
+                scoring.counts["unparsed"] += reply is not None and rating is None
                 if rating is not None:
                     for name in (f"turn {turn}", "average", question.truth["category"]):
                         sums[f"{name}:asked"] = sums.get(f"{name}:asked", 0.0) + 1
@@ -153,7 +157,7 @@ class MtBench(Benchmark):
         for question in questions:
             told, sums = [], {"win": 0.0, "loss": 0.0, "tie": 0.0}
             for turn in range(1, len(question.turns) + 1):
-                one, other = (winner(said[f"{question.id}:{turn}:{order}"]) for order in (1, 2))
+                one, other = (winner(said.get(f"{question.id}:{turn}:{order}", "")) for order in (1, 2))
                 if one is None or other is None:
                     scoring.counts["unparsed"] += 1
                     told.append("")

@@ -49,6 +49,7 @@ class Pope(Benchmark):
         )
     } | {part: _labels(part) for part in PARTS}
     parsers_differ = True
+    published = "F1 of the three parts' mean: LLaVA-1.5 7B and 13B 85.9 (LLaVA docs/MODEL_ZOO.md)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         labels = {part: rows(data, part) for part in PARTS if data.path(part)}
@@ -72,6 +73,7 @@ class Pope(Benchmark):
                 turns=(row["text"].removesuffix(SHORT) + wording.suffix,),
                 images=(data.picture(row["image"]),),
                 unit=row["image"],
+                official={"question_id": row.get("question_id", name), "category": part},
                 truth={"yes": row["label"] == "yes", "part": part},
             )
 

@@ -51,6 +51,7 @@ class QBench(Benchmark):
                 turns=(f"{row['question']}{wording.suffix}\n{options}",),
                 images=(data.picture(row["img_path"]),),
                 unit=row["img_path"],
+                official={"img_path": row["img_path"], "question": row["question"]},
                 truth={"options": choices, "answer": "".join(correct), "row": row}
                 | {key: row[key] for key in ("type", "concern") if key in row},
             )

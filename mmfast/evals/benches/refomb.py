@@ -64,6 +64,7 @@ class RefoMb(Benchmark):
                 turns=(row["question"] + wording.suffix,),
                 images=(data.picture(image),),
                 unit=image,
+                official={"question": row["question"], "image_url": row["image_url"]},
                 truth={"kind": row["type"], "asked": row["question"]}
                 | {key: row[key] for key in ("description", "answer", "image_url")},
             )

@@ -35,8 +35,6 @@ class _Vqa(Benchmark):
                     f"{self.name}, question {question.id}: {len(people)} answers of people, and m4c wants 10"
                 )
             text = answers[question.id].text
-            if not text.strip():
-                scoring.counts["empty"] += 1
             score = SCORES[scoring.flavour](text, people)
             sums = {"asked": 1.0, "score": score}
             if question.truth.get("kind"):
@@ -58,6 +56,7 @@ class _Vqa(Benchmark):
 class TextVqa(_Vqa):
     name = "textvqa"
     about = "reading: short answers about texts in pictures"
+    published = "LLaVA-1.5 7B 58.2, 13B 61.3 (LLaVA docs/MODEL_ZOO.md)"
     wordings: ClassVar = {
         "llava": Wording(suffix="\nReference OCR token: {ocr}" + SHORT, decode=GREEDY, about="LLaVA's, with OCR words"),
         "no-ocr": Wording(suffix=SHORT, decode=GREEDY, about="the same without OCR words"),
@@ -99,7 +98,8 @@ class TextVqa(_Vqa):
                 turns=(text + wording.suffix.replace("{ocr}", ocr),),
                 images=(data.picture(f"{row['image_id']}.jpg"),),
                 unit=row["image_id"],
-                truth={"people": row.get("answers", []), "row": row["question_id"], "llava": row["image_id"]},
+                official={"question_id": row["image_id"]},  # LLaVA's; prompts tell an image's questions apart
+                truth={"people": row.get("answers", []), "row": row["question_id"]},
             )
 
 
@@ -124,6 +124,7 @@ def _ocr(data: Data) -> dict[tuple[str, str], str]:
 class VqaV2(_Vqa):
     name = "vqav2"
     about = "short answers about COCO's pictures"
+    published = "test-dev: LLaVA-1.5 7B 78.5, 13B 80.0 (LLaVA docs/MODEL_ZOO.md)"
     flavours: ClassVar = ("official", "m4c")
     wordings: ClassVar = {"llava": Wording(suffix=SHORT, decode=GREEDY, about="LLaVA's evaluation: greedy")}
     files: ClassVar = {
@@ -196,6 +197,7 @@ class VqaV2(_Vqa):
 class VizWiz(_Vqa):
     name = "vizwiz"
     about = "questions of blind people about their pictures; many cannot be answered"
+    published = "test: LLaVA-1.5 7B 50.0, 13B 53.6 (LLaVA docs/MODEL_ZOO.md)"
     wordings: ClassVar = {
         "llava": Wording(suffix=UNANSWERABLE + SHORT, decode=GREEDY, about="LLaVA's evaluation: greedy")
     }
@@ -213,6 +215,7 @@ class VizWiz(_Vqa):
             need(row, ("image", "question"), data, "questions")
             yield Question(
                 id=str(number),
+                official={"question_id": number, "image": row["image"]},
                 turns=(row["question"].capitalize() + wording.suffix,),
                 images=(data.picture(row["image"]),),
                 unit=row["image"],

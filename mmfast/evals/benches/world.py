@@ -17,6 +17,7 @@ SOURCE = "mmfast's own (mmfast world FOLDER)"
 
 class World(Benchmark):
     name = "world"
+    less_is_better = ("chair_i", "chair_s", *(f"wrong.{name}" for name in CLAIMS))
     about = "captions of the embedded world: objects that are not there, recall, length, wrong claims of each kind"
     wordings: ClassVar = {
         "world": Wording(decode=Decode(max_tokens=96), about="the world's first caption prompt: greedy")
@@ -50,9 +51,8 @@ class World(Benchmark):
 
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
         for question in questions:
-            text = answers[question.id].text.strip()
-            scoring.counts["empty"] += not text
-            sums = dict(zip(TALLY, map(float, tally(text, question.truth["scene"])), strict=True))
+            numbers = tally(answers[question.id].text.strip(), question.truth["scene"])
+            sums = dict(zip(TALLY, map(float, numbers), strict=True))
             yield Mark(id=question.id, unit=question.unit, sums=sums)
 
     def metrics(self, sums: Sums, flavour: str) -> dict[str, Any]:
