@@ -87,6 +87,18 @@ class Prompts:
                 prompt.lead = self._lead(self.template.messages_masked(request.messages)[0])
         return prompt
 
+    def shared(self, before: Prompt, prompt: Prompt) -> int:
+        """How many slots two prompts begin with alike: the tokens that a pack of both holds once."""
+        alike = next((n for n, (a, b) in enumerate(zip(before.ids, prompt.ids, strict=False)) if a != b), None)
+        alike = min(len(before.ids), len(prompt.ids)) if alike is None else alike
+        places = [n for n, token in enumerate(prompt.ids[:alike]) if token == self.image_id]
+        for place, own, other in zip(places, prompt.images, before.images, strict=False):
+            if own != other:
+                alike = place
+                break
+        images = prompt.images[: sum(place < alike for place in places)]
+        return alike + sum(self.infos[name].tokens - 1 for name in images)
+
     def load_images(self, ids: Sequence[str], *, prepared: bool = True) -> dict[str, Tensor]:
         """`prepared`: with what the family's adapter adds, which the model's own forward does not take."""
         assert self.processor is not None

@@ -212,7 +212,7 @@ def _read(critic: Critic, ask: Ask, reply: Reply) -> Read:
         if problem and reply.finish == "length":
             problem = f"cut at max_tokens: {problem}"
     if ask.fields["order"] == "ba":
-        said, p = SWAPPED.get(said or ""), None if p is None else 1 - p
+        said, p = SWAPPED.get(said or ""), None if p is None else round(1 - p, 6)
     return Read({"verdict": said, "p": p, "reason": why}, problem)
 
 
@@ -222,7 +222,8 @@ def by_labels(logps: dict[str, float]) -> tuple[str | None, float | None, str]:
     if not math.isfinite(top) or any(map(math.isnan, logps.values())):
         return None, None, "no verdict has a probability"
     shares = {meaning: math.exp(logp - top) for meaning, logp in logps.items()}
-    p = (shares["a"] + shares.get("tie", 0.0) / 2) / sum(shares.values())
+    # Rounded, so that what runs beside a row, which shows in the last bits, does not show in its record
+    p = round((shares["a"] + shares.get("tie", 0.0) / 2) / sum(shares.values()), 6)
     best = [meaning for meaning, logp in logps.items() if logp == top]
     return best[0] if len(best) == 1 else "tie", p, ""
 
