@@ -31,6 +31,8 @@ from mmfast.world.dataset import flawed_caption
 from mmfast.world.grammar import Flaws
 from mmfast.world.scenes import Scene, render, scenes
 
+ANSWERS = (2, 4, 8)  # of an image, all pairs compared
+LARGEST = 12  # rows of a padded batch: more need more memory, and are no faster on a CPU
 ROW, BATCH = "a row at a time", "one padded batch"
 
 
@@ -89,16 +91,17 @@ class Models(Bench):
 
 
 def critique(models: Models) -> Iterator[Case]:
-    """Two answers an image, as SIMA has them, and four. The seed's critic writes a reason and a verdict, greedily, in
+    """Two answers an image, as SIMA has them, and more. The seed's critic writes a reason and a verdict, greedily, in
     one order; ours reads the verdict's labels in both orders."""
     sima, ours = critics.planned("sima"), critics.planned(read="labels")
     text = replace(ours, read="text")
     images = range(len(models.pictures))
-    for number in (2, 4):
+    for number in ANSWERS:
         pairs = number * (number - 1) // 2
         seed = models.requests(sima, 0, 2)[:1]
         labels = [models.requests(ours, k, number) for k in images]
         written = models.requests(text, 0, number)
+        batch = labels[0][:LARGEST]
         assert len(labels[0]) == 2 * pairs
 
         def theirs(batches: list[list[Request]], most: int) -> None:
@@ -110,7 +113,7 @@ def critique(models: Models) -> Iterator[Case]:
             {
                 f"transformers, {ROW}, one order, written": (partial(theirs, [seed], models.tokens), 1),
                 f"transformers, {ROW}, both orders, labels": (partial(theirs, [[one] for one in labels[0][:2]], 1), 1),
-                f"transformers, {BATCH}, both orders, labels": (partial(theirs, labels[:1], 1), pairs),
+                f"transformers, {BATCH}, both orders, labels": (partial(theirs, [batch], 1), len(batch) // 2),
                 "mmfast, 1 image, both orders, written": (partial(models.ours, written), pairs),
                 "mmfast, 1 image, both orders, labels": (partial(models.ours, labels[0]), pairs),
                 f"mmfast, {len(images)} images, both orders, labels": (

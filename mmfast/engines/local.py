@@ -168,9 +168,10 @@ class Local:
                     yield from _failed(request, error)
             pack: list[Prompt] = []
             size = own = 0
-            for images, prompts in groups.items():
-                for number, prompt in enumerate(prompts):
-                    more = len(prompt.ids) - len(images) if number and pack else prompt.slots
+            for prompts in groups.values():
+                for prompt in sorted(prompts, key=lambda prompt: prompt.ids):  # what begins alike stands together
+                    shared = self.prompts.shared(pack[-1], prompt) if pack and self.scorer.shared else 0
+                    more = prompt.slots - shared
                     more += sum(map(len, prompt.labels.values()))
                     most = max(own, self._reserve(prompt))
                     if pack and (size + more > PACK or self._needs(size + more, len(pack) + 1) + most > self.tokens):

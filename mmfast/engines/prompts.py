@@ -116,6 +116,18 @@ class Prompts:
         slots = self._slots(ids, shown)
         return Prompt(key=key, decode=decode, trimmed=False, ids=ids, pictures=pictures, slots=slots)
 
+    def shared(self, before: Prompt, prompt: Prompt) -> int:
+        """How many slots two prompts begin with alike: the tokens that a pack of both holds once."""
+        alike = next((n for n, (a, b) in enumerate(zip(before.ids, prompt.ids, strict=False)) if a != b), None)
+        alike = min(len(before.ids), len(prompt.ids)) if alike is None else alike
+        places = [n for n, token in enumerate(prompt.ids[:alike]) if token == self.image_id]
+        for place, own, other in zip(places, prompt.images, before.images, strict=False):
+            if own != other:
+                alike = place
+                break
+        images = prompt.images[: sum(place < alike for place in places)]
+        return alike + sum(self.infos[name].tokens - 1 for name in images)
+
     def load_images(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """What the family's processor makes of them, which the model's own forward takes; or their features."""
         if not pictures:

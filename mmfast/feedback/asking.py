@@ -228,6 +228,12 @@ def unlike(answers: Iterable[Answer]) -> tuple[list[Answer], list[Answer]]:
     return [answer for answer in answers if id(answer) in chosen], same
 
 
+def lacking(prompt: Prompt, said: dict[str, str], *names: str) -> str:
+    """Why a prompt cannot be filled; empty if it can. `names`: slots that the answers may have nothing for."""
+    empty = [name for name in names if name in prompt.wording.slots and not said[name].strip()]
+    return f"the prompt {prompt.name} needs {{{empty[0]}}}, and these answers came without one" if empty else ""
+
+
 def dialogue(answer: Answer) -> str:
     """What was asked: the question; of several turns, all of them."""
     turns = [message for message in answer.prompt if message["role"] != "system"]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mmfast.engines.base import About, Decode, Engine, Reply
 from mmfast.engines.stage import Tally
 from mmfast.feedback.answers import Answer, read_answers
-from mmfast.feedback.asking import Ask, Asking, Read, current, dialogue, manifest, one_question, unlike
+from mmfast.feedback.asking import Ask, Asking, Read, current, dialogue, lacking, manifest, one_question, unlike
 from mmfast.feedback.prompts import Prompt, prompt
 from mmfast.feedback.verdicts import PARSERS, reason
 from mmfast.job.runtime import Runtime
@@ -117,11 +117,15 @@ def critique(
 
 def check_input(source: Path, critic: Critic) -> None:
     """Raises where there is nothing to compare."""
-    groups = 0
+    groups, told = 0, ""
     for group in one_question(read_answers(source)):
         groups += 1
-        if any(ask.messages for ask in _asks(critic, group)):
+        asks = [ask for ask in _asks(critic, group) if ask.messages]
+        if any(not ask.problem for ask in asks):
             return
+        told = told or next((ask.problem for ask in asks), "")
+    if told:
+        raise ValueError(f"{source}: {told}")
     why = (
         "no answer" if not groups else "no greedy and sampled answer" if critic.pairs == PAIRS[0] else "no two answers"
     )
@@ -188,6 +192,7 @@ def _ask(critic: Critic, a: Answer, b: Answer, order: str) -> Ask:
             more={"ties": "tie" in labels},
         ),
         fields={"group": a.group, "a": a.key, "b": b.key, "order": order},
+        problem=lacking(critic.prompt, said, "question", "truth"),
     )
 
 
@@ -212,7 +217,7 @@ def _read(critic: Critic, ask: Ask, reply: Reply) -> Read:
         if problem and reply.finish == "length":
             problem = f"cut at max_tokens: {problem}"
     if ask.fields["order"] == "ba":
-        said, p = SWAPPED.get(said or ""), None if p is None else 1 - p
+        said, p = SWAPPED.get(said or ""), None if p is None else round(1 - p, 6)
     return Read({"verdict": said, "p": p, "reason": why}, problem)
 
 
@@ -222,7 +227,8 @@ def by_labels(logps: dict[str, float]) -> tuple[str | None, float | None, str]:
     if not math.isfinite(top) or any(map(math.isnan, logps.values())):
         return None, None, "no verdict has a probability"
     shares = {meaning: math.exp(logp - top) for meaning, logp in logps.items()}
-    p = (shares["a"] + shares.get("tie", 0.0) / 2) / sum(shares.values())
+    # Rounded, so that what runs beside a row, which shows in the last bits, does not show in its record
+    p = round((shares["a"] + shares.get("tie", 0.0) / 2) / sum(shares.values()), 6)
     best = [meaning for meaning, logp in logps.items() if logp == top]
     return best[0] if len(best) == 1 else "tie", p, ""
 

@@ -16,7 +16,7 @@ from typing import Any
 from mmfast.engines.base import About, Constraint, Decode, Engine, Reply
 from mmfast.engines.stage import Tally
 from mmfast.feedback.answers import Answer, read_answers
-from mmfast.feedback.asking import Ask, Asking, Read, dialogue, one_question, unlike
+from mmfast.feedback.asking import Ask, Asking, Read, dialogue, lacking, one_question, unlike
 from mmfast.feedback.prompts import Prompt, prompt
 from mmfast.feedback.ratings import PARSERS, schema, written
 from mmfast.job.runtime import Runtime
@@ -126,6 +126,7 @@ def _asks(how: Judge, group: list[Answer], constrained: bool) -> Iterator[Ask]:
         about=About(task="rate", say=lambda v: written(**v), question=first.question, answers=texts, more=more),
         fields={"group": first.group, "answers": [answer.key for answer in group]},
         more=keys,
+        problem=lacking(said, slots, "question", "truth"),
     )
 
 

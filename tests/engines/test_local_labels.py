@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoConfig
 from mmfast.data.examples import ExampleBuilder
 from mmfast.data.records import Record
 from mmfast.data.settings import DataSettings
+from mmfast.engines import prefill
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.engines.prompts import Prompts
@@ -117,3 +120,33 @@ def test_prompt_and_label_are_what_training_reads(folders, family, template):
     ids = [*prompt.ids, *prompt.labels["two red circles"]]
     assert branch.ids.tolist()[: len(ids)] == ids and branch.images == prompt.images
     assert prompts.tokenizer.hf.decode(branch.ids[len(ids) :], skip_special_tokens=True).strip() in ("", "###")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llama"])
+def test_a_pack_is_filled_by_what_it_holds_and_not_by_what_its_prompts_repeat(folders, family, monkeypatch):
+    """Long beginnings that prompts share count once; what was counted is never less than what the pack holds."""
+    engine, generator = Local(folders(family)), random.Random(1)
+    shown = (lambda n: ()) if family == "llama" else (lambda n: (picture(n % 3),))
+    system = {"role": "system", "content": "two red circles and a blue star " * 20}
+    rows = [
+        request(f"{n}", question(generator), *shown(n), n=n % 2, labels=("yes", "no"), decode=Decode(max_tokens=2))
+        for n in range(60)
+    ]
+    rows = [replace(one, messages=(system, *one.messages)) for one in rows]
+    monkeypatch.setattr("mmfast.engines.local.PACK", 500)
+    planned, counted, plan = [], [], prefill.plan
+
+    def watched(prompts, *more):
+        planned.append(plan(prompts, *more))
+        # As the engine counts: each prompt beyond what it shares with the one before
+        sizes = [p.slots + sum(map(len, p.labels.values())) for p in prompts]
+        shared = [engine.prompts.shared(a, b) for a, b in pairwise(prompts)]
+        counted.append(sum(sizes) - sum(shared))
+        return planned[-1]
+
+    monkeypatch.setattr(prefill, "plan", watched)
+    assert not [reply.error for reply in engine.answer(rows) if reply.error]
+    held = [len(one.pack.tokens) for one in planned]
+    assert sum(len(one.prompts) for one in planned) == 60 and len(planned) > 1
+    assert all(real <= told <= 500 for real, told in zip(held, counted, strict=True))
+    assert max(len(one.prompts) for one in planned) > 12  # of some 150 tokens each

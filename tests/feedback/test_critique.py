@@ -400,6 +400,21 @@ def test_a_prompt_of_ones_own(tmp_path):
         planned(prompt=str(tmp_path / "less.toml"))
 
 
+def test_a_prompt_that_needs_a_true_answer_is_not_filled_with_nothing(tmp_path):
+    text = (
+        'version = 1\nabout = "x"\nparser = "verdict"\nslots = ["a", "b", "truth"]\nlabels = { a = "1", b = "2" }\n'
+        'text = "True: {truth} One: {a} Two: {b}"\n'
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    mine = str(tmp_path / "mine.toml")
+    source = written(tmp_path / "a", [["x", "y"], ["v", "w"]], meta=[[{}, {}], [{"reference": "t"}] * 2])
+    tally = compare(source, tmp_path / "c", Says(_first), prompt=mine, order="one")
+    assert tally.failed == 1 and tally.rows == 1
+    assert "needs {truth}, and these answers came without one" in (tmp_path / "c" / "failed.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"mine needs \{truth\}"):
+        check_input(written(tmp_path / "b", [["x", "y"]]), planned(prompt=mine))
+
+
 # the command
 
 
