@@ -136,7 +136,7 @@ class Panel:
     def _unseen(self, route: Route, request: Request, found: dict[str, Verdict]) -> bool:
         case = self._case([request])
         try:
-            missing = self.opened.experts[route.subjects].missing(case, case.items[0], self.whole)
+            missing = self.opened.experts[route.subjects].missing(case, case.items[0])
         except (ValueError, OSError) as error:
             found[request.key] = Verdict(error=str(error))
             return True
@@ -147,4 +147,4 @@ class Panel:
     def _case(self, requests: list[Request]) -> Case:
         first = self.questions[requests[0].key]
         items = tuple(self.questions[request.key].item for request in requests)
-        return Case(images=first.images, items=items, names=first.names)
+        return Case(images=first.images, items=items, names=first.names, whole=self.whole)

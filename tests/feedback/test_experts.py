@@ -142,8 +142,10 @@ def test_scene_graphs(tmp_path, content, picture):
         ("relation", "bucket beside dog"): -1,
         ("relation", "dog beside cat"): -2,
         ("relation", "dog left bucket"): 1,
+        ("relation", "dog beside image"): 0,
+        ("attribute", "brown two_dogs"): 1,
     }
-    items = tuple(item_of(aspect, piece.split()) for aspect, piece in told)
+    items = tuple(item_of(aspect, [part.replace("_", " ") for part in piece.split()]) for aspect, piece in told)
     names = tuple(dict.fromkeys(name for item in items for name in item.args))
     (verdicts,) = graph.check([Case(images=(image,), items=items, names=names)])
     assert [verdict.value for verdict in verdicts] == list(told.values())

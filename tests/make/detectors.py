@@ -11,7 +11,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mmfast.world.scenes import COLOURS, KINDS, SHAPES, SIZE, render
 
-WORDS = [*COLOURS, *SHAPES, "dog", "puppy", "cat", "bucket", "red", "two", "kite", "boy", "house", "tree"]
+MANY = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+WORDS = [
+    *COLOURS,
+    *SHAPES,
+    *MANY.values(),
+    "dog",
+    "puppy",
+    "cat",
+    "bucket",
+    "red",
+    "two",
+    "kite",
+    "boy",
+    "house",
+    "tree",
+]
 LENGTH = 16  # tokens of a name that OWL-ViT reads
 
 
@@ -147,15 +162,16 @@ def fit_owl(folder: Path, scenes: Any, steps: int, batch: int = 64, seed: int = 
 
     model = hf.AutoModelForZeroShotObjectDetection.from_pretrained(folder)
     tokenizer, images = hf.AutoTokenizer.from_pretrained(folder), hf.OwlViTImageProcessorPil.from_pretrained(folder)
-    names = tokenizer([" ".join(kind) for kind in KINDS], padding="max_length", max_length=LENGTH, return_tensors="pt")
+    called = [f"{colour} {name}" for colour, shape in KINDS for name in (shape, MANY[shape])]
+    names = tokenizer(called, padding="max_length", max_length=LENGTH, return_tensors="pt")
     # What stands in each cell, and where
     pixels = images(images=[render(scene) for scene in scenes], return_tensors="pt")["pixel_values"]
-    kinds, boxes = torch.zeros(len(scenes), 9, len(KINDS)), torch.zeros(len(scenes), 9, 4)
+    kinds, boxes = torch.zeros(len(scenes), 9, len(called)), torch.zeros(len(scenes), 9, 4)
     for n, scene in enumerate(scenes):
         for thing in scene.things:
             for cell in thing.cells:
                 box = _box(thing, cell)
-                kinds[n, cell, KINDS.index(thing.kind)] = 1
+                kinds[n, cell, 2 * KINDS.index(thing.kind) : 2 * KINDS.index(thing.kind) + 2] = 1
                 boxes[n, cell] = torch.tensor([*box.centre, box.x1 - box.x0, box.y1 - box.y0]) / SIZE
     # Fit, from weights of a size that learns at once
     torch.manual_seed(seed)

@@ -178,9 +178,9 @@ class Finder:
             except (ValueError, OSError) as error:
                 yield [Verdict(error=str(error))] * len(case.items)
                 continue
-            yield [judged(item, found, self.sizes) for item in case.items]
+            yield [judged(item, found, self.sizes, case.whole) for item in case.items]
 
-    def missing(self, case: Case, item: Item, whole: frozenset[str]) -> list[str]:
+    def missing(self, case: Case, item: Item) -> list[str]:
         """What an item is about and is not there."""
         boxes = self.found(case).boxes
-        return [name for name in names_of(item, whole) if not boxes.get(name)]
+        return [name for name in names_of(item, case.whole) if not boxes.get(name)]
