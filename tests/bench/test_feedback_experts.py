@@ -17,7 +17,7 @@ def test_every_side_gives_a_row(name, monkeypatch):
 
 @pytest.mark.slow
 def test_the_detectors_find_the_same():
-    peers, row, batch = CASES["detect"][0](True)
+    peers, *_ = CASES["detect"][0](True)
     ours = {name: run() for name, (run, _) in peers.items() if name.startswith("mmfast")}
     (one, other) = ours.values()
     assert one.boxes == other.boxes and sum(map(len, one.boxes.values())) > 10

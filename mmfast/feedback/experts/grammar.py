@@ -58,6 +58,7 @@ class Cola:
         """
         import transformers as hf
 
+        # What can be said to be wrong before weights are read
         if "{question}" not in form:
             raise ValueError("form: it has no {question}")
         self.folder, self.least, self.form, self.together, self.dtype = (
@@ -72,6 +73,7 @@ class Cola:
             raise ValueError(
                 f"{model}: a classifier of acceptability has 2 labels, and this one has {config.num_labels}"
             )
+        # The classifier
         with no_bars():
             named = hf.AutoModelForSequenceClassification
             made: Any = named.from_pretrained(self.folder, dtype=getattr(torch, dtype), use_safetensors=True)
