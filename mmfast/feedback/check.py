@@ -62,7 +62,7 @@ def check(
         "stage": NAME,
         "version": VERSION,
         "engine": identity,
-        "table": panel.opened.table.name,
+        "template": panel.opened.table.name,
         "input": source.name,
     }
     work = Stage(out=out, made_by=made_by, items=items, row=row, whole=not limit, counts=counted)

@@ -114,10 +114,12 @@ class Panel:
         if route.filter and left:
             asked = [self.questions[r.key].item.question for r in left]
             passed = self.opened.experts[route.filter].passed(asked)
-            for request, (good, score) in zip(left, passed, strict=True):
-                scores[request.key] = score
-                if not good:
-                    why = {"why": "the question did not pass", "question_score": round(score, 4)}
+            for request, one in zip(left, passed, strict=True):
+                scores[request.key] = one.score
+                if one.error:
+                    found[request.key] = Verdict(error=one.error)
+                elif not one.good:
+                    why = {"why": "the question did not pass", "question_score": round(one.score, 4)}
                     found[request.key] = Verdict(question_ok=False, evidence=why)
             left = [r for r in left if r.key not in found]
         # One case an image, in the order of the requests

@@ -43,12 +43,19 @@ class Expert(Protocol):
         """The verdicts of each case's items, in order."""
 
 
+@dataclass(frozen=True)
+class Passed:
+    good: bool
+    score: float = 0.0
+    error: str = ""  # it could not be looked at
+
+
 class Filter(Protocol):
     """Says whether questions are good enough to be asked."""
 
     def identity(self) -> dict[str, Any]: ...
 
-    def passed(self, questions: Sequence[str]) -> list[tuple[bool, float]]: ...
+    def passed(self, questions: Sequence[str]) -> list[Passed]: ...
 
 
 def names_of(item: Item, whole: frozenset[str]) -> tuple[str, ...]:
