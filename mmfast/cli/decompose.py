@@ -60,6 +60,7 @@ def decompose(
     """Take answers apart into objects, attributes, counts, relations, texts or claims, each with its place in the
     answer and its question. A stopped command goes on where it was. Exit code 1 if more requests failed than
     --allow."""
+    # Every mistake in the options is told before anything is opened
     from mmfast.feedback.decompose import decompose as run
     from mmfast.feedback.decompose import planned
 
@@ -71,6 +72,7 @@ def decompose(
     wanted = tuple(name.strip() for name in aspects.split(",") if name.strip())
     plan = planned(preset, aspects=wanted, prompts=own, retries=retries, **drawn)
 
+    # Open, ask, count
     def check_input() -> None:
         from mmfast.feedback.answers import read_answers
 

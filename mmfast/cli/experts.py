@@ -84,6 +84,7 @@ def check(
 ) -> None:
     """Check each distinct item of an image once: verdict 1 (true), -1 (false), 0 (cannot be judged), -2 (what it is
     about is not there). A stopped command goes on where it was. Exit code 1 if more items failed than --allow."""
+    # Every mistake in the options and the table is told before anything is opened
     from mmfast.feedback.table import read_table
 
     table = read_table(experts)
@@ -105,6 +106,7 @@ def check(
     if table.asks:
         Chosen.of(engine, model, **own)
 
+    # Open, ask, count
     def check_input() -> None:
         from mmfast.feedback.items import read_items
 

@@ -44,6 +44,7 @@ def check(
     source: Path, out: Path, panel: Panel, runtime: Runtime, *, limit: int = 0, debug: int = 0, allow: float = 0.0
 ) -> Tally:
     """Check the items of a folder that `decompose` wrote. `limit`: how many answers are read (0: all)."""
+    # What is to be checked, and by whom
     wanted = gathered(source, Pictures(Path("/"), out), limit)
     check_routes(panel.opened.table, wanted.values())
     identity = agreed(panel, runtime)
@@ -61,10 +62,11 @@ def check(
         "stage": NAME,
         "version": VERSION,
         "engine": identity,
-        "table": panel.opened.table.name,
+        "template": panel.opened.table.name,
         "input": source.name,
     }
     work = Stage(out=out, made_by=made_by, items=items, row=row, whole=not limit, counts=counted)
+    # Check
     total = sum(len(some.items) for some in wanted.values())
     with Parts(Console(stderr=True)) as progress:
         bar = progress.part("check" + (f" (rank 0 of {runtime.world})" if runtime.world > 1 else ""))

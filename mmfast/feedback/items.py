@@ -79,29 +79,29 @@ def item_of(aspect: str, parts: Sequence[str], *, compat: bool = False) -> Item:
             return Item(kind="count", args=(number, thing), claim=claim, question=f"{there} {number} {thing}?")
         case "attribute":
             said, thing = parts
-            question = f"{_be(thing, compat)} the {thing} {said}?"
             scale = SCALES.get(said.lower())
-            kind = "scale" if scale else "attribute"
-            return Item(kind=kind, args=(scale or said, thing), claim=f"{said} {thing}", question=question)
+            kind, args = "scale" if scale else "attribute", (scale or said, thing)
+            return Item(kind=kind, args=args, claim=claim, question=f"{_be(thing, compat)} the {thing} {said}?")
         case "relation":
-            one, said, other = parts
-            question = f"{_be(one, compat)} the {one} {said} {other if compat else _the(other)}?"
-            place = place_of(said, compat=compat)
-            kind = "spatial" if place else "relation"
-            return Item(kind=kind, args=(one, place or said, other), claim=claim, question=question)
+            return _relation(*parts, compat=compat)
         case "text":
-            if len(parts) > 1:  # and on what it stands
-                said, thing = parts
-                return Item(
-                    kind="text",
-                    args=(said, thing),
-                    claim=f"{thing} says {said}",
-                    question=f"Does the {thing} say {said}?",
-                )
-            return Item(
-                kind="text", args=tuple(parts), claim=claim, question=f'Does the picture show the text "{claim}"?'
-            )
+            return _text(*parts)
     raise ValueError(f"unknown aspect {aspect!r}: there are {', '.join(ASPECTS)}")
+
+
+def _relation(one: str, said: str, other: str, *, compat: bool) -> Item:
+    place = place_of(said, compat=compat)
+    question = f"{_be(one, compat)} the {one} {said} {other if compat else _the(other)}?"
+    kind, args = "spatial" if place else "relation", (one, place or said, other)
+    return Item(kind=kind, args=args, claim=f"{one} {said} {other}", question=question)
+
+
+def _text(said: str, thing: str = "") -> Item:
+    """What is written, and on what, if that is said."""
+    if thing:
+        question = f"Does the {thing} say {said}?"
+        return Item(kind="text", args=(said, thing), claim=f"{thing} says {said}", question=question)
+    return Item(kind="text", args=(said,), claim=said, question=f'Does the picture show the text "{said}"?')
 
 
 def place_of(relation: str, *, compat: bool = False) -> str:

@@ -114,10 +114,12 @@ class Panel:
         if route.filter and left:
             asked = [self.questions[r.key].item.question for r in left]
             passed = self.opened.experts[route.filter].passed(asked)
-            for request, (good, score) in zip(left, passed, strict=True):
-                scores[request.key] = score
-                if not good:
-                    why = {"why": "the question did not pass", "question_score": round(score, 4)}
+            for request, one in zip(left, passed, strict=True):
+                scores[request.key] = one.score
+                if one.error:
+                    found[request.key] = Verdict(error=one.error)
+                elif not one.good:
+                    why = {"why": "the question did not pass", "question_score": round(one.score, 4)}
                     found[request.key] = Verdict(question_ok=False, evidence=why)
             left = [r for r in left if r.key not in found]
         # One case an image, in the order of the requests
@@ -136,7 +138,7 @@ class Panel:
     def _unseen(self, route: Route, request: Request, found: dict[str, Verdict]) -> bool:
         case = self._case([request])
         try:
-            missing = self.opened.experts[route.subjects].missing(case, case.items[0], self.whole)
+            missing = self.opened.experts[route.subjects].missing(case, case.items[0])
         except (ValueError, OSError) as error:
             found[request.key] = Verdict(error=str(error))
             return True
@@ -147,4 +149,4 @@ class Panel:
     def _case(self, requests: list[Request]) -> Case:
         first = self.questions[requests[0].key]
         items = tuple(self.questions[request.key].item for request in requests)
-        return Case(images=first.images, items=items, names=first.names)
+        return Case(images=first.images, items=items, names=first.names, whole=self.whole)

@@ -181,6 +181,8 @@ def _options(path: Path, name: str, own: dict[str, Any]) -> None:
     needs = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if missing := [key for key in needs if key not in own and key not in ("engine", "prompt")]:
         raise ValueError(f"{path}: experts.{name}: {use} needs the option {missing[0]}")
+    if own.get("engine") and not own.get("model"):
+        raise ValueError(f"{path}: experts.{name}: its engine {own['engine']} has no model: add model")
     if own.get("model") and use in ENGINES and not own.get("engine"):
         raise ValueError(f'{path}: experts.{name}: it has a model and no engine: add engine = "local" or another')
 

@@ -15,8 +15,9 @@ from mmfast.engines.stage import rows
 from mmfast.feedback.check import Verdicts
 from mmfast.feedback.items import Item, item_of
 from mmfast.feedback.panel import TOGETHER
-from mmfast.feedback.table import known, read_table
+from mmfast.feedback.table import known, open_experts, read_table
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
+from tests.make.blip import write_blip
 from tests.make.detectors import classifier, write_owl
 from tests.make.engine_cases import Fake
 from tests.make.feedback_cases import checked, decomposed, write_answers, write_captions
@@ -323,3 +324,26 @@ def test_an_answer_that_says_nothing_is_a_row_of_its_own(tmp_path, two):
     assert empty["items"] == [] and empty["problem"] == "the answer is empty"
     assert [item["args"] for item in full["items"]] == [["dog"]]
     assert tally.also["answers: the answer is empty"] == 1
+
+
+def test_experts_that_cannot_be_packed_bring_their_own_engine(tmp_path, two):
+    """BLIP-2 over an encoder-decoder, as DGPref asks it, opened by the command from the table alone."""
+    folder = write_blip(tmp_path / "blip", "blip-2", "t5")
+    items = [item_of("attribute", ("red", "dog")), item_of("relation", ("dog", "beside", "cat"))]
+    source = write_items(tmp_path / "items", [([two[0]], items), ([two[1]], items[:1])])
+    text = f'[experts.asked]\nuse = "yesno"\nengine = "plain"\nmodel = "{folder}"\nprompt = "yes_no_short"\n'
+    mine = table(tmp_path, text + '[route]\nattribute = "asked"\nrelation = "asked"\n')
+    arguments = ["check", str(source), "-o", str(tmp_path / "out"), "--experts", str(mine)]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, (found.output, found.exception)
+    chances = [row["p_yes"] for row in rows(tmp_path / "out")]
+    assert len(chances) == 3 and all(0 < chance < 1 for chance in chances)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["engine"]["experts"]["asked"]["engine"]["engine"] == "plain"
+    found = CliRunner().invoke(app, [*arguments, "--engine", "local", "-m", "x"])
+    assert "has no effect" in str(found.exception)
+
+
+def test_the_annotation_is_the_worlds(tmp_path):
+    with pytest.raises(ValueError, match="--engine world"):
+        open_experts(read_table("world"), lambda given: Asked())

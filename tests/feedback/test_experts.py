@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from mmfast.engines.base import Picture, Reply
+from mmfast.feedback.expert_scores import singulars
 from mmfast.feedback.experts import Case
 from mmfast.feedback.experts.boxes import Box, Found, Sizes, has_place, has_scale, judged
 from mmfast.feedback.experts.grammar import Cola, Likely
@@ -77,6 +78,10 @@ def test_where_dgprefs_rules_differ():
     assert has_place("near", low, beside, found, COMPAT) and not has_place("near", low, beside, found, RIGHT)
     assert has_scale("short", 0.9, 0.2, RIGHT) and not has_scale("short", 0.9, 0.2, COMPAT)
     assert has_scale("large", 0.1, 0.45, RIGHT) and not has_scale("large", 0.1, 0.45, Sizes(large_height=0.5))
+    there = Found(100, 100, {"dog": (low,), "dogs": ()})
+    dogs, singular = item_of("entity", ("dogs",)), singulars()
+    assert judged(dogs, there, COMPAT, singular=singular).value == 1 and judged(dogs, there, RIGHT).value == -1
+    assert judged(dogs, Found(100, 100, {"dogs": ()}), COMPAT, singular=singular).value == -1
     assert judged(Item(kind="count", args=("lots", "dog"), claim="lots of dog"), FOUND, RIGHT).value == 0
 
 
@@ -142,8 +147,10 @@ def test_scene_graphs(tmp_path, content, picture):
         ("relation", "bucket beside dog"): -1,
         ("relation", "dog beside cat"): -2,
         ("relation", "dog left bucket"): 1,
+        ("relation", "dog beside image"): 0,
+        ("attribute", "brown two_dogs"): 1,
     }
-    items = tuple(item_of(aspect, piece.split()) for aspect, piece in told)
+    items = tuple(item_of(aspect, [part.replace("_", " ") for part in piece.split()]) for aspect, piece in told)
     names = tuple(dict.fromkeys(name for item in items for name in item.args))
     (verdicts,) = graph.check([Case(images=(image,), items=items, names=names)])
     assert [verdict.value for verdict in verdicts] == list(told.values())
@@ -318,16 +325,16 @@ class Scores(Fake):
 
     def reply(self, request, sample):
         (label,) = request.labels
+        if label == "What?":
+            return Reply(key=request.key, finish="error", error="the prompt is too long")
         return Reply(key=request.key, labels={label: -len(label.split()) * (10.0 if "glorp" in label else 1.0)})
 
 
 def test_likely_questions_pass():
     likely = Likely(Scores(), prompt("question_check"), least=-5)
-    assert likely.passed(["Is the dog brown?", "Is the glorp?", "Is the dog brown?"]) == [
-        (True, -1.0),
-        (False, -10.0),
-        (True, -1.0),
-    ]
+    passed = likely.passed(["Is the dog brown?", "Is the glorp?", "Is the dog brown?", "What?"])
+    assert [(one.good, one.score) for one in passed[:3]] == [(True, -1.0), (False, -10.0), (True, -1.0)]
+    assert not passed[3].good and "too long" in passed[3].error
 
 
 def test_a_classifier_of_acceptability(tmp_path):
@@ -342,12 +349,12 @@ def test_a_classifier_of_acceptability(tmp_path):
     passed = cola.passed(questions)
     model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
-    for question, (good, score) in zip(questions, passed, strict=True):
+    for question, one in zip(questions, passed, strict=True):
         with torch.no_grad():
             alone = model(**tokenizer(question, return_tensors="pt")).logits.softmax(-1)[0, 1]
-        assert score == pytest.approx(float(alone), abs=1e-5) and good == (score >= 0.5)
-    form = Cola(str(folder), form="two {question} kite").passed(["dog"])[0][1]
-    assert form == pytest.approx(cola.passed(["two dog kite"])[0][1], abs=1e-6)
+        assert one.score == pytest.approx(float(alone), abs=1e-5) and one.good == (one.score >= 0.5)
+    form = Cola(str(folder), form="two {question} kite").passed(["dog"])[0].score
+    assert form == pytest.approx(cola.passed(["two dog kite"])[0].score, abs=1e-6)
     with pytest.raises(ValueError, match=r"no \{question\}"):
         Cola(str(folder), form="Question:")
-    assert np.ptp([score for _, score in passed]) > 1e-4
+    assert np.ptp([one.score for one in passed]) > 1e-4

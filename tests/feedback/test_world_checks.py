@@ -13,6 +13,8 @@ from mmfast.feedback.experts.world import kind_of
 from mmfast.feedback.items import read_items
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
 from mmfast.world.grammar import Claims, claims, judged
+from mmfast.world.scenes import scenes
+from tests.make.detectors import fit_owl, write_owl
 from tests.make.feedback_cases import checked, decomposed, write_captions
 
 NUMBERS = {"one": 1, "two": 2, "three": 3}
@@ -145,3 +147,27 @@ def test_rows_have_what_the_contract_says(taken_apart):
     assert set(row["items"][0]) == {"kind", "args", "claim", "question", "negated", "span"}
     row = json.loads((taken_apart / "verdicts" / "rows-0.jsonl").read_text().splitlines()[0])
     assert {"key", "image", "kind", "args", "question", "expert", "verdict", "p_yes", "evidence"} <= set(row)
+
+
+@pytest.mark.slow
+def test_a_tiny_detector_learns_to_see_what_the_annotation_says(tmp_path):
+    """OWL-ViT of 9 patches, fitted on the world's shapes, checks captions of pictures that it has not seen."""
+    world = write_world(tmp_path / "world", WorldSpec(base=20, pairs=4, groups=1, test=60))
+    write_owl(tmp_path / "owl", edge=84, patch=28, hidden_size=64, intermediate_size=128, spread=False)
+    fit_owl(tmp_path / "owl", list(scenes(0, "train", 2000)), 1200)
+    held_out = [scene for scene in read_scenes(world) if scene.name.startswith("test")]
+    write_captions(tmp_path / "answers", world, held_out)
+    decomposed(tmp_path / "answers", tmp_path / "items", World(world))
+    checked(tmp_path / "items", tmp_path / "true", "world", World(world))
+    table = f'[experts.eyes]\nuse = "owl"\nmodel = "{tmp_path / "owl"}"\nthreshold = 0.5\n[route]\ntext = "skip"\n'
+    table += "".join(f'{kind} = "eyes"\n' for kind in ("object", "count", "spatial"))
+    (tmp_path / "eyes.toml").write_text(table + '[skip]\nwhole = ["centre", "image"]\n')
+    checked(tmp_path / "items", tmp_path / "seen", tmp_path / "eyes.toml")
+    true = {(row["image"], row["kind"], *row["args"]): row["verdict"] for row in rows(tmp_path / "true")}
+    agree = {kind: [] for kind in ("object", "count", "spatial")}
+    for row in rows(tmp_path / "seen"):
+        if row["kind"] in agree:
+            agree[row["kind"]].append(row["verdict"] == true[row["image"], row["kind"], *row["args"]])
+    told = {kind: (sum(same) / len(same), len(same)) for kind, same in agree.items()}
+    print(told)
+    assert all(share > 0.95 and number > 60 for share, number in told.values()), told

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mmfast.engines.base import Picture
+from mmfast.feedback.expert_scores import WHOLE_IMAGE
 from mmfast.feedback.items import Item
 
 TRUE, FALSE, OPEN, UNSEEN = 1, -1, 0, -2  # verdicts: OPEN: cannot be judged; UNSEEN: what it is about is not there
@@ -29,6 +30,7 @@ class Case:
     images: tuple[Picture, ...]
     items: tuple[Item, ...]
     names: tuple[str, ...] = ()
+    whole: frozenset[str] = WHOLE_IMAGE  # words for the image itself
 
 
 class Expert(Protocol):
@@ -41,12 +43,19 @@ class Expert(Protocol):
         """The verdicts of each case's items, in order."""
 
 
+@dataclass(frozen=True)
+class Passed:
+    good: bool
+    score: float = 0.0
+    error: str = ""  # it could not be looked at
+
+
 class Filter(Protocol):
     """Says whether questions are good enough to be asked."""
 
     def identity(self) -> dict[str, Any]: ...
 
-    def passed(self, questions: Sequence[str]) -> list[tuple[bool, float]]: ...
+    def passed(self, questions: Sequence[str]) -> list[Passed]: ...
 
 
 def names_of(item: Item, whole: frozenset[str]) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """What boxes say: is a thing there, how many, how large, and where it stands to another. Right, and to DGPref's letter.
 
-compat, where DGPref's code differs: "near" is near in one direction, "top" takes the lower one, "bottom" never holds,
-"short" is small in both directions, and boxes that lie on each other are counted each.
+compat, where DGPref's code differs: an object is there if its singular is, where that was looked for too; "near" is
+near in one direction, "top" takes the lower one, "bottom" never holds, "short" is small in both directions. Its detector
+counts boxes that lie on each other each (Owl's `overlap`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmfast.engines.base import Picture
-from mmfast.feedback.expert_scores import NUMBERS, WHOLE_IMAGE
+from mmfast.feedback.expert_scores import NUMBERS, WHOLE_IMAGE, singulars
 from mmfast.feedback.experts import FALSE, OPEN, TRUE, UNSEEN, Case, Verdict, names_of
 from mmfast.feedback.items import Item
 
@@ -86,9 +87,18 @@ def suppressed(boxes: Sequence[Box], overlap: float) -> tuple[Box, ...]:
     return tuple(ordered[n] for n in kept)
 
 
-def judged(item: Item, found: Found, sizes: Sizes, whole: frozenset[str] = WHOLE_IMAGE) -> Verdict:
-    """An item's verdict by the boxes of what it names."""
+def judged(
+    item: Item,
+    found: Found,
+    sizes: Sizes,
+    whole: frozenset[str] = WHOLE_IMAGE,
+    singular: Callable[[str], str] = lambda name: name,
+) -> Verdict:
+    """An item's verdict by the boxes of what it names. `singular`: of an object's name, whose boxes are taken where the
+    singular was looked for too (DGPref)."""
     named = names_of(item, whole)
+    if item.kind == "object" and singular(named[0]) in found.boxes:
+        named = (singular(named[0]),)
     boxes = {name: found.boxes.get(name, ()) for name in named}
     evidence: dict[str, Any] = {"boxes": {name: [box.row() for box in some] for name, some in boxes.items()}}
     evidence["scores"] = {name: [round(float(box.score), 4) for box in some] for name, some in boxes.items()}
@@ -153,6 +163,7 @@ class Finder:
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
+        self.singular = singulars() if sizes.compat else lambda name: name
         self._held: OrderedDict[tuple[str, tuple[str, ...]], Found] = OrderedDict()
 
     def find(self, picture: Picture, names: Sequence[str]) -> Found:
@@ -178,9 +189,9 @@ class Finder:
             except (ValueError, OSError) as error:
                 yield [Verdict(error=str(error))] * len(case.items)
                 continue
-            yield [judged(item, found, self.sizes) for item in case.items]
+            yield [judged(item, found, self.sizes, case.whole, self.singular) for item in case.items]
 
-    def missing(self, case: Case, item: Item, whole: frozenset[str]) -> list[str]:
+    def missing(self, case: Case, item: Item) -> list[str]:
         """What an item is about and is not there."""
         boxes = self.found(case).boxes
-        return [name for name in names_of(item, whole) if not boxes.get(name)]
+        return [name for name in names_of(item, case.whole) if not boxes.get(name)]

@@ -9,6 +9,7 @@ import torch
 
 from mmfast.directory import directory
 from mmfast.engines.base import Engine, Request
+from mmfast.feedback.experts import Passed
 from mmfast.feedback.prompts import Prompt
 from mmfast.files import weight_digests
 from mmfast.packages import no_bars
@@ -27,15 +28,18 @@ class Likely:
     def identity(self) -> dict[str, Any]:
         return {"filter": "likely", "engine": self.engine.identity(), "prompt": self.prompt.key, "least": self.least}
 
-    def passed(self, questions: Sequence[str]) -> list[tuple[bool, float]]:
+    def passed(self, questions: Sequence[str]) -> list[Passed]:
         distinct = list(dict.fromkeys(questions))
         requests = [Request(key=q, messages=self.prompt.messages(0), n=0, labels=(q,)) for q in distinct]
-        found: dict[str, float] = {}
+        found: dict[str, Passed] = {}
         for reply in self.engine.answer(requests):
             if reply.finish == "error":
-                raise ValueError(f"the question {reply.key!r} has no log-prob: {reply.error}")
-            found[reply.key] = reply.labels[reply.key] / max(len(reply.key.split()), 1)
-        return [(found[question] >= self.least, found[question]) for question in questions]
+                found[reply.key] = Passed(False, error=f"the question has no log-prob: {reply.error}")
+            else:
+                score = reply.labels[reply.key] / max(len(reply.key.split()), 1)
+                found[reply.key] = Passed(score >= self.least, score)
+        silent = Passed(False, error="the engine gave no log-prob of the question")
+        return [found.get(question, silent) for question in questions]
 
 
 class Cola:
@@ -58,6 +62,7 @@ class Cola:
         """
         import transformers as hf
 
+        # What can be said to be wrong before weights are read
         if "{question}" not in form:
             raise ValueError("form: it has no {question}")
         self.folder, self.least, self.form, self.together, self.dtype = (
@@ -72,6 +77,7 @@ class Cola:
             raise ValueError(
                 f"{model}: a classifier of acceptability has 2 labels, and this one has {config.num_labels}"
             )
+        # The classifier
         with no_bars():
             named = hf.AutoModelForSequenceClassification
             made: Any = named.from_pretrained(self.folder, dtype=getattr(torch, dtype), use_safetensors=True)
@@ -84,7 +90,7 @@ class Cola:
         return {"filter": "cola", "weights": weight_digests(self.folder), **told}
 
     @torch.no_grad()
-    def passed(self, questions: Sequence[str]) -> list[tuple[bool, float]]:
+    def passed(self, questions: Sequence[str]) -> list[Passed]:
         missing = sorted({q for q in questions if q not in self.known}, key=len)  # of like lengths: little padding
         for first in range(0, len(missing), self.together):
             some = missing[first : first + self.together]
@@ -92,4 +98,4 @@ class Cola:
             tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
             chances = self.model(**tokens).logits.float().softmax(-1)[:, 1]
             self.known |= dict(zip(some, chances.tolist(), strict=True))
-        return [(self.known[question] >= self.least, self.known[question]) for question in questions]
+        return [Passed(self.known[question] >= self.least, self.known[question]) for question in questions]

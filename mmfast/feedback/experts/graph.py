@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.engines.base import Picture
-from mmfast.feedback.expert_scores import WHOLE_IMAGE
 from mmfast.feedback.experts import FALSE, TRUE, UNSEEN, Case, Verdict
 from mmfast.feedback.experts.boxes import Box, Finder, Found, Sizes
 from mmfast.feedback.items import Item
-from mmfast.feedback.spans import content, same
+from mmfast.feedback.spans import NUMBERS, content, same
 from mmfast.files import sha256_of
 
 
@@ -74,10 +73,15 @@ class Graph(Finder):
     def check(self, cases: Sequence[Case]) -> Iterator[list[Verdict]]:
         for case in cases:
             by_boxes = [item for item in case.items if item.kind in Finder.kinds]
-            (found,) = super().check([Case(images=case.images, items=tuple(by_boxes), names=case.names)])
+            (found,) = super().check(
+                [Case(images=case.images, items=tuple(by_boxes), names=case.names, whole=case.whole)]
+            )
             of = dict(zip((item.name for item in by_boxes), found, strict=True))
             try:
-                yield [of[i.name] if i.name in of else annotated(i, self.graph(case.images[0])) for i in case.items]
+                yield [
+                    of[i.name] if i.name in of else annotated(i, self.graph(case.images[0]), case.whole)
+                    for i in case.items
+                ]
             except ValueError as error:
                 yield [Verdict(error=str(error))] * len(case.items)
 
@@ -108,12 +112,12 @@ def called(thing: dict[str, Any], name: str) -> bool:
 
 
 def alike(one: str, other: str) -> bool:
-    """The same words, in any form: "two dogs" and "Dog" are not, "dogs" and "Dog" are."""
-    ones, others = content(one), content(other)
+    """The same words in any form, but for numbers: "two dogs" and "Dog" are, "dog house" and "dog" are not."""
+    ones, others = ([word for word in content(text) if word.lower() not in NUMBERS] for text in (one, other))
     return len(ones) == len(others) and all(same(a, b) for a, b in zip(ones, others, strict=True))
 
 
-def annotated(item: Item, graph: dict[str, Any]) -> Verdict:
+def annotated(item: Item, graph: dict[str, Any], whole: frozenset[str]) -> Verdict:
     """An attribute or a relation, as the graph has it of any thing of that name."""
     known = things(graph)
     if item.kind == "attribute":
@@ -123,9 +127,11 @@ def annotated(item: Item, graph: dict[str, Any]) -> Verdict:
         like = sorted({own for thing in of for own in thing["like"]})
         return Verdict(value=TRUE if any(alike(item.args[0], own) for own in like) else FALSE, evidence={"like": like})
     one, relation, other = item.args
-    names = [name for name in (one, other) if name.lower() not in WHOLE_IMAGE]
+    names = [name for name in (one, other) if name.lower() not in whole]
     if missing := [name for name in names if not any(called(thing, name) for thing in known)]:
         return Verdict(value=UNSEEN, evidence={"missing": missing})
+    if len(names) < 2:
+        return Verdict(evidence={"why": "the graph relates things to each other, not to the picture"})
     others = {thing["id"] for thing in known if called(thing, other)}
     said = [r for thing in known if called(thing, one) for r, to in thing["related"] if to in others]
     holds = any(relation.lower() == own.lower() or alike(relation, own) for own in said)

@@ -68,14 +68,15 @@ class Owl(Finder):
         boxes: dict[str, tuple[Box, ...]] = {}
         step = self.chunk or len(names)
         for first in range(0, len(names), step):
-            some, own = names[first : first + step], logits[:, first : first + step]
-            scores = own.sigmoid()
+            some, those = names[first : first + step], logits[:, first : first + step]
+            scores = those.sigmoid()
             held = scores > self.threshold
             if self.chunk:
-                held &= torch.nn.functional.one_hot(own.argmax(-1), len(some)).bool()
-            for n, name in enumerate(some):
-                rows = held[:, n].nonzero()[:, 0].tolist()
-                boxes[name] = suppressed([Box.of(corners[row], float(scores[row, n])) for row in rows], self.overlap)
+                held &= torch.nn.functional.one_hot(those.argmax(-1), len(some)).bool()
+            of: list[list[Box]] = [[] for _ in some]
+            for row, n in held.nonzero().tolist():
+                of[n].append(Box.of(corners[row], float(scores[row, n])))
+            boxes |= {name: suppressed(own, self.overlap) for name, own in zip(some, of, strict=True)}
         notes = {name: f"cut at {self.length} tokens" for name in names if name in self.cut}
         return Found(width, height, boxes, notes)
 

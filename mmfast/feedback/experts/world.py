@@ -68,6 +68,8 @@ class Annotation(Finder):
     kinds = frozenset(KINDS)
 
     def __init__(self, engine: World) -> None:
+        if not isinstance(engine, World):
+            raise ValueError("the annotation is the engine world's: give --engine world and --model FOLDER")
         super().__init__(Sizes())
         self.engine, self.noise = engine, engine.noise
 
