@@ -43,6 +43,14 @@ OPERATORS: dict[type, Any] = {
 }
 
 
+def score_named(name: str, scores: Mapping[str, float]) -> float:
+    """By its name, however that is capitalised: judges call one metric Helpfulness or helpfulness."""
+    found = [name] if name in scores else [own for own in scores if own.casefold() == name.casefold()]
+    if len(found) != 1:
+        raise BadRow("score", f"no score {name} (it has {', '.join(sorted(scores)) or 'none'})")
+    return scores[found[0]]
+
+
 def score_of(expression: str) -> Any:
     """ "Helpfulness + 0.5 * Correctness" as a function of an answer: numbers, score names, + - * /, min and max."""
     try:
@@ -54,9 +62,7 @@ def score_of(expression: str) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             return node.value
         if isinstance(node, ast.Name):
-            if node.id not in scores:
-                raise BadRow("score", f"no score {node.id} (it has {', '.join(sorted(scores)) or 'none'})")
-            return scores[node.id]
+            return score_named(node.id, scores)
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             return OPERATORS[type(node.op)](value(node.left, scores), value(node.right, scores))
         if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:

@@ -25,6 +25,8 @@ from mmfast.feedback.seeds import rlaifv
 from mmfast.job.runtime import Runtime
 
 DECOMPOSE, GENERATE, VERSION = "decompose", "generate", 1
+IMPORTED = "imported"  # in a template's place: rows of stages say which wording made them
+DIGEST = hashlib.sha256(IMPORTED.encode()).hexdigest()
 KINDS = {"entity": "object", "attribute": "attribute", "count": "count", "relation": "relation"}
 ASKED = {
     "object": "Is there a {0}?", "attribute": "Is the {1} {0}?", "count": "Are there {0} {1}?",
@@ -70,7 +72,14 @@ def enter(
         rows = _answers(found, Pictures(Path("/"), out), done)
     else:
         rows = _rows(found, _facts(done) if facts else _decompositions(source, done), done)
-    made_by = {"stage": stage, "version": VERSION, "imported": source.name, "input": (answers or source).name}
+    made_by: dict[str, Any] = {
+        "stage": stage,
+        "version": VERSION,
+        "imported": source.name,
+        "input": (answers or source).name,
+    }
+    if stage == DECOMPOSE:
+        made_by |= {"template": {IMPORTED: {"name": IMPORTED, "version": VERSION, "digest": DIGEST}}}
     runtime.hold(out, "--out")
     runtime.from_main(lambda: write_folder(out, made_by, rows, done))
     if not done.counts["answers"]:
@@ -102,7 +111,8 @@ def _rows(answers: Iterator[Answer], items: Any, done: Done) -> Iterator[dict[st
         done.counts["items"] += len(own)
         key = hashlib.sha256(canonical([DECOMPOSE, one.key, own]).encode()).hexdigest()
         yield {
-            "key": key, "answer_key": one.key, "images": list(one.images), "items": own, "raw": {}, "row": one.row,
+            "key": key, "answer_key": one.key, "images": list(one.images), "items": own, "raw": "",
+            "problem": "", "template": f"{IMPORTED}:{DIGEST[:16]}", "row": one.row,
         }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def _told(folder: Path, manifest: dict[str, Any], reading: Reading) -> None:
         reading.notes.append(f"{folder} is not complete ({why}): what it holds is read")
 
 
-def current(folder: Path, manifest: dict[str, Any], reading: Reading) -> Iterator[dict[str, Any]]:
+def current(folder: Path, manifest: dict[str, Any], notes: list[str]) -> Iterator[dict[str, Any]]:
     """The rows that the wordings of the folder's last start made: those of earlier ones stay in it, and are told."""
     named = manifest.get("template")
     if not isinstance(named, dict):
@@ -50,7 +50,7 @@ def current(folder: Path, manifest: dict[str, Any], reading: Reading) -> Iterato
         else:
             left += 1
     if left:
-        reading.notes.append(f"{folder}: {left} rows of an earlier wording are passed over")
+        notes.append(f"{folder}: {left} rows of an earlier wording are passed over")
 
 
 def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base
     """Every judged answer with its numbers and the judge's own answer. One that the judge said nothing of has no
     scores: who asks for them is told why."""
     known = {one.key: one for one in base()}
-    for row in current(folder, manifest, reading):
+    for row in current(folder, manifest, reading.notes):
         source = f"{folder}:{row['key'][:12]}"
         judged = row.get("scores") or {}
         for key in row.get("answers") or []:
@@ -145,7 +145,7 @@ def compared(folder: Path, reading: Reading) -> Iterator[Compared]:
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
     said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in current(folder, manifest, reading):
+    for row in current(folder, manifest, reading.notes):
         said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
     orders = 2 if manifest.get("order") == "both" else 1
     for (a, b), shown in said.items():

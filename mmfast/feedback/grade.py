@@ -18,6 +18,7 @@ from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
+from mmfast.feedback.folders import current
 from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds.rlaifv import question_of
 from mmfast.job.runtime import Runtime
@@ -105,9 +106,9 @@ def _check(items: Path | None, verdicts: Path | None, grading: Grading) -> None:
 
 
 def items_of(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The items of each answer, by its key. Of one that was taken apart twice (another wording) the later row holds."""
+    """The items of each answer, by its key."""
     _told(folder, notes)
-    return {row["answer_key"]: row["items"] for row in rows(folder)}
+    return {row["answer_key"]: row["items"] for row in current(folder, manifest_of(folder) or {}, notes)}
 
 
 class Checked:
@@ -209,11 +210,11 @@ class _Grader:
         counted = [claim for aspect in aspects for kind, claim in claims if kind == aspect and claim.holds is not None]
         if not any(claim.holds is not None for claim in every) and self.grading.unjudged == "none":
             return {}
-        scores = {"claims": -float(false_claims(every))}
+        scores = {"claims": 0.0 - false_claims(every)}
         if counted or self.grading.unjudged == "best":
             wrong = false_claims(counted)
-            scores["score"] = -wrong / (len(counted) or 1) if self.grading.average else -float(wrong)
-            scores["score"] -= self._missing(one)
+            share = wrong / (len(counted) or 1) if self.grading.average else wrong
+            scores["score"] = 0.0 - share - self._missing(one)
         return scores
 
     def _missing(self, one: Answer) -> float:

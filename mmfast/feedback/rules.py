@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.data.problems import BadRow, Problem
+from mmfast.data.problems import Problem
 from mmfast.data.records import Record
 from mmfast.feedback.answer import Answer, grouped
-from mmfast.feedback.candidates import complete, pair_record, score_of, sft_record
+from mmfast.feedback.candidates import complete, pair_record, score_named, score_of, sft_record
 
 Score = Callable[[Answer], float]
 Pair = tuple[Answer, Answer]  # better, worse
@@ -198,10 +198,7 @@ def every_answer(answers: Iterable[Answer]) -> list[Record]:
 
 def _attributes(one: Answer, names: Sequence[str]) -> str:
     """Its scores as "Helpfulness:4,Correctness:3"."""
-    missing = [n for n in names if n not in one.scores]
-    if missing:
-        raise BadRow("score", f"no score {missing[0]} (it has {', '.join(sorted(one.scores)) or 'none'})")
-    return _listed({n: one.scores[n] for n in names})
+    return _listed({n: score_named(n, one.scores) for n in names})
 
 
 def _asked_more(one: Answer, more: str) -> tuple[dict[str, Any], ...]:

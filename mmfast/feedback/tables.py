@@ -91,7 +91,7 @@ class Table:
             _as_many(value.get("facts"), claims)
             scores = _scores(value, {*used, *ANSWER})
             if claims is not None:
-                scores.setdefault("claims", -float(false_claims(claims)))
+                scores.setdefault("claims", 0.0 - false_claims(claims))
             drawn = {name: value[name] for name in ("decode", "finish") if isinstance(value.get(name), str)}
             number = value.get("sample") if len(texts) == 1 and isinstance(value.get("sample"), int) else sample
             yield self.answer(

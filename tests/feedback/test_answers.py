@@ -134,7 +134,7 @@ def test_nothing_is_written_into_a_folder_of_rows(answers):
 @pytest.fixture
 def judged(answers, tmp_path):
     scores = {
-        "k1": dict.fromkeys(FIVE, 4),
+        "k1": {name.lower(): 4 for name in FIVE},  # as the stage's own prompt names them
         "k2": dict.fromkeys(FIVE, 1) | {"Verbosity": None},
         "k3": None,
     }

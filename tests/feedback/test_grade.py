@@ -119,6 +119,19 @@ def test_what_was_not_checked_is_counted(stages, tmp_path):
     assert json.loads((tmp_path / "graded/manifest.json").read_text())["complete"] is False
 
 
+def test_items_of_an_earlier_wording_are_passed_over(stages, tmp_path, picture):
+    template = {"split": {"name": "split", "version": 2, "digest": "ab" * 32}}
+    items = [
+        decomposed("d1", "k1", [DOG]) | {"template": "split:" + "ab" * 8},
+        decomposed("d2", "k1", [DOG, RED, CUPS]) | {"template": "split:" + "cd" * 8},
+    ]
+    folder(tmp_path / "items", "decompose", items, template=template)
+    said, found = stages()
+    assert found["k1"]["scores"] == {"claims": 0.0, "score": 0.0} and len(found["k1"]["claims"]) == 1
+    assert "items: 1 rows of an earlier wording are passed over" in said
+    assert "-0.0" not in (tmp_path / "graded/rows-0.jsonl").read_text()
+
+
 def test_a_negated_question_has_the_claims_probability(tmp_path, picture):
     image = picture("a.png")
     denied = item("no hat", negated=True, question="Is there a hat?")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.formats.mllm_dpo import METRICS
+from mmfast.data.problems import BadRow
 from mmfast.feedback.answer import grouped
+from mmfast.feedback.candidates import score_named
 from mmfast.feedback.seeds.leaving import Leaf, Leaving
 
 
@@ -36,7 +38,9 @@ def write_judged(leaving: Leaving) -> Iterator[dict[str, Any]]:
     """The columns that its notebooks read, in both of its spellings. An answer without all five numbers has no row."""
     for number, group in enumerate(grouped(leaving.answers)):
         for n, one in enumerate(group):
-            if not set(METRICS) <= one.scores.keys():
+            try:
+                numbers = {name: f"{score_named(name, one.scores):g}" for name in METRICS}
+            except BadRow:
                 leaving.lost["answers without all five numbers"] += 1
                 continue
             leaving.lost["claims"] += bool(one.claims)
@@ -44,7 +48,7 @@ def write_judged(leaving: Leaving) -> Iterator[dict[str, Any]]:
             yield {
                 "Key": number,
                 "Candidate": one.meta.get("Candidate") or f"Candidate {n + 1}",
-                **{name: f"{one.scores[name]:g}" for name in METRICS},
+                **numbers,
                 "cur_candidate_answer": one.text,
                 "Output": one.text,
                 "question_id": group[0].meta.get("question_id", number),

@@ -91,7 +91,7 @@ def _judged(rows: list[Row], table: Table) -> Answer:
         rows[0], asked, origin["origin_answer"], image_list(image),
         group=None if ds_id is None else f"{ds_id}@{asked}",
         prompt_id=str(ds_id if ds_id is not None else value["question_id"]),
-        scores={"claims": -float(false_claims(claims))}, claims=claims, meta=keep | {"changed_facts": told},
+        scores={"claims": 0.0 - false_claims(claims)}, claims=claims, meta=keep | {"changed_facts": told},
     )  # fmt: skip
 
 
