@@ -22,7 +22,7 @@ function draw() {
   const shown = texts.length === 2 ? differing(...texts) : texts.map((text) => [text]);
   const answers = shown.map((parts, n) => el("div", { class: "panel" }, el("h3", {}, card.answers[n].label), el("div", { class: "text", dir: "auto" }, ...parts)));
   home.replaceChildren(
-    el("div", {}, ...spoken(card.messages)),
+    el("div", {}, ...spoken(card.messages, !card.answers)),
     ...(answers.length ? [el("div", { class: "answers" }, ...answers)] : []),
     el("div", { class: "fields" }, ...card.fields.map(field)));
 }
