@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm screenshots clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -30,7 +30,7 @@ test: setup
 
 # Half a minute of one core: no process is started, nothing is trained.
 QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py packing/test_build.py \
-  data/containers/test_splits.py data/formats data/text/test_segments.py feedback evals/test_words.py \
+  data/containers/test_splits.py data/formats data/text/test_segments.py feedback/test_rules.py evals/test_words.py \
   world/test_grammar.py ops/test_dispatch.py ops/test_splice.py ops/test_segments.py ops/test_logprob.py \
   ops/test_preference.py ops/test_attention.py models/test_proof.py config training/test_metrics.py training/test_optim.py)
 quick: setup
@@ -80,6 +80,10 @@ pythons:
 # The server engine against a real vLLM on this CPU, in a venv of its own (build/vllm, 3 GB, minutes). Not in CI.
 vllm: setup
 	OMP_NUM_THREADS=1 $(PY) -m bench.vllm --venv build/vllm
+
+# The pictures of docs/correcting.md, taken of the page on the embedded world (needs a browser).
+screenshots: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.make.screenshots docs
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

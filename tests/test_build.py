@@ -159,5 +159,6 @@ def test_a_source_distribution_holds_all_that_the_build_reads(tmp_path: Path) ->
     with tarfile.open(archive) as content:
         held = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
     needed = [*(ROOT / "csrc").rglob("*"), *(ROOT / "recipes").glob("*.toml"), *(ROOT / "kernels").glob("*.py")]
+    needed += (ROOT / "mmfast/engines/page").iterdir()
     wanted = {str(file.relative_to(ROOT)) for file in needed if file.is_file()} | {"CMakeLists.txt", "LICENSE"}
     assert wanted <= held, wanted - held

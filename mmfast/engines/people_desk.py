@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,7 @@ class Desk:
         self.current: dict[str, str] = {}  # name -> card in front of them
         self.seen: dict[str, float] = {}  # name -> when they last acted
         self.pictures: dict[str, Picture] = {}  # of cards that were shown, by their ids: nothing else is served
+        self.progress: dict[str, dict[str, Any]] = {}  # name -> as it was told last
         self.sealed: set[str] = set()  # cards whose results were taken: not to be taken back
         self.more = False  # cards may still come
         self.hands_in, self.handed_in = False, False  # somebody waits for all of it; and has got it
@@ -122,7 +124,7 @@ class Desk:
                 self.changed.notify_all()
             elif done != "look":
                 self._work(name, done, given)
-            return self.view(name)
+            return self.view(name, counted=done != "draft")
 
     def _work(self, name: str, done: str, given: dict[str, Any]) -> None:
         """One action on a card becomes one row of the journal."""
@@ -222,11 +224,12 @@ class Desk:
         return sum(work.state != "open" for work in self.works.get(card, {}).values())
 
     def _holders(self, card: str, name: str) -> int:
-        """Others who have it in front of them, and were here lately."""
-        now = self.clock()
+        """Others who have it in front of them, and were here lately (perhaps before a restart)."""
+        since = self.clock() - HELD
+        others = [other for other, held in self.current.items() if held == card and other != name]
         return sum(
-            other != name and held == card and self._is_open(card, other) and now - self.seen.get(other, 0.0) < HELD
-            for other, held in self.current.items()
+            self._is_open(card, other) and max(self.seen.get(other, 0.0), self._of(card, other).at) > since
+            for other in others
         )
 
     def finished(self, card: str, state: str = "done") -> list[tuple[str, Work]]:
@@ -242,27 +245,31 @@ class Desk:
 
     # what the page shows
 
-    def view(self, name: str) -> dict[str, Any]:
+    def view(self, name: str, *, counted: bool = True) -> dict[str, Any]:
+        """`counted`: the progress anew, for which all cards are looked at; else as it was told last."""
         card = self._given(name)
         mine = self._of(card, name) if card is not None else Work()
-        own = [who[name] for c, who in self.works.items() if name in who and c in self.cards]
-        free = sum(self._free(c, name) for c in self.cards if c != card) + (card is not None)
-        left = sum(not self.complete(c) for c in self.cards)
-        taken = [c for c in self.order.get(name, ()) if c in self.cards and c not in self.sealed]
+        if counted or name not in self.progress:
+            self.progress[name] = self._progress(name, card)
+        taken = any(c in self.cards and c not in self.sealed for c in reversed(self.order.get(name, ())))
         shown: dict[str, Any] = {"name": name, "names": self.names, "card": None, "undo": bool(mine.drafts or taken)}
         if card is not None:
             one = self.cards[card]
             shown["card"] = {"id": card, "task": one.task, "step": mine.steps, "seconds": mine.seconds} | one.shown
             shown["card"]["images"] = [self._shown(picture) for picture in one.pictures]
             shown["work"] = mine.drafts[-1] if mine.drafts else {}
-        shown["progress"] = {
-            "done": sum(work.state == "done" for work in own),
-            "skipped": sum(work.state == "skipped" for work in own),
-            "left": free,
-            "cards": len(self.cards),
-            "others": left - free if left > free else 0,
-        } | pace(own, free)
-        return shown | {"more": self.more, "finish": self._may_finish(), "handed_in": self.handed_in}
+        finish = card is None and self._may_finish()
+        shown |= {"more": self.more, "finish": finish, "handed_in": self.handed_in}
+        return shown | {"progress": self.progress[name]}
+
+    def _progress(self, name: str, card: str | None) -> dict[str, Any]:
+        """Of one person: what is done, what is left for them, and what others have or are waited for."""
+        own = [who[name] for c, who in self.works.items() if name in who and c in self.cards]
+        states = Counter(work.state for work in own)
+        free = sum(self._free(c, name) for c in self.cards if c != card) + (card is not None)
+        left = sum(not self.complete(c) for c in self.cards)
+        told = {"done": states["done"], "skipped": states["skipped"], "left": free, "cards": len(self.cards)}
+        return told | {"others": max(left - free, 0)} | pace(own, free)
 
     def _shown(self, picture: Picture) -> dict[str, str]:
         source = Path(picture.source).name

@@ -64,7 +64,13 @@ def form_of(constraint: Constraint | None) -> Form:
         places = list(_places(schema, schema, (), True))
     except _Unknown:
         return Form(({**TEXT, "label": "Answer, as JSON", "schema": constraint.schema},), _as_json)
-    return Form(tuple(field for _, field in places), lambda values: _built([p for p, _ in places], values))
+    empty = [field.get("empty") for _, field in places]
+
+    def told(values: list[Any]) -> str:
+        filled = [e if value is None else value for value, e in zip(values, empty, strict=True)]
+        return _built([place for place, _ in places], filled)
+
+    return Form(tuple(field for _, field in places), told)
 
 
 def _checked(field: dict[str, Any], value: Any) -> Any:
@@ -117,8 +123,11 @@ def _places(schema: Any, whole: Any, at: Place, required: bool) -> Iterator[tupl
         *above, last = at or ("Answer",)
         of = " ".join(str(part + 1) if isinstance(part, int) else part for part in above)
         label = f"{of} {last + 1}".strip() if isinstance(last, int) else last
-        inside = isinstance(last, int)
-        yield at, _field(schema, label) | {"required": required or inside, "of": "" if inside else of}
+        inside, field = isinstance(last, int), _field(schema, label)
+        wanted = required or inside
+        if wanted and field["kind"] == "text" and not field.get("pattern") and not schema.get("minLength"):
+            wanted, field["empty"] = False, ""  # a reason that must be there may say nothing
+        yield at, field | {"required": wanted, "of": "" if inside else of}
 
 
 def _resolved(schema: Any, whole: Any) -> dict[str, Any]:

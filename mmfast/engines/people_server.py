@@ -15,6 +15,7 @@ import re
 import secrets
 import sys
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 409, {"error": str(error)} | desk.act({"name": given["name"], "do": "look"}) | title
         except ValueError as error:
             return 400, {"error": str(error), "names": desk.names} | title
+        except Exception:  # a fault of ours: the page must not take it for a server that is gone, and ask for ever
+            traceback.print_exc()
+            return 500, {"error": "the server failed at this; its terminal says why"}
 
     def _admitted(self) -> str | None:
         """What is asked for, below the token; None where it was refused."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from mmfast.data.images.decode import image_size
 from mmfast.data.problems import BadRow
+from mmfast.engines.asked import Pictures
 from mmfast.engines.base import Picture, canonical
 from mmfast.engines.people import spoken
 from mmfast.engines.people_desk import Card, Desk, Work, actions
@@ -87,7 +89,7 @@ class Shown:
     task: str
     group: str
     prompt_id: str
-    images: list[str]
+    images: list[Any]  # in the file: whole paths, or paths in the folder
     prompt: list[dict[str, Any]]
     answers: dict[str, str]  # key -> text: one, or the two that are compared, in the order in which they are shown
     order: str = ""  # "ab" or "ba": which stands left
@@ -142,11 +144,11 @@ def _drawn(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
 
 
-def card(one: Shown, plan: Plan) -> Card:
+def card(one: Shown, plan: Plan, folder: Path) -> Card:
     """As the page shows it."""
     texts = list(one.answers.values())
     messages = spoken(one.prompt)
-    known: dict[str, Any] = {"id": one.key, "pictures": tuple(map(Picture, one.images))}
+    known: dict[str, Any] = {"id": one.key, "pictures": tuple(map(Picture, paths(one, folder)))}
     known["people"] = plan.people(one.key)
     if plan.task in ("correct", "mark"):
         asked = {"messages": messages, "answer": texts[0], "kinds": KINDS}
@@ -217,16 +219,13 @@ def corrected(answer: str, found: list[dict[str, Any]]) -> tuple[str, list[tuple
 
 def prepare(out: Path, plan: Plan, answers: Iterable[Answer], source: str) -> tuple[list[Shown], list[str]]:
     """The cards of today, those of earlier starts behind them kept in the file; and lines on what is left out."""
-    # Every card's pictures are looked at now: a person must not meet a hole
-    counts, good, cards = Counter[str](), dict[str, str](), []
+    # Every card's pictures are looked at now: a person must not meet a hole. Those inside rows are kept as files
+    counts, pictures, cards = Counter[str](), _Pictures(out), []
     for one in shown(answers, plan, counts):
-        for image in one.images:
-            if image not in good:
-                good[image] = _why_unreadable(Path(image))
-        if problem := next((good[image] for image in one.images if good[image]), ""):
-            counts[f"cards: {problem}"] += 1
-        else:
-            cards.append(one)
+        try:
+            cards.append(replace(one, images=[pictures.named(image) for image in one.images]))
+        except BadRow as error:
+            counts[f"cards: {error}"] += 1
     lines = [f"left out: {number} {name}" for name, number in counts.items() if number]
     if not cards:
         raise ValueError("; ".join([f"{source} has nothing to {plan.task}", *lines]))
@@ -246,17 +245,33 @@ def prepare(out: Path, plan: Plan, answers: Iterable[Answer], source: str) -> tu
     return cards, lines
 
 
-def _why_unreadable(path: Path) -> str:
-    try:
-        image_size(path.read_bytes())
-    except (BadRow, OSError) as error:
-        return f"image {path}: {getattr(error, 'strerror', None) or error}"
-    return ""
+class _Pictures:
+    """What pictures are called in cards.jsonl; raises for one that cannot be shown, each looked at once."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.pictures = out, Pictures(Path("/"), out)
+        self.problems: dict[str, str] = {}  # by name
+
+    def named(self, image: Any) -> str:
+        picture, name = self.pictures.look_up(image)
+        if name not in self.problems:
+            try:
+                image_size(Path(picture.source).read_bytes())
+                self.problems[name] = ""
+            except (BadRow, OSError) as error:
+                self.problems[name] = f"image {picture.source}: {getattr(error, 'strerror', None) or error}"
+        if problem := self.problems[name]:
+            raise BadRow("image-corrupt", problem)
+        return name
 
 
 def fill(desk: Desk, cards: Iterable[Shown], plan: Plan) -> None:
     for one in cards:
-        desk.add(card(one, plan))
+        desk.add(card(one, plan, desk.folder))
+
+
+def paths(one: Shown, folder: Path) -> list[str]:
+    return [os.path.abspath(folder / image) for image in one.images]
 
 
 def read_cards(folder: Path) -> list[Shown]:

@@ -18,7 +18,7 @@ from mmfast.data.text.templates import text_of
 from mmfast.engines.people_desk import Work
 from mmfast.engines.stage import MANIFEST
 from mmfast.feedback.agreement import agreement
-from mmfast.feedback.correct import NAME, Shown, corrected, read_cards, row_of, works
+from mmfast.feedback.correct import NAME, Shown, corrected, paths, read_cards, row_of, works
 from mmfast.files import write_bytes, write_json
 
 # Our kinds as RLHF-V's MHumanEval counts them
@@ -48,7 +48,8 @@ class Folder:
                 f"{folder} is no folder of corrections (mmfast correct ANSWERS --out writes one)"
             ) from None
         self.task = self.manifest["task"]
-        self.cards = {one.key: one for one in read_cards(self.path)}
+        cards = read_cards(self.path)
+        self.cards = {one.key: replace(one, images=paths(one, self.path)) for one in cards}
         found, wanted = works(self.path), set(annotators)
         names = {name for who in found.values() for name in who}
         if unknown := sorted(wanted - names):

@@ -110,6 +110,16 @@ def test_a_schema_becomes_fields_and_the_fields_its_json():
     }
 
 
+def test_a_required_text_may_say_nothing_unless_it_has_a_form():
+    """A judge's schema wants a reason of each answer; a person may give none."""
+    texts = {"reason": {"type": "string"}, "name": {"type": "string", "minLength": 1}, "a": {"enum": [0, 1, 2]}}
+    schema = {"type": "object", "properties": texts, "required": [*texts], "additionalProperties": False}
+    form = form_of(Constraint(schema=json.dumps(schema)))
+    assert [f["required"] for f in form.fields] == [False, True, True]
+    assert [o["key"] for o in form.fields[2]["options"]] == ["0", "1", "2"]
+    assert json.loads(form.told([None, "x", 2])) == {"reason": "", "name": "x", "a": 2}
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -146,6 +146,17 @@ def test_what_is_no_action_is_told(anna, body):
     assert status == 400 and json.loads(told)["error"]
 
 
+def test_a_fault_of_ours_is_told_and_not_asked_for_ever(page, anna, capfd):
+    def fails(work):
+        raise RuntimeError("a fault")
+
+    page.desk.cards = {"c": Card(id="c", task="text", shown={}, checked=fails)}
+    anna.act("look")
+    with pytest.raises(ValueError, match="500: the server failed at this"):
+        anna.act("done", work={})
+    assert "a fault" in capfd.readouterr().err and anna.act("look")["card"]["step"] == 0
+
+
 def test_an_action_without_end_is_not_read(page, anna):
     for length in (str(LARGEST + 1), "-1", "x", "99999999999999"):
         with socket.create_connection((HOST, page.port), timeout=5) as raw:

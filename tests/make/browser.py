@@ -15,7 +15,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu"]  # as root, as CI is; the page is our own
-TIMEOUT = 15_000  # milliseconds: a machine may be busy
+TIMEOUT = 30_000  # milliseconds: a machine may be busy
 
 
 def missing() -> str:

@@ -25,10 +25,11 @@ export function button(label, press, given = {}, key = "") {
   return made;
 }
 
-// The conversation: the last question large, what was before it smaller.
-export function spoken(messages) {
-  return messages.map((message, number) => {
-    const said = el("div", { class: number === messages.length - 1 ? "said last" : "said" });
+// The conversation: the last question large; what was before it small, and folded where it only explains the task.
+export function spoken(messages, folded = false) {
+  const asked = messages.findLastIndex((message) => message.role === "user");
+  const shown = messages.map((message, number) => {
+    const said = el("div", { class: number === asked ? "said last" : "said", dir: "auto" });
     if (messages.length > 1) said.append(el("span", { class: "role" }, message.role));
     for (const part of message.parts) {
       if (part.image === undefined) said.append(part.text);
@@ -36,4 +37,7 @@ export function spoken(messages) {
     }
     return said;
   });
+  if (!folded || asked < 1) return shown;
+  const before = el("details", {}, el("summary", {}, "What is explained before"), ...shown.slice(0, asked));
+  return [before, ...shown.slice(asked)];
 }

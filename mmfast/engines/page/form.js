@@ -18,11 +18,32 @@ export function open(where, given, work) {
 }
 
 function draw() {
-  const answers = (card.answers || []).map((one) => el("div", { class: "panel" }, el("h3", {}, one.label), el("div", { class: "text" }, one.text)));
+  const texts = (card.answers || []).map((one) => one.text);
+  const shown = texts.length === 2 ? differing(...texts) : texts.map((text) => [text]);
+  const answers = shown.map((parts, n) => el("div", { class: "panel" }, el("h3", {}, card.answers[n].label), el("div", { class: "text", dir: "auto" }, ...parts)));
   home.replaceChildren(
-    el("div", {}, ...spoken(card.messages)),
+    el("div", {}, ...spoken(card.messages, !card.answers)),
     ...(answers.length ? [el("div", { class: "answers" }, ...answers)] : []),
     el("div", { class: "fields" }, ...card.fields.map(field)));
+}
+
+// Two texts as words, those underlined that are not in both in the same order (the longest such row of words).
+function differing(...texts) {
+  const [a, b] = texts.map((text) => text.split(/(\s+)/).filter(Boolean));
+  if (a.length * b.length > 4e6) return texts.map((text) => [text]);
+  const best = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length; i--;)
+    for (let j = b.length; j--;)
+      best[i][j] = a[i] === b[j] ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
+  const out = [[], []];
+  const alone = (word) => (word.trim() ? el("span", { class: "differs" }, word) : word);
+  let [i, j] = [0, 0];
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && a[i] === b[j]) out[0].push(a[i++]), out[1].push(b[j++]);
+    else if (j >= b.length || (i < a.length && best[i + 1][j] >= best[i][j + 1])) out[0].push(alone(a[i++]));
+    else out[1].push(alone(b[j++]));
+  }
+  return out;
 }
 
 function field(one, n) {

@@ -26,10 +26,10 @@ export function open(home, given, work) {
   clearTimeout(waiting);
   waiting = 0;
   box = {
-    answer: el("div", { class: "answer", tabindex: "-1" }),
+    answer: el("div", { class: "answer", tabindex: "-1", dir: "auto" }),
     chips: el("div", { class: "chips" }),
     editor: el("div", { class: "editor" }),
-    preview: el("div", { class: "preview" }),
+    preview: el("div", { class: "preview", dir: "auto" }),
     list: el("ol", { class: "segments" }),
   };
   const parts = [el("div", {}, ...spoken(card.messages)), el("div", { class: "panel" }, box.answer, box.editor), box.chips, box.list];
@@ -63,7 +63,7 @@ function drawEditor() {
   box.editor.replaceChildren();
   if (editing === null) return;
   const one = segments[editing];
-  const text = el("textarea", { rows: "1", "aria-label": "Rewritten", spellcheck: "true" });
+  const text = el("textarea", { rows: "1", dir: "auto", "aria-label": "Rewritten", spellcheck: "true" });
   text.value = one.to;
   text.addEventListener("input", () => {
     one.to = text.value;

@@ -26,6 +26,7 @@ export function act(what, more = {}) {
 async function pump() {
   if (sending) return;
   sending = true;
+  let good = true;
   while (queue.length) {
     const action = queue[0], now = view && view.card ? view.card : {};
     if (action.card !== now.id) { // a second Enter must not hand in the next card
@@ -35,9 +36,10 @@ async function pump() {
     const [status, told, again] = await post({ name, seconds: Math.round(seconds), step: now.step, ...action });
     queue.shift();
     received(status, told, action, again);
+    good = status === 200 || status === 409;
   }
   sending = false;
-  $("saved").textContent = "saved";
+  $("saved").textContent = good ? "saved" : "not saved";
 }
 
 async function post(body) {
