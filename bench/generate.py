@@ -166,7 +166,7 @@ def steps(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
         found = prefill.run(plan, engine.prompts.load_images(plan.pictures), engine.scorer)
         run.waiting.extend([engine._answer(one, s) for one in found for s in range(8)][:rows])
         inputs = [torch.randn(rows, m.in_features) for m in linears]
-        attention: list[float] = []
+        attention: list[tuple[float, float]] = []
         with torch.no_grad(), timed_attention(attention):
             run.step()
             attention.clear()
@@ -180,12 +180,17 @@ def steps(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
             times = interleave(peers, 10 * repeats)
         attention = attention[len(attention) // (10 * repeats + 1) :]  # without the warm-up
         layers = len(attention) // len(times["step"])
-        own = min(sum(attention[k : k + layers]) for k in range(0, len(attention), layers))
+        own, own_busy = (
+            min(sum(pair[clock] for pair in attention[k : k + layers]) for k in range(0, len(attention), layers))
+            for clock in (0, 1)
+        )
         bandwidth = 2 * source.nbytes / min(times["copy"])
         floor = max(weights / bandwidth, min(times["gemms"]))
         yield {"op": "decode step", "shape": f"{rows} rows", "peer": "mmfast", **summary(times["step"]),
                "floor_s": floor, "gemms_s": min(times["gemms"]), "weights_s": weights / bandwidth, "attention_s": own,
-               "times_floor": (min(times["step"]) - own) / floor, "bar": 1.3}  # fmt: skip
+               "times_floor": (min(times["step"]) - own) / floor, "bar": 1.3,
+               "processor_times_gemms":
+               (min(times["step"].processor) - own_busy) / min(times["gemms"].processor)}  # fmt: skip
 
 
 def lengths(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
@@ -225,16 +230,16 @@ def lengths(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 class timed_attention:
-    """Seconds of each call of the decode attention, appended to a list."""
+    """Seconds of each call of the decode attention, the clock's and the processor's, appended to a list."""
 
-    def __init__(self, seconds: list[float]) -> None:
+    def __init__(self, seconds: list[tuple[float, float]]) -> None:
         self.seconds = seconds
 
     def __enter__(self) -> None:
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             out = decode_attention.attend(*arguments, **keywords)
-            self.seconds.append(time.perf_counter() - start)
+            self.seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
             return out
 
         decode_attention.AttentionInterface.register(decode_attention.NAME, timed)

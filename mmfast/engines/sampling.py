@@ -120,4 +120,7 @@ def cut(scores: Tensor, decode: Decode) -> Tensor:
 def race(scores: Tensor, counted: Tensor) -> Tensor:
     """int64[R]: the winner of each row. -log(1 - u) is exponential, and small values, which decide, are exact: u is
     `counted` by 2^32. Where that rounds to 1, once in 2^25 times, a token is not drawn."""
-    return scores.softmax(-1).div_(counted.mul_(-(2.0**-32)).log1p_()).argmin(-1)
+    times = scores.softmax(-1).div_(counted.mul_(-(2.0**-32)).log1p_())
+    if times.device.type == "cpu":  # numpy's is several times as fast
+        return torch.from_numpy(times.numpy().argmin(-1))
+    return times.argmin(-1)

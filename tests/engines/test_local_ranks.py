@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ import torch.distributed as dist
 
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
+from mmfast.engines.presets import planned
+from mmfast.engines.stage import rows
 from mmfast.job.runtime import Runtime
 from mmfast.models import Parallel, load, make_mesh, parallelize, prove
 from mmfast.packing import build_pack
+from tests.make.engine_cases import answers, write_prompts
 from tests.make.local_cases import answered, model_folder, requests
 from tests.make.model_cases import Case
-from tests.make.rank_processes import run_ranks
+from tests.make.rank_processes import CONTEXT, run_ranks
 
 
 def asked(family: str) -> list[list[list[Request]]]:
@@ -66,6 +70,38 @@ def test_two_sharded_ranks_answer_as_one_process(tmp_path, family, freeze):
         for rank in range(2):
             want = [[*key, tokens] for key, (tokens, *_) in answered(engine, time[rank]).items()]
             assert sorted(found[rank][number]) == sorted(want)
+
+
+class Dying(Local):
+    def answer(self, requests):
+        for number, reply in enumerate(super().answer(requests)):
+            if number == 30:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield reply
+
+
+def draw(source: Path, out: Path, path: str, kind: type[Local]) -> None:
+    torch.set_num_threads(1)
+    answers(source, out, kind(path), planned(temperature=1.0, samples=4, max_tokens=12))
+
+
+@pytest.mark.parametrize(("prompts", "words"), [(24, 0), pytest.param(500, 32000, marks=pytest.mark.slow)])
+def test_ranks_and_a_kill_leave_no_trace_in_drawn_answers(tmp_path, prompts, words):
+    path = str(model_folder(tmp_path, "llava", **({"vocab": words} if words else {})))
+    source, patience = write_prompts(tmp_path, prompts, prompts // 4), 60 + prompts
+    run_ranks(1, tmp_path, draw, source, tmp_path / "one", path, Local, timeout=patience)
+    want = list(rows(tmp_path / "one"))
+    assert len(want) == 4 * prompts == len({(row["prompt_id"], row["sample"]) for row in want})
+    # Killed, then on two ranks
+    process = CONTEXT.Process(target=draw, args=(source, tmp_path / "two", path, Dying))
+    process.start()
+    process.join(patience)
+    assert process.exitcode == -signal.SIGKILL and 0 < len(list(rows(tmp_path / "two"))) < len(want)
+    run_ranks(2, tmp_path, draw, source, tmp_path / "two", path, Local, timeout=patience)
+    found = list(rows(tmp_path / "two"))
+    assert [row | {"logp": 0} for row in found] == [row | {"logp": 0} for row in want]
+    assert all(abs(a["logp"] - b["logp"]) < 1e-5 * a["tokens"] for a, b in zip(found, want, strict=True))
+    assert (tmp_path / "two" / "rows-1.jsonl").exists()
 
 
 def test_a_sharded_scorer_without_its_runtime_is_refused(tmp_path, monkeypatch):

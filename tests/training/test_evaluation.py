@@ -1,5 +1,7 @@
 """Answers that an evaluation generates are what transformers generates from what the family's processor gives."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import transformers as hf
@@ -35,14 +37,21 @@ def processed(path, family, question, picture):
     return inputs | images
 
 
-def sampled(folder, path, data, **changes):
+@contextmanager
+def evaluation(folder, path, data, **changes):
     changes = {"data.eval_path": str(data), "train.eval_samples": 4, "train.eval_tokens": 12, **changes}
     config = make_config(folder, path, data, **changes)
     runtime = start(config)
     job = Job(config, runtime)
-    samples = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train).samples()
-    runtime.close()
-    return samples
+    try:
+        yield Evaluation(job, job.held_out, job.policy, objective_of(config), config.train)
+    finally:
+        runtime.close()
+
+
+def sampled(folder, path, data, **changes):
+    with evaluation(folder, path, data, **changes) as made:
+        return made.samples()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,20 +79,10 @@ def test_cached_towers_give_the_same_samples_and_a_picture_that_changed_is_named
     path, data = make_model(tmp_path, "llava"), write_pairs(tmp_path, 6, text_only=2)
     cached = sampled(tmp_path, path, data, **{"model.cache_vision": True, "model.freeze": ["vision"]})
     assert cached == sampled(tmp_path, path, data) and any(sample["answer"] for sample in cached)
-    with pytest.raises(ValueError, match="has changed since the examples were built"):
-        changed_picture_sampled(tmp_path, path, data)
-
-
-def changed_picture_sampled(folder, path, data):
-    config = make_config(folder, path, data, **{"data.eval_path": str(data), "train.eval_samples": 4})
-    runtime = start(config)
-    job = Job(config, runtime)
-    evaluation = Evaluation(job, job.held_out, job.policy, objective_of(config), config.train)
-    Image.new("RGB", (84, 84), "red").save(folder / "train-1.png")
-    try:
-        evaluation.samples()
-    finally:
-        runtime.close()
+    with evaluation(tmp_path, path, data) as made:
+        Image.new("RGB", (84, 84), "red").save(tmp_path / "train-1.png")
+        with pytest.raises(ValueError, match="has changed since the examples were built"):
+            made.samples()
 
 
 def test_a_model_whose_prompt_is_read_in_both_directions_is_refused_by_name():
