@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,12 +25,13 @@ from mmfast.cli.engine import (
     RemoteCode,
     run_stage,
 )
+from mmfast.cli.eval_judge import JudgeModel, JudgeName, Record, Runs, judge_of
 
 if TYPE_CHECKING:
     from mmfast.engines.base import Engine
     from mmfast.engines.stage import Tally
     from mmfast.evals.answering import Asking
-    from mmfast.evals.base import Judge, Result
+    from mmfast.evals.base import Result
     from mmfast.job.runtime import Runtime
 
 BOTH = "run"  # the command that `mmfast eval MODEL` means
@@ -67,15 +67,6 @@ Attributes = Annotated[str, typer.Option(help="SteerLM's, put into each question
 First = Annotated[int, typer.Option("--limit", help="Only the first so many questions; 0: all.", min=0)]
 Flavour = Annotated[str, typer.Option(help="Which published way of scoring; default: the benchmark's first.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Our own parser instead of the official one.")]
-JudgeName = Annotated[
-    str,
-    typer.Option("--judge", help="An engine as --engine; recorded:FILE or replies:FILE for replies that are there."),
-]
-JudgeModel = Annotated[str, typer.Option(help="The judge's model.")]
-Record = Annotated[
-    str, typer.Option("--recorded", help="The judge's replies are kept here; default: beside the answers.")
-]
-Runs = Annotated[int, typer.Option(help="How often the judge is asked, each time with other seeds.", min=1)]
 Options = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE of the benchmark's; may be repeated.")]
 Across = Annotated[str, typer.Option(help="Parts that are meant to differ: template, for models of two families.")]
 Metrics = Annotated[str, typer.Option("--metric", help="Which metrics, joined by commas; default: all.")]
@@ -116,7 +107,7 @@ def both(
     chosen = Chosen.of(engine, model, **given)
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
     takers = _check_scoring(names, flavour, strict, judge, runs)
-    open_judge = _judge_of(judge, judge_model)
+    open_judge = judge_of(judge, judge_model, recorded)
     options = _options(option)
     try:
         _run(out, chosen, asked, debug, 0.0)
@@ -130,8 +121,8 @@ def both(
         folder = out / name
         settings = {"data": data, "images": images, "flavour": flavour, "strict": strict}
         settings |= {"runs": runs if name in takers else 1}
-        opening = open_judge if name in takers else _judge_of("", "")
-        with opening(Path(recorded) if recorded else folder / "judge.jsonl") as opened:
+        opening = open_judge if name in takers else judge_of("", "")
+        with opening(folder / "judge.jsonl") as opened:
             _scored(name, folder, folder / "result.json", judge=opened, options=options, **settings)
 
 
@@ -188,7 +179,7 @@ def score(
     _check_scoring([bench], flavour, strict, judge, runs)
     beside = answers / "judge.jsonl" if answers.is_dir() else answers.with_suffix(".judge.jsonl")
     settings = {"data": data, "images": images, "flavour": flavour, "wording": wording, "strict": strict, "runs": runs}
-    with _judge_of(judge, judge_model, allow)(Path(recorded) if recorded else beside) as opened:
+    with judge_of(judge, judge_model, recorded, allow)(beside) as opened:
         _scored(bench, answers, json_file, judge=opened, options=_options(option), **settings)
 
 
@@ -268,6 +259,8 @@ def diff(
     typer.echo("after - before, 95% intervals, the same images compared; *: beyond chance")
     if answers:
         old, new = (_texts(path, bench, data or Path()) for path in (before, after))
+        lengths = [sum(len(text.split()) for text in texts) / len(texts) for texts in (old, new)]
+        typer.echo(f"{lengths[0]:.1f} -> {lengths[1]:.1f} words an answer")
         for phrase in words.changed(old, new):
             typer.echo(f"{100 * phrase.before:5.1f}% -> {100 * phrase.after:5.1f}% of answers say: {phrase.text}")
 
@@ -326,46 +319,6 @@ def _check_scoring(names: list[str], flavour: str, strict: bool, judge: str, run
         judged = one in takers
         check_options(one, flavour or one.flavours[0], bool(judge) and judged, runs if judged else 1, strict)
     return [one.name for one in takers]
-
-
-def _judge_of(judge: str, model: str, allow: float = 0.0) -> Callable[[Path], Any]:
-    """Opens the judge; its mistakes are told before answers are made."""
-    kind, _, file = judge.partition(":")
-    given = kind in ("recorded", "replies")
-    if judge and not given and not model:
-        raise ValueError("--judge asks an engine: give its model in --judge-model")
-    if model and (given or not judge):
-        raise ValueError("--judge-model has no effect: " + ("replies are given" if given else "there is no --judge"))
-    if given and not Path(file).is_file():
-        raise ValueError(f"--judge {judge}: there is no such file")
-    chosen = Chosen.of(judge, model) if judge and not given else None
-
-    @contextmanager
-    def opened(record: Path) -> Iterator[Judge | None]:
-        from mmfast.evals.judge import EngineJudge, ListedJudge
-
-        if not judge:
-            yield None
-            return
-        if kind == "replies":
-            listed = ListedJudge(file)
-            yield listed
-            listed.close()
-            return
-        made: Any = None
-        if chosen is not None:
-            from mmfast.job.runtime import join
-
-            made = chosen.open(join(), set())
-        asking = EngineJudge(made, model, record=record if made is not None else file, allow=allow)
-        try:
-            yield asking
-        finally:
-            asking.close()
-            if close := getattr(made, "close", None):
-                close()
-
-    return opened
 
 
 def _scored(bench: str, answers: Path, target: Path | None, **settings: Any) -> None:

@@ -24,6 +24,7 @@ from mmfast.engines import stage
 from mmfast.engines.base import Decode, Engine, Picture, Reply, Request, canonical, key_of
 from mmfast.engines.manifests import agreed
 from mmfast.engines.stage import Item, Owned, Stage, Tally
+from mmfast.evals import layouts
 from mmfast.evals.base import Benchmark, Data, Question, Wording
 from mmfast.evals.benches import bench as bench_of
 from mmfast.feedback.rules import ATTRIBUTES, steered
@@ -266,13 +267,14 @@ class _Turn:
 
 def header_of(asked: Asking, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What made answers, in few words: weights and templates by their digests."""
+    weights = [identity.get(name) for name in ("weights", "adapter", "model", "annotation")]
     return {
         "mmfast": "answers",
-        "version": VERSION,
+        "version": layouts.VERSION,
         **asked.made_by(),
         "limit": asked.limit,
         "engine": identity.get("engine", ""),
-        "weights": _digest([identity.get(name) for name in ("weights", "adapter", "model", "annotation")])[:24],
+        "weights": "" if isinstance(identity.get("weights"), str) else _digest(weights)[:24],  # a run's have no name
         "template": _digest(identity["template"])[:24] if identity.get("template") else "",
         "made_by": _digest(identity)[:24],
     }

@@ -1,6 +1,10 @@
-"""The benchmarks as docs/evaluation.md lists them: `python -m mmfast.evals.catalogue` prints the table."""
+"""The benchmarks as docs/evaluation.md lists them: `python -m mmfast.evals.catalogue` prints the table, and with the
+page's path it writes it there."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from mmfast.evals.base import Benchmark
 from mmfast.evals.benches import benches
@@ -24,5 +28,14 @@ def _row(one: Benchmark) -> tuple[str, ...]:
     return (*told, one.judge or "none", one.published or "none given")
 
 
+def written(page: Path) -> None:
+    """The page with the table of now: it is the last thing there."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text[: text.index("| " + " | ".join(HEAD))] + catalogue() + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(catalogue())
+    if len(sys.argv) > 1:
+        written(Path(sys.argv[1]))
+    else:
+        print(catalogue())

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mmfast.evals.base import Answer, Benchmark, Question
 
 # Names of the column that holds the answer, in the order in which they are looked for
 TEXTS = ("text", "answer", "response", "prediction", "output", "caption", "model_answer", "model_prediction", "pred")
+VERSION = 1  # of our own files
 ASKED = ("prompt", "question", "instruction")  # columns that repeat the question: they tell rows apart, loosely
 
 
@@ -53,6 +54,8 @@ def header_of(path: str | Path, bench: Benchmark) -> dict[str, Any]:
         first = parsed(lines.readline().encode()) or {}
     if first.get("mmfast") != "answers":
         return {}
+    if first.get("version") != VERSION:
+        raise ValueError(f"{path} was written by another version of mmfast: ask again, or convert it there")
     if first.get("bench") != bench.name:
         raise ValueError(f"{path} holds answers to {first.get('bench')}, not to {bench.name}")
     return first
@@ -62,7 +65,8 @@ def read(path: str | Path, bench: Benchmark, questions: Sequence[Question]) -> F
     """The answers of a file or folder, by question."""
     path = _file(path)
     header, layout, rows = _rows(path, [*_official(questions[0])])
-    return Found(answers=_matched(path, bench, questions, rows), layout=layout, header=header)
+    pairs = _own(questions, rows) if header else _pairs(path, bench, questions, rows)
+    return Found(answers=_matched(path, bench, len(rows), pairs), layout=layout, header=header)
 
 
 def _file(path: str | Path) -> Path:
@@ -179,13 +183,15 @@ def _table(path: Path) -> list[dict[str, Any]]:
 # whose answer a row is
 
 
-def _matched(path: Path, bench: Benchmark, questions: Sequence[Question], rows: list[Row]) -> dict[str, Answer]:
-    if not rows:
+def _matched(
+    path: Path, bench: Benchmark, number: int, pairs: Iterable[tuple[Row, Question | None]]
+) -> dict[str, Answer]:
+    if not number:
         raise ValueError(f"{path} holds no answer")
     found: dict[str, Answer] = {}
     places: dict[str, str] = {}
     strangers: list[Row] = []
-    for row, question in _pairs(path, bench, questions, rows):
+    for row, question in pairs:
         if question is None:
             strangers.append(row)
             continue
@@ -199,8 +205,14 @@ def _matched(path: Path, bench: Benchmark, questions: Sequence[Question], rows: 
         first = {k: v for k, v in strangers[0].names.items() if k not in ASKED and isinstance(v, str | int)}
         told = ", ".join(f"{k} {v}" for k, v in first.items()) or strangers[0].place
         who = "none is to a question" if not found else f"{len(strangers)} are to no question"
-        raise ValueError(f"{path}: of {len(rows)} answers {who} of {bench.name} (the first: {told[:80]})")
+        raise ValueError(f"{path}: of {number} answers {who} of {bench.name} (the first: {told[:80]})")
     return found
+
+
+def _own(questions: Sequence[Question], rows: list[Row]) -> Iterator[tuple[Row, Question | None]]:
+    known = {q.id: q for q in questions}
+    for row in rows:
+        yield row, known.get(str(row.names.get("id")))
 
 
 def _pairs(

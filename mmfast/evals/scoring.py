@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmfast.engines.base import Engine
 from mmfast.evals import layouts
 from mmfast.evals.answering import questions_of, worded
 from mmfast.evals.base import Answer, Benchmark, Data, Judge, Mark, Question, Result, Scoring
 from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.intervals import intervals, means, totals
+from mmfast.evals.judge import as_judge
 
 TRIAL = "Yes, there is something to be seen, and this was written before anybody looked."
 SEEDS_APART = 1000  # between the runs of a judge: a call that is asked again stays within its run
@@ -27,7 +29,7 @@ def score(
     images: str | Path = "",
     flavour: str = "",
     wording: str = "",
-    judge: Judge | None = None,
+    judge: Judge | Engine | None = None,
     runs: int = 1,
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -37,12 +39,13 @@ def score(
     data      the benchmark's folder
     flavour   which of several published ways of scoring; default: the first
     wording   how the questions were asked, where the file does not say it
-    judge     judge.py; asked `runs` times, each with seeds of its own
+    judge     an engine, or one of judge.py (which keep a record); asked `runs` times, each with seeds of its own
     strict    our own parser instead of the official one
     """
     # What is scored, and how
     one = bench_of(bench) if isinstance(bench, str) else bench
     flavour = flavour or one.flavours[0]
+    judge = as_judge(judge)
     check_options(one, flavour, judge is not None, runs, strict)
     home = Data(data, one, images)
     if isinstance(answers, Mapping):
@@ -77,7 +80,9 @@ def score(
     # Their sums, and all that these depend on
     scoring.own_prompt = scoring.own_prompt or bool(scoring.counts["own prompt"])
     limit = header.get("limit", 0)
-    notes = [*([f"only the first {limit} questions were asked"] if limit else []), *scoring.notes]
+    words = sum(len(turn.split()) for q in questions if q.id in found for turn in found[q.id].turns)
+    notes = [f"{words / max(sum(q.id in found for q in questions), 1):.1f} words an answer", *scoring.notes]
+    notes += [f"only the first {limit} questions were asked"] if limit else []
     return Result(
         bench=one.name,
         flavour=f"{flavour}, own prompt" if scoring.own_prompt else flavour,

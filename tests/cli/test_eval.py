@@ -1,6 +1,7 @@
 """`mmfast eval`: a model is no subcommand, mistakes are told before a model is opened, and the files it leaves."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from mmfast.evals.benches import benches
 from mmfast.evals.tables import read_result
 from tests.make.engine_cases import Fake
 from tests.make.eval_cases import Rater, Talk, Toy, write_pope, write_talk, write_toy
+from tests.make.rank_processes import run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +53,23 @@ def test_a_model_is_asked_and_scored_in_one_command(engines, tmp_path):
     assert read_result(out / "toy").metrics["accuracy"] < 1 and not read_result(out / "toy").made_by["judge"]
 
 
+def asked_by_a_rank(data, out):
+    """In a process of its own: what torchrun starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benches(), "talk", Talk())
+        made = {"fake": Fake(), "rater": Rater()}
+        patch.setattr("mmfast.cli.engine.opened", lambda make, engine, model, options, runtime: made[model])
+        told = ("--data", data, "--out", out, "--judge", "local", "--judge-model", "rater")
+        code, text = run("fake", "--bench", "talk", *told)
+        assert code == 0 and ("rating" in text) == (os.environ.get("RANK") == "0")
+
+
+def test_on_two_ranks_one_judges(tmp_path):
+    data = write_talk(tmp_path / "data", 6)
+    run_ranks(2, tmp_path, asked_by_a_rank, data, tmp_path / "out", timeout=60)
+    assert read_result(tmp_path / "out" / "talk").counts["questions"] == 6
+
+
 def test_answers_are_scored_compared_and_written_otherwise(engines, tmp_path, monkeypatch):
     data = write_toy(tmp_path / "data")
     for name in ("fake", "other"):
@@ -64,7 +83,7 @@ def test_answers_are_scored_compared_and_written_otherwise(engines, tmp_path, mo
     assert r"\begin{tabular}" in run("table", tmp_path / "fake.json", "--latex")[1]
     by_results = run("diff", tmp_path / "fake.json", tmp_path / "other.json")[1]
     by_answers = run("diff", tmp_path / "fake" / "toy", tmp_path / "other" / "toy", "-b", "toy", "-d", data)[1]
-    assert "accuracy" in by_results and by_answers.startswith(by_results)
+    assert "accuracy" in by_results and by_answers.startswith(by_results) and "words an answer" in by_answers
     official = tmp_path / "official.jsonl"
     assert run("convert", tmp_path / "fake" / "toy", official, "-b", "toy", "-d", data)[0] == 0
     assert json.loads(official.read_text().splitlines()[0])["question_id"] == 100
@@ -122,6 +141,7 @@ def test_judges_are_compared(engines, tmp_path):
         (["--bench", "talk", "--judge-model", "m"], "--judge-model has no effect: there is no --judge"),
         (["--bench", "talk", "--judge", "recorded:none.jsonl"], "there is no such file"),
         (["--bench", "talk", "--judge", "gpt", "--judge-model", "m"], "unknown engine 'gpt'"),
+        (["--bench", "talk", "--recorded", "x.jsonl"], "--recorded has no effect: it is for a judge that is asked"),
         (["--bench", "talk", "--runs", "2"], "--runs has no effect without a --judge"),
         (["--bench", "talk", "--strict"], "--strict has no effect: talk"),
         (["--bench", "toy", "--option", "x"], "--option 'x' is not NAME=VALUE"),

@@ -43,6 +43,10 @@ def test_a_score_that_is_made_again_asks_for_nothing(made, tmp_path):
     assert judged(made, other).made_by["judge"]["name"] == "other" and other.asked == 7
 
 
+def test_an_engine_is_a_judge(made, tmp_path):
+    assert score(Talk(), made[1], data=made[0], judge=Rater()).metrics == judged(made, EngineJudge(Rater())).metrics
+
+
 def test_a_judge_that_fails_midway_is_gone_on_with(made, tmp_path):
     record = tmp_path / "judge.jsonl"
     answers = [json.loads(line) for line in (made[1] / "answers.jsonl").open()][1:]

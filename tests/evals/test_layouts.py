@@ -96,9 +96,19 @@ def test_our_own_file_comes_back(tmp_path):
     ask(asked, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").open()][1:]
     assert texts(tmp_path / "out", asked.questions) == {row["id"]: (row["text"],) for row in rows}
-    talk = Talk()
     with pytest.raises(ValueError, match="holds answers to toy, not to talk"):
-        layouts.header_of(tmp_path / "out", talk)
+        layouts.header_of(tmp_path / "out", Talk())
+    path = tmp_path / "out" / "answers.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[1] + "\n")
+    with pytest.raises(ValueError, match="answers question q0 of toy twice"):
+        texts(path, asked.questions)
+    path.write_text(whole + '{"id": "100", "text": "an official name is no id of ours"}\n')
+    with pytest.raises(ValueError, match=r"of 13 answers 1 are to no question of toy \(the first: id 100\)"):
+        texts(path, asked.questions)
+    path.write_text(whole.replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="another version of mmfast"):
+        layouts.header_of(path, asked.bench)
 
 
 QUESTIONS = named({"question_id": 7}, {"question_id": 8}, {"question_id": 9})

@@ -130,7 +130,7 @@ def test_a_limited_run_is_scored_as_far_as_it_went(tmp_path):
     ask(toy(data, limit=5), tmp_path / "out", Yes())
     result = score(Toy(), tmp_path / "out", data=data)
     assert result.counts["questions"] == 5 and result.made_by["limit"] == 5
-    assert "only the first 5 questions" in result.notes[0]
+    assert "words an answer" in result.notes[0] and "only the first 5 questions" in result.notes[1]
 
 
 def test_answers_in_memory_and_turns_that_do_not_fit(made):

@@ -76,6 +76,15 @@ def test_weights_alone_may_differ_and_templates_where_it_is_meant(pair):
         tables.markdown(pair, across=["decode"])
 
 
+def test_a_judge_is_known_by_what_it_is(pair):
+    """A record alone has another name than a command gave to the judge; another judge may have the same name."""
+    judges = [{"name": name, "identity": identity} for name, identity in (("gpt", "i"), ("m.jsonl", "i"), ("gpt", "j"))]
+    one, same, other = (with_part(pair["base"], "judge", judge) for judge in judges)
+    assert tables.markdown({"a": one, "b": same})
+    with pytest.raises(ValueError, match=r"they differ in judge\.identity"):
+        tables.markdown({"a": one, "b": other})
+
+
 def test_tables_show_every_figure_with_its_interval(pair):
     text = tables.markdown(pair)
     head, _, base, aligned, _, under, *_ = text.split("\n")
