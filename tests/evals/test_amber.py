@@ -168,9 +168,10 @@ def test_wrong_data_is_told(home):
         with pytest.raises(ValueError, match=f"{name} is no JSON"):
             marked("amber", home, ANSWERS)
         (home / name).write_text(json.dumps(table) if name == "similarity.json" else kept)
-    (home / "query_all.json").write_text("[]")
-    with pytest.raises(ValueError, match="not of one version of AMBER"):
-        marked("amber", home, ANSWERS)
+    for wrong in ([], [{"id": 1}], json.loads((OWN / "query_all.json").read_text())[:-1], {}):
+        (home / "query_all.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="not of one version of AMBER"):
+            marked("amber", home, ANSWERS)
     for content in (b"no zip", zipped({}, {}, [])[:40]):
         with pytest.raises(ValueError, match=TAGGER.replace(".", r"\.")):
             tagger(content)
