@@ -122,12 +122,15 @@ class Call:
     key: str
     messages: tuple[dict[str, Any], ...]
     decode: Decode
+    labels: tuple[str, ...] = ()  # continuations whose log-prob is asked for (Request.labels)
 
 
 class Judge(Protocol):
     """An engine that answers calls, with a record of its replies in front of it (judge.py)."""
 
     name: str
+    made_by: dict[str, Any]  # its name and the digest of its engine's identity
+    seed: int  # added to that of every call: each run of a judge has its own
 
     def ask(self, calls: Iterable[Call]) -> dict[str, Reply]:
         """The reply to each call, by its key; one that failed has an error."""
@@ -145,8 +148,10 @@ class Scoring:
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # "unparsed", "empty", ...
     notes: list[str] = field(default_factory=list)
+    judged: bool = False  # the judge was wanted
 
     def judged_by(self) -> Judge:
+        self.judged = True
         if self.judge is None:
             raise ValueError(f"{self.data.bench.name} needs a judge: give --judge (officially {self.data.bench.judge})")
         return self.judge
@@ -181,6 +186,14 @@ class Benchmark:
         """The figures, named as published, of the sums of all marks. Must work on arrays too (`ratio`)."""
         raise NotImplementedError
 
+    def upload(self, questions: Sequence[Question], answers: Mapping[str, Answer], data: Data) -> dict[str, bytes]:
+        """Files by their names that its server takes; none where nothing is sent to a server."""
+        return {}
+
+    def extra(self, marks: Sequence[Mark], scoring: Scoring) -> dict[str, float]:
+        """Figures of all marks together that no sums tell: a fit, how runs of a judge differ."""
+        return {}
+
 
 def ratio(above: Any, below: Any, times: float = 1.0) -> Any:
     """times * above / below; 0 where there is nothing to divide by. Of numbers, or element by element."""
@@ -204,6 +217,7 @@ class Result:
     notes: list[str]
     made_by: dict[str, Any]  # data hashes, wording, template, decoding, weights, judge, parser
     strict: dict[str, float] = field(default_factory=dict)  # the metrics by our parser, where it differs
+    more: list[list[Mark]] = field(default_factory=list, repr=False)  # of further runs of the judge
 
     @property
     def items(self) -> list[dict[str, Any]]:

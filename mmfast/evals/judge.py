@@ -57,7 +57,7 @@ class EngineJudge:
                 replies[call.key] = self.given[call.key, self.seed]
                 continue
             decode = replace(call.decode, seed=call.decode.seed + self.seed)
-            waiting[call.key] = Request(key=call.key, messages=call.messages, decode=decode)
+            waiting[call.key] = Request(key=call.key, messages=call.messages, decode=decode, labels=call.labels)
         for _ in range(self.tries):
             for reply in self.engine.answer(iter(list(waiting.values()))) if waiting else ():
                 replies[reply.key] = reply
@@ -157,8 +157,8 @@ def until_parsed(
     counts: Counter[str] | None = None,
 ) -> dict[str, tuple[T | None, Reply]]:
     """What each call's reply says, by its key, with the reply. One that does not parse is asked again, never more than
-    `tries` times in all: by another seed, or as `again(call, number)` says. `counts`: gets "asked again" and
-    "unparsed"."""
+    `tries` times in all: by another seed, or as `again(call, number)` says. `counts`: gets "asked again", "unparsed"
+    and "failed", the calls without a reply (where the judge allows some)."""
     counts = Counter() if counts is None else counts
     asked = list(calls)
     found: dict[str, tuple[T | None, Reply]] = {}
@@ -171,7 +171,8 @@ def until_parsed(
             reply = replies[call.key]
             said = None if reply.finish == "error" else parse(reply.text)
             found[key] = said, reply
-        waiting = {key: call for key, call in waiting.items() if found[key][0] is None}
+        counts["failed"] += sum(found[key][1].finish == "error" for key in now)
+        waiting = {k: call for k, call in waiting.items() if found[k][0] is None and found[k][1].finish != "error"}
     counts["unparsed"] += len(waiting)
     return {call.key: found[call.key] for call in asked}
 
