@@ -241,7 +241,7 @@ def test_nouns_of_ambers_golden_captions(theirs):
     answers = {str(row["id"]): row["response"] for row in json.loads((HERE / "answers.json").read_text())}
     expected = json.loads((HERE / "expected_nouns.json").read_text())
     for key, told in expected.items():
-        assert nouns_of(answers[key], tags) == told["nouns"]
+        assert nouns_of(answers[key], tags) == tuple(told["nouns"])
 
 
 def test_a_table_without_pairs_is_the_threshold_that_none_reaches(theirs, tmp_path):
