@@ -29,6 +29,7 @@ JOINED = (
     *("potted plant", "bow tie", "laptop computer", "stove top oven", "home plate", "train track"),
 )
 
+READING = "# reading: "  # the first line of a table that says by whose reading of captions it was made
 PUBLISHED = ("ce0d6254234b5c06", "01af3dc5ffaa0410")  # digests of the names in the original list, in RLHF-V's
 
 
@@ -109,8 +110,7 @@ def object_table(content: bytes, name: str, vocabulary: Vocabulary) -> dict[str,
     """Image id -> its objects, as classes of the list. Read are JSON {image id: [objects]}, scene graphs {image id:
     {"objects": {id: {"name"}}}}, a pickle {image id: set} (plain data only), and the compact text that
     `mmfast eval chair-table` writes: a line of classes, then an image a line with its classes' places."""
-    if content[:6] == b"\xfd7zXZ\0":
-        content = lzma.decompress(content)
+    content = _plain(content)
     try:
         if content[:1] == b"{":
             table = json.loads(content)
@@ -126,8 +126,18 @@ def object_table(content: bytes, name: str, vocabulary: Vocabulary) -> dict[str,
     return {image_id(key): _objects(value, f"{name}, image {key}", vocabulary, known) for key, value in table.items()}
 
 
+def reading_of(content: bytes) -> str:
+    """Whose way to read captions a table of `mmfast eval chair-table` was made by; "" where it does not say."""
+    first = _plain(content).split(b"\n", 1)[0].decode(errors="replace")
+    return first.removeprefix(READING) if first.startswith(READING) else ""
+
+
+def _plain(content: bytes) -> bytes:
+    return lzma.decompress(content) if content[:6] == b"\xfd7zXZ\0" else content
+
+
 def _compact(text: str) -> dict[str, list[str]]:
-    first, *rows = text.splitlines()
+    first, *rows = (line for line in text.splitlines() if not line.startswith(READING))
     classes, parts = first.split(","), [row.split(" ") for row in rows if row.strip()]
     return {key: [classes[int(place)] for place in places.split(",") if place] for key, places in parts}
 

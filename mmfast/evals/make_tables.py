@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmfast.evals.coco import READINGS, Vocabulary
+from mmfast.evals.coco import READING, READINGS, Vocabulary
 from mmfast.files import write_bytes, write_json
 
 PARTS = ("train", "val")
@@ -65,7 +65,7 @@ def chair_table(
     classes = sorted({kind for kinds in found.values() for kind in kinds})
     places = {kind: str(at) for at, kind in enumerate(classes)}
     rows = [f"{key} {','.join(places[kind] for kind in sorted(found[key]))}" for key in sorted(found)]
-    text = "\n".join([",".join(classes), *rows, ""]).encode()
+    text = "\n".join([READING + reading, ",".join(classes), *rows, ""]).encode()
     write_bytes(Path(out), lzma.compress(text, preset=9) if Path(out).suffix == ".xz" else text)
     return len(found), sum(map(len, found.values()))
 

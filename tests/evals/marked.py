@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmfast.engines.base import Reply
@@ -59,4 +60,11 @@ def marked(
     answers = {key: Answer(id=key, turns=(text,)) for key, text in texts.items()}
     scoring = Scoring(data=data, flavour=flavour or one.flavours[0], **given)
     marks = list(one.marks([q for q in questions if not only or q.id in texts], answers, scoring))
-    return one.metrics(totals(marks), scoring.flavour), marks, scoring
+    sums = totals(marks)
+    metrics = one.metrics(sums, scoring.flavour)
+    # The same of arrays, as intervals take them: of all marks, and of none
+    both = one.metrics({key: np.array([number, 0.0]) for key, number in sums.items()}, scoring.flavour)
+    for key, figure in metrics.items():
+        assert np.broadcast_to(both[key], 2)[0] == pytest.approx(figure, rel=1e-9, abs=1e-12), key
+        assert np.isfinite(both[key]).all(), key
+    return metrics, marks, scoring

@@ -90,7 +90,7 @@ def test_every_printed_figure_of_our_own_data(home):
     for mark in marks[:5]:
         one = generative(mark.sums)
         assert {name: one[name] for name in ("CHAIR", "Cover", "Hal", "Cog")} == EXPECTED["each"][mark.id]
-    assert marks[0].told["wrong_words"] == [] and marks[2].told["wrong_words"] == ["lamp", "duck", "puppy"]
+    assert marks[0].told["wrong_words"] == [] and marks[2].told["wrong_words"] == ["lamp", "duck"]
 
 
 def test_either_part_may_be_left_out_and_a_kind_only_as_a_whole(home):
@@ -122,7 +122,7 @@ def test_without_answers_the_official_counters_show():
 
 def test_the_exact_flavour_has_neither_counters_nor_rounding(home):
     metrics, _, _ = marked("amber", home, ANSWERS, flavour="exact")
-    assert metrics["CHAIR"] == pytest.approx(100 * 11 / 27, rel=1e-15)
+    assert metrics["CHAIR"] == pytest.approx(100 * 10 / 26, rel=1e-15)
     assert metrics["Accuracy"] == pytest.approx(100 * 8 / 18) and metrics["Action.F1"] == 0
     assert metrics["Existence.F1"] == metrics["Number.F1"] == pytest.approx(200 / 3, rel=1e-14)
     assert metrics["F1"] == pytest.approx(37.5, rel=1e-14)
@@ -146,7 +146,7 @@ def test_a_question_s_image_is_the_unit_and_descriptions_have_no_suffix(home):
     assert questions[5].unit == "own_1.jpg" == questions[0].unit and questions[5].official == {"id": 6}
     _, marks, _ = marked("amber", home, ANSWERS)
     found = intervals(marks, lambda sums: one.metrics(sums, "official"))
-    assert found["CHAIR"][0] < 40.7 < found["CHAIR"][1]
+    assert found["CHAIR"][0] < 38.5 < found["CHAIR"][1]
     sums = {name: np.array([value]) for name, value in marks[0].sums.items()}
     assert {k: v[0] for k, v in generative(sums).items()} == generative(marks[0].sums)
 
@@ -168,9 +168,10 @@ def test_wrong_data_is_told(home):
         with pytest.raises(ValueError, match=f"{name} is no JSON"):
             marked("amber", home, ANSWERS)
         (home / name).write_text(json.dumps(table) if name == "similarity.json" else kept)
-    (home / "query_all.json").write_text("[]")
-    with pytest.raises(ValueError, match="not of one version of AMBER"):
-        marked("amber", home, ANSWERS)
+    for wrong in ([], [{"id": 1}], json.loads((OWN / "query_all.json").read_text())[:-1], {}):
+        (home / "query_all.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="not of one version of AMBER"):
+            marked("amber", home, ANSWERS)
     for content in (b"no zip", zipped({}, {}, [])[:40]):
         with pytest.raises(ValueError, match=TAGGER.replace(".", r"\.")):
             tagger(content)
@@ -240,7 +241,7 @@ def test_nouns_of_ambers_golden_captions(theirs):
     answers = {str(row["id"]): row["response"] for row in json.loads((HERE / "answers.json").read_text())}
     expected = json.loads((HERE / "expected_nouns.json").read_text())
     for key, told in expected.items():
-        assert nouns_of(answers[key], tags) == told["nouns"]
+        assert nouns_of(answers[key], tags) == tuple(told["nouns"])
 
 
 def test_a_table_without_pairs_is_the_threshold_that_none_reaches(theirs, tmp_path):

@@ -51,6 +51,16 @@ def test_the_figures_of_the_official_scripts(tmp_path, flavour):
     assert any("plurals of words of its own" in note for note in scoring.notes) == (flavour == "original")
 
 
+def test_a_table_says_by_whose_reading_it_was_made(tmp_path):
+    home = folder(tmp_path, reading="sima")
+    told = "the table of objects was made by the reading sima; that of this flavour is original"
+    for flavour, notes in (("original", 1), ("sima", 0), ("dgpref", 1)):
+        assert marked("chair", home, CAPTIONS, flavour=flavour)[2].notes.count(told) == notes
+    (home / "objects.txt.xz").unlink()
+    (home / "objects.json").write_text(json.dumps(EXPECTED["original"]["table"]))  # says nothing
+    assert marked("chair", home, CAPTIONS, flavour="sima")[2].notes == []
+
+
 def test_dgpref_joins_no_words_and_knows_classes_that_no_image_has(tmp_path):
     metrics, _, _ = marked("chair", folder(tmp_path), CAPTIONS, flavour="dgpref")
     for name in ("CHAIRs", "CHAIRi", "objects"):

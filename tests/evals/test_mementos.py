@@ -110,7 +110,7 @@ def test_what_does_not_parse_is_asked_again_and_then_left_out(home):
     again = {**REPLIES, "rw_3": ["no", *REPLIES["rw_3"]], "rw_6": ["no"] * 3}
     metrics, marks, scoring = marked("mementos", home, TEXTS, judge=Replies(again))
     assert len(marks) == 7 and scoring.counts["unparsed"] == 1 and scoring.counts["asked again"] == 3
-    assert "1 items are left out" in scoring.notes[0]
+    assert scoring.notes == ["1 items are left out, for no reply of the judge had the four lists (the first: rw_6)"]
     assert metrics["robo.object.f1"] / 100 == pytest.approx(GIVEN["expected"]["robo.object"]["f1"])
 
 

@@ -57,8 +57,11 @@ def check(metrics, expected):
 
 def test_rules_by_our_own_synonyms(tmp_path):
     texts = {str(row["image_id"]): row["caption"] for row in json.loads((CHAIR / "answers_own.json").read_text())}
-    metrics, marks, _ = marked("objhal", folder(tmp_path), texts, flavour="rules")
+    metrics, marks, scoring = marked("objhal", folder(tmp_path), texts, flavour="rules")
     check(metrics, OWN["objhal"])
+    assert scoring.notes == []
+    chair_table(CHAIR / "coco_annotations", CHAIR / "synonyms.txt", tmp_path / "objects.txt.xz")
+    assert "--reading objhal" in marked("objhal", tmp_path, texts, flavour="rules")[2].notes[0]
     for mark in marks:
         assert mark.told["wrong_words"] == OWN["objhal"]["wrong"][mark.id]
         assert mark.sums["mentions"] == len(OWN["objhal"]["said"][mark.id])

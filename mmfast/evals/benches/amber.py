@@ -70,7 +70,11 @@ class Amber(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         truths, rows = json_of(data, "annotations"), json_of(data, "questions")
-        if not isinstance(rows, list) or [row["id"] for row in rows] != [row["id"] for row in truths]:
+        asked, annotated = (
+            [row.get("id") for row in each if isinstance(row, dict) and names <= row.keys()]
+            for each, names in ((rows, {"id", "image", "query"}), (truths, {"id", "type", "truth"}))
+        )
+        if not asked or asked != annotated or len(asked) != len(rows):
             raise ValueError(f"{data.folder}: query_all.json and annotations.json are not of one version of AMBER")
         for row, truth in zip(rows, truths, strict=True):
             asks = truth["type"] != GENERATIVE

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of
+from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of, reading_of
 from mmfast.evals.inputs import json_lines, json_of
 
 SYNONYMS = File(
@@ -36,6 +36,7 @@ IMAGES = File(
     licence="yours",
     optional=True,
 )
+OF_TABLE = {"original": "original", "sima": "sima", "dgpref": "original"}  # who read the captions for a flavour's table
 
 
 class Chair(Benchmark):
@@ -77,6 +78,12 @@ class Chair(Benchmark):
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
         vocabulary = self._vocabulary(scoring.data, scoring.flavour)
         table = self._table(scoring.data, scoring.flavour)
+        made = reading_of(scoring.data.read("objects"))
+        if made not in ("", OF_TABLE[scoring.flavour]):
+            scoring.notes.append(
+                f"the table of objects was made by the reading {made}; that of this flavour is "
+                f"{OF_TABLE[scoring.flavour]}"
+            )
         given = [q for q in questions if q.id in answers]
         # Images of a list are all to be captioned; of the table's, those that are
         lost = [q.id for q in questions if q.id not in answers and q.truth["listed"]]

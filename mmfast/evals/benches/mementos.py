@@ -114,8 +114,10 @@ class Mementos(Benchmark):
             lists = found[question.id][0] if question.id in found else {name: [] for name in LISTS}
             if lists is not None:
                 yield self._mark(question, lists, graphs, scoring)
-        if lost := scoring.counts["unparsed"]:
-            scoring.notes.append(f"{lost} items are left out, for no reply of the judge had the four lists")
+        if lost := [key for key, (lists, _) in found.items() if lists is None]:
+            scoring.notes.append(
+                f"{len(lost)} items are left out, for no reply of the judge had the four lists (the first: {lost[0]})"
+            )
 
     def _mark(
         self, question: Question, lists: Mapping[str, list[str]], graphs: dict[str, Graph], scoring: Scoring

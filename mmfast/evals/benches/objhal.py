@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.benches.chair import Chair, coco_name, image_rows
-from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of
+from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of, reading_of
 from mmfast.evals.extraction import extracted
 
 REPOSITORY = "github.com/RLHF-V/RLAIF-V"
@@ -94,6 +94,11 @@ class ObjHal(Chair):
         path = data.path("objects")
         assert path is not None
         table = object_table(data.read("objects"), path.name, vocabulary)
+        if reading_of(data.read("objects")) != "objhal":
+            scoring.notes.append(
+                "the table of objects does not say that it was made for Object HalBench (`mmfast eval chair-table "
+                "--reading objhal`): another one may differ in a few objects"
+            )
         objects_of(table, (q.id for q in questions), "Object HalBench's table of objects")
         texts = {q.id: self.text(answers[q.id].text, _hindsight(scoring)) for q in questions}
         if scoring.flavour == "rules":

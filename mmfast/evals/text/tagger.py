@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from mmfast.packages import how_to_install
@@ -13,6 +14,7 @@ from mmfast.packages import how_to_install
 Tags = Callable[[list[str]], list[tuple[str, str]]]  # tokens -> each with its tag
 
 
+@lru_cache(maxsize=2)
 def tagger(content: bytes) -> Tags:
     """nltk's pos_tag, of the content of averaged_perceptron_tagger_eng.zip; nltk's own data are not looked at."""
     try:
