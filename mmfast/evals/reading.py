@@ -19,13 +19,18 @@ NO_TEXT = "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A
 EMPTY = frozenset(NO_TEXT.split("|"))
 
 
-def value(data: Data, role: str) -> Any:
-    """What a JSON file holds."""
+def value(data: Data, role: str, *names: str) -> dict[str, Any]:
+    """What a JSON file holds: an object, with these names at least."""
     content = data.read(role)
     try:
-        return json.loads(content)
+        found = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{data.path(role)} is no JSON: {error}") from None
+    if not isinstance(found, dict) or not all(name in found for name in names):
+        raise ValueError(
+            f"{data.path(role)} is no object of {' and '.join(names) or 'rows by their names'}: another file?"
+        )
+    return found
 
 
 def rows(data: Data, role: str) -> list[dict[str, Any]]:
@@ -60,11 +65,15 @@ def table(data: Data, role: str) -> list[dict[str, str]]:
     return table
 
 
-def need(row: dict[str, Any], names: Iterable[str], data: Data, role: str) -> None:
+def need(row: Any, names: Iterable[str], data: Data, role: str) -> None:
     """Refuses a row that lacks what a question is made of."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{data.path(role)}: {str(row)[:60]!r} is no row of {', '.join(names)}")
     lacking = [name for name in names if name not in row]
     if lacking:
         raise ValueError(f"{data.path(role)}: a row has no {', '.join(lacking)} (it has {', '.join(row)})")
+    if any(not isinstance(row[name], str) for name in names if name in ("question", "text")):
+        raise ValueError(f"{data.path(role)}: a row's question is no text: {str(row)[:80]}")
 
 
 def prompts(data: Data, role: str) -> dict[str, str]:

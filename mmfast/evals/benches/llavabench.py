@@ -60,8 +60,13 @@ class LlavaBenchCoco(Benchmark):
     prefix: ClassVar = ""  # of a category's name in the file of rules
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        context = {row["image"]: row for row in rows(data, "context")}
-        reference = {str(row["question_id"]): row["text"] for row in rows(data, "reference")}
+        context, reference = {}, {}
+        for row in rows(data, "context"):
+            need(row, ("image", "captions" if "captions" in row else "caption"), data, "context")
+            context[row["image"]] = row
+        for row in rows(data, "reference"):
+            need(row, ("question_id", "text"), data, "reference")
+            reference[str(row["question_id"])] = row["text"]
         for row in rows(data, "questions"):
             need(row, ("question_id", "image", "text", "category"), data, "questions")
             name = str(row["question_id"])

@@ -42,9 +42,12 @@ class Seed(Benchmark):
     published = "LLaVA-1.5 7B 58.6, 13B 61.6 (LLaVA docs/MODEL_ZOO.md)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        whole = value(data, "questions")
+        whole = value(data, "questions", "question_type", "questions")
         kinds = {number: name for name, number in whole["question_type"].items()}
-        frames = {str(row["question_id"]): row["image"] for row in rows(data, "llava")} if data.path("llava") else {}
+        frames = {}
+        for row in rows(data, "llava") if data.path("llava") else ():
+            need(row, ("question_id", "image"), data, "llava")
+            frames[str(row["question_id"])] = row["image"]
         for row in whole["questions"]:
             need(
                 row,

@@ -86,7 +86,7 @@ class TextVqa(_Vqa):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         words = _ocr(data) if "{ocr}" in wording.suffix else {}
-        for row in value(data, "questions")["data"]:
+        for row in value(data, "questions", "data")["data"]:
             need(row, ("question_id", "image_id", "question"), data, "questions")
             text = row["question"].capitalize()
             key = (row["image_id"], row["question"].lower())
@@ -108,11 +108,12 @@ def _ocr(data: Data) -> dict[tuple[str, str], str]:
     if data.path("llava"):
         found = {}
         for row in rows(data, "llava"):
+            need(row, ("question_id", "text"), data, "llava")
             question, _, rest = row["text"].removesuffix(SHORT).partition("\nReference OCR token: ")
             found[row["question_id"], question.lower()] = rest
         return found
     if data.path("ocr"):
-        listed = value(data, "ocr")["data"]
+        listed = value(data, "ocr", "data")["data"]
         return {(row["image_id"], ""): ", ".join(row["ocr_tokens"]) for row in listed}
     names = [*data.bench.files["llava"].names, *data.bench.files["ocr"].names]
     raise ValueError(
@@ -165,9 +166,13 @@ class VqaV2(_Vqa):
                 )
             return
         # VQA's own files: questions, and what people answered where that is known
-        whole = value(data, "questions")
+        whole = value(data, "questions", "questions")
         split = whole.get("data_subtype", "val2014")
-        people = {a["question_id"]: a for a in value(data, "answers")["annotations"]} if data.path("answers") else {}
+        people = (
+            {a["question_id"]: a for a in value(data, "answers", "annotations")["annotations"]}
+            if data.path("answers")
+            else {}
+        )
         for row in whole["questions"]:
             need(row, ("question_id", "image_id", "question"), data, "questions")
             known = people.get(row["question_id"], {})
