@@ -53,7 +53,12 @@ class Hallusion(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for row in rows(data, "questions"):
-            need(row, (*KEYS, "visual_input", "question", "gt_answer", "gt_answer_details"), data, "questions")
+            need(
+                row,
+                (*(f"{key}:id" for key in KEYS), "visual_input:id", "question", "gt_answer:id", "gt_answer_details"),
+                data,
+                "questions",
+            )
             known = {key: str(row[key]) for key in (*KEYS, "visual_input", "gt_answer")}
             category, kind, group, figure, asked = (known[key] for key in KEYS)
             seen = known["visual_input"] != "0"

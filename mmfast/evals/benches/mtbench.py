@@ -76,7 +76,7 @@ class MtBench(Benchmark):
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         references = _turns(data, "reference")
         for row in rows(data, "questions"):
-            need(row, ("question_id", "category", "turns"), data, "questions")
+            need(row, ("question_id:id", "category", "turns:texts"), data, "questions")
             name, category = str(row["question_id"]), row["category"]
             if category in WITH_REFERENCE and name not in references:
                 raise ValueError(f"{data.path('reference')} has no answer to question {name} ({category})")
@@ -201,7 +201,7 @@ def _turns(data: Data, role: str) -> dict[str, tuple[str, ...]]:
     """The answers of a file of FastChat's, of its first choice."""
     found = {}
     for row in rows(data, role):
-        need(row, ("question_id", "choices"), data, role)
+        need(row, ("question_id:id", "choices:list"), data, role)
         try:
             found[str(row["question_id"])] = tuple(row["choices"][0]["turns"])
         except (KeyError, IndexError, TypeError):

@@ -56,7 +56,7 @@ class Pope(Benchmark):
         if data.path("questions"):
             listed = []
             for row in rows(data, "questions"):
-                need(row, ("category", "question_id", "image", "text"), data, "questions")
+                need(row, ("category", "question_id:id", "image", "text"), data, "questions")
                 listed.append((row["category"], row["question_id"], row))
             asked = _joined(listed, labels, data)
         elif labels:
