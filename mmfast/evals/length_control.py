@@ -56,9 +56,8 @@ def _fitted(features: np.ndarray, given: np.ndarray, weights: np.ndarray | None)
     except ImportError:
         told = how_to_install("alpaca")
         raise ValueError(f"the length-controlled win rate is fitted by scikit-learn: {told}") from None
-    new = (
-        "use_legacy_attributes" in signature(LogisticRegressionCV).parameters
-    )  # since 1.8 the penalty has another name
+    # Since 1.8 the penalty has another name
+    new = "use_legacy_attributes" in signature(LogisticRegressionCV).parameters
     penalty: dict[str, Any] = {"l1_ratios": (1.0,), "use_legacy_attributes": False} if new else {"penalty": "l1"}
     # Each preference twice, by its weight and the rest of it
     likely = np.concatenate([given, 1 - given])

@@ -17,15 +17,20 @@ LETTER_CN = "\n请直接回答选项字母。"
 # What pandas, with which the official scripts read tables, takes for an empty cell
 NO_TEXT = "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null"
 EMPTY = frozenset(NO_TEXT.split("|"))
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **{"": str, "id": (int, str), "int": int, "list": list, "texts": list, "object": dict, "any": object}
+}
 
 
-def value(data: Data, role: str) -> Any:
-    """What a JSON file holds."""
+def value(data: Data, role: str, *names: str) -> dict[str, Any]:
+    """What a JSON file holds: an object, with these names at least (as `need` has them)."""
     content = data.read(role)
     try:
-        return json.loads(content)
+        found = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{data.path(role)} is no JSON: {error}") from None
+    need(found, names, data, role)
+    return found
 
 
 def rows(data: Data, role: str) -> list[dict[str, Any]]:
@@ -60,11 +65,20 @@ def table(data: Data, role: str) -> list[dict[str, str]]:
     return table
 
 
-def need(row: dict[str, Any], names: Iterable[str], data: Data, role: str) -> None:
-    """Refuses a row that lacks what a question is made of."""
-    lacking = [name for name in names if name not in row]
+def need(row: Any, names: Iterable[str], data: Data, role: str) -> None:
+    """Refuses a row that lacks what a question is made of, or has it of another kind: a name alone is a text's, behind
+    a colon stand others (\"answer:int\"; an id is a text or a whole number)."""
+    wanted = dict(name.partition(":")[::2] for name in names)
+    if not isinstance(row, dict):
+        raise ValueError(f"{data.path(role)}: {str(row)[:60]!r} is no object of {', '.join(wanted) or 'rows'}")
+    lacking = [name for name in wanted if name not in row]
     if lacking:
         raise ValueError(f"{data.path(role)}: a row has no {', '.join(lacking)} (it has {', '.join(row)})")
+    for name, kind in wanted.items():
+        if not isinstance(row[name], KINDS[kind]) or (
+            kind == "texts" and not all(isinstance(t, str) for t in row[name])
+        ):
+            raise ValueError(f"{data.path(role)}: a row's {name} is {str(row[name])[:60]!r}, which is not of its kind")
 
 
 def prompts(data: Data, role: str) -> dict[str, str]:

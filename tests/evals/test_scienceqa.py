@@ -75,7 +75,7 @@ def test_strict_reads_a_letter_that_stands_alone(tmp_path):
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"problems.json.*lupantech/ScienceQA.*CC BY-NC-SA"):
         asked(BENCH, tmp_path)
-    with pytest.raises(ValueError, match=r"no split test"):
+    with pytest.raises(ValueError, match=r"a row has no test"):
         asked(BENCH, folder_of(tmp_path, split={"val": []}))
     with pytest.raises(ValueError, match=r"has no problem 99"):
         asked(BENCH, folder_of(tmp_path, split={"test": ["99"]}))

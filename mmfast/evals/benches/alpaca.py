@@ -56,6 +56,8 @@ class Alpaca(Benchmark):
         known = {role: rows(data, role) for role in roles}
         for number, row in enumerate(known[roles[0]] if roles else ()):
             for role, others in known.items():
+                if len(others) != len(known[roles[0]]):
+                    raise ValueError(f"{data.path(role)} has {len(others)} rows, {data.path(roles[0])} another number")
                 need(others[number], ("instruction", "output"), data, role)
                 if others[number]["instruction"] != row["instruction"]:
                     raise ValueError(

@@ -53,10 +53,17 @@ class Hallusion(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for row in rows(data, "questions"):
-            need(row, (*KEYS, "visual_input", "question", "gt_answer", "gt_answer_details"), data, "questions")
+            need(
+                row,
+                (*(f"{key}:id" for key in KEYS), "visual_input:id", "question", "gt_answer:id", "gt_answer_details"),
+                data,
+                "questions",
+            )
             known = {key: str(row[key]) for key in (*KEYS, "visual_input", "gt_answer")}
             category, kind, group, figure, asked = (known[key] for key in KEYS)
             seen = known["visual_input"] != "0"
+            if known["gt_answer"] not in ("0", "1"):
+                raise ValueError(f"{data.path('questions')}: gt_answer is {known['gt_answer']!r}, and must be 0 or 1")
             yield Question(
                 id="_".join((category, kind, group, figure, asked)),
                 turns=(row["question"] + wording.suffix,),

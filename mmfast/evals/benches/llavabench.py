@@ -60,10 +60,19 @@ class LlavaBenchCoco(Benchmark):
     prefix: ClassVar = ""  # of a category's name in the file of rules
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        context = {row["image"]: row for row in rows(data, "context")}
-        reference = {str(row["question_id"]): row["text"] for row in rows(data, "reference")}
+        context, reference = {}, {}
+        for row in rows(data, "context"):
+            name = "captions" if "captions" in row else "caption"
+            kind = "" if isinstance(row.get(name), str) else ":texts"
+            need(row, ("image", name + kind, *(("instances:list",) if "instances" in row else ())), data, "context")
+            for box in row.get("instances", ()):
+                need(box, ("category", "bbox:list"), data, "context")
+            context[row["image"]] = row
+        for row in rows(data, "reference"):
+            need(row, ("question_id:id", "text"), data, "reference")
+            reference[str(row["question_id"])] = row["text"]
         for row in rows(data, "questions"):
-            need(row, ("question_id", "image", "text", "category"), data, "questions")
+            need(row, ("question_id:id", "image", "text", "category"), data, "questions")
             name = str(row["question_id"])
             if row["image"] not in context or name not in reference:
                 lacking = "context" if row["image"] not in context else "reference"

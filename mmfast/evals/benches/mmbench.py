@@ -70,7 +70,12 @@ class MmBench(Benchmark):
     language: ClassVar = "en"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        rows = {row.get("index", ""): row for row in table(data, "questions")}
+        listed_rows = table(data, "questions")
+        rows = {row.get("index", ""): row for row in listed_rows}
+        if len(rows) < len(listed_rows):
+            raise ValueError(
+                f"{data.path('questions')} has an index twice: {len(listed_rows)} rows, {len(rows)} indices"
+            )
         for name, row in rows.items():
             need(row, ("index", "question", "image", "A"), data, "questions")
             if not name.isdigit():

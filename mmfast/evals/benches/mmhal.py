@@ -52,7 +52,7 @@ class MmHal(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for number, row in enumerate(rows(data, "questions")):
-            need(row, ("question", "image_content", "gt_answer", "question_type"), data, "questions")
+            need(row, ("question", "image_content:texts", "gt_answer", "question_type"), data, "questions")
             kind = KINDS[number % len(KINDS)]
             if row["question_type"] != kind:
                 raise ValueError(

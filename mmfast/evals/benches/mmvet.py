@@ -48,7 +48,7 @@ class MmVet(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for name, row in value(data, "questions").items():
-            need(row, ("imagename", "question", "answer", "capability"), data, "questions")
+            need(row, ("imagename", "question", "answer", "capability:texts"), data, "questions")
             truth = row["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
             yield Question(
                 id=name,

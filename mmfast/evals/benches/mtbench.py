@@ -74,9 +74,9 @@ class MtBench(Benchmark):
     published = "mllm-dpo (13B): LLaVA 5.99, DPO 6.73, SteerLM 5.70 (its poster)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        references = {str(row["question_id"]): _turns(row) for row in rows(data, "reference")}
+        references = _turns(data, "reference")
         for row in rows(data, "questions"):
-            need(row, ("question_id", "category", "turns"), data, "questions")
+            need(row, ("question_id:id", "category", "turns:texts"), data, "questions")
             name, category = str(row["question_id"]), row["category"]
             if category in WITH_REFERENCE and name not in references:
                 raise ValueError(f"{data.path('reference')} has no answer to question {name} ({category})")
@@ -95,7 +95,10 @@ class MtBench(Benchmark):
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:
         templates: dict[str, dict[str, str]] = OWN
         if scoring.data.path("prompts"):
-            templates = {row["name"]: row for row in rows(scoring.data, "prompts")}
+            templates = {}
+            for row in rows(scoring.data, "prompts"):
+                need(row, ("name", "system_prompt", "prompt_template"), scoring.data, "prompts")
+                templates[row["name"]] = row
         else:
             own(scoring, "prompts")
         short = [q.id for q in questions if len(answers[q.id].turns) < len(q.turns)]
@@ -115,13 +118,13 @@ class MtBench(Benchmark):
         calls = [
             _call(f"{q.id}:{turn}", q, turn, "single", templates, {"": answers[q.id].turns})
             for q in questions
-            for turn in range(1, len(q.turns) + 1)
+            for turn in _judged(q)
         ]
         said = replies(scoring, calls)
         for question in questions:
             told: list[float | None] = []
             sums: dict[str, float] = {}
-            for turn in range(1, len(question.turns) + 1):
+            for turn in _judged(question):
                 reply = said.get(f"{question.id}:{turn}")
                 rating = None if reply is None else (strictly if scoring.strict else rated)(reply)
                 told.append(rating)
@@ -143,20 +146,20 @@ class MtBench(Benchmark):
             file = self.files["baseline"]
             names = " or ".join(file.names)
             raise ValueError(f"{scoring.data.folder} has no {names}: pairwise needs {file.what} ({file.source})")
-        baseline = {str(row["question_id"]): _turns(row) for row in rows(scoring.data, "baseline")}
+        baseline = _turns(scoring.data, "baseline")
         calls = []
         for question in questions:
             if len(baseline.get(question.id, ())) < len(question.turns):
                 raise ValueError(f"{scoring.data.path('baseline')} has no full answer to question {question.id}")
             pair = (answers[question.id].turns, baseline[question.id])
-            for turn in range(1, len(question.turns) + 1):
+            for turn in _judged(question):
                 for order, (a, b) in enumerate((pair, pair[::-1]), 1):
                     sides = {"a": a, "b": b}
                     calls.append(_call(f"{question.id}:{turn}:{order}", question, turn, "pairwise", templates, sides))
         said = replies(scoring, calls)
         for question in questions:
             told, sums = [], {"win": 0.0, "loss": 0.0, "tie": 0.0}
-            for turn in range(1, len(question.turns) + 1):
+            for turn in _judged(question):
                 one, other = (winner(said.get(f"{question.id}:{turn}:{order}", "")) for order in (1, 2))
                 if one is None or other is None:
                     scoring.counts["unparsed"] += 1
@@ -194,8 +197,21 @@ class MtBenchNoise(MtBench):
         return (Picture(f"noise-{name}.png", out.getvalue()),)
 
 
-def _turns(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row["choices"][0]["turns"])
+def _turns(data: Data, role: str) -> dict[str, tuple[str, ...]]:
+    """The answers of a file of FastChat's, of its first choice."""
+    found = {}
+    for row in rows(data, role):
+        need(row, ("question_id:id", "choices:list"), data, role)
+        try:
+            found[str(row["question_id"])] = tuple(row["choices"][0]["turns"])
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{data.path(role)}, question {row['question_id']}: no choice with turns") from None
+    return found
+
+
+def _judged(question: Question) -> range:
+    """The turns that are judged: the second only where there are two."""
+    return range(1, 3 if len(question.turns) == 2 else 2)
 
 
 def _call(

@@ -54,7 +54,10 @@ class Pope(Benchmark):
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         labels = {part: rows(data, part) for part in PARTS if data.path(part)}
         if data.path("questions"):
-            listed = [(row["category"], row["question_id"], row) for row in rows(data, "questions")]
+            listed = []
+            for row in rows(data, "questions"):
+                need(row, ("category", "question_id:id", "image", "text"), data, "questions")
+                listed.append((row["category"], row["question_id"], row))
             asked = _joined(listed, labels, data)
         elif labels:
             asked = [

@@ -38,7 +38,9 @@ class QBench(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for number, row in enumerate(rows(data, "questions")):
-            need(row, ("img_path", "question", "candidates"), data, "questions")
+            need(row, ("img_path", "question", "candidates:texts"), data, "questions")
+            if len(row["candidates"]) > 4:
+                raise ValueError(f"{data.path('questions')}, row {number} has more than four candidates")
             choices = dict(zip("ABCD", map(str, row["candidates"]), strict=False))
             options = "".join(f"{letter}. {text}\n" for letter, text in choices.items())
             correct = [letter for letter, text in choices.items() if text == row.get("correct_ans")]

@@ -34,14 +34,16 @@ class ScienceQa(Benchmark):
     published = "IMG-Accuracy: LLaVA-1.5 7B 66.8, 13B 71.6 (LLaVA docs/MODEL_ZOO.md; its 13B answers give 71.64 here)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        problems, splits = value(data, "problems"), value(data, "split")
-        if "test" not in splits:
-            raise ValueError(f"{data.path('split')} has no split test (it has {', '.join(splits)})")
+        problems, splits = value(data, "problems"), value(data, "split", "test:texts")
         for name in splits["test"]:
             if name not in problems:
                 raise ValueError(f"{data.path('problems')} has no problem {name} of the split test")
             problem = problems[name]
-            need(problem, ("question", "choices", "answer", "hint", "image"), data, "problems")
+            need(problem, ("question", "choices:texts", "answer:int", "hint", "image:any"), data, "problems")
+            if not 0 <= problem["answer"] < len(problem["choices"]) <= len(OPTIONS):
+                raise ValueError(
+                    f"{data.path('problems')}, problem {name}: its answer is none of {OPTIONS}, or it has more"
+                )
             choices = dict(zip(OPTIONS, problem["choices"], strict=False))
             hint = f"Context: {problem['hint']}\n" if problem["hint"] else ""
             images = (data.picture(f"{name}/{problem['image']}"),) if problem["image"] else ()

@@ -42,17 +42,18 @@ class Seed(Benchmark):
     published = "LLaVA-1.5 7B 58.6, 13B 61.6 (LLaVA docs/MODEL_ZOO.md)"
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        whole = value(data, "questions")
-        kinds = {number: name for name, number in whole["question_type"].items()}
-        frames = {str(row["question_id"]): row["image"] for row in rows(data, "llava")} if data.path("llava") else {}
+        whole = value(data, "questions", "question_type:object", "questions:list")
+        kinds = {str(number): name for name, number in whole["question_type"].items()}
+        frames = {}
+        for row in rows(data, "llava") if data.path("llava") else ():
+            need(row, ("question_id:id", "image"), data, "llava")
+            frames[str(row["question_id"])] = row["image"]
         for row in whole["questions"]:
-            need(
-                row,
-                ("question_id", "question", "choice_a", "choice_d", "answer", "question_type_id"),
-                data,
-                "questions",
-            )
-            name, medium = str(row["question_id"]), row.get("data_type", "image")
+            letters = [f"choice_{letter}:id" for letter in "abcd"]
+            need(row, ("question_id:id", "question", *letters, "answer", "question_type_id:id"), data, "questions")
+            if str(row["question_type_id"]) not in kinds:
+                raise ValueError(f"{data.path('questions')}: question_type has no {row['question_type_id']!r}")
+            name, medium = str(row["question_id"]), str(row.get("data_type", "image"))
             folder = "SEED-Bench-image" if medium == "image" else "SEED-Bench-video-image"
             image = frames.get(name, f"{folder}/{row.get('data_id', name)}")
             choices = {letter: str(row[f"choice_{letter.lower()}"]) for letter in "ABCD"}
@@ -61,7 +62,7 @@ class Seed(Benchmark):
                 turns=(row["question"] + listed(choices) + wording.suffix,),
                 images=(data.picture(image),),
                 unit=image,
-                truth={"answer": row["answer"], "kind": kinds[row["question_type_id"]], "medium": medium},
+                truth={"answer": row["answer"], "kind": kinds[str(row["question_type_id"])], "medium": medium},
             )
 
     def marks(self, questions: Sequence[Question], answers: Mapping[str, Answer], scoring: Scoring) -> Iterator[Mark]:

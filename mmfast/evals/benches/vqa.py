@@ -86,8 +86,8 @@ class TextVqa(_Vqa):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         words = _ocr(data) if "{ocr}" in wording.suffix else {}
-        for row in value(data, "questions")["data"]:
-            need(row, ("question_id", "image_id", "question"), data, "questions")
+        for row in value(data, "questions", "data:list")["data"]:
+            need(row, ("question_id:id", "image_id", "question"), data, "questions")
             text = row["question"].capitalize()
             key = (row["image_id"], row["question"].lower())
             if "{ocr}" in wording.suffix and key not in words and (row["image_id"], "") not in words:
@@ -99,8 +99,18 @@ class TextVqa(_Vqa):
                 images=(data.picture(f"{row['image_id']}.jpg"),),
                 unit=row["image_id"],
                 official={"question_id": row["image_id"]},  # LLaVA's; prompts tell an image's questions apart
-                truth={"people": row.get("answers", []), "row": row["question_id"]},
+                truth={"people": _people(row.get("answers", []), data), "row": row["question_id"]},
             )
+
+
+def _people(answers: Any, data: Data) -> list[str]:
+    """What people said: texts, or objects with an answer."""
+    told = answers if isinstance(answers, list) else [None]
+    said = [one.get("answer") if isinstance(one, dict) else one for one in told]
+    texts = [one for one in said if isinstance(one, str)]
+    if len(texts) < len(said):
+        raise ValueError(f"{data.folder}: people's answers to a question are {str(answers)[:60]!r}, and no texts")
+    return texts
 
 
 def _ocr(data: Data) -> dict[tuple[str, str], str]:
@@ -108,12 +118,16 @@ def _ocr(data: Data) -> dict[tuple[str, str], str]:
     if data.path("llava"):
         found = {}
         for row in rows(data, "llava"):
+            need(row, ("question_id", "text"), data, "llava")
             question, _, rest = row["text"].removesuffix(SHORT).partition("\nReference OCR token: ")
             found[row["question_id"], question.lower()] = rest
         return found
     if data.path("ocr"):
-        listed = value(data, "ocr")["data"]
-        return {(row["image_id"], ""): ", ".join(row["ocr_tokens"]) for row in listed}
+        found = {}
+        for row in value(data, "ocr", "data:list")["data"]:
+            need(row, ("image_id", "ocr_tokens:texts"), data, "ocr")
+            found[row["image_id"], ""] = ", ".join(row["ocr_tokens"])
+        return found
     names = [*data.bench.files["llava"].names, *data.bench.files["ocr"].names]
     raise ValueError(
         f"{data.folder} has no {' or '.join(names)}: LLaVA's wording shows OCR words (from LLaVA's eval.zip or "
@@ -155,7 +169,7 @@ class VqaV2(_Vqa):
         assert path is not None
         if path.suffix == ".jsonl":  # LLaVA's: a test split, its suffix in place
             for row in rows(data, "questions"):
-                need(row, ("question_id", "image", "text"), data, "questions")
+                need(row, ("question_id:id", "image", "text"), data, "questions")
                 yield Question(
                     id=str(row["question_id"]),
                     turns=(row["text"].removesuffix(SHORT) + wording.suffix,),
@@ -165,11 +179,14 @@ class VqaV2(_Vqa):
                 )
             return
         # VQA's own files: questions, and what people answered where that is known
-        whole = value(data, "questions")
-        split = whole.get("data_subtype", "val2014")
-        people = {a["question_id"]: a for a in value(data, "answers")["annotations"]} if data.path("answers") else {}
+        whole = value(data, "questions", "questions:list")
+        split = str(whole.get("data_subtype", "val2014"))
+        people = {}
+        for row in value(data, "answers", "annotations:list")["annotations"] if data.path("answers") else ():
+            need(row, ("question_id:id", "answers:list"), data, "answers")
+            people[row["question_id"]] = row
         for row in whole["questions"]:
-            need(row, ("question_id", "image_id", "question"), data, "questions")
+            need(row, ("question_id:id", "image_id:int", "question"), data, "questions")
             known = people.get(row["question_id"], {})
             if people and not known:
                 raise ValueError(f"{data.path('answers')} has no question {row['question_id']}: it is of another split")
@@ -180,7 +197,7 @@ class VqaV2(_Vqa):
                 images=(data.picture(image),),
                 unit=image,
                 truth={
-                    "people": [answer["answer"] for answer in known.get("answers", [])],
+                    "people": _people(known.get("answers", []), data),
                     "kind": known.get("answer_type", ""),
                     "row": row["question_id"],
                 },
@@ -220,7 +237,7 @@ class VizWiz(_Vqa):
                 images=(data.picture(row["image"]),),
                 unit=row["image"],
                 truth={
-                    "people": [answer["answer"] for answer in row.get("answers", [])],
+                    "people": _people(row.get("answers", []), data),
                     "kind": row.get("answer_type", ""),
                     "row": row["image"],
                 },
