@@ -1,6 +1,6 @@
 """The stages of feedback against a row at a time and the best padded batch: rows in results/feedback.jsonl.
 
-python -m bench.feedback [--quick] [--only critique] [--tokenizer FOLDER] [--write]
+python -m bench.feedback [--quick] [--only critique] [--answers 8] [--tokenizer FOLDER] [--write]
 
 A 64M model with 576 image tokens and a Llama tokenizer, one thread, peers interleaved. A case is a table of peers: what
 each runs, and how many items (comparisons, checks) that is. `times_row` is against the seed's own way, a row at a time;
@@ -49,13 +49,15 @@ class Case:
 class Models(Bench):
     """The engine, and transformers on the same weights."""
 
-    def __init__(self, size: str, tokens: int, images: int, tokenizer: Path | None) -> None:
+    def __init__(
+        self, size: str, tokens: int, images: int, tokenizer: Path | None, numbers: tuple[int, ...] = ANSWERS
+    ) -> None:
         from tests.make.prompt_models import llava
 
         folder = Path(tempfile.mkdtemp())
         self.engine = Local(llava(folder, tokenizer, size=size))
         self.engine.ends = [len(self.engine.prompts.tokenizer.hf) - 1]  # a token that hardly ever comes
-        self.tokens, self.pictures = tokens, []
+        self.tokens, self.pictures, self.numbers = tokens, [], numbers
         self.scenes: list[Scene] = list(scenes(0, "test", images))
         for scene in self.scenes:
             path = folder / f"{scene.name}.png"
@@ -92,14 +94,15 @@ class Models(Bench):
 
 def critique(models: Models) -> Iterator[Case]:
     """Two answers an image, as SIMA has them, and more. The seed's critic writes a reason and a verdict, greedily, in
-    one order; ours reads the verdict's labels in both orders."""
+    one order; ours reads the verdict's labels, in one order or in both."""
     sima, ours = critics.planned("sima"), critics.planned(read="labels")
     text = replace(ours, read="text")
     images = range(len(models.pictures))
-    for number in ANSWERS:
+    for number in models.numbers:
         pairs = number * (number - 1) // 2
         seed = models.requests(sima, 0, 2)[:1]
         labels = [models.requests(ours, k, number) for k in images]
+        single = [models.requests(replace(ours, order="one"), k, number) for k in images]
         written = models.requests(text, 0, number)
         batch = labels[0][:LARGEST]
         assert len(labels[0]) == 2 * pairs
@@ -116,6 +119,9 @@ def critique(models: Models) -> Iterator[Case]:
                 f"transformers, {BATCH}, both orders, labels": (partial(theirs, [batch], 1), len(batch) // 2),
                 "mmfast, 1 image, both orders, written": (partial(models.ours, written), pairs),
                 "mmfast, 1 image, both orders, labels": (partial(models.ours, labels[0]), pairs),
+                f"mmfast, {len(images)} images, one order, labels": (
+                    partial(models.ours, [*chain(*single)]), pairs * len(images),
+                ),
                 f"mmfast, {len(images)} images, both orders, labels": (
                     partial(models.ours, [*chain(*labels)]), pairs * len(images),
                 ),
@@ -147,13 +153,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64, help="of a written reason and verdict")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--answers", type=int, help=f"of an image, in critique; default: {ANSWERS}")
     parser.add_argument("--only", default="", help=", ".join(CASES))
     parser.add_argument("--tokenizer", type=Path, help="a folder with a Llama tokenizer; default: one made here")
     parser.add_argument("--write", action="store_true", help="append to bench/results/feedback.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
     few = {"tokens": 4, "images": 2} if given.quick else {"tokens": given.tokens, "images": given.images}
-    models = Models("tiny" if given.quick else "bench", tokenizer=given.tokenizer, **few)
+    numbers = (given.answers,) if given.answers else ANSWERS
+    models = Models("tiny" if given.quick else "bench", tokenizer=given.tokenizer, numbers=numbers, **few)
     for name, cases in CASES.items():
         if given.only in ("", name):
             for case in cases(models):

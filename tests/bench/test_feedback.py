@@ -11,7 +11,7 @@ from bench.feedback import BATCH, CASES, Models, measured
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_gives_rows(monkeypatch, name):
     monkeypatch.setattr("bench.timing.gc.collect", lambda: 0)
-    models = Models("tiny", 3, 2, None)
+    models = Models("tiny", 3, 2, None, numbers=(2, 3))
     for case in CASES[name](models):
         rows = list(measured(case, 1))
         assert {row["peer"] for row in rows} == set(case.peers) and all(row["rows_a_second"] > 0 for row in rows)

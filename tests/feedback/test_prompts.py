@@ -1,15 +1,18 @@
 """Prompts are data: what a file may say, what is told of a bad one; and each of ours, once through two engines."""
 
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.feedback import ratings, verdicts
-from mmfast.feedback.prompts import known, prompt
+from mmfast.feedback.prompts import Prompt, Wording, known, prompt
 from tests.make.local_cases import picture
 from tests.make.prompt_models import llava
 
@@ -129,6 +132,14 @@ def test_slots_are_filled_once_and_empty_paragraphs_left_out(tmp_path):
     assert made.filled(given | {"truth": ""}) == made.filled(given)
     (only,) = made.messages(2, **given)
     assert [part["type"] for part in only["content"]] == ["image", "image", "text"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(*[st.text() | st.sampled_from(["{a}", "{b}", "{question}", "{truth}", "{low}", "\\1", "\n\n"])] * 3)
+def test_whatever_fills_a_slot_stands_there_as_it_is(question, a, b):
+    text = 'version = 1\nabout = "x"\nparser = "p"\nslots = ["question", "a", "b"]\ntext = "<{question}|{a}|{b}|{c}>"'
+    made = Prompt("mine", "", Wording(**tomllib.loads(text)))
+    assert made.filled({"question": question, "a": a, "b": b}) == f"<{question}|{a}|{b}|{{c}}>"
 
 
 def test_images_may_stand_last_or_nowhere(tmp_path):
