@@ -60,7 +60,7 @@ def detect(quick: bool) -> tuple[Peers, str, str]:
         "intermediate_size": 128 if quick else 512,
         "num_hidden_layers": 4,
     }
-    owl = Owl(str(write_owl(folder / "owl", edge=96 if quick else 384, patch=12, **sizes)))
+    owl = Owl(str(write_owl(folder / "owl", edge=96 if quick else 384, patch=12, spread=False, **sizes)))
     render(next(scenes(0, "test", 1))).save(folder / "one.png")
     picture = Picture(str(folder / "one.png"))
     names = [*(" ".join(kind) for kind in KINDS), *COLOURS, *SHAPES][:40]

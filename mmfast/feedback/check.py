@@ -47,7 +47,7 @@ def check(
     # What is to be checked, and by whom
     wanted = gathered(source, Pictures(Path("/"), out), limit)
     check_routes(panel.opened.table, wanted.values())
-    identity = agreed(panel, runtime)
+    table, identity = panel.opened.table, agreed(panel, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
 
     def items(owned: Owned) -> Iterator[stage.Item | None]:
@@ -62,7 +62,7 @@ def check(
         "stage": NAME,
         "version": VERSION,
         "engine": identity,
-        "template": panel.opened.table.name,
+        "template": {table.name: {"digest": table.digest}},
         "input": source.name,
     }
     work = Stage(out=out, made_by=made_by, items=items, row=row, whole=not limit, counts=counted)

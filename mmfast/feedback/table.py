@@ -187,6 +187,10 @@ def _options(path: Path, name: str, own: dict[str, Any]) -> None:
         raise ValueError(f'{path}: experts.{name}: it has a model and no engine: add engine = "local" or another')
 
 
+def _has_weights(own: dict[str, Any]) -> bool:
+    return "model" in own or own["use"] in ENGINES
+
+
 def _class(use: str) -> Any:
     home, _, name = EXPERTS[use].partition(":")
     return getattr(importlib.import_module(f"mmfast.feedback.experts.{home}"), name)
@@ -209,7 +213,8 @@ class Opened:
 def open_experts(table: Table, engine: Callable[[Mapping[str, Any]], Engine], device: Any = "cpu") -> Opened:
     """`engine`: opens the engine that an expert's options name, the command's own where they name none."""
     opened, shared = Opened(table), {}
-    for name in table.used:
+    # Those without weights first: a package or a file that is missing is told at once
+    for name in sorted(table.used, key=lambda name: _has_weights(table.content.experts[name])):
         own = dict(table.content.experts[name])
         use = own.pop("use")
         made = _class(use)

@@ -2,6 +2,7 @@
 be."""
 
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -22,6 +23,7 @@ from tests.make.detectors import classifier, write_owl
 from tests.make.engine_cases import Fake
 from tests.make.feedback_cases import checked, decomposed, write_answers, write_captions
 from tests.make.local_cases import model_folder
+from tests.make.rank_processes import run_ranks
 
 
 def write_items(folder, rows_of_items):
@@ -347,3 +349,25 @@ def test_experts_that_cannot_be_packed_bring_their_own_engine(tmp_path, two):
 def test_the_annotation_is_the_worlds(tmp_path):
     with pytest.raises(ValueError, match="--engine world"):
         open_experts(read_table("world"), lambda given: Asked())
+
+
+def test_what_is_missing_is_told_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    text = '[experts.eyes]\nuse = "owl"\nmodel = "no such model"\n[experts.reader]\nuse = "ocr"\n'
+    mine = table(tmp_path, text + '[route]\nobject = "eyes"\ntext = "reader"\n')
+    with pytest.raises(ValueError, match=r"experts\.reader: reading text needs rapidocr"):
+        open_experts(read_table(str(mine)), lambda given: Asked())
+
+
+def _two(folder):
+    checked(folder / "items", folder / "two", folder / "mine.toml", Asked())
+
+
+def test_two_ranks_check_what_one_checks(tmp_path, picture):
+    items = [item_of("entity", (name,)) for name in ("dog", "cat", "kite")]
+    write_items(tmp_path / "items", [([picture(f"{n}.png", n)], items) for n in range(6)])
+    mine = table(tmp_path, ASKED + 'object = "asked"\n')
+    checked(tmp_path / "items", tmp_path / "one", mine, Asked())
+    run_ranks(2, tmp_path, _two, tmp_path)
+    assert list(rows(tmp_path / "two")) == list(rows(tmp_path / "one"))
+    assert all((tmp_path / "two" / f"rows-{rank}.jsonl").stat().st_size for rank in (0, 1))

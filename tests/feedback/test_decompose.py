@@ -1,10 +1,12 @@
 """decompose: what models write, refuse, cut and leave out; nothing of an answer is dropped unseen."""
 
 import json
+import os
 import re
 import signal
 
 import pytest
+from transformers import AutoTokenizer
 
 from mmfast.engines.base import Reply
 from mmfast.engines.local import Local
@@ -12,7 +14,7 @@ from mmfast.engines.stage import rows
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.decompose import PRESETS, planned
 from mmfast.feedback.items import read_items
-from mmfast.feedback.prompts import FOLDER, prompt
+from mmfast.feedback.prompts import FOLDER, known, prompt
 from tests.make.engine_cases import Fake
 from tests.make.feedback_cases import decomposed, write_answers
 from tests.make.local_cases import model_folder
@@ -172,7 +174,7 @@ def _killed(folder, dies):
 def test_killed_at_any_reply_it_ends_the_same(tmp_path, picture):
     source = write_answers(tmp_path / "answers", [(picture("a.png"), f"{ANSWER} {n}") for n in range(3)])
     decomposed(source, tmp_path / "whole", Model(DGPREF))
-    for dies in (1, 5, 11):
+    for dies in (1, 11):
         process = CONTEXT.Process(target=_killed, args=(tmp_path, dies))
         process.start()
         process.join()
@@ -209,6 +211,33 @@ def test_mistakes_in_a_plan_are_told():
         with pytest.raises(ValueError, match=re.escape(told)):
             planned(**arguments)
     assert all(planned(name).prompts for name in PRESETS)
+
+
+ROOM = 4096 - 1024  # a window of 4,096 tokens, less those of a reply
+OWN = [name for name in known() if name.startswith(("decompose", "split", "claim"))]
+
+
+def words_of(made, text):
+    """All that is said with every slot filled so."""
+    said = made.messages(0, **dict.fromkeys(made.wording.slots, text))
+    return [m["content"] if isinstance(m["content"], str) else m["content"][-1]["text"] for m in said]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_prompts_leave_room_for_long_answers(name):
+    """A word is two tokens at most here, and of two slots both may hold 512."""
+    assert 2 * sum(len(text.split()) for text in words_of(prompt(name), "")) + 2 * 512 < ROOM
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_prompts_fit_the_window_of_a_real_tokenizer(name):
+    home = os.environ.get("MMFAST_TOKENIZERS", "")
+    if not home:
+        pytest.skip("MMFAST_TOKENIZERS names no folder with llava15's tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(f"{home}/llava15")
+    ids = tokenizer(f"{ANSWER} " * 40, add_special_tokens=False).input_ids[:512]
+    said = words_of(prompt(name), tokenizer.decode(ids))
+    assert sum(len(tokenizer(text).input_ids) for text in said) < ROOM
 
 
 def test_local_replies_can_be_held_to_the_form(tmp_path, picture):

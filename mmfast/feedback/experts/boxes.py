@@ -1,8 +1,8 @@
 """What boxes say: is a thing there, how many, how large, and where it stands to another. Right, and to DGPref's letter.
 
 compat, where DGPref's code differs: an object is there if its singular is, where that was looked for too; "near" is
-near in one direction, "top" takes the lower one, "bottom" never holds, "short" is small in both directions. Its detector
-counts boxes that lie on each other each (Owl's `overlap`).
+near in one direction, "top" takes the lower one, "bottom" never holds, "short" is small in both directions. Its
+detector counts boxes that lie on each other each (Owl's `overlap`).
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ class Owl(Finder):
             some = missing[first : first + TOGETHER]
             whole = self.tokenizer(some).input_ids
             self.cut |= {name for name, ids in zip(some, whole, strict=True) if len(ids) > self.length}
-            padded = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+            # A name is read from left to right up to its end: what pads it to the model's length changes nothing
+            padded = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
             tokens = self.tokenizer(some, **padded).to(self.model.device)
             found = self.base.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
             self.known |= dict(zip(some, found, strict=True))
