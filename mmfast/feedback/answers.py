@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.read import Row, iterate
+from mmfast.data.containers.read import Row, data_files, iterate
 from mmfast.data.problems import BadRow, Problem
 from mmfast.feedback import folders
 from mmfast.feedback.answer import Answer, Claim, grouped, read_claims
@@ -84,6 +84,10 @@ def answers_of(folder: Path, reading: Reading) -> Iterator[Answer]:
 
 def _of_file(path: Path, reading: Reading) -> Iterator[Answer]:
     """The answers of a file, whichever of the known tables it is: its first good row tells."""
+    try:
+        data_files(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no folder of answers (mmfast generate writes one), and no file: {error}") from None
     rows = iterate(path)
     begin: list[Row] = []
     for row in rows:

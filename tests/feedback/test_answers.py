@@ -119,6 +119,15 @@ def test_a_folder_of_another_stage_says_what_to_do(stage, said, tmp_path, make):
     assert told == f"{tmp_path}/f {said}"
 
 
+def test_what_is_neither_a_folder_of_answers_nor_a_file_is_told(tmp_path, make):
+    for path in (tmp_path / "gone", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(
+            ValueError, match=rf"^{path} is no folder of answers \(mmfast generate writes one\), and no file: "
+        ):
+            list(read_answers(path))
+
+
 def test_a_row_that_is_no_answer_is_named(answers, make):
     (answers / "rows-0.jsonl").write_text('{"key": "k", "row": 0, "answer": "x"}\n')
     assert make("sft", answers)[0] == f"{answers}:k is no row of an answer (KeyError: 'group')"

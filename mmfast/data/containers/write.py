@@ -137,7 +137,7 @@ def _tsv(path: Path, rows: Iterator[dict]) -> None:
             if image is not None and data is None:
                 raise ValueError("the TSV embeds images; give rows whose images are bytes (convert to .parquet first)")
             cells = {
-                **{k: str(row.get(k) or "") for k in TSV_COLUMNS},
+                **{k: "" if row.get(k) is None else str(row[k]) for k in TSV_COLUMNS},
                 "image": base64.b64encode(data or b"").decode(),
                 "text": text64(parts),
                 "origin_split": text64(json.loads(row["origin_split"]) if row.get("origin_split") else None),
