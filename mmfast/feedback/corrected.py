@@ -61,7 +61,8 @@ class Folder:
             for name, work in who.items()
             if not wanted or name in wanted
         ]
-        self.works.sort(key=lambda one: (one[0].row, one[0].key, one[2].at))
+        place = {key: n for n, key in enumerate(self.cards)}
+        self.works.sort(key=lambda one: (place[one[0].key], one[2].at))
         self.done = [Done(one, row_of(one, name, work)) for one, name, work in self.works if work.state == "done"]
 
     def write_rows(self) -> None:

@@ -16,7 +16,6 @@ from mmfast.engines.people_desk import Desk
 from mmfast.engines.people_server import Page
 from mmfast.feedback.agreement import agreement, kappa, overlapping, segment_agreement
 from mmfast.feedback.answers import read_answers
-from mmfast.feedback.candidates import read_candidates
 from mmfast.feedback.correct import KINDS, Plan, corrected, fill, prepare, segments, shown
 from mmfast.feedback.corrected import WRITERS as WRITE
 from mmfast.feedback.corrected import Folder
@@ -252,7 +251,8 @@ def test_sides_are_drawn_and_pairs_of_a_prompt_are_limited(tmp_path):
 
 
 def test_ratings_become_scored_answers(tmp_path):
-    office = Office(tmp_path, Plan(task="rate", metrics=("Helpfulness", "Truth"), low=1, high=5, overlap=2))
+    plan = Plan(task="rate", metrics=("Helpfulness", "Truth"), low=1, high=5, overlap=2)
+    office = Office(tmp_path, plan, texts=("a true one", "a worse one"), group=2)
     anna, bo = office.person("anna"), office.person("bo")
     fields = anna.view["card"]["fields"]
     assert [f["label"] for f in fields] == ["Helpfulness", "Truth", "Why, if you like"]
@@ -261,15 +261,24 @@ def test_ratings_become_scored_answers(tmp_path):
         anna.act("done", work={"values": [0, 3, None]})
     anna.act("done", work={"values": [2, 3, "it is short"]})
     bo.act("done", work={"values": [5, 3, None]})
+    anna.act("done", work={"values": [1, 2, None]})
     folder = office.close()
     assert folder.done[0].row["scores"] == {"Helpfulness": 2, "Truth": 3}
     assert folder.done[0].row["reason"] == "it is short"
     scores = folder.report()["agreement"]["scores"]
     assert scores["Helpfulness"] == {"equal": 0.0, "mean_distance": 3.0} and scores["Truth"]["equal"] == 1.0
     WRITE["--scores"](folder, tmp_path / "scores.jsonl")
-    (one,) = read_candidates(tmp_path / "scores.jsonl")
-    assert one.scores == {"Helpfulness": 3.5, "Truth": 3.0} and one.text == TEXTS[0]
-    assert one.question == "What is here?" and one.images == (str(tmp_path / "picture-0.png"),)
+    one, two = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert (
+        one["Helpfulness"] == 3.5 and two["Helpfulness"] == 1.0 and one["images"] == [str(tmp_path / "picture-0.png")]
+    )
+    # As any scored answers they become pairs by a rule
+    target = tmp_path / "pairs.jsonl"
+    rule = ["--rule", "mllm_dpo", "--score", "Helpfulness + Truth", "--margin", "1"]
+    done = run("data", "pairs", tmp_path / "scores.jsonl", "--out", target, *rule)
+    assert done.exit_code == 0, done.output
+    (pair,) = read_records(target)
+    assert [pair.chosen[0]["content"], pair.rejected[0]["content"]] == ["a true one", "a worse one"]
 
 
 # agreement

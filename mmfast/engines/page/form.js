@@ -75,7 +75,9 @@ const same = (a, b) => a === b;
 
 function light(n) {
   lit = n;
-  home.querySelectorAll(".field").forEach((one, k) => one.classList.toggle("on", k === lit));
+  const all = [...home.querySelectorAll(".field")];
+  all.forEach((one, k) => one.classList.toggle("on", k === lit));
+  if (all[lit]) all[lit].scrollIntoView({ block: "nearest" });
 }
 
 function choose(n, value) {
@@ -85,8 +87,8 @@ function choose(n, value) {
   const needed = card.fields.map((one, k) => k).filter((k) => card.fields[k].required);
   if (needed.length === 1) return done();
   const next = needed.find((k) => k > n && values[k] === null) ?? needed.find((k) => values[k] === null) ?? n;
-  lit = next;
   draw();
+  light(next);
   if (card.fields[next].kind !== "choice") focusLit();
 }
 
