@@ -96,6 +96,7 @@ def judged(
 ) -> Verdict:
     """An item's verdict by the boxes of what it names. `singular`: of an object's name, whose boxes are taken where the
     singular was looked for too (DGPref)."""
+    # The boxes of what it names
     named = names_of(item, whole)
     if item.kind == "object" and singular(named[0]) in found.boxes:
         named = (singular(named[0]),)
@@ -103,6 +104,7 @@ def judged(
     evidence: dict[str, Any] = {"boxes": {name: [box.row() for box in some] for name, some in boxes.items()}}
     evidence["scores"] = {name: [round(float(box.score), 4) for box in some] for name, some in boxes.items()}
     evidence |= {"notes": notes} if (notes := {n: found.notes[n] for n in named if n in found.notes}) else {}
+    # There, or not; and what else is said of it
     if item.kind == "object":
         return Verdict(value=TRUE if boxes[named[0]] else FALSE, evidence=evidence)
     if missing := [name for name in named if not boxes[name]]:
