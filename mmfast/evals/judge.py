@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mmfast.engines.base import Engine, Reply, Request, canonical
 from mmfast.engines.recorded import Recorded
@@ -77,6 +77,11 @@ class EngineJudge:
     def close(self) -> None:
         if self.recorded:
             self.recorded.close()
+
+
+def as_judge(judge: Judge | Engine | None) -> Judge | None:
+    """A judge as it is; an engine as one without a record."""
+    return EngineJudge(cast(Engine, judge)) if hasattr(judge, "answer") else cast(Judge | None, judge)
 
 
 class _Counted:
