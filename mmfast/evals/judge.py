@@ -81,7 +81,7 @@ class EngineJudge:
 
 def as_judge(judge: Judge | Engine | None) -> Judge | None:
     """A judge as it is; an engine as one without a record."""
-    return EngineJudge(cast(Engine, judge)) if hasattr(judge, "answer") else cast(Judge | None, judge)
+    return EngineJudge(cast(Engine, judge)) if hasattr(judge, "answer") else judge
 
 
 class _Counted:
