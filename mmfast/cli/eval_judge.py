@@ -31,7 +31,7 @@ def judge_of(
     judge: str, model: str, recorded: str = "", allow: float = 0.0
 ) -> Callable[[Path], AbstractContextManager[Judge | None]]:
     """What opens the judge, given where its replies are kept if --recorded names no file."""
-    # What cannot be meant is told at once
+    # Mistakes in the options
     kind, _, file = judge.partition(":")
     given = kind in ("recorded", "replies")
     if judge and not given and not model:
@@ -43,7 +43,7 @@ def judge_of(
     for name, value in (("--recorded", recorded), ("--allow", allow)):
         if value and (given or not judge):
             raise ValueError(f"{name} has no effect: it is for a judge that is asked")
-    # Replies that are there, or an engine behind its record
+    # An engine, a record of one, or a list of replies
     chosen = Chosen.of(judge, model) if judge and not given else None
 
     @contextmanager
