@@ -148,8 +148,10 @@ class Scoring:
     options: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # "unparsed", "empty", ...
     notes: list[str] = field(default_factory=list)
+    judged: bool = False  # the judge was wanted
 
     def judged_by(self) -> Judge:
+        self.judged = True
         if self.judge is None:
             raise ValueError(f"{self.data.bench.name} needs a judge: give --judge (officially {self.data.bench.judge})")
         return self.judge
