@@ -17,8 +17,14 @@ LETTER_CN = "\n请直接回答选项字母。"
 # What pandas, with which the official scripts read tables, takes for an empty cell
 NO_TEXT = "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null"
 EMPTY = frozenset(NO_TEXT.split("|"))
-KINDS: dict[str, type | tuple[type, ...]] = {
-    **{"": str, "id": (int, str), "int": int, "list": list, "texts": list, "object": dict, "any": object}
+KINDS: dict[str, Any] = {
+    "": str,
+    "id": (int, str),
+    "int": int,
+    "list": list,
+    "texts": list,
+    "object": dict,
+    "any": object,
 }
 
 
@@ -67,7 +73,7 @@ def table(data: Data, role: str) -> list[dict[str, str]]:
 
 def need(row: Any, names: Iterable[str], data: Data, role: str) -> None:
     """Refuses a row that lacks what a question is made of, or has it of another kind: a name alone is a text's, behind
-    a colon stand others (\"answer:int\"; an id is a text or a whole number)."""
+    a colon stand others (answer:int; an id is a text or a whole number)."""
     wanted = dict(name.partition(":")[::2] for name in names)
     if not isinstance(row, dict):
         raise ValueError(f"{data.path(role)}: {str(row)[:60]!r} is no object of {', '.join(wanted) or 'rows'}")
@@ -75,9 +81,8 @@ def need(row: Any, names: Iterable[str], data: Data, role: str) -> None:
     if lacking:
         raise ValueError(f"{data.path(role)}: a row has no {', '.join(lacking)} (it has {', '.join(row)})")
     for name, kind in wanted.items():
-        if not isinstance(row[name], KINDS[kind]) or (
-            kind == "texts" and not all(isinstance(t, str) for t in row[name])
-        ):
+        inside = row[name] if kind == "texts" and isinstance(row[name], list) else ()
+        if not isinstance(row[name], KINDS[kind]) or not all(isinstance(text, str) for text in inside):
             raise ValueError(f"{data.path(role)}: a row's {name} is {str(row[name])[:60]!r}, which is not of its kind")
 
 
