@@ -3,7 +3,7 @@
 import { button, el, spoken } from "./dom.js";
 import { act, note } from "./people.js";
 
-let card, points, words, segments, from, to, before, editing, fresh, box, waiting = 0;
+let home, card, points, words, segments, from, to, before, editing, fresh, box, waiting = 0;
 const word = new Intl.Segmenter(undefined, { granularity: "word" });
 const letter = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const count = (text) => Array.from(text).length;
@@ -15,7 +15,8 @@ function pieces(segmenter, text) {
   return Array.from(segmenter.segment(text), ({ segment }) => ({ from: at, to: (at += count(segment)), text: segment }));
 }
 
-export function open(home, given, work) {
+export function open(where, given, work) {
+  home = where;
   const same = card && card.id === given.id;
   card = given;
   points = Array.from(card.answer);
@@ -29,10 +30,10 @@ export function open(home, given, work) {
     answer: el("div", { class: "answer", tabindex: "-1", dir: "auto" }),
     chips: el("div", { class: "chips" }),
     editor: el("div", { class: "editor" }),
-    preview: el("div", { class: "preview", dir: "auto" }),
+    preview: el("div", { class: "preview" }),
     list: el("ol", { class: "segments" }),
   };
-  const parts = [el("div", {}, ...spoken(card.messages)), el("div", { class: "panel" }, box.answer, box.editor), box.chips, box.list];
+  const parts = [el("div", {}, ...spoken(card.messages)), el("div", { class: "panel" }, box.answer), el("div", { class: "tools" }, box.chips, box.editor), box.list];
   if (card.task === "correct") parts.push(el("div", {}, el("h3", {}, "Corrected"), box.preview));
   home.replaceChildren(...parts);
   box.answer.addEventListener("mouseup", (event) => setTimeout(() => taken(event)));
@@ -42,9 +43,13 @@ export function open(home, given, work) {
 // The page
 
 function draw() {
+  const at = home.scrollTop; // what is drawn anew is empty for a moment, and would scroll
   drawAnswer();
-  drawEditor();
   drawRest();
+  drawEditor();
+  home.scrollTop = at;
+  const shown = box.answer.querySelector(".cursor");
+  if (shown) shown.scrollIntoView({ block: "nearest" });
 }
 
 function drawAnswer() {
@@ -73,7 +78,7 @@ function drawEditor() {
   });
   box.editor.append(el("label", { class: "hint" }, `“${cut(...one.span)}” becomes`), text,
     el("span", { class: "hint" }, "Enter: good · empty: it goes · Alt+1…7: another kind · Esc: leave"));
-  text.focus();
+  text.focus({ preventScroll: true });
   text.select();
 }
 
@@ -95,6 +100,7 @@ function drawRest() {
   if (!segments.length)
     box.list.replaceChildren(el("li", { class: "hint" }, "Nothing is marked: Enter says that the answer is right as it is."));
   let at = 0;
+  box.preview.dir = getComputedStyle(box.answer).direction;
   box.preview.replaceChildren();
   for (const one of segments) {
     box.preview.append(cut(at, one.span[0]), el("ins", { class: `k-${one.kind}` }, one.to || "∅"));
@@ -109,8 +115,6 @@ function drawRest() {
 function select(a, b) {
   [from, to] = [a, b];
   draw();
-  const shown = box.answer.querySelector(".cursor");
-  if (shown) shown.scrollIntoView({ block: "nearest" });
 }
 
 // The browser's own selection, widened to whole words (not with Alt).

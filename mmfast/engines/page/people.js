@@ -102,7 +102,7 @@ function render() {
   const card = view.card;
   const old = $("card").dataset.id;
   $("card").dataset.id = card ? card.id : "";
-  $("done").disabled = !card && !view.finish;
+  $("done").hidden = !card && !view.finish;
   $("skip").disabled = !card;
   $("done").firstChild.data = card ? "Done " : "Hand in ";
   if (!card) return end();
