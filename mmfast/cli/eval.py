@@ -26,6 +26,7 @@ from mmfast.cli.engine import (
     run_stage,
 )
 from mmfast.cli.eval_judge import JudgeModel, JudgeName, Record, Runs, judge_of
+from mmfast.cli.eval_tables import register
 
 if TYPE_CHECKING:
     from mmfast.engines.base import Engine
@@ -367,3 +368,6 @@ def _texts(path: Path, bench: str, data: Path) -> list[str]:
 
     one = bench_of(bench)
     return [" ".join(found.turns) for found in read_answers(one, path, Data(data, one))[3].values()]
+
+
+register(app)
