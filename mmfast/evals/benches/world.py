@@ -12,7 +12,7 @@ from mmfast.evals.world import SHARES, TALLY, tally
 from mmfast.world.grammar import CAPTION_PROMPTS, CLAIMS
 from mmfast.world.scenes import Scene
 
-SOURCE = "mmfast's own (mmfast world FOLDER)"
+SOURCE = "mmfast's own (mmfast.world.dataset.write_world)"
 
 
 class World(Benchmark):
