@@ -131,6 +131,7 @@ def test_names_that_the_server_did_not_show():
     assert weighed(Reply(key="", labels=logs, bounded=("M",))) == 1.0  # as a probability of nothing
     assert weighed(Reply(key="", labels=logs, bounded=("m",))) == 2.0
     assert weighed(Reply(key="", labels=logs, bounded=("m", "M"))) is None and weighed(Reply(key="")) is None
+    assert weighed(Reply(key="", labels={"m": -math.inf, "M": -math.inf})) is None
 
 
 def test_what_is_refused_and_told(tmp_path):

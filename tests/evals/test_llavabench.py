@@ -63,7 +63,7 @@ def test_rlhf_vs_summary(tmp_path):
 
 def test_the_official_parse():
     parsed = {reply: list(officially(reply) or (-1, -1)) for reply in EXPECTED["parse_score"]}
-    assert parsed == EXPECTED["parse_score"]
+    assert parsed == EXPECTED["parse_score"] and officially("nan 3") is None and officially("1e999 3") is None
     assert strictly("9, 6\nx") == (9, 6) and strictly("8  7") == (8, 7) and strictly("Assistant 1: 8") is None
     assert strictly("Assistant 1: 8/10, Assistant 2: 7/10") == (8, 7) and strictly("12 9") is None
 

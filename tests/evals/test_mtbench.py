@@ -103,6 +103,7 @@ def test_the_official_ratings():
     assert {reply: -1 if rated(reply) is None else rated(reply) for reply in told} == told
     assert strictly("[[ 5 ]]") == 5 and strictly("[[9/10]]") == 9 and strictly("a[0] is fine") is None
     assert strictly("[[2]] no, [[3]]") == 3 and strictly("[[11]]") is None
+    assert rated(f"[[{'9' * 400}]]") is None
     assert winner("[[B]] and [[A]]") == "A" and winner("[[D]]") is None
 
 

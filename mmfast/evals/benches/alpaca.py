@@ -32,7 +32,7 @@ FIRST, SECOND = "m", "M"  # the names of the two answers, of which the judge say
 
 
 def _file(what: str, source: str, *names: str) -> File:
-    return File(names=names, what=what, source=source, licence="Apache-2.0 (data: CC BY-NC 4.0)", optional=True)
+    return File(names=names, what=what, source=source, licence="Apache-2.0, data CC BY-NC 4.0", optional=True)
 
 
 class Alpaca(Benchmark):
@@ -187,7 +187,7 @@ def ranked(text: str) -> float | None:
 def weighed(reply: Reply) -> float | None:
     """2 minus the first name's share of the two probabilities; a name that the server did not show has none."""
     shown = {name: p for name, p in reply.labels.items() if name not in reply.bounded}
-    if not shown.keys() & {FIRST, SECOND}:
+    if not any(shown.get(name, -math.inf) > -math.inf for name in (FIRST, SECOND)):
         return None
     first, second = (shown.get(name, -math.inf) for name in (FIRST, SECOND))
     return 2 - math.exp(first - np.logaddexp(first, second))

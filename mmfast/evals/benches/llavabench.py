@@ -8,6 +8,7 @@ replies at 180 tokens. `strict` takes the first two numbers of the first line an
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -165,9 +166,10 @@ def asked(truth: Mapping[str, Any], answer: str, role: str, prompt: str) -> str:
 def officially(reply: str) -> tuple[float, float] | None:
     parts = reply.split("\n")[0].replace(",", " ").split(" ")
     try:
-        return (float(parts[0]), float(parts[1])) if len(parts) == 2 else None
+        scores = (float(parts[0]), float(parts[1])) if len(parts) == 2 else None
     except ValueError:
         return None
+    return scores if scores and all(map(math.isfinite, scores)) else None  # "nan" would make every mean one
 
 
 def strictly(reply: str) -> tuple[float, float] | None:

@@ -29,6 +29,7 @@ OTHERWISE = 0.7
 WITH_REFERENCE = ("math", "reasoning", "coding")
 HOME = "github.com/lm-sys/FastChat, fastchat/llm_judge/data"
 SIZE = 336  # of the noise, in pixels
+MOST = 1e9  # a larger "rating" is a number of something else
 NAMES = {"single": ("single-v1", "single-math-v1"), "pairwise": ("pair-v2", "pair-math-v1")}
 
 
@@ -244,9 +245,10 @@ def rated(reply: str) -> float | None:
     """The official rating: the first number in double brackets, else the first in single ones."""
     found = re.search(r"\[\[(\d+\.?\d*)\]\]", reply) or re.search(r"\[(\d+\.?\d*)\]", reply)
     try:
-        return ast.literal_eval(found[1]) if found else None
+        rating = ast.literal_eval(found[1]) if found else None
     except (SyntaxError, ValueError):  # "08", on which the official script stops
         return None
+    return rating if rating is None or rating < MOST else None
 
 
 def strictly(reply: str) -> float | None:
