@@ -219,6 +219,13 @@ def test_several_images_are_for_who_can_look_at_them(tmp_path, two):
         (ASKED + '[route.object]\nexpert = "asked"\nfilter = "asked"', "is a yesno, not one of likely"),
         (ASKED + '[route.object]\nexpert = "asked"\nsubject = "asked"', "route.object.subject"),
         ("[experts]\n", "route: Field required"),
+        (
+            '[experts.a]\nuse = "owl"\nmodel = "x"\nthreshold = "low"\n[route]\nobject = "a"',
+            "threshold: 'low' is no float",
+        ),
+        ('[experts.a]\nuse = "owl"\nmodel = 3\n[route]\nobject = "a"', "model: 3 is no str"),
+        ('[experts.a]\nuse = "owl"\nmodel = "x"\nchunk = true\n[route]\nobject = "a"', "chunk: True is no int"),
+        ('[experts.a]\nuse = "yesno"\nengine = "plain"\n[route]\nobject = "a"', "its engine plain has no model"),
     ],
 )
 def test_mistakes_in_a_table_are_told_before_anything_is_opened(tmp_path, text, told):
