@@ -14,8 +14,10 @@ from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.engines.stage import rows
 from mmfast.feedback.check import Verdicts
+from mmfast.feedback.experts.grammar import Likely
 from mmfast.feedback.items import Item, item_of
 from mmfast.feedback.panel import TOGETHER
+from mmfast.feedback.prompts import prompt
 from mmfast.feedback.table import known, open_experts, read_table
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
 from tests.make.blip import write_blip
@@ -286,6 +288,11 @@ def test_the_packed_engine_and_its_slow_twin_agree(tmp_path, picture, monkeypatc
     assert len(twin) == 20 and len({round(row["p_yes"], 4) for row in twin.values()}) > 10
     # The questions of both images were read in one forward, each image once
     assert len(lengths) == 20 and local.counts["prefilled"] < sum(lengths) / 2
+    # Questions as labels: both give them the same log-probs
+    asked = ["Is there a dog?", "Is the dogs red?", "Dog is dog?"]
+    ours, theirs = (Likely(one, prompt("question_check"), least=-99).passed(asked) for one in (local, plain))
+    assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-4)
+    assert len({round(one.score, 3) for one in ours}) == 3
 
 
 def test_commands(tmp_path):
