@@ -53,8 +53,18 @@ EXPERTS = {
     "cola": "grammar:Cola",
 }
 ENGINES = {"yesno": "yes_no", "likely": "question_check", "world": ""}  # -> the prompt that it asks with
+PARSERS = {"yesno": "labels", "likely": "logp"}  # of their prompts: how a reply is read
 FINDERS, FILTERS = ("owl", "dino", "graph", "world"), ("likely", "cola")
-OF_ENGINE = ("engine", "model", "adapter", "dtype", "remote_code", "concurrency", "noise")
+OF_ENGINE = {
+    "engine": "str",
+    "model": "str",
+    "adapter": "str",
+    "dtype": "str",
+    "remote_code": "bool",
+    "concurrency": "int",
+    "noise": "float",
+}
+TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
 SKIP = "skip"
 _VAGUE = ("multiple", "several", "various", "numerous", "middle", "surrounded")
 UNSEEN_ATTRIBUTES = (*_VAGUE, *NUMBERS, *map(str, NUMBERS.values()), *PLACES)
@@ -168,16 +178,22 @@ def _options(path: Path, name: str, own: dict[str, Any]) -> None:
     use = own["use"]
     made = _class(use)
     parameters = inspect.signature(made).parameters
-    takes = {key for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - {"engine", "device"}
+    takes = {key: str(p.annotation) for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    takes = {key: kind for key, kind in takes.items() if key not in ("engine", "device")}
     if "sizes" in parameters:
         from mmfast.feedback.experts.boxes import Sizes
 
-        takes |= set(Sizes.__dataclass_fields__)
-    takes |= set(OF_ENGINE) if use in ENGINES else set()
+        takes |= {name: str(own.type) for name, own in Sizes.__dataclass_fields__.items()}
+    takes |= OF_ENGINE if use in ENGINES else {}
+    takes |= {"prompt": "str"} if "prompt" in takes else {}
     if unknown := sorted(own.keys() - takes - {"use"}):
         raise ValueError(
             f"{path}: experts.{name}: {use} has no option {unknown[0]} (it has {', '.join(sorted(takes))})"
         )
+    for key in own.keys() - {"use"}:
+        types = TYPES.get(takes[key], (object,))
+        if not isinstance(own[key], types) or (isinstance(own[key], bool) and types in ((int,), (int, float))):
+            raise ValueError(f"{path}: experts.{name}.{key}: {own[key]!r} is no {takes[key]}")
     needs = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if missing := [key for key in needs if key not in own and key not in ("engine", "prompt")]:
         raise ValueError(f"{path}: experts.{name}: {use} needs the option {missing[0]}")
@@ -229,7 +245,7 @@ def open_experts(table: Table, engine: Callable[[Mapping[str, Any]], Engine], de
                 opened.engines.append(shared[key])
             arguments["engine"] = shared[key]
             if ENGINES[use]:
-                arguments["prompt"] = prompt(str(own.get("prompt") or ENGINES[use]))
+                arguments["prompt"] = prompt(own.get("prompt") or ENGINES[use], parsers=[PARSERS[use]])
         try:
             opened.experts[name] = made(**arguments)
         except ValueError as error:

@@ -14,8 +14,10 @@ from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.engines.stage import rows
 from mmfast.feedback.check import Verdicts
+from mmfast.feedback.experts.grammar import Likely
 from mmfast.feedback.items import Item, item_of
 from mmfast.feedback.panel import TOGETHER
+from mmfast.feedback.prompts import prompt
 from mmfast.feedback.table import known, open_experts, read_table
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
 from tests.make.blip import write_blip
@@ -219,6 +221,13 @@ def test_several_images_are_for_who_can_look_at_them(tmp_path, two):
         (ASKED + '[route.object]\nexpert = "asked"\nfilter = "asked"', "is a yesno, not one of likely"),
         (ASKED + '[route.object]\nexpert = "asked"\nsubject = "asked"', "route.object.subject"),
         ("[experts]\n", "route: Field required"),
+        (
+            '[experts.a]\nuse = "owl"\nmodel = "x"\nthreshold = "low"\n[route]\nobject = "a"',
+            "threshold: 'low' is no float",
+        ),
+        ('[experts.a]\nuse = "owl"\nmodel = 3\n[route]\nobject = "a"', "model: 3 is no str"),
+        ('[experts.a]\nuse = "owl"\nmodel = "x"\nchunk = true\n[route]\nobject = "a"', "chunk: True is no int"),
+        ('[experts.a]\nuse = "yesno"\nengine = "plain"\n[route]\nobject = "a"', "its engine plain has no model"),
     ],
 )
 def test_mistakes_in_a_table_are_told_before_anything_is_opened(tmp_path, text, told):
@@ -279,6 +288,11 @@ def test_the_packed_engine_and_its_slow_twin_agree(tmp_path, picture, monkeypatc
     assert len(twin) == 20 and len({round(row["p_yes"], 4) for row in twin.values()}) > 10
     # The questions of both images were read in one forward, each image once
     assert len(lengths) == 20 and local.counts["prefilled"] < sum(lengths) / 2
+    # Questions as labels: both give them the same log-probs
+    asked = ["Is there a dog?", "Is the dogs red?", "Dog is dog?"]
+    ours, theirs = (Likely(one, prompt("question_check"), least=-99).passed(asked) for one in (local, plain))
+    assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-4)
+    assert len({round(one.score, 3) for one in ours}) == 3
 
 
 def test_commands(tmp_path):

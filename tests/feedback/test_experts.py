@@ -308,8 +308,10 @@ def test_labels_of_one_meaning_are_added_up(picture):
 
 def test_what_cannot_be_read_as_yes_and_no_is_refused():
     engine = Says({})
+    with pytest.raises(ValueError, match="slots must be question alone"):
+        YesNo(engine, prompt("split_claims"))
     with pytest.raises(ValueError, match="must be yes and no"):
-        YesNo(engine, prompt("question_check"))
+        YesNo(engine, prompt("yes_no"), labels={"yes": "Yes"})
     with pytest.raises(ValueError, match="stands for yes and for no"):
         YesNo(engine, prompt("yes_no"), labels={"yes": "Yes", "no": ["Yes"]})
     engine.can = frozenset({"images"})

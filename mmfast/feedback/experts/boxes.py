@@ -21,7 +21,7 @@ from mmfast.feedback.experts import FALSE, OPEN, TRUE, UNSEEN, Case, Verdict, na
 from mmfast.feedback.items import Item
 
 COUNTED = {**NUMBERS, "one": 1}
-HELD = 64  # images whose boxes are kept: several experts look at the images of one window
+HELD = 1024  # images whose boxes are kept: several experts look at the images of one window
 EDGES = ("x0", "y0", "x1", "y1")
 
 

@@ -10,6 +10,7 @@ import torch
 from mmfast.directory import directory
 from mmfast.engines.base import Engine, Request
 from mmfast.feedback.experts import Passed
+from mmfast.feedback.experts.weights import dtype_of
 from mmfast.feedback.prompts import Prompt
 from mmfast.files import weight_digests
 from mmfast.packages import no_bars
@@ -80,7 +81,7 @@ class Cola:
         # The classifier
         with no_bars():
             named = hf.AutoModelForSequenceClassification
-            made: Any = named.from_pretrained(self.folder, dtype=getattr(torch, dtype), use_safetensors=True)
+            made: Any = named.from_pretrained(self.folder, dtype=dtype_of(dtype), use_safetensors=True)
         self.model = made.to(device).eval()
         self.tokenizer = hf.AutoTokenizer.from_pretrained(self.folder)
         self.known: dict[str, float] = {}

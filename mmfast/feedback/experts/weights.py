@@ -34,10 +34,17 @@ def opened(folder: Path, types: tuple[str, ...], dtype: str, device: str | torch
         raise ValueError("transformers prepares OWLv2's images with scipy: pip install scipy, or take OWL-ViT")
     with no_bars():
         model = hf.AutoModelForZeroShotObjectDetection.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True
+            folder, dtype=dtype_of(dtype), use_safetensors=True
         )
     images = getattr(hf, PROCESSORS[config.model_type]).from_pretrained(folder)
     return model.to(device).eval(), hf.AutoTokenizer.from_pretrained(folder), images
+
+
+def dtype_of(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f'dtype = "{name}": choose float32, bfloat16 or float16')
+    return found
 
 
 def has_scipy() -> bool:

@@ -25,6 +25,10 @@ class YesNo:
                 "yes" and "Yes"
         """
         self.engine, self.prompt = engine, prompt
+        if prompt.wording.slots != ("question",):
+            raise ValueError(
+                f"prompt {prompt.name}: its slots must be question alone, not {', '.join(prompt.wording.slots)}"
+            )
         given = labels if labels is not None else prompt.wording.labels
         if set(given) != set(MEANINGS):
             raise ValueError(f"prompt {prompt.name}: its labels must be yes and no, not {', '.join(given) or 'none'}")
