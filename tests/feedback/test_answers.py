@@ -1,5 +1,6 @@
 """Answers out of folders and files: joined, cut, judged, compared, corrected; and what is made of them."""
 
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -475,7 +476,14 @@ def test_images_inside_rows_are_kept_beside(tmp_path, picture):
     data = picture("a.png").read_bytes()
     row = {"question": "What?", "answer": "A mug.", "image": {"bytes": data, "path": "a.png"}}
     pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
+    said = run("feedback", "export", tmp_path / "a.parquet", "--as", "mllm_dpo.questions", "-o", tmp_path / "q.jsonl")
+    assert said.startswith("an image lies inside a row, and these files name images: mmfast feedback import keeps it")
     run("feedback", "import", tmp_path / "a.parquet", "-o", tmp_path / "import")
     (tmp_path / "import").rename(tmp_path / "moved")
     first, second = read_answers(tmp_path / "moved")
     assert first.images == second.images and Path(first.images[0]).read_bytes() == data
+    text = "base64:" + base64.b64encode(data).decode()
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "What?", "answer": "A mug.", "image": text}))
+    run("feedback", "import", tmp_path / "b.jsonl", "-o", tmp_path / "coded")
+    (one,) = read_answers(tmp_path / "coded")
+    assert Path(one.images[0]).read_bytes() == data
