@@ -68,7 +68,7 @@ class Making:
         self.root = Path(images) if images else scores.parent
         self.problems = self.result.problems if on_error == "drop" else None
         self.notes: list[str] = []
-        self.cut = 0
+        self.cut = self.empty = 0
         self.reading: dict[str, Any] = {"images": images, "whole": False, **given}
 
     def answers(self) -> Iterator[Any]:
@@ -78,22 +78,23 @@ class Making:
         return (one for one in found if self.whole(one))
 
     def whole(self, *answers: Any) -> bool:
-        """None of them was cut, or that does not matter; the others are counted."""
-        cut = not self.keep_cut and any(one.finish == "length" for one in answers)
-        self.cut += cut
-        return not cut
+        """None of them says nothing or was cut (if that matters); the others are counted."""
+        empty = any(not one.text.strip() for one in answers)
+        cut = not empty and not self.keep_cut and any(one.finish == "length" for one in answers)
+        self.empty, self.cut = self.empty + empty, self.cut + cut
+        return not empty and not cut
 
     def write(self, records: Iterable[Any]) -> None:
         """The records, and lines on what is not among them."""
         from mmfast.data.convert import write_records
 
-        cut = f"{self.cut} left out: they were cut at max_tokens (--keep-cut keeps them)" if self.cut else ""
+        left = [f"{self.empty} left out: they are empty"] if self.empty else []
+        left += [f"{self.cut} left out: they were cut at max_tokens (--keep-cut keeps them)"] if self.cut else []
         try:
             write_records(iter(records), self.out, "trl", self.root, self.result)
         except ValueError as error:
-            told = [line for line in (cut, *self.notes) if line]
-            raise ValueError("; ".join([str(error), *told])) from None
-        typer.echo("\n".join([*self.notes, *([cut] if cut else []), *self.result.lines()]))
+            raise ValueError("; ".join([str(error), *left, *self.notes])) from None
+        typer.echo("\n".join([*self.notes, *left, *self.result.lines()]))
 
 
 def _apart(out: Path, source: Path) -> None:

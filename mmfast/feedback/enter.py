@@ -13,6 +13,7 @@ from typing import Any
 
 from mmfast.data.containers.read import iterate
 from mmfast.data.formats import dgpref as pickles
+from mmfast.data.images.index import is_path
 from mmfast.data.problems import BadRow
 from mmfast.engines.asked import Pictures, plain
 from mmfast.engines.base import canonical
@@ -95,7 +96,7 @@ def _answers(answers: Iterator[Answer], pictures: Pictures, done: Done) -> Itera
         claims = None if one.claims is None else [claim.as_row() for claim in one.claims]
         yield {
             "key": one.key, "group": one.group, "prompt_id": one.prompt_id,
-            "images": [image if isinstance(image, str) else pictures.look_up(image)[1] for image in one.images],
+            "images": [image if is_path(image) else pictures.look_up(image)[1] for image in one.images],
             "prompt": list(one.prompt), "answer": one.text, "decode": one.decode, "sample": one.sample,
             "finish": one.finish, "scores": one.scores, "claims": claims, "meta": plain(one.meta), "row": one.row,
         }  # fmt: skip

@@ -5,8 +5,9 @@ Only what stands in a row's `scores` ranks answers: its number, seed, tokens and
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,30 +54,42 @@ def current(folder: Path, manifest: dict[str, Any], notes: list[str]) -> Iterato
         notes.append(f"{folder}: {left} rows of an earlier wording are passed over")
 
 
+def whole_rows(rows: Iterable[dict[str, Any]], folder: Path, **fields: type) -> Iterator[dict[str, Any]]:
+    """The rows, each with these fields; one that lacks a field, or has another thing in it, raises and is named."""
+    for row in rows:
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind):
+                told = f"its {name} is {json.dumps(row[name])[:60]}" if name in row else f"it has no {name}"
+                raise ValueError(f"{folder}:{row['key'][:12]} is no row of this stage: {told}")
+        yield row
+
+
 def _whole(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     """The fields that rows of answers have in common."""
     source = f"{folder}:{row['key'][:12]}"
-    try:
-        return {
-            "key": row["key"],
-            "row": row["row"],
-            "source": source,
-            "group": row["group"],
-            "prompt_id": row.get("prompt_id", ""),
-            "images": tuple(os.path.abspath(folder / name) for name in row["images"]),
-            "prompt": tuple(row["prompt"]),
-            "text": row["answer"],
-            "sample": row.get("sample", 0),
-            "decode": row.get("decode", ""),
-            "finish": row.get("finish", "stop"),
-            "meta": row.get("meta") or {},
-        }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} is no row of an answer ({type(error).__name__}: {error})") from None
+    last = row["prompt"][-1] if row["prompt"] else None
+    if not isinstance(last, dict) or last.get("role") != "user" or not all(isinstance(i, str) for i in row["images"]):
+        raise ValueError(
+            f"{source} is no row of an answer: its prompt ends with no question, or its images are no paths"
+        )
+    return {
+        "key": row["key"],
+        "row": row["row"],
+        "source": source,
+        "group": row["group"],
+        "prompt_id": row.get("prompt_id", ""),
+        "images": tuple(os.path.abspath(folder / name) for name in row["images"]),
+        "prompt": tuple(row["prompt"]),
+        "text": row["answer"],
+        "sample": row.get("sample", 0),
+        "decode": row.get("decode", ""),
+        "finish": row.get("finish", "stop"),
+        "meta": row.get("meta") or {},
+    }
 
 
 def _answered(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
-    for row in rows(folder):
+    for row in whole_rows(rows(folder), folder, group=str, images=list, prompt=list, answer=str):
         fields = _whole(folder, row)
         meta = {name: row[name] for name in ("tokens", "logp") if row.get(name) is not None} | fields["meta"]
         if row.get("questions"):  # that the claims were checked by: RLAIF-V's files have them beside the facts
@@ -93,10 +106,9 @@ def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base
     """Every judged answer with its numbers and the judge's own answer. One that the judge said nothing of has no
     scores: who asks for them is told why."""
     known = {one.key: one for one in base()}
-    for row in current(folder, manifest, reading.notes):
-        source = f"{folder}:{row['key'][:12]}"
-        judged = row.get("scores") or {}
-        for key in row.get("answers") or []:
+    for row in whole_rows(current(folder, manifest, reading.notes), folder, answers=list, scores=dict):
+        source, judged = f"{folder}:{row['key'][:12]}", row["scores"]
+        for key in map(str, row["answers"]):
             if key not in known:
                 reading.bad(source, BadRow("answers", _unknown(folder, key)))
                 continue
@@ -145,7 +157,7 @@ def compared(folder: Path, reading: Reading) -> Iterator[Compared]:
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
     said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in current(folder, manifest, reading.notes):
+    for row in whole_rows(current(folder, manifest, reading.notes), folder, a=str, b=str):
         said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
     orders = 2 if manifest.get("order") == "both" else 1
     for (a, b), shown in said.items():
@@ -200,7 +212,7 @@ def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pa
     counts, made = {"corrections": 0, "right as they are": 0, "corrected alike by another": 0}, set()
 
     def pairs() -> Iterator[Pair]:
-        for row in rows(folder):
+        for row in whole_rows(rows(folder), folder, answer_key=str, corrected=str, segments=list):
             counts["corrections"] += 1
             text, one = row["corrected"], known.get(row["answer_key"])
             if one is None:

@@ -18,7 +18,7 @@ from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
-from mmfast.feedback.folders import current
+from mmfast.feedback.folders import current, whole_rows
 from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds.rlaifv import question_of
 from mmfast.job.runtime import Runtime
@@ -108,7 +108,8 @@ def _check(items: Path | None, verdicts: Path | None, grading: Grading) -> None:
 def items_of(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The items of each answer, by its key."""
     _told(folder, notes)
-    return {row["answer_key"]: row["items"] for row in current(folder, manifest_of(folder) or {}, notes)}
+    found = whole_rows(current(folder, manifest_of(folder) or {}, notes), folder, answer_key=str, items=list)
+    return {row["answer_key"]: row["items"] for row in found}
 
 
 class Checked:
@@ -117,7 +118,8 @@ class Checked:
     def __init__(self, folder: Path, notes: list[str]) -> None:
         _told(folder, notes)
         self.notes = notes
-        self.rows = {(row["image"], item_name(row)): row for row in rows(folder)}
+        found = whole_rows(rows(folder), folder, image=str, kind=str, verdict=int)
+        self.rows = {(row["image"], item_name(row)): row for row in found}
         self.ids: dict[Any, str] = {}  # image -> id: each file is read once
 
     def of(self, one: Answer, item: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.images.index import is_path
 from mmfast.feedback.answers import answers_of, read_answers
 from mmfast.feedback.folders import compared
 from mmfast.feedback.grade import Checked, items_of
@@ -96,8 +97,10 @@ def _counted(rows: Iterator[dict[str, Any]], left: Left) -> Iterator[dict[str, A
 
 def _namer(root: str) -> Callable[[Any], str]:
     def named(image: Any) -> str:
-        if not isinstance(image, str):
-            raise ValueError("an image lies inside a row as bytes, and these files name images: write it to a file")
+        if not is_path(image):
+            raise ValueError(
+                "an image lies inside a row, and these files name images: mmfast feedback import keeps it in a folder"
+            )
         return os.path.relpath(image, os.path.abspath(root)) if root else image
 
     return named

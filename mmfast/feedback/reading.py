@@ -33,6 +33,9 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
     if not (path / MANIFEST).is_file():
         return None
     try:
-        return json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
     except ValueError:
-        raise ValueError(f"{path / MANIFEST} is damaged: it is no JSON") from None
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path / MANIFEST} is damaged: it holds no JSON object")
+    return manifest

@@ -1,5 +1,6 @@
 """Answers out of folders and files: joined, cut, judged, compared, corrected; and what is made of them."""
 
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -130,7 +131,50 @@ def test_what_is_neither_a_folder_of_answers_nor_a_file_is_told(tmp_path, make):
 
 def test_a_row_that_is_no_answer_is_named(answers, make):
     (answers / "rows-0.jsonl").write_text('{"key": "k", "row": 0, "answer": "x"}\n')
-    assert make("sft", answers)[0] == f"{answers}:k is no row of an answer (KeyError: 'group')"
+    assert make("sft", answers)[0] == f"{answers}:k is no row of this stage: it has no group"
+    bad = [
+        answer("k", "A.", prompt=[]),
+        answer("k", "A.", images=[3]),
+        answer("k", None),
+        answer("k", "A.", prompt="What?"),
+    ]
+    for row, said in zip(
+        bad, ("is no row of an answer", "is no row of an answer", "its answer is null", "its prompt is"), strict=True
+    ):
+        told, _ = make("sft", folder(answers, "generate", [row]))
+        assert told.startswith(f"{answers}:k is no row") and said in told
+    for manifest in ("{", "[]"):
+        (answers / "manifest.json").write_text(manifest)
+        assert make("sft", answers)[0] == f"{answers}/manifest.json is damaged: it holds no JSON object"
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "said"),
+    [
+        ("critique", {"verdict": "a"}, "it has no a"),
+        ("judge", {"answers": "k1", "scores": {}}, 'its answers is "k1"'),
+        ("judge", {"answers": ["k1"], "scores": [1]}, "its scores is [1]"),
+        ("correct", {"answer_key": "k1", "corrected": None, "segments": []}, "its corrected is null"),
+    ],
+)
+def test_damaged_rows_of_stages_are_one_line(stage, row, said, answers, tmp_path, make):
+    source = folder(tmp_path / stage, stage, [{"key": "x"} | row], input="answers")
+    rule = {"critique": "sima", "judge": "mllm_dpo", "correct": "rlhfv"}[stage]
+    assert make("pairs", source, "--rule", rule)[0] == f"{source}:x is no row of this stage: {said}"
+
+
+def test_empty_answers_are_left_out_and_counted(rows, make):
+    base = {"question": "What?"}
+    path = rows(
+        "a.jsonl",
+        [
+            base | {"answer": " \n", "claims": [["x", False]]},
+            base | {"answer": "B.", "claims": []},
+            base | {"answer": "C.", "claims": [["y", False]]},
+        ],
+    )
+    said, found = make("pairs", path, "--rule", "rlaifv")
+    assert sides(found) == [("B.", "C.")] and "1 left out: they are empty" in said
 
 
 def test_nothing_is_written_into_a_folder_of_rows(answers):
@@ -432,7 +476,14 @@ def test_images_inside_rows_are_kept_beside(tmp_path, picture):
     data = picture("a.png").read_bytes()
     row = {"question": "What?", "answer": "A mug.", "image": {"bytes": data, "path": "a.png"}}
     pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
+    said = run("feedback", "export", tmp_path / "a.parquet", "--as", "mllm_dpo.questions", "-o", tmp_path / "q.jsonl")
+    assert said.startswith("an image lies inside a row, and these files name images: mmfast feedback import keeps it")
     run("feedback", "import", tmp_path / "a.parquet", "-o", tmp_path / "import")
     (tmp_path / "import").rename(tmp_path / "moved")
     first, second = read_answers(tmp_path / "moved")
     assert first.images == second.images and Path(first.images[0]).read_bytes() == data
+    text = "base64:" + base64.b64encode(data).decode()
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "What?", "answer": "A mug.", "image": text}))
+    run("feedback", "import", tmp_path / "b.jsonl", "-o", tmp_path / "coded")
+    (one,) = read_answers(tmp_path / "coded")
+    assert Path(one.images[0]).read_bytes() == data
