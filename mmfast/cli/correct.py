@@ -51,6 +51,8 @@ def correct(
             raise ValueError(f"{name} has no effect on --task {task}: it is for {owner}")
     if overlap_share != 1.0 and overlap == 1:
         raise ValueError("--overlap-share has no effect without --overlap K, K above 1")
+    if seed and task != "compare" and overlap_share == 1.0:
+        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare) and what overlaps")
     plan = Plan(
         task=task, overlap=overlap, share=overlap_share, per_prompt=per_prompt, seed=seed, **_rated(metrics, scale)
     )

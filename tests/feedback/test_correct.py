@@ -388,6 +388,7 @@ def test_a_mistake_is_told_before_the_page_opens(tmp_path):
         (["--task", "rate", "--scale", "4"], "is not LOW-HIGH"),
         (["--task", "rate", "--scale", "4-2"], "--scale: it must be"),
         (["--task", "rate", "--metrics", "a,a"], "--metrics: it must be names that differ"),
+        (["--seed", "1"], "--seed has no effect"),
         (["--overlap-share", "0.5"], "--overlap-share has no effect without --overlap"),
         (["--overlap", "2", "--annotator", "anna"], "there are only 1 annotators"),
         (["--annotator", "\t"], "a name is a line"),
