@@ -46,6 +46,9 @@ def test_prompts_pictures_and_upload(tmp_path):
         "q0\nA. w\nB. x\nC. y\nD. z\nAnswer with the option's letter from the given choices directly.",
     )
     assert questions[0].images[0].source.endswith("SEED-Bench-image/x")
+    frame = next(q for q in questions if q.truth["medium"] == "video")
+    kind = INPUTS["annotation"]["question_type"][frame.truth["kind"]]
+    assert frame.images[0].source.endswith(f"SEED-Bench-video-image/{kind}_{frame.id}.png")
     lines(tmp_path / "llava-seed-bench.jsonl", [{"question_id": 100, "image": "SEED-Bench-image/own.jpg"}])
     assert asked(BENCH, tmp_path)[0].images[0].source.endswith("SEED-Bench-image/own.jpg")
     found = Marked(BENCH, tmp_path, TEXTS)

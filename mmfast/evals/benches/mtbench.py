@@ -187,6 +187,7 @@ class MtBench(Benchmark):
 class MtBenchNoise(MtBench):
     name = "mt-bench-noise"
     about = "the same with a picture of noise before the first turn"
+    published = "none that can stand beside it: mllm-dpo's model saw a placeholder and no picture"
 
     def images(self, name: str) -> tuple[Picture, ...]:
         """Uniform noise, another for each question."""

@@ -54,8 +54,9 @@ class Seed(Benchmark):
             if str(row["question_type_id"]) not in kinds:
                 raise ValueError(f"{data.path('questions')}: question_type has no {row['question_type_id']!r}")
             name, medium = str(row["question_id"]), str(row.get("data_type", "image"))
-            folder = "SEED-Bench-image" if medium == "image" else "SEED-Bench-video-image"
-            image = frames.get(name, f"{folder}/{row.get('data_id', name)}")
+            # A video is shown by its middle frame, as LLaVA's extract_video_frames.py names it
+            frame = f"SEED-Bench-video-image/{row['question_type_id']}_{name}.png"
+            image = frames.get(name, frame if medium == "video" else f"SEED-Bench-image/{row.get('data_id', name)}")
             choices = {letter: str(row[f"choice_{letter.lower()}"]) for letter in "ABCD"}
             yield Question(
                 id=name,
