@@ -12,7 +12,7 @@ from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.evals.answering import PRESETS, asking, attributes_of
 from mmfast.evals.base import Benchmark
-from mmfast.feedback.candidates import Candidate
+from mmfast.feedback.answer import Answer
 from mmfast.feedback.rules import steerlm
 from tests.make.engine_cases import ALL, Fake
 from tests.make.eval_cases import Talk, Toy, ask, toy, write_pope, write_talk, write_toy
@@ -146,7 +146,10 @@ def test_steerlms_attributes_are_the_text_of_training(data, tmp_path):
     engine = Noted()
     ask(toy(data, wording="bare", attributes="4,4,4,2,1.5"), tmp_path / "out", engine)
     scores = {"Helpfulness": 4, "Correctness": 4, "Coherence": 4, "Complexity": 2, "Verbosity": 1.5}
-    trained = steerlm([Candidate(group="g", question="Is it so? 0", text="yes", images=("0.png",), scores=scores)])
+    prompt = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it so? 0"}]},)
+    trained = steerlm(
+        [Answer(key="k", row=0, source="", group="g", prompt=prompt, text="yes", images=("0.png",), scores=scores)]
+    )
     assert text_of(engine.requests[0].messages[0]) == text_of(trained[0].prompt[-1])
     assert attributes_of("Helpfulness:3, Humour:0") == {"Helpfulness": 3, "Humour": 0}
     for wrong in ("4,4", "4,4,4,2,x", "4,4,4,2,5", "Helpfulness:", ":3"):
