@@ -102,7 +102,13 @@ def both(
     """Ask a model the questions of benchmarks and score its answers: FOLDER/NAME/answers.jsonl and result.json."""
     # Ask; every mistake in the options is told before a model is opened
     names = _listed(bench)
-    given = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "concurrency": concurrency, "noise": noise}
+    given: dict[str, Any] = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "remote_code": remote_code,
+        "concurrency": concurrency,
+        "noise": noise,
+    }
     chosen = Chosen.of(engine, model, **given)
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
     takers = _check_scoring(names, flavour, strict, judge, runs)
@@ -148,7 +154,13 @@ def answer(
 ) -> None:
     """Ask a model the questions of benchmarks: FOLDER/NAME/answers.jsonl. A killed command goes on where it was; on
     several GPUs: torchrun --nproc-per-node N -m mmfast.cli eval answer ..."""
-    given = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "concurrency": concurrency, "noise": noise}
+    given: dict[str, Any] = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "remote_code": remote_code,
+        "concurrency": concurrency,
+        "noise": noise,
+    }
     chosen = Chosen.of(engine, model, **given)
     asked = _asked(_listed(bench), data, images, wording, preset, max_tokens, attributes, limit)
     _run(out, chosen, asked, debug, allow)
