@@ -164,12 +164,14 @@ def _paired(how: str, answers: list[Answer]) -> Iterable[tuple[Answer, Answer]]:
 
 
 def _ask(critic: Critic, a: Answer, b: Answer, order: str) -> Ask:
+    # What is said
     wording, (first, second) = critic.prompt.wording, (a, b) if order == "ab" else (b, a)
     said = {"a": first.text, "b": second.text, "question": dialogue(a), "truth": a.reference}
     slots = {name: said[name] for name in (*wording.slots, *wording.optional)}
     labelled = critic.read == "labels"
     messages = (critic.prompt.label_messages if labelled else critic.prompt.messages)(len(a.images), **slots)
     labels = wording.labels
+    # How a verdict is written, for who answers without reading
     fit = "" if labelled or wording.opening.endswith("[[") else "[["
 
     def say(better: int | None) -> str:
