@@ -164,16 +164,16 @@ def _paired(how: str, answers: list[Answer]) -> Iterable[tuple[Answer, Answer]]:
 
 
 def _ask(critic: Critic, a: Answer, b: Answer, order: str) -> Ask:
-    # What is said, in this order, and what may be replied
+    # What is said
     wording, (first, second) = critic.prompt.wording, (a, b) if order == "ab" else (b, a)
     said = {"a": first.text, "b": second.text, "question": dialogue(a), "truth": a.reference}
     slots = {name: said[name] for name in (*wording.slots, *wording.optional)}
     labelled = critic.read == "labels"
     messages = (critic.prompt.label_messages if labelled else critic.prompt.messages)(len(a.images), **slots)
     labels = wording.labels
+    # How a verdict is written, for who answers without reading
     fit = "" if labelled or wording.opening.endswith("[[") else "[["
 
-    # How the world says what it finds
     def say(better: int | None) -> str:
         label = labels["tie" if better is None else "ab"[better]]
         return label if labelled else f"{fit}{label}]]"
