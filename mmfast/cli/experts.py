@@ -38,8 +38,11 @@ class Panelled(Chosen):
     own: dict[str, Any] = field(default_factory=dict)  # options of the command's engine
 
     def check(self, needs: set[str]) -> None:
-        for options in self._engines():
-            self._chosen(options).check(needs)
+        for use, options in self._engines():
+            chosen = self._chosen(options)
+            if use == "world" and chosen.engine != "world":
+                raise ValueError(f"--engine {chosen.engine}: the expert world is the annotation: give --engine world")
+            chosen.check(needs)
 
     def open(self, runtime: Runtime, needs: set[str]) -> Engine:
         from mmfast.feedback.panel import Panel
@@ -50,11 +53,12 @@ class Panelled(Chosen):
 
         return Panel(open_experts(self.table, engine, runtime.device))
 
-    def _engines(self) -> list[dict[str, Any]]:
+    def _engines(self) -> list[tuple[str, dict[str, Any]]]:
         from mmfast.feedback.table import ENGINES, OF_ENGINE
 
         used = [self.table.content.experts[name] for name in self.table.used]
-        return [{key: own[key] for key in OF_ENGINE if key in own} for own in used if own["use"] in ENGINES]
+        asking = [own for own in used if own["use"] in ENGINES]
+        return [(own["use"], {key: own[key] for key in OF_ENGINE if key in own}) for own in asking]
 
     def _chosen(self, options: Mapping[str, Any]) -> Chosen:
         given = dict(options) or {"engine": self.engine, "model": self.model, **self.own}
@@ -108,12 +112,11 @@ def check(
 
     # Open, ask, count
     def check_input() -> None:
-        from mmfast.feedback.items import read_items
+        from mmfast.feedback.check import check_routes, kinds_of
 
         if out.resolve() == file.resolve() or out.resolve() in file.resolve().parents:
             raise ValueError(f"--out {out} holds the input {file}: name another folder")
-        if next(read_items(file), None) is None:
-            raise ValueError(f"{file} holds no answer that was taken apart")
+        check_routes(table, kinds_of(file, limit))
 
     def answered(made: Engine, runtime: Runtime) -> Tally:
         from mmfast.feedback.check import check as run

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def check(
     """Check the items of a folder that `decompose` wrote. `limit`: how many answers are read (0: all)."""
     # What is to be checked, and by whom
     wanted = gathered(source, Pictures(Path("/"), out), limit)
-    check_routes(panel.opened.table, wanted.values())
+    check_routes(panel.opened.table, {item.kind for some in wanted.values() for item, _, _ in some.items.values()})
     table, identity = panel.opened.table, agreed(panel, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
 
@@ -83,9 +84,7 @@ def gathered(source: Path, pictures: Pictures, limit: int = 0) -> dict[str, Want
     """By image, in the order of the answers."""
     by_paths: dict[tuple[str, ...], Wanted] = {}
     found: dict[str, Wanted] = {}
-    for number, answer in enumerate(read_items(source)):
-        if limit and number >= limit:
-            break
+    for answer in islice(read_items(source), limit or None):
         if answer.images not in by_paths:
             looked = _looked_up(answer, pictures)
             name = canonical([picture.id for picture in looked.images] if looked.images else list(answer.images))
@@ -106,8 +105,16 @@ def _looked_up(answer: Decomposed, pictures: Pictures) -> Wanted:
         return Wanted(answer.images, problem=str(error))
 
 
-def check_routes(table: Table, wanted: Any) -> None:
-    kinds = {item.kind for some in wanted for item, _, _ in some.items.values()}
+def kinds_of(source: Path, limit: int = 0) -> set[str]:
+    """The kinds of items of a folder, which must hold some answer."""
+    answers = iter(islice(read_items(source), limit or None))
+    first = next(answers, None)
+    if first is None:
+        raise ValueError(f"{source} holds no answer that was taken apart (mmfast decompose writes them)")
+    return {item.kind for answer in chain([first], answers) for item in answer.items}
+
+
+def check_routes(table: Table, kinds: set[str]) -> None:
     if missing := sorted(kinds - set(table.content.route)):
         raise ValueError(
             f"--experts {table.name}: no expert is given the kind {missing[0]}: add it to [route] "

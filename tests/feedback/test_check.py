@@ -304,7 +304,15 @@ def test_commands(tmp_path):
     assert found.exit_code == 0 and "items of the kind object" in found.output and "--- " in found.output
     found = run(app, ["check", str(tmp_path / "items"), "-o", str(tmp_path / "out"), "--experts", "world", *engine])
     assert found.exit_code == 0 and "object true" in found.output and "requests failed" in found.output
+    (tmp_path / "mine.toml").write_text(ASKED + 'object = "asked"\n')
+    items, mine = (
+        ["check", str(tmp_path / "items"), "-o", str(tmp_path / "x"), "--experts"],
+        str(tmp_path / "mine.toml"),
+    )
     for arguments, told in (
+        ([*items, "world", "--engine", "local", "-m", "no model"], "give --engine world"),
+        ([*items, mine, "--engine", "local", "-m", "no model"], "no expert is given the kind count"),
+        (["check", str(tmp_path / "answers"), *items[2:], mine, *engine], "holds no answer that was taken apart"),
         (
             ["check", str(tmp_path / "items"), "-o", str(tmp_path / "x"), "--experts", "world"],
             "give --engine and --model",

@@ -50,7 +50,7 @@ class Ocr:
         return {"expert": "ocr", "rapidocr": metadata.version("rapidocr"), "least": self.least, "compat": self.compat}
 
     def lines(self, picture: Picture) -> list[Line]:
-        read = self.reader(np.asarray(picture_of(picture))[:, :, ::-1])  # it takes blue first
+        read: Any = self.reader(np.asarray(picture_of(picture))[:, :, ::-1])  # it takes blue first
         if read.boxes is None:
             return []
         found = []
