@@ -102,12 +102,22 @@ def _parse_line(text: str) -> Any:
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
+    """A line a row; or the one array of objects that RLAIF-V writes into files of this name."""
+    if _is_array(file):
+        yield from _json_array(file)
+        return
     with open_bytes(file) as f:
         for i, line in enumerate(f):
             try:
                 yield _parse_line(line.decode("utf-8-sig" if i == 0 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield BadRow("json", f"not UTF-8 ({error})")
+
+
+def _is_array(file: Path) -> bool:
+    with open_bytes(file) as f:
+        begin = f.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return begin[:1] == b"[" and begin[1:].lstrip()[:1] == b"{"
 
 
 def _json_document(file: Path) -> Iterator[Any]:
@@ -134,6 +144,7 @@ def _json_array(file: Path, chunk_size: int = 1 << 20) -> Iterator[Any]:
             while at < len(window) and window[at] in " \t\r\n,":
                 at += 1
             if at < len(window) and window[at] == "]":
+                _nothing_more(file, window[at + 1 :] + f.read(chunk_size))
                 return
             try:
                 value, end = decoder.raw_decode(window, at)
@@ -151,6 +162,12 @@ def _json_array(file: Path, chunk_size: int = 1 << 20) -> Iterator[Any]:
                 continue
             at, count = end, count + 1
             yield value if isinstance(value, dict) else BadRow("json", f"a JSON {type(value).__name__}, not an object")
+
+
+def _nothing_more(file: Path, text: str) -> None:
+    if text.strip():
+        told = f"more stands behind its JSON array: {text.strip()[:40]!r}"
+        raise ValueError(f"{file.name}: {told}. Keep one array, or one row a line (JSONL)")
 
 
 def _parquet(file: Path) -> Iterator[Any]:

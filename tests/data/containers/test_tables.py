@@ -144,6 +144,25 @@ def test_a_damaged_pack_is_one_line(suffix, tmp_path):
             values(path)
 
 
+def test_an_array_in_a_file_of_lines_is_read(tmp_path):
+    """RLAIF-V's generation and scoring write json.dump(list) into *.jsonl."""
+    path = tmp_path / "t.jsonl"
+    for text in (json.dumps(ROWS), json.dumps(ROWS, indent=1), "\ufeff\n [\n" + json.dumps(ROWS[0]) + "\n]\n"):
+        path.write_text(text, encoding="utf-8")
+        assert values(path) == ROWS[: text.count('"answer"')]
+    assert values(packed(path, ".gz")) == ROWS[:1]
+    path.write_text("[1, 2]\n" + json.dumps(ROWS[0]) + "\n")  # no objects: a bad line of its own
+    bad, good = values(path)
+    assert isinstance(bad, BadRow) and good == ROWS[0]
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+def test_what_stands_behind_an_array_is_not_lost_unseen(name, tmp_path):
+    (tmp_path / name).write_text(json.dumps(ROWS[:1]) + "\n" + json.dumps(ROWS[1:]) + "\n")
+    with pytest.raises(ValueError, match=rf"^{name}: more stands behind its JSON array: "):
+        values(tmp_path / name)
+
+
 def test_what_is_not_read_packed_is_said(tmp_path):
     (tmp_path / "t.parquet.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"t.parquet.gz: unknown file type; known are .json, .*packed as .gz or .zst"):
