@@ -9,9 +9,6 @@ from mmfast.world import models
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
 from mmfast.world.grammar import errors
 
-for stage in ("critique", "judge", "decompose", "check"):
-    pytest.importorskip(f"mmfast.feedback.{stage}")
-
 KINDS = "object,count,attribute,spatial,scale,text"
 ASKING = ("--engine", "world", "--model", "{w}")
 CHECK = ("check", "items", "--experts", "world", *ASKING, "-o", "checked")
