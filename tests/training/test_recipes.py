@@ -1,6 +1,7 @@
 """The shipped recipes load, hold the published values, and train."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from mmfast.config import dump, load
+from mmfast.evals.benches import benches
 from mmfast.job.opening import Job
 from mmfast.job.runtime import Runtime
 from mmfast.models.estimate import estimate, trace_decoder, trace_layers
@@ -34,6 +36,12 @@ def test_all_load_and_are_listed(tmp_path):
         config = load(FOLDER / f"{name}.toml")
         (tmp_path / "again.toml").write_text(dump(config))
         assert load(tmp_path / "again.toml") == config
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match("mllm_dpo|sima|dgpref|rlhfv|rlaifv|world", name)])
+def test_a_papers_recipe_names_its_evaluation(name):
+    named = re.findall(r"^# Judged by: mmfast eval EXPORT --bench (\S+)", (FOLDER / f"{name}.toml").read_text(), re.M)
+    assert len(named) == 1 and set(named[0].split(",")) <= set(benches())
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
