@@ -181,12 +181,6 @@ def _template(name: str, digest: str) -> str:
     return f"{name}:{digest[:16]}"
 
 
-def current(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a stage's folder that its last start's wordings made: those of earlier wordings stay in it."""
-    wordings = {_template(name, key["digest"]) for name, key in manifest(folder)["template"].items()}
-    return (row for row in stage.rows(folder) if row.get("template") in wordings)
-
-
 def manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():

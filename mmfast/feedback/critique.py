@@ -10,14 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby, islice, pairwise
+from itertools import combinations, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from mmfast.engines.base import About, Decode, Engine, Reply
 from mmfast.engines.stage import Tally
 from mmfast.feedback.answers import Answer, read_answers
-from mmfast.feedback.asking import Ask, Asking, Read, current, dialogue, lacking, manifest, one_question, unlike
+from mmfast.feedback.asking import Ask, Asking, Read, dialogue, lacking, manifest, one_question, unlike
+from mmfast.feedback.compared import DISAGREE, Verdict, paired
+from mmfast.feedback.folders import current
 from mmfast.feedback.prompts import Prompt, prompt
 from mmfast.feedback.verdicts import PARSERS, reason
 from mmfast.job.runtime import Runtime
@@ -238,55 +240,12 @@ def by_labels(logps: dict[str, float]) -> tuple[str | None, float | None, str]:
 # what comes of it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """On a pair of answers, by all orders in which they were shown."""
-
-    group: str
-    a: str
-    b: str
-    verdict: str | None  # "a", "b", "tie"; None: the orders disagree, or one has no verdict
-    p: float | None  # that a is better, the mean of the orders; of labels only
-    problem: str
-
-
 def verdicts(folder: str | Path) -> Iterator[Verdict]:
     """Every pair of a folder that `mmfast critique` wrote, in the input's order."""
     made_by = manifest(folder)
     if made_by["stage"] != NAME:
         raise ValueError(f"{folder} was made by {made_by['stage']}, not by {NAME}")
-    yield from paired(current(folder), ORDERS[made_by["order"]])
-
-
-DISAGREE = "the two orders disagree"
-
-
-def paired(rows: Iterable[dict[str, Any]], orders: tuple[str, ...]) -> Iterator[Verdict]:
-    for _, some in groupby(rows, key=lambda row: row["row"]):
-        pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for row in some:
-            pairs.setdefault((row["a"], row["b"]), {})[row["order"]] = row
-        for (a, b), shown in pairs.items():
-            yield _together(a, b, shown, orders)
-
-
-def _together(a: str, b: str, shown: dict[str, dict[str, Any]], orders: tuple[str, ...]) -> Verdict:
-    """A verdict that all orders agree in, or why there is none."""
-    found = list(shown.values())
-    problems = [row["problem"] for row in found if row["problem"]]
-    problems += [f"the order {order} has no reply" for order in orders if order not in shown]
-    said = {row["verdict"] for row in found}
-    if not problems and len(said) > 1:
-        problems = [DISAGREE]
-    ps = [row["p"] for row in found if row["p"] is not None]
-    return Verdict(
-        group=found[0]["group"],
-        a=a,
-        b=b,
-        verdict=None if problems else said.pop(),
-        p=sum(ps) / len(ps) if len(ps) == len(orders) else None,
-        problem=problems[0] if problems else "",
-    )
+    yield from paired(current(Path(folder), made_by, []), ORDERS[made_by["order"]])
 
 
 def counts(rows: Iterator[dict[str, Any]], orders: tuple[str, ...]) -> dict[str, int]:

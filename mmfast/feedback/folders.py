@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow
 from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, read_claims
+from mmfast.feedback.compared import Verdict, paired
 from mmfast.feedback.reading import Reading, manifest_of
 
 Base = Callable[[], Iterator[Answer]]
@@ -142,26 +143,12 @@ INSTEAD = {
 # pairs that need no rule
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Two answers by all orders in which a critic saw them."""
-
-    a: str
-    b: str
-    outcome: str  # "a" or "b", or what a pair without a verdict is counted as
-    rows: tuple[dict[str, Any], ...]
-
-
-def compared(folder: Path, reading: Reading) -> Iterator[Compared]:
-    """Every pair of a folder of critique once. Where both orders were shown, a verdict counts only if they agree."""
+def compared(folder: Path, reading: Reading) -> Iterator[Verdict]:
+    """Every pair of a folder of critique once."""
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
-    said: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in whole_rows(current(folder, manifest, reading.notes), folder, a=str, b=str):
-        said.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
-    orders = 2 if manifest.get("order") == "both" else 1
-    for (a, b), shown in said.items():
-        yield Compared(a, b, _outcome([row.get("verdict") for row in shown.values()], orders), tuple(shown.values()))
+    orders = ("ab", "ba") if manifest.get("order") == "both" else ("ab",)
+    yield from paired(whole_rows(current(folder, manifest, reading.notes), folder, a=str, b=str), orders)
 
 
 def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair], dict[str, int]]:
@@ -182,15 +169,6 @@ def verdicts(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pair]
                 yield better, worse, {"meta": _told_of(one.rows, one.outcome)}
 
     return pairs(), counts
-
-
-def _outcome(said: list[str | None], orders: int) -> str:
-    """ "a" or "b", or what a pair without a verdict is counted as."""
-    if len(said) < orders or not {*said} <= {"a", "b", "tie"}:
-        return "without a verdict"
-    if len({*said}) > 1:
-        return "orders disagree"
-    return "ties" if said[0] == "tie" else str(said[0])
 
 
 def _told_of(rows: Sequence[dict[str, Any]], verdict: str) -> dict[str, Any]:

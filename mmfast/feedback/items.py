@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.engines.base import canonical
-from mmfast.feedback.asking import current
+from mmfast.feedback.asking import manifest
 from mmfast.feedback.expert_scores import NUMBERS
+from mmfast.feedback.folders import current
 from mmfast.feedback.spans import Span, plural
 
 SIZES = {"entity": 1, "attribute": 2, "count": 2, "relation": 3, "text": 1}  # parts of a tuple of each aspect
@@ -150,7 +151,7 @@ class Decomposed:
 
 def read_items(folder: str | Path) -> Iterator[Decomposed]:
     """Every decomposed answer once, in the order of the answers."""
-    for row in current(folder):
+    for row in current(Path(folder), manifest(folder), []):
         source = f"{folder}:{row['key'][:12]}"
         try:
             yield Decomposed(

@@ -11,7 +11,8 @@ from mmfast.engines import shards
 from mmfast.engines.attempts import TEMPERATURE
 from mmfast.engines.base import Decode, Reply
 from mmfast.engines.stage import rows
-from mmfast.feedback.asking import Ask, Asking, Read, apart, current
+from mmfast.feedback.asking import Ask, Asking, Read, apart, manifest
+from mmfast.feedback.folders import current
 from mmfast.feedback.prompts import prompt
 from mmfast.job.runtime import join
 from tests.make.engine_cases import Fake, files, write_prompts
@@ -164,10 +165,10 @@ def test_other_wordings_are_other_rows_and_the_reader_takes_the_last(tmp_path, m
     _, _, found = made
     tally = ask(tmp_path, text=WORDING.replace("Answer with", "Say"))
     assert tally.new == 12 and tally.left == 12 and tally.rows == 24
-    now = list(current(tmp_path / "out"))
+    now = list(current(tmp_path / "out", manifest(tmp_path / "out"), []))
     assert len(now) == 12 and not {row["key"] for row in now} & {row["key"] for row in found}
     ask(tmp_path)  # back: nothing is new, and the reader follows
-    assert list(current(tmp_path / "out")) == found
+    assert list(current(tmp_path / "out", manifest(tmp_path / "out"), [])) == found
 
 
 def test_other_retries_or_decodes_are_refused_by_name(tmp_path, made):

@@ -437,7 +437,7 @@ def test_the_command(world, tmp_path):
         assert result.exit_code == 1 and told_ in str(result.exception)
 
 
-def test_the_command_refuses_what_is_no_folder_of_answers(world, tmp_path):
+def test_the_command_refuses_what_holds_no_answers(world, tmp_path):
     command = ["critique", str(world / "test.jsonl"), "--engine", "world", "--model", str(world)]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "c")])
-    assert result.exit_code == 1 and "is no folder of answers" in str(result.exception)
+    assert result.exit_code == 1 and "a scored answer needs a question" in str(result.exception)

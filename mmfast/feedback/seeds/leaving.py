@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.feedback.answer import Answer
-from mmfast.feedback.folders import Compared
+from mmfast.feedback.compared import Verdict
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class Leaving:
     named: Callable[[Any], str]  # what an image is called in the file
     items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of decompose, by the answer's key
     found: Callable[[Answer, dict[str, Any]], dict[str, Any] | None] = lambda one, item: None  # check's row of an item
-    compared: list[Compared] = field(default_factory=list)  # of critique
+    compared: list[Verdict] = field(default_factory=list)  # of critique
     lost: Counter[str] = field(default_factory=Counter)  # what the file has no place for -> how often
 
     def image(self, one: Answer) -> str | None:
