@@ -114,11 +114,15 @@ class CMakeBuild(build_ext):
 
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=["mmfast", "mmfast.*"]), "mmfast.kernels", "mmfast.recipe_files"],
+        packages=[
+            *find_packages(include=["mmfast", "mmfast.*"]),
+            *("mmfast.kernels", "mmfast.recipe_files", "mmfast.engines.page", "mmfast.feedback.prompts"),
+        ],
         package_data={
             "mmfast.recipe_files": ["*.toml"],
-            "mmfast.feedback": ["prompts/*.toml", "experts/*.toml"],
-            "mmfast.engines": ["page/*"],
+            "mmfast.feedback.prompts": ["*.toml"],
+            "mmfast.feedback.experts": ["*.toml"],
+            "mmfast.engines.page": ["*"],
             "mmfast.evals.text": ["*.xz", "*.json", "WORDNET_LICENSE"],
         },
         ext_modules=[Extension("mmfast._C", sources=[])],
