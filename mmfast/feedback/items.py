@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.engines.base import canonical
-from mmfast.feedback.asking import manifest
 from mmfast.feedback.expert_scores import NUMBERS
 from mmfast.feedback.folders import current
+from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.spans import Span, plural
 
 SIZES = {"entity": 1, "attribute": 2, "count": 2, "relation": 3, "text": 1}  # parts of a tuple of each aspect
@@ -151,7 +151,11 @@ class Decomposed:
 
 def read_items(folder: str | Path) -> Iterator[Decomposed]:
     """Every decomposed answer once, in the order of the answers."""
-    for row in current(Path(folder), manifest(folder), []):
+    made_by = manifest_of(Path(folder))
+    if made_by is None or made_by.get("stage") != "decompose":
+        what = "no folder of a stage" if made_by is None else f"a folder of {made_by.get('stage')}"
+        raise ValueError(f"{folder} holds no answer that was taken apart, it is {what}: mmfast decompose writes them")
+    for row in current(Path(folder), made_by, []):
         source = f"{folder}:{row['key'][:12]}"
         try:
             yield Decomposed(

@@ -326,7 +326,7 @@ def test_more_failures_than_allowed_are_exit_code_1(world, tmp_path):
         (["--preset", "rlaifv", "--temperature", "0"], "this preset samples"),
         (["--noise", "2"], "--noise 2.0"),
         (["--format", "none"], "unknown format 'none'"),
-        (["--engine", "gpt"], "unknown engine 'gpt'; choose local, plain, world, or URL"),
+        (["--engine", "gpt"], "unknown engine 'gpt'; choose local, plain, world, people"),
         (["--model", "nowhere"], "needs a world's folder"),
         (["--prices", "1,2"], "--prices has no effect on the engine world: it is for server"),
         (["--prices", "1"], "--prices 1: give two numbers"),
