@@ -30,7 +30,6 @@ from mmfast.engines.base import Decode
 from mmfast.evals.answering import questions_of, worded
 from mmfast.evals.base import Answer, Data, Question
 from mmfast.evals.benches import bench as bench_of
-from mmfast.evals.benches import benches
 from mmfast.evals.scoring import score
 from mmfast.world.scenes import COLOURS, SHAPES
 
@@ -97,7 +96,8 @@ def scores(folder: str, repeats: int) -> Iterator[dict[str, Any]]:
     """Seconds of scoring, marks, metrics and intervals included."""
     with tempfile.TemporaryDirectory() as made:
         homes = {"pope": _pope(Path(made))}
-        homes |= {name: Path(folder) / name for name in ("amber", "chair") if folder and name in benches()}
+        given = {name: Path(folder) / name for name in ("amber", "chair") if folder}
+        homes |= {name: home for name, home in given.items() if home.is_dir()}
         for name, home in homes.items():
             answers = answers_to(name, home)
             best, busy = 1e9, 1e9
@@ -153,16 +153,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run?")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--data", default="", help="a folder with amber/ and chair/")
+    parser.add_argument("--data", default="", help="a folder with amber/, chair/ or both")
     parser.add_argument("--only", default="", help="asked or scores")
     parser.add_argument("--write", action="store_true", help="append to bench/results/evals.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
     made: list[dict[str, Any]] = []
+    if given.only in ("", "scores"):  # first: what is wrong with the files is told before the long part
+        made += scores(given.data, given.repeats)
     if given.only in ("", "asked"):
         made += asked(Bench("tiny" if given.quick else "bench", ANSWER, 2 if given.quick else 4), given.repeats)
-    if given.only in ("", "scores"):
-        made += scores(given.data, given.repeats)
     for row in made:
         print(row, flush=True)
     if given.write:
