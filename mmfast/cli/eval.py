@@ -109,7 +109,7 @@ def both(
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
     takers = _check_scoring(names, flavour, strict, judge, runs)
     open_judge = judge_of(judge, judge_model, recorded)
-    options = _options(option)
+    options = _options(names, option)
     try:
         _run(out, chosen, asked, debug, 0.0)
     except typer.Exit as ended:
@@ -124,7 +124,7 @@ def both(
         settings |= {"runs": runs if name in takers else 1}
         opening = open_judge if name in takers else judge_of("", "")
         with opening(folder / "judge.jsonl") as opened:
-            _scored(name, folder, folder / "result.json", judge=opened, options=options, **settings)
+            _scored(name, folder, folder / "result.json", judge=opened, options=options[name], **settings)
 
 
 @app.command()
@@ -178,10 +178,11 @@ def score(
 ) -> None:
     """Score a file of answers."""
     _check_scoring([bench], flavour, strict, judge, runs)
+    options = _options([bench], option)[bench]
     beside = answers / "judge.jsonl" if answers.is_dir() else answers.with_suffix(".judge.jsonl")
     settings = {"data": data, "images": images, "flavour": flavour, "wording": wording, "strict": strict, "runs": runs}
     with judge_of(judge, judge_model, recorded, allow)(beside) as opened:
-        _scored(bench, answers, json_file, judge=opened, options=_options(option), **settings)
+        _scored(bench, answers, json_file, judge=opened, options=options, **settings)
 
 
 @app.command()
@@ -332,7 +333,11 @@ def _scored(bench: str, answers: Path, target: Path | None, **settings: Any) -> 
     typer.echo("\n".join(tables.lines(result)))
 
 
-def _options(texts: list[str] | None) -> dict[str, Any]:
+def _options(benches: list[str], texts: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Those of each benchmark; one that none has is refused."""
+    from mmfast.evals.benches import bench as bench_of
+    from mmfast.evals.scoring import own_options
+
     found: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -342,7 +347,9 @@ def _options(texts: list[str] | None) -> dict[str, Any]:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
-    return found
+    given = [bench_of(name) for name in benches]
+    own_options(given, found)
+    return {one.name: {name: value for name, value in found.items() if name in one.options} for one in given}
 
 
 def _labelled(paths: list[Path]) -> dict[str, Result]:

@@ -169,6 +169,7 @@ class Benchmark:
     wordings: ClassVar[Mapping[str, Wording]] = {"official": Wording()}  # so too
     files: ClassVar[Mapping[str, File]] = {}
     judge: ClassVar[str] = ""  # the official judge, where one is needed
+    options: ClassVar[Mapping[str, str]] = {}  # --option NAME=VALUE: what each name is for
     parsers_differ: ClassVar[bool] = False  # a strict parser of our own stands beside the official one
     missing: ClassVar[str] = "refused"  # "wrong": the official script counts a question without an answer as wrong
     layout: ClassVar[str] = "llava"  # of its official answer files (layouts.py)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ def score(
     flavour = flavour or one.flavours[0]
     judge = as_judge(judge)
     check_options(one, flavour, judge is not None, runs, strict)
+    own_options([one], options or {})
     home = Data(data, one, images)
     if isinstance(answers, Mapping):
         header: dict[str, Any] = {}
@@ -127,6 +128,15 @@ def check_options(bench: Benchmark, flavour: str, judge: bool, runs: int, strict
         raise ValueError("--runs has no effect without a --judge: the same answers always have the same score")
     if strict and not bench.parsers_differ:
         raise ValueError(f"--strict has no effect: {bench.name} has no parser beside the official one")
+
+
+def own_options(benches: Sequence[Benchmark], options: Mapping[str, Any]) -> None:
+    """Raises for the name of an option that none of the benchmarks has."""
+    names = {name: about for one in benches for name, about in one.options.items()}
+    if unknown := [name for name in options if name not in names]:
+        told = "; ".join(f"{name}: {about}" for name, about in names.items()) or "no options"
+        asked = ", ".join(one.name for one in benches)
+        raise ValueError(f"--option {unknown[0]}: {asked} has no such option (there are {told})")
 
 
 def _complete(

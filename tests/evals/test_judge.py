@@ -107,6 +107,8 @@ def test_our_own_words_stand_in_the_name(made):
     assert judged(made, EngineJudge(Rater())).flavour == "official, own prompt"
     official = judged(made, EngineJudge(Rater()), options={"official": True})
     assert official.flavour == "official" and official.made_by["judge prompt"] == "official"
+    with pytest.raises(ValueError, match=r"--option offical: talk has no such option \(there are official"):
+        judged(made, EngineJudge(Rater()), options={"offical": True})
     with pytest.raises(ValueError, match=r"talk needs a judge: give --judge \(officially gpt-0\)"):
         score(Talk(), made[1], data=made[0])
 

@@ -59,6 +59,7 @@ class Toy(Benchmark):
 
 
 class Talk(Benchmark):
+    options: ClassVar = {"official": "say so"}
     name = "talk"
     about = "two turns, judged"
     judge = "gpt-0"

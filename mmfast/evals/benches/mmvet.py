@@ -43,6 +43,7 @@ class MmVet(Benchmark):
         ),
     }
     judge = "gpt-4-0613"
+    options: ClassVar = {"runs": f"how often each answer is judged; default: {RUNS}"}
     layout = "mmvet"
     published = "LLaVA-1.5 7B 31.1, 13B 36.1 (LLaVA docs/MODEL_ZOO.md)"
 
