@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from mmfast.evals.base import Scoring
-from mmfast.evals.inputs import json_of
+from mmfast.evals.reading import json_of
 from mmfast.evals.text import words
 from mmfast.evals.text.lemmas import wordnet
 from mmfast.evals.text.tagger import Tags, tagger

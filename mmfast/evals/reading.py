@@ -28,13 +28,28 @@ KINDS: dict[str, Any] = {
 }
 
 
-def value(data: Data, role: str, *names: str) -> dict[str, Any]:
-    """What a JSON file holds: an object, with these names at least (as `need` has them)."""
+def json_of(data: Data, role: str) -> Any:
     content = data.read(role)
     try:
-        found = json.loads(content)
+        return json.loads(content)
     except ValueError as error:
         raise ValueError(f"{data.path(role)} is no JSON: {error}") from None
+
+
+def json_lines(data: Data, role: str) -> list[tuple[str, Any]]:
+    """(place for messages, value) of each line."""
+    path, out = data.path(role), []
+    for number, line in enumerate(data.read(role).decode().splitlines(), 1):
+        try:
+            out += [(f"{path}:{number}", json.loads(line))] if line.strip() else []
+        except ValueError:
+            raise ValueError(f"{path}:{number} is no JSON") from None
+    return out
+
+
+def value(data: Data, role: str, *names: str) -> dict[str, Any]:
+    """What a JSON file holds: an object, with these names at least (as `need` has them)."""
+    found = json_of(data, role)
     need(found, names, data, role)
     return found
 

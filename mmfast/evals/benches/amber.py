@@ -19,7 +19,7 @@ from mmfast.engines.base import Decode
 from mmfast.evals.amber_words import MODEL, describer
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.benches.pope import SHORT, strictly
-from mmfast.evals.inputs import json_of
+from mmfast.evals.reading import json_of
 
 GENERATIVE = "generative"
 KINDS = {

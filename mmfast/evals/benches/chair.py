@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of, reading_of
-from mmfast.evals.inputs import json_lines, json_of
+from mmfast.evals.reading import json_lines, json_of
 
 SYNONYMS = File(
     names=("synonyms.txt", "synonyms_original.txt"),

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Benchmark, Call, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.inputs import json_of
 from mmfast.evals.judge import until_parsed
+from mmfast.evals.reading import json_of
 from mmfast.evals.synonym_graphs import LISTS, Graph, compared, graph_of, official_lists, replaced, strict_lists
 
 DOMAINS = {"dl": "daily life", "robo": "robotics", "cmc": "comics"}

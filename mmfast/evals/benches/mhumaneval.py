@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.inputs import json_lines
+from mmfast.evals.reading import json_lines
 
 Judgement = dict[str, Any]
 KINDS = ("object", "position", "number", "others")  # RLHF-V's; others may be given, too
