@@ -36,10 +36,12 @@ QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py 
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
 
-# The op suite on this machine's GPU: every backend there, the kernels themselves, waits and repeats (tests/ops/conftest.py).
+# Everything that only a GPU shows, on this machine's: the ops by every backend, the kernels themselves, waits, repeats,
+# training and answering. Most of a test's time is the host's.
+GPU_WORKERS ?= 4
 gpu: setup
 	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: there is no CUDA device here')"
-	$(PY) -m pytest -q -m gpu
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(GPU_WORKERS) -m gpu
 
 lint: setup
 	$(PY) -m ruff check .
