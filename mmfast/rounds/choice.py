@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from mmfast.evals.base import Result
 from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.tables import changed, read_result
 from mmfast.rounds.settings import Settings
@@ -29,19 +29,24 @@ class Standing:
         return f"{metric} {self.by:+.4g} ({self.low:+.4g} to {self.high:+.4g}) beside {who}: {verdict}"
 
 
-def result(settings: Settings, number: int, bench: str) -> Result:
-    return read_result(home_of(settings, number) / "eval" / bench / "result.json")
-
-
 def standing(settings: Settings, number: int, against: int) -> Standing:
     """Both answered the same questions: images are drawn for both alike."""
     bench, _, metric = settings.best.partition(".")
-    differences = changed(result(settings, against, bench), result(settings, number, bench))
+    files = [home_of(settings, one) / "eval" / bench / "result.json" for one in (against, number)]
+    for file in files:
+        read_result(file)  # names what is missing
+    differences = _differences(*(part for file in files for part in (file, file.stat().st_mtime_ns)))
     if metric not in differences:
         raise ValueError(f"[evaluate] best = {settings.best!r}: {bench} has {', '.join(differences)}")
     by, low, high = differences[metric]
     better = high < 0 if metric in bench_of(bench).less_is_better else low > 0
     return Standing(round=number, against=against, by=by, low=low, high=high, better=better)
+
+
+@cache
+def _differences(before: Path, _old: int, after: Path, _new: int) -> dict[str, tuple[float, float, float]]:
+    """Asked for often, and a second's work; by the files' times."""
+    return changed(read_result(before), read_result(after))
 
 
 def standings(settings: Settings, rounds: int) -> list[Standing]:
