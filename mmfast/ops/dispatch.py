@@ -5,12 +5,28 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "torch")
+T = TypeVar("T")
+
+
+def constant(question: Callable[..., T]) -> Callable[..., T]:
+    """Makes a question about this machine be asked once. torch.compile takes the answer as it is: tracing into the
+    question, as it does into a plain functools.cache, ends the graph at imports and at mmfast._C."""
+    answers = cache(question)
+
+    def answer(*about: Any) -> T:
+        return answers(*about)
+
+    answer.cache_clear = answers.cache_clear  # type: ignore[attr-defined]
+    answer.__doc__, answer.__name__ = question.__doc__, question.__name__
+    return torch.compiler.assume_constant_result(answer)
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +44,7 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@cache
+@constant
 def cuda_half_fault(device: torch.device) -> str:
     """Returns "" if the CUDA half of mmfast._C can run on `device`; else why not.
 
