@@ -82,6 +82,7 @@ def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, windo
 
 
 def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None) -> str:
+    # What every library needs
     if backend == "loop":
         return ""
     if device.type != "cuda":
@@ -90,6 +91,7 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
         return f"needs bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
     if head_dim % 8 or head_dim > 256:
         return f"needs a head dimension up to 256 that is a multiple of 8, this is {head_dim}"
+    # What is here
     if missing := _installed(backend):
         return missing
     if not torch.cuda.is_available():
@@ -97,6 +99,7 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     capability = _capability(device)
     if capability < (8, 0):
         return f"needs sm_80 or newer, this is sm_{capability[0]}{capability[1]}"
+    # What each one lacks
     if backend == "flash3" and capability[0] != 9:
         return f"needs sm_90, this is sm_{capability[0]}{capability[1]}"
     if backend == "flash4":
