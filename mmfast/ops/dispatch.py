@@ -26,7 +26,8 @@ def constant(question: Callable[..., T]) -> Callable[..., T]:
 
     answer.cache_clear = answers.cache_clear  # type: ignore[attr-defined]
     answer.__doc__, answer.__name__ = question.__doc__, question.__name__
-    return torch.compiler.assume_constant_result(answer)
+    answer._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch.compiler.assume_constant_result
+    return answer  # does, which imports the compiler: a second, and Triton
 
 
 @lru_cache(maxsize=1)
@@ -55,8 +56,8 @@ def cuda_half_fault(device: torch.device) -> str:
     if module is None or not module.have_cuda:
         return "mmfast._C has no CUDA half (build where nvcc is)"
     driver, runtime = module.cuda_driver_version(), module.cuda_runtime_version()
-    if not driver:
-        return ""  # no driver, so no tensor that is more than a fake one
+    if not driver or not torch.cuda.is_available():
+        return ""  # no driver or no GPU, so no tensor that is more than a fake one
     versions = f"the driver is for CUDA {dotted(driver)}, the CUDA half was built with {dotted(runtime)}"
     if driver // 1000 < runtime // 1000:  # within one major version a newer runtime runs on an older driver
         return f"{versions}: update the driver, or build with an older toolkit (CUDA_HOME)"

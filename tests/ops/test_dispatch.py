@@ -42,6 +42,7 @@ def pretend(
     )  # fmt: skip
     monkeypatch.setattr(dispatch, "native", lambda: module)
     monkeypatch.setattr(doctor, "native", lambda: module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
     dispatch.cuda_half_fault.cache_clear()
