@@ -36,8 +36,8 @@ QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py 
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
 
-# Everything that only a GPU shows, on this machine's: the ops by every backend, the kernels themselves, waits, repeats,
-# training and answering. Most of a test's time is the host's.
+# What needs this machine's GPU: the op suite on every backend there, the kernels themselves (tests/ops/conftest.py), and whole
+# runs (tests/train/test_gpu.py). `make test` is of the CPU on every machine: it hides the GPUs (tests/conftest.py).
 GPU_WORKERS ?= 4
 gpu: setup
 	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: there is no CUDA device here')"
