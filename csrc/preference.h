@@ -1,5 +1,5 @@
 // One pair's preference loss and its derivatives, in closed form: shared by the CPU and CUDA kernels, and line for line
-// as in mmfast/ops/preference_terms.py. Formulas and papers: docs/ops/preference_loss.md.
+// as in kernels/preference_terms.py. Formulas and papers: docs/ops/preference_loss.md.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -108,8 +108,8 @@ MMFAST_PAIR PairTerms pair_terms(const PreferenceSpec& s, double a_c, double a_r
   double value, slope, x = b * score, unit = b;
   switch (s.kind) {
     case kHinge:
-      value = x < 1 ? 1 - x : 0;
-      slope = x < 1 ? -1 : 0;
+      value = x >= 1 ? 0 : 1 - x;
+      slope = x >= 1 ? 0 : -1;
       break;
     case kIpo:
       x = score - 0.5 / b;

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmfast.kernels.preference_terms import pair_terms
+
 from . import launch
 from .arguments import EXACT, INDEX, OFFSETS, Shape, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose
 from .kinds import SORTING
 from .preference_kernels import PreferenceTensors, Raw, preference_native, preference_triton
-from .preference_math import PreferenceSpec, aot_terms, make_spec, pair_terms
+from .preference_math import PreferenceSpec, aot_terms, make_spec
 from .rows import segment_sum_torch
 
 OP = "preference_loss"
@@ -71,7 +73,9 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
     if spec.name in SORTING:
         value, d_c, d_r = aot_terms(spec, s_c, s_r, ref_c, ref_r)
     else:
-        value, d_c, d_r = pair_terms(spec, s_c - ref_c, s_r - ref_r, n_c, n_r, delta)
+        numbers, *kind = spec.formula()
+        shift = 0.0 if delta is None else delta.double()
+        value, d_c, d_r = pair_terms(s_c - ref_c, s_r - ref_r, n_c, n_r, shift, *numbers, *kind)
     pair_weight = torch.ones_like(value) if pair_weights is None else pair_weights.double()
     sft = spec.sft_weight / n_c if spec.sft_average and not spec.average else torch.full_like(n_c, spec.sft_weight)
     value = pair_weight * (value - sft * whole.chunk(2)[0])

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
-from .kinds import DIVERGENCES, KINDS
 from .launch import address, stream
 from .preference_math import PreferenceSpec
 from .rows import DTYPE_CODES, invert, segment_sum_torch
@@ -69,9 +68,12 @@ def preference_native(
 def preference_triton(tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool) -> Raw:
     from mmfast.kernels.preference import preference
 
-    logps, rows = tensors.logps, tensors.rows
-    settings = spec._asdict() | {"kind": KINDS[spec.kind], "divergence": DIVERGENCES[spec.divergence]}
-    loss, metrics, by_token = preference(*tensors[:8], settings, want_grad)
-    if want_grad and rows is not None:
+    numbers, kind, divergence, per_token = spec.formula()
+    loss, metrics, by_token = preference(
+        *tensors[:8], (*numbers, spec.sft_weight, spec.ld_alpha, spec.scale),
+        {"KIND": kind, "DIVERGENCE": divergence, "PER_TOKEN": per_token, "AVERAGE": spec.average,
+         "SFT_AVERAGE": spec.sft_average}, want_grad,
+    )  # fmt: skip
+    if want_grad and tensors.rows is not None:
         by_token = segment_sum_torch(by_token, *tensors.inverse())
-    return loss, metrics, by_token.to(logps.dtype)
+    return loss, metrics, by_token.to(tensors.logps.dtype)
