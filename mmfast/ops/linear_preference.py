@@ -86,7 +86,7 @@ def linear_preference_loss(
         raise ValueError(f"{OP}: components must be on the host, it is on {components.device}")
     order, bounds = chunks(components, call.spec.keep_budget // (weight.shape[0] * compute_dtype(x).itemsize))
     total, metrics, *_ = _linear_preference(
-        *call.head, *tensors[1:], order.to(x.device, non_blocking=True), bounds, call.spec.flat(), spec.flat(),
+        *call.head, *tensors[1:8], order.to(x.device, non_blocking=True), bounds, call.spec.flat(), spec.flat(),
         call.wants, call.backend, loss_backend,
     )  # fmt: skip
     return PreferenceOutput(total, *metrics.unbind(0))

@@ -184,7 +184,7 @@ def test_gradcheck_opcheck_compile_and_no_grad(backend):
     a = arguments
     torch.library.opcheck(_preference, (
         logps, a["index"], a["weights"], a["ref_logps"], a["responses"], a["pairs"], a["pair_weights"], None,
-        spec.flat(), True, backend,
+        None, None, spec.flat(), True, backend,
     ))  # fmt: skip
     compiled = torch.compile(lambda x: call(x).loss * 2, fullgraph=True, backend="aot_eager")
     (found,) = torch.autograd.grad(compiled(logps), logps)
