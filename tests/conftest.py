@@ -16,8 +16,8 @@ if folder := os.environ.get("MMFAST_NATIVE_DIR"):  # another build of the native
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The everyday suite is of the CPU on every machine: two ranks need no two GPUs, and a forked process no CUDA of its
-    parent. Only `-m gpu` sees a GPU."""
+    """The everyday suite is of the CPU on every machine: two ranks need no two GPUs, and forked processes none of their
+    parent's CUDA. Only `-m gpu` sees a GPU."""
     markers = config.option.markexpr
     if "gpu" not in markers or "not gpu" in markers:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes that tests start too
