@@ -43,8 +43,9 @@ inline void bind_folds(pybind11::module_& m, const std::string& half, FoldForwar
     rescale(at<void>(acc), at<void>(factor), rows, width, stride, dtype, queue);
   }, Unlocked());
   m.def((half + "_fold_finish").c_str(), [=](Address kept, Address scale, Address entry, Address targets, int64_t rows,
-                                             int64_t width, int64_t tile_width, int dtype, Address queue) {
-    finish(at<void>(kept), at<void>(scale), at<void>(entry), at<int64_t>(targets), rows, width, tile_width, dtype, queue);
+                                             int64_t width, int64_t stride, int64_t tile_width, int dtype, Address queue) {
+    finish(at<void>(kept), at<void>(scale), at<void>(entry), at<int64_t>(targets), rows, width, stride, tile_width, dtype,
+           queue);
   }, Unlocked());
 }
 

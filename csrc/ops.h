@@ -37,10 +37,10 @@ using FoldGradient = void(const LogitTile& tile, const void* lse, const void* a,
 // acc[t, :] *= factor[t], rows with factor 1 skipped. dtype: of both.
 using FoldRescale = void(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
                          uintptr_t queue);
-// kept[t, v] *= scale[t, v / tile_width] (ones skipped), then kept[t, targets[t]] = entry[t]. kept, scale: contiguous;
-// scale, entry: of the accumulator's dtype.
+// kept[t, v] *= scale[v / tile_width, t] (ones skipped), then kept[t, targets[t]] = entry[t]. scale [tiles, rows], entry:
+// of the accumulator's dtype.
 using FoldFinish = void(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
-                        int64_t width, int64_t tile_width, int dtype, uintptr_t queue);
+                        int64_t width, int64_t stride, int64_t tile_width, int dtype, uintptr_t queue);
 FoldForward cpu_fold_forward;
 FoldGradient cpu_fold_gradient;
 FoldRescale cpu_fold_rescale;

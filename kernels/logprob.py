@@ -140,12 +140,12 @@ def fold_rescale_kernel(acc, stride, factor, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fold_finish_kernel(kept, stride, columns, scale, scale_stride, width, targets, entry, BLOCK: tl.constexpr):
+def fold_finish_kernel(kept, stride, columns, scale, width, targets, entry, BLOCK: tl.constexpr):
     """Programs (row, tile of `width` columns)."""
     t = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     row = kept + t * stride
-    f = tl.load(scale + t * scale_stride + tile)
+    f = tl.load(scale + tile * tl.num_programs(0) + t)
     y = tl.load(targets + t)
     value = tl.load(entry + t)
     first = tile * width
@@ -229,9 +229,7 @@ def fold_rescale(acc: Tensor, factor: Tensor) -> None:
 def fold_finish(kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
     rows, columns = kept.shape
     if kept.numel():
-        scale = scale.contiguous()
         block = min(block_of(width), 2048)
-        fold_finish_kernel[(rows, scale.shape[1])](
-            kept, kept.stride(0), columns, scale, scale.stride(0), width, targets, entry.contiguous(), BLOCK=block,
-            num_warps=4,
+        fold_finish_kernel[(rows, scale.shape[0])](
+            kept, kept.stride(0), columns, scale, width, targets, entry, BLOCK=block, num_warps=4,
         )  # fmt: skip

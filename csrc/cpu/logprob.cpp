@@ -22,8 +22,8 @@ void cpu_fold_rescale(void* acc, const void* factor, int64_t rows, int64_t width
   MMFAST_CALL_ISA(fold_rescale(acc, factor, rows, width, stride, dtype, threads));
 }
 void cpu_fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
-                     int64_t width, int64_t tile_width, int dtype, uintptr_t threads) {
-  MMFAST_CALL_ISA(fold_finish(kept, scale, entry, targets, rows, width, tile_width, dtype, threads));
+                     int64_t width, int64_t stride, int64_t tile_width, int dtype, uintptr_t threads) {
+  MMFAST_CALL_ISA(fold_finish(kept, scale, entry, targets, rows, width, stride, tile_width, dtype, threads));
 }
 
 }  // namespace mmfast

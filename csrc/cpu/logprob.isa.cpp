@@ -198,12 +198,12 @@ MMFAST_HD float load(const uint16_t* from) { return from_bf16(*from); }
 
 template <typename T, typename Kept>
 static void finish_rows(Kept* kept, const T* scale, const T* entry, const int64_t* targets, int64_t rows, int64_t width,
-                        int64_t tile_width, uintptr_t threads) {
+                        int64_t stride, int64_t tile_width, uintptr_t threads) {
   const int64_t tiles = (width + tile_width - 1) / tile_width;
   each_row(rows, threads, [&](int64_t t) {
-    Kept* row = kept + t * width;
+    Kept* row = kept + t * stride;
     for (int64_t k = 0; k < tiles; ++k) {
-      const T f = scale[t * tiles + k];
+      const T f = scale[k * rows + t];
       if (f == 1) continue;
       const int64_t stop = (k + 1) * tile_width < width ? (k + 1) * tile_width : width;
 #pragma omp simd
@@ -214,11 +214,11 @@ static void finish_rows(Kept* kept, const T* scale, const T* entry, const int64_
 }
 
 void fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows, int64_t width,
-                 int64_t tile_width, int dtype, uintptr_t threads) {
+                 int64_t stride, int64_t tile_width, int dtype, uintptr_t threads) {
   with_types(dtype, dtype, [&](auto x, auto y) {
     using T = decltype(x);
     finish_rows(static_cast<decltype(y)*>(kept), static_cast<const T*>(scale), static_cast<const T*>(entry), targets,
-                rows, width, tile_width, threads);
+                rows, width, stride, tile_width, threads);
   });
 }
 

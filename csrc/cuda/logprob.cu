@@ -145,27 +145,6 @@ __global__ void __launch_bounds__(kGradientThreads) fold_rescale_kernel(float* a
   store<N>(acc + t * stride + at, x);
 }
 
-// kept[t, v] *= scale[t, v / tile_width], then kept[t, y_t] = entry[t]. Blocks (row, tile); a tile whose scale is 1 is left.
-template <class T, int N>
-__global__ void __launch_bounds__(kGradientThreads) fold_finish_kernel(
-    T* kept, int64_t width, const acc_t<T>* scale, int64_t tile_width, const int64_t* targets, const acc_t<T>* entry) {
-  using A = acc_t<T>;
-  const int64_t t = blockIdx.x, first = blockIdx.y * tile_width;
-  const int64_t end = first + tile_width < width ? first + tile_width : width, y = targets[t];
-  T* row = kept + t * width;
-  const A f = scale[t * gridDim.y + blockIdx.y];
-  if (f != A(1))
-    for (int64_t at = first + int64_t(threadIdx.x) * N; at < end; at += int64_t(blockDim.x) * N) {
-      A x[N];
-      load_some<N>(row + at, end - at, x);
-#pragma unroll
-      for (int j = 0; j < N; ++j) x[j] = at + j == y ? entry[t] : x[j] * f;
-      store_some<N>(row + at, end - at, x);
-    }
-  else if (threadIdx.x == 0 && first <= y && y < end)
-    row[y] = from_acc<T>(entry[t]);
-}
-
 // run(N): 8 elements at a time where addresses and strides allow it.
 template <class F>
 void in_units(bool fits, F&& run) {
@@ -251,22 +230,6 @@ void cuda_fold_rescale(void* acc, const void* factor, int64_t rows, int64_t widt
   };
   if (aligned16(acc) && stride % 4 == 0 && width % 4 == 0) run(fold_rescale_kernel<4>, 4);
   else run(fold_rescale_kernel<1>, 1);
-}
-
-void cuda_fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
-                      int64_t width, int64_t tile_width, int dtype, uintptr_t stream) {
-  if (rows == 0 || width == 0) return;
-  const unsigned tiles = blocks_for(width, tile_width);
-  with_float("linear_logprob", dtype, [&](auto zero) {
-    using T = decltype(zero);
-    using A = acc_t<T>;
-    auto run = [&](auto n) {
-      launch("linear_logprob", fold_finish_kernel<T, decltype(n)::value>, dim3(unsigned(rows), tiles),
-             kGradientThreads, stream, static_cast<T*>(kept), width, static_cast<const A*>(scale), tile_width, targets,
-             static_cast<const A*>(entry));
-    };
-    in_units(units_fit<T>(kept, width, 8) && tile_width % 8 == 0, run);
-  });
 }
 
 }  // namespace mmfast

@@ -23,6 +23,36 @@ FoldGradient cuda_fold_gradient;
 FoldRescale cuda_fold_rescale;
 FoldFinish cuda_fold_finish;
 
+// What a call of the head does once with its rows (mmfast/ops/head/outcome.py), all fp32. stats [8, rows] -> told
+// [1 + entropy_grad, rows], numbers [14, rows]; bases [tiles, rows] or null.
+struct HeadOutcome {
+  const float *stats, *base, *written;  // base, written: what E is relative to and its sum, rows of stats
+  float *told, *numbers, *bases;
+  int64_t rows, vocab, tiles;
+  double softcap, temperature;
+  bool entropy, squares, total, entropy_grad, normalise;
+};
+void cuda_head_outcome(const HeadOutcome& call, uintptr_t stream);
+// out[t] = a[t] scale[t] p[index[t]] + b[t] (q[t] + c[t] r[t]), without what is null. p and out [*, width] of dtype, q and r
+// of q_dtype, which is fp32 or dtype.
+struct HeadCombine {
+  void* out;
+  int64_t rows, width;
+  int dtype;
+  const float* a;
+  int64_t a_stride;
+  const void* p;
+  const int64_t* index;
+  const float *scale, *b;
+  int64_t b_stride;
+  const void* q;
+  int64_t q_stride;  // and r's
+  int q_dtype;
+  const float* c;
+  const void* r;
+};
+void cuda_head_combine(const HeadCombine& call, uintptr_t stream);
+
 // preference_loss in one launch; tensors.scratch has cuda_preference_scratch(U, N, R, P) bytes.
 int64_t cuda_preference_scratch(int64_t U, int64_t N, int64_t R, int64_t P);
 PreferenceLoss cuda_preference;

@@ -160,8 +160,8 @@ def test_rescale(backend: str, width: int) -> None:
 def test_finish(backend: str, columns: int, width: int, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(4)
     kept = torch.randn(4, columns, generator=g).to(dtype)
-    scale = torch.rand(4, -(-columns // width), generator=g)
-    scale[:, -1] = 1  # the last tile's maximum is the final one
+    scale = torch.rand(-(-columns // width), 4, generator=g)
+    scale[-1] = 1  # the last tile's maximum is the final one
     targets = torch.tensor([0, columns - 1, columns // 2, 1])
     entry = torch.randn(4, generator=g)
     want = kept.double()

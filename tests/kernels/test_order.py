@@ -67,7 +67,7 @@ def test_folds(width: int, dtype: torch.dtype) -> None:
         folds.forward(Tile(z.clone(), None, targets, 0), stats, SPEC, probs, probs_z)
         folds.gradient(Tile(z.clone(), None, targets, 0), lse + 9, a, b, d, SPEC, grad)
         kept.copy_(probs)
-        folds.finish(kept, torch.linspace(0.5, 1, 5)[:, None].contiguous(), width, targets, d)
+        folds.finish(kept, torch.linspace(0.5, 1, 5)[None], width, targets, d)
         acc = torch.ones(5, width)
         folds.rescale(acc, stats[M].exp())
         return [stats, probs, probs_z, grad, kept, acc]

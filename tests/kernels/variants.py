@@ -133,7 +133,7 @@ def fold() -> Iterator[Variant]:
     yield Variant(
         "bf16",
         logprob.fold_finish_kernel,
-        {"kept": "*bf16", "stride": "i64", "columns": "i64", "scale": "*fp32", "scale_stride": "i64", "width": "i64"}
+        {"kept": "*bf16", "stride": "i64", "columns": "i64", "scale": "*fp32", "width": "i64"}
         | {"targets": "*i64", "entry": "*fp32"},
         {"BLOCK": 2048},
         multiples_of_16=("stride", "columns", "width"),

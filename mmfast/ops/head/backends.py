@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import choose
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, M, S, Tile
+from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, M, S, Tile
 from mmfast.ops.head.folds_native import NativeFolds
+from mmfast.ops.head.outcome import Kernels
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.oracles.logprob import map_logits
 
@@ -24,7 +25,7 @@ def _slope(z: Tensor, spec: HeadSpec) -> Tensor | float:
     return 1 - (z * (spec.temperature / spec.softcap)) ** 2 if spec.softcap else 1.0
 
 
-class TorchFolds(Folds):
+class TorchFolds(Kernels):
     """These do in torch, line by line, what the native folds do."""
 
     def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
@@ -73,12 +74,12 @@ class TorchFolds(Folds):
         acc.mul_(factor[:, None])
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        for k in range(scale.shape[1]):
-            kept[:, k * width : (k + 1) * width].mul_(scale[:, k, None])
+        for k in range(scale.shape[0]):
+            kept[:, k * width : (k + 1) * width].mul_(scale[k, :, None])
         kept.scatter_(1, targets[:, None], entry[:, None].to(kept.dtype))
 
 
-class TritonFolds(Folds):
+class TritonFolds(Kernels):
     """The folds of kernels/logprob.py."""
 
     low_precision_tiles = True
@@ -103,7 +104,7 @@ class TritonFolds(Folds):
         self.kernels.fold_finish(kept, scale, width, targets, entry)
 
 
-FOLDS: dict[str, Callable[[], Folds]] = {
+FOLDS: dict[str, Callable[[], Kernels]] = {
     "torch": TorchFolds, "cpu": partial(NativeFolds, "cpu"), "cuda": partial(NativeFolds, "cuda"), "triton": TritonFolds
 }  # fmt: skip
 
@@ -112,6 +113,6 @@ IN_FP32 = dict.fromkeys(FOLDS, "")
 IN_FP64 = IN_FP32 | dict.fromkeys(("cuda", "triton"), "float64 runs on backend 'torch' there")
 
 
-def folds_for(op: str, x: Tensor, backend: str) -> Folds:
+def folds_for(op: str, x: Tensor, backend: str) -> Kernels:
     """Returns the folds of one call: of `backend`, or of the first that suits where it is ""."""
     return FOLDS[choose(op, x.device, IN_FP64 if x.dtype == torch.float64 else IN_FP32, backend or None)]()

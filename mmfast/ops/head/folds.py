@@ -83,5 +83,5 @@ class Folds:
         raise NotImplementedError
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        """kept[t, v] *= scale[t, v // width] (most are 1), then kept[t, y_t] = entry[t]. kept is [U,V], contiguous."""
+        """kept[t, v] *= scale[v // width, t] (most are 1), then kept[t, y_t] = entry[t]. scale is [tiles,U]."""
         raise NotImplementedError

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds import Folds, Tile
+from mmfast.ops.head.folds import Tile
 from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.head.outcome import BASE, NUMBERS, WRITTEN, Kernels
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import address, row_stride, stream
 from mmfast.ops.rows import DTYPE_CODES
@@ -35,7 +36,7 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: st
     )  # fmt: skip
 
 
-class NativeFolds(Folds):
+class NativeFolds(Kernels):
     """The folds of one half of the native module: "cpu" or "cuda". Tests put in a module that runs the CUDA kernels on
     the host."""
 
@@ -89,10 +90,39 @@ class NativeFolds(Folds):
             self._queue(acc),
         )  # fmt: skip
 
+    def outcome(
+        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, normalise: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if self.on_cpu:
+            return super().outcome(stats, bases, vocab, spec, normalise)
+        rows = stats.shape[1]
+        told, numbers = stats.new_empty((2, rows) if spec.entropy_grad else rows), stats.new_empty(NUMBERS, rows)
+        self.module.cuda_head_outcome(
+            stats.data_ptr(), stats[BASE].data_ptr(), stats[WRITTEN].data_ptr(), told.data_ptr(),
+            numbers.data_ptr(), address(bases), rows, vocab, 0 if bases is None else bases.shape[0], *spec[:6],
+            normalise, stream(stats),
+        )  # fmt: skip
+        return told, numbers
+
+    def combine(
+        self, dtype: torch.dtype, a: Tensor, p: Tensor, index: Tensor | None = None, scale: Tensor | None = None,
+        b: Tensor | None = None, q: Tensor | None = None, c: Tensor | None = None, r: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if self.on_cpu:
+            return super().combine(dtype, a, p, index, scale, b, q, c, r)
+        assert p.dtype == dtype and p.is_contiguous()
+        out = p.new_empty(a.shape[0], p.shape[1])
+        self.module.cuda_head_combine(
+            out.data_ptr(), *out.shape, DTYPE_CODES[dtype], a.data_ptr(), a.stride(0), p.data_ptr(), address(index),
+            address(scale), address(b), row_stride(b), address(q), row_stride(q),
+            DTYPE_CODES[(p if q is None else q).dtype], address(c), address(r), stream(out),
+        )  # fmt: skip
+        return out
+
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        assert kept.is_contiguous()
-        scale, entry = scale.contiguous(), entry.contiguous()
+        assert scale.is_contiguous() and entry.is_contiguous()
         self._run(
-            "finish", kept.data_ptr(), scale.data_ptr(), entry.data_ptr(), targets.data_ptr(), *kept.shape, width,
+            "finish", kept.data_ptr(), scale.data_ptr(), entry.data_ptr(), targets.data_ptr(), *kept.shape,
+            kept.stride(0), width,
             DTYPE_CODES[kept.dtype], self._queue(kept),
         )  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import FACTOR, STATS, Folds, M, Tile
-from mmfast.ops.head.outcome import Outcome, finish_kept, input_gradients, outcome
+from mmfast.ops.head.outcome import ENTRY, Kernels, Outcome, input_gradients
 from mmfast.ops.head.spec import HeadSpec, compute_dtype
 from mmfast.ops.rows import accumulator
 
@@ -61,7 +61,7 @@ class Head(NamedTuple):
         return Tile(out, bias, self.targets, start)
 
 
-def forward(head: Head, spec: HeadSpec, folds: Folds) -> Outcome:
+def forward(head: Head, spec: HeadSpec, folds: Kernels) -> Outcome:
     rows, vocab = head.x.shape[0], head.weight.shape[0]
     kept = None
     if spec.path(head.x, vocab) == "kept":
@@ -72,12 +72,12 @@ def forward(head: Head, spec: HeadSpec, folds: Folds) -> Outcome:
     for start in range(0, rows, ROW_BLOCK):
         block = slice(start, min(start + ROW_BLOCK, rows))
         blocks.append(_forward_block(head.cut(block), spec, folds, None if kept is None else kept[block]))
-    joined = [torch.cat(parts) for parts in zip(*(block[:9] for block in blocks), strict=True)]
-    gradients = tuple(torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True))
-    return Outcome._make((*joined, blocks[0].kept if kept is None else kept, gradients))
+    told, numbers = (torch.cat(parts, -1) for parts in zip(*(block[:2] for block in blocks), strict=True))
+    gradients = [torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True)]
+    return Outcome(told, numbers, kept, gradients)
 
 
-def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None) -> Outcome:
+def _forward_block(head: Head, spec: HeadSpec, folds: Kernels, kept: Tensor | None) -> Outcome:
     x = head.x
     rows, vocab = x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x)
@@ -94,7 +94,7 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
     stats[M] = -torch.inf
     sums = [x.new_empty(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if want_g else []
     entropy_sums = [torch.empty_like(g) for g in sums] if want_entropy else []
-    maxima = []
+    bases = None if kept is None else stats.new_empty(-(-vocab // width), rows)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
         shape, size = (rows, stop - start), rows * (stop - start)
@@ -106,8 +106,8 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
             probs = tile if e_buffer is None else e_buffer[:size].view(shape)
         probs_z = None if z_buffer is None else z_buffer[:size].view(shape)
         folds.forward(head.tile(folds, start, tile), stats, spec, probs, probs_z)
-        if kept is not None:
-            maxima.append(stats[M].clone())
+        if bases is not None:
+            bases[start // width] = stats[M]
         # E of this tile times its rows of W, on top of what earlier tiles gave relative to a lower maximum.
         for tensors, e in ((sums, probs), (entropy_sums, probs_z)):
             for g, (_, w) in zip(tensors, head.terms(), strict=bool(tensors)):
@@ -115,11 +115,8 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
                 if start > 0:
                     folds.rescale(g, stats[FACTOR])
                 folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
-    out = outcome(stats, vocab, spec)
-    if kept is not None:
-        out = out._replace(
-            kept=kept, row_factor=finish_kept(kept, maxima, stats, out, width, head.targets, spec, folds)
-        )
-    if want_g:
-        out = out._replace(gradients=input_gradients(head.terms(), head.targets, stats, out, sums, entropy_sums, spec))
-    return out
+    told, numbers = folds.outcome(stats, bases, vocab, spec, store == torch.float16)
+    if kept is not None and bases is not None and rows:
+        folds.finish(kept, bases, width, head.targets, numbers[ENTRY])
+    gradients = input_gradients(folds, head.terms(), head.targets, numbers, sums, entropy_sums) if want_g else []
+    return Outcome(told, numbers, kept, gradients)
