@@ -1,5 +1,5 @@
 """What follows a row's last tile: its numbers from its statistics, the gradients of the inputs, P - Y. Once a call, so
-on a GPU each step is one kernel (csrc/cuda/outcome.cu)."""
+on a GPU each step is one kernel (csrc/cuda/logprob_outcome.cu)."""
 
 from __future__ import annotations
 
@@ -50,18 +50,20 @@ class Kernels(Folds):
     ) -> tuple[Tensor, Tensor]:
         """Returns told and numbers. bases [tiles,U], if E is kept: what each tile's exponentials are relative to;
         becomes what brings the tile to the last maximum, and with `normalise` to a sum of 1."""
+        # The log-probs; distance is that of the others' log-sum-exp from the target: exact however large the logits are.
         m, s, zy = stats[M], stats[S], stats[ZY]
         numbers = stats.new_zeros(NUMBERS, stats.shape[1])
         log_s, zero = s.log(), torch.zeros_like(s)
         written = stats[WRITTEN]
         inverse = torch.where(written > 0, 1 / written, 0.0)
-        distance = (m - zy) + log_s  # lse of the others, seen from the target: exact however large the logits are
+        distance = (m - zy) + log_s
         logp = numbers[LOGP] = -torch.logaddexp(distance, zero)
         p_others = numbers[P_OTHERS] = torch.sigmoid(distance)
         lse = numbers[LSE] = torch.logaddexp(m + log_s, zy)
         tanh = zy * (spec.temperature / spec.softcap) if spec.softcap else zero
         slope = numbers[SLOPE] = (1 - tanh * tanh) / spec.temperature
         numbers[TOP1] = zy >= m
+        # What the gradients of the inputs are made with, then those outputs that are asked for.
         numbers[TARGET] = p_others * slope
         others = p_others * inverse / spec.temperature
         numbers[OTHERS] = -others
@@ -78,7 +80,8 @@ class Kernels(Folds):
             numbers[LOGSUMSQ] = torch.logaddexp(2 * logp, rest)
         if spec.total:
             numbers[MEAN_LOGIT] = stats[TOTAL] / vocab
-        if bases is not None:  # s may be beyond fp16: normalise
+        # The same for E, if it is kept. (Its sum may be beyond fp16: normalise.)
+        if bases is not None:
             bases.copy_(
                 torch.where(bases > -torch.inf, (bases - stats[BASE]).exp(), 1.0) * (inverse if normalise else 1.0)
             )
