@@ -22,7 +22,7 @@ void bind_cuda(pybind11::module_& m) {
                      stream);
   });
 
-  bind_folds(m, "cuda", cuda_fold_forward, cuda_fold_gradient, cuda_fold_rescale, cuda_fold_finish);
+  bind_folds(m, "cuda", cuda_fold_forward, cuda_fold_gradient, cuda_fold_finish);
   m.def("cuda_head_outcome", [](Address stats, Address base, Address written, Address told, Address numbers, Address bases,
                                 int64_t rows, int64_t vocab, int64_t tiles, double softcap, double temperature, bool entropy, bool squares,
                                 bool total, bool entropy_grad, bool normalise, Address stream) {

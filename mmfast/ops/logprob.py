@@ -13,7 +13,7 @@ from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.call import Call, prepare
 from mmfast.ops.head.outcome import ENTROPY, LOGSUMSQ, MEAN_LOGIT, NUMBERS, TOP1, Kernels
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import LeanOp, no_autocast
 from mmfast.ops.rows import accumulator
@@ -100,7 +100,7 @@ def _forward_fake(
     spec, acc, (rows, vocab) = HeadSpec.of(options), accumulator(x.dtype), (x.shape[0], weight.shape[0])
     path = spec.path(x, vocab)
     told = x.new_empty((2, rows) if spec.entropy_grad else (rows,), dtype=acc)
-    kept = [x.new_empty(rows, vocab, dtype=compute_dtype(x))] if path == "kept" else []
+    kept = [x.new_empty(rows, padded(vocab), dtype=compute_dtype(x))[:, :vocab]] if path == "kept" else []
     inputs = [x] if u is None else [x, u]
     gradients = [x.new_empty(t.shape) for t in (*inputs, *(inputs if spec.entropy_grad else ()))]
     made = spec.input_grad and path != "recompute"

@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, S2, SZ, TOTAL, ZY, Folds, M, S
+from mmfast.ops.head.folds import BASE, CENTER, S2, SZ, TOTAL, WRITTEN, ZY, Folds, M, S
 from mmfast.ops.head.spec import HeadSpec
-
-BASE, WRITTEN = M, S  # what E is relative to, and its sum: gradients divide by it
 
 # A row's numbers, one contiguous [NUMBERS, U] tensor of the accumulator's dtype. What is not asked for is 0.
 LOGP = 0
@@ -50,7 +48,7 @@ class Kernels(Folds):
     ) -> tuple[Tensor, Tensor]:
         """Returns told and numbers. bases [tiles,U], if E is kept: what each tile's exponentials are relative to;
         becomes what brings the tile to the last maximum, and with `normalise` to a sum of 1."""
-        # The log-probs; distance is that of the others' log-sum-exp from the target: exact however large the logits are.
+        # The log-probs. distance: the others' log-sum-exp seen from the target, exact however large the logits are.
         m, s, zy = stats[M], stats[S], stats[ZY]
         numbers = stats.new_zeros(NUMBERS, stats.shape[1])
         log_s, zero = s.log(), torch.zeros_like(s)
