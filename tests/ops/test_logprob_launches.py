@@ -1,5 +1,5 @@
-"""What a call of linear_logprob launches on a GPU, forward and backward, counted without one: the CUDA half's kernels and
-the GEMMs have empty bodies, and every other torch op that is no view and no allocation counts too."""
+"""What a call of linear_logprob launches on a GPU, forward and backward, counted without one: the kernels of the CUDA half
+and the GEMMs have empty bodies, and every other torch op that is no view and no allocation counts too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.head_host import EmptyFolds, problem, step
+from bench.logprob_host import EmptyFolds, problem, step
 from mmfast.ops import logprob
 from mmfast.ops.head import backends
 from mmfast.ops.head.call import prepare

@@ -1,4 +1,4 @@
-"""Host time and launches of linear_logprob, forward and backward: python -m bench.head_host [--shape U,D,V]
+"""Host time and launches of linear_logprob, forward and backward: python -m bench.logprob_host [--shape U,D,V]
 
 On a GPU the time is until the call returns, the device idle before it; then the launches as the profiler saw them, the
 device's time, and whether a CUDA graph of the call replays to the same bits. On CPU the kernels and GEMMs have empty
@@ -28,13 +28,13 @@ Call = Callable[[], tuple[Tensor, ...]]
 
 
 class Empty:
-    """A native module whose functions note that they were called."""
+    """A native module whose kernels only note that they were called."""
 
     def __init__(self, calls: list[str]) -> None:
         self.calls = calls
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *_: self.calls.append(name)
+        return (lambda *_: self.calls.append(name)) if name.startswith("cuda_") else lambda *_: None
 
 
 class EmptyFolds(NativeFolds):
