@@ -17,11 +17,40 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
 void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
                       int64_t width, int dtype, uintptr_t stream);
 
-// The folds over a tile of logits: all statistics are kept, whichever are asked for.
+// The folds over a tile of logits.
 FoldForward cuda_fold_forward;
 FoldGradient cuda_fold_gradient;
-FoldRescale cuda_fold_rescale;
 FoldFinish cuda_fold_finish;
+
+// What a call of the head does once with its rows (mmfast/ops/head/outcome.py), all fp32. stats [8, rows] -> told
+// [1 + entropy_grad, rows], numbers [14, rows]; bases [tiles, rows] or null.
+struct HeadOutcome {
+  const float *stats, *base, *written;  // base, written: what E is relative to and its sum, rows of stats
+  float *told, *numbers, *bases;
+  int64_t rows, vocab, tiles;
+  double softcap, temperature;
+  bool entropy, squares, total, entropy_grad, normalise;
+};
+void cuda_head_outcome(const HeadOutcome& call, uintptr_t stream);
+// out[t] = a[t] scale[t] p[index[t]] + b[t] (q[t] + c[t] r[t]), without what is null. p and out [*, width] of dtype, q and r
+// of q_dtype, which is fp32 or dtype.
+struct HeadCombine {
+  void* out;
+  int64_t rows, width;
+  int dtype;
+  const float* a;
+  int64_t a_stride;
+  const void* p;
+  const int64_t* index;
+  const float *scale, *b;
+  int64_t b_stride;
+  const void* q;
+  int64_t q_stride;  // and r's
+  int q_dtype;
+  const float* c;
+  const void* r;
+};
+void cuda_head_combine(const HeadCombine& call, uintptr_t stream);
 
 // preference_loss in one launch; tensors.scratch has room for P + N numbers.
 template <class T>

@@ -58,6 +58,52 @@ def refuse_capture(op: str, tensor: Tensor, why: str) -> None:
         raise ValueError(f"{op}: {why}: this call cannot be captured in a CUDA graph")
 
 
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Keeps autocast out of a body that has its own dtypes; making the guard alone takes longer than asking."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _HERE
+
+
+_OPS = torch.library.Library("mmfast", "FRAGMENT")
+
+
+class LeanOp:
+    """An op whose body runs on its tensors' device, as those of custom_op do, at a third of the host time a call: in an
+    eager call nothing stands between caller and body, and tracers, fake tensors and modes see an op of the dispatcher.
+    It returns a list of tensors, none of them an argument. `gradient`: a torch.autograd.Function of the same arguments,
+    which calls `below`."""
+
+    def __init__(self, schema: str, body: Callable[..., Any], fake: Callable[..., Any], gradient: Any = None) -> None:
+        name = schema.partition("(")[0]
+        self.body, self.gradient = on_its_device(body), gradient
+        _OPS.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _OPS.impl(name, self.body, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"mmfast::{name}", fake, lib=_OPS)
+        self.op = getattr(torch.ops.mmfast, name).default
+        if gradient is not None:
+            _OPS.impl(name, self._differentiable, "Autograd")
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not _is_eager(arguments[0]):
+            return self.op(*arguments)
+        return self._differentiable(*arguments) if self.gradient is not None else self.body(*arguments)
+
+    def _differentiable(self, *arguments: Any) -> Any:
+        return list(self.gradient.apply(*arguments)) if torch.is_grad_enabled() else self.below(*arguments)
+
+    def below(self, *arguments: Any) -> Any:
+        """The op without its gradient."""
+        if _is_eager(arguments[0]):
+            return self.body(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.op(*arguments)
+
+
+def _is_eager(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+    return not torch.compiler.is_compiling() and plain and torch._C._len_torch_dispatch_stack() == 0
+
+
 def custom_op(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:
     """Defines a torch.library.custom_op whose body runs on its tensors' device."""
 

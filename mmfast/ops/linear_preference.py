@@ -20,7 +20,7 @@ from mmfast.ops import logprob
 from mmfast.ops.arguments import INDEX, check, check_offsets, check_range, refuse_double_backward
 from mmfast.ops.head import tiles
 from mmfast.ops.head.backends import folds_for
-from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept, slopes_of
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.call import prepare as prepare_head
 from mmfast.ops.head.spec import HeadSpec, compute_dtype
 from mmfast.ops.head.tiles import Head
@@ -154,20 +154,18 @@ def _linear_preference(
             # The log-probs of a chunk's rows, then c = dL/dlogp, then this chunk's part of every gradient.
             rows = order[start:stop]
             part = head.cut(rows)
-            path = spec.path(part.x, weight.shape[0])
             out = tiles.forward(part, spec, folds)
-            logps[rows] = out.logp
+            logps[rows] = out.told
             # (c reads no other chunk's log-probs: those still to come may be anything finite.)
             c = preference_raw(tensors, loss_spec, True, loss_backend)[2][rows]
-            if path == "kept":
-                from_kept(part, out.kept, -c * out.row_factor, gradients, spec, folds)
-                grads = [g * c[:, None] for g in out.gradients]
+            if out.kept is not None:
+                from_kept(part, out.kept, c, out.numbers, gradients, spec, folds)
+                grads = [folds.combine(g.dtype, c, g) for g in out.gradients]
             else:
-                slopes = slopes_of(c, None, out.saved(), spec)
-                grads = by_recomputing(part, out.lse, slopes, gradients, spec, folds)
+                grads = by_recomputing(part, out.numbers, c, None, gradients, spec, folds)
             for result, grad, want in zip(inputs, grads, wants, strict=False):
                 if want:
-                    result[rows] = grad.to(result.dtype)
+                    result[rows] = grad
         total, metrics, _ = preference_raw(tensors, loss_spec, False, loss_backend)
     return (total, metrics, *inputs, *gradients.results(head))  # type: ignore[return-value]
 

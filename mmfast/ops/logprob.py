@@ -10,11 +10,12 @@ from torch import Tensor
 from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.head import fused, tiles
 from mmfast.ops.head.backends import folds_for
-from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept, slopes_of
+from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
 from mmfast.ops.head.call import Call, prepare
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
-from mmfast.ops.head.tiles import Head, Saved
-from mmfast.ops.launch import custom_op
+from mmfast.ops.head.outcome import ENTROPY, LOGSUMSQ, MEAN_LOGIT, NUMBERS, TOP1, Kernels
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
+from mmfast.ops.head.tiles import Head
+from mmfast.ops.launch import LeanOp, no_autocast
 from mmfast.ops.rows import accumulator
 
 OP = "linear_logprob"
@@ -60,147 +61,119 @@ def linear_logprob(
     returned |= {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
     if backend == fused.NAME:
         return fused.fused_logprob(call, {"lora": lora is not None, **returned})
-    return select(run(call), returned)
+    told, numbers, *_ = run(call)
+    return select(told, numbers, entropy_grad, returned)
 
 
-def select(outputs: tuple[Tensor, ...], returned: dict[str, bool]) -> Any:
+def select(told: Tensor, numbers: Tensor, entropy_grad: bool, returned: dict[str, bool]) -> Any:
     """Returns the log-probs, in a tuple with those other outputs that are `returned` if any is."""
-    others = [t for t, want in zip(outputs[1:5], returned.values(), strict=True) if want]
-    return (outputs[0], *others) if others else outputs[0]
+    if not any(returned.values()):
+        return told
+    logp, entropy = told.unbind() if entropy_grad else (told, numbers[ENTROPY])
+    others = (entropy, numbers[LOGSUMSQ], numbers[MEAN_LOGIT])
+    chosen = [t for t, want in zip(others, returned.values(), strict=False) if want]
+    return (logp, *chosen, numbers[TOP1] > 0) if returned["return_top1"] else (logp, *chosen)
 
 
-def run(call: Call) -> tuple[Tensor, ...]:
-    return _linear_logprob(*call.head, call.spec.flat(), call.backend)
+def run(call: Call) -> list[Tensor]:
+    """Returns outcome.Outcome as a list: told, numbers, kept if it is, then the gradients."""
+    made: list[Tensor] = _linear_logprob(*call.head, call.spec.flat(), call.backend)
+    return made
 
 
-@custom_op("mmfast::scale_gradient")
-def _scale_gradient(c: Tensor | None, g: Tensor, h: Tensor | None, entropy_g: Tensor | None) -> Tensor:
-    """Makes c G + h d entropy/dx, row by row: the whole backward pass of a frozen head."""
-    dx = torch.zeros_like(g) if c is None else g * c[:, None]
-    return (dx if h is None or entropy_g is None else dx + entropy_g * h[:, None]).to(g.dtype)
-
-
-@_scale_gradient.register_fake
-def _(c: Tensor | None, g: Tensor, h: Tensor | None, entropy_g: Tensor | None) -> Tensor:
-    return torch.empty_like(g)
-
-
-# --- the custom ops. The first ten outputs are those of tiles.Outcome, in its order; then d logp/dx, d logp/du,
-# d entropy/dx and d entropy/du. Those not made have no elements.
-Outputs = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]
-
-
-def _made(g: bool, u: Tensor | None, spec: HeadSpec) -> tuple[bool, bool, bool, bool]:
-    """Says which of the last four outputs are made, if G is."""
-    return g, g and u is not None, g and spec.entropy_grad, g and u is not None and spec.entropy_grad
-
-
-@custom_op("mmfast::linear_logprob")
-def _linear_logprob(
+# --- the ops
+def _forward(
     x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
     options: list[float], backend: str,
-) -> Outputs:  # fmt: skip
+) -> list[Tensor]:  # fmt: skip
     check_range(OP, "targets", targets, 0, weight.shape[0])
-    spec = HeadSpec.of(options)
-    with torch.autocast(x.device.type, enabled=False):
-        out = tiles.forward(Head(x, u, weight, b, bias, targets).dense(), spec, folds_for(OP, x, backend))
-    gradients, made = iter(out.gradients), _made(bool(out.gradients), u, spec)
-    return (*out[:10], *[next(gradients) if here else x.new_empty(0) for here in made])  # type: ignore[return-value]
+    with no_autocast(x):
+        head, kernels = Head(x, u, weight, b, bias, targets).dense(), folds_for(OP, x, backend)
+        out = tiles.forward(head, HeadSpec.of(options), kernels)
+    return [out.told, out.numbers, *([] if out.kept is None else [out.kept]), *out.gradients]
 
 
-@_linear_logprob.register_fake
-def _(
+def _forward_fake(
     x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
     options: list[float], backend: str,
-) -> Outputs:  # fmt: skip
-    spec, acc, (n, vocab) = HeadSpec.of(options), accumulator(x.dtype), (x.shape[0], weight.shape[0])
+) -> list[Tensor]:  # fmt: skip
+    spec, acc, (rows, vocab) = HeadSpec.of(options), accumulator(x.dtype), (x.shape[0], weight.shape[0])
     path = spec.path(x, vocab)
-    kept = path == "kept"
-
-    def numbers(here: bool) -> Tensor:
-        return x.new_empty(n if here else 0, dtype=acc)
-
-    gradients = [
-        x.new_empty(n, t.shape[1]) if here and t is not None else x.new_empty(0)
-        for here, t in zip(_made(spec.input_grad and path != "recompute", u, spec), (x, u, x, u), strict=True)
-    ]
-    return (
-        numbers(True), numbers(spec.entropy), numbers(spec.squares), numbers(spec.total),
-        x.new_empty(n, dtype=torch.bool), numbers(True), numbers(True), numbers(True), numbers(kept),
-        x.new_empty(n, vocab, dtype=compute_dtype(x)) if kept else numbers(False), *gradients,
-    )  # type: ignore[return-value]  # fmt: skip
+    told = x.new_empty((2, rows) if spec.entropy_grad else (rows,), dtype=acc)
+    kept = [x.new_empty(rows, padded(vocab), dtype=compute_dtype(x))[:, :vocab]] if path == "kept" else []
+    inputs = [x] if u is None else [x, u]
+    gradients = [x.new_empty(t.shape) for t in (*inputs, *(inputs if spec.entropy_grad else ()))]
+    made = spec.input_grad and path != "recompute"
+    return [told, x.new_empty(NUMBERS, rows, dtype=acc), *kept, *(gradients if made else [])]
 
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@custom_op("mmfast::linear_logprob_backward")
-def _linear_logprob_backward(
-    c: Tensor | None, h: Tensor | None, x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None,
-    bias: Tensor | None, targets: Tensor, saved: list[Tensor], options: list[float], wants: list[bool], backend: str,
-) -> Gradients:  # fmt: skip
-    """Returns the gradients of x, u, weight, B, bias as `wants` says. c = dL/dlogp, h = dL/dentropy; None is zero."""
-    *read, row_factor, kept = saved
-    head = Head(x, u, weight, b, bias, targets).dense()
-    spec = HeadSpec.of(options)
-    folds = folds_for(OP, x, backend)
-    inputs: list[Tensor] = []
-    with torch.autocast(x.device.type, enabled=False):
-        gradients = HeadGradients.make(head, wants[2:])
-        if spec.path(x, weight.shape[0]) == "recompute":
-            slopes = slopes_of(c, h, Saved(*read), spec)
-            spec = spec._replace(input_grad=any(wants[:2]))
-            inputs = by_recomputing(head, read[2], slopes, gradients, spec, folds)
+def _backward(
+    grad: Tensor, head: list[Tensor | None], made: list[Tensor], options: list[float], wants: list[bool], backend: str
+) -> list[Tensor]:
+    """Returns the gradients of x, u, weight, B and bias that `wants` asks for. grad = dL/dtold; made: what the forward
+    pass made, but for told; head: the tensors of Head, or none on the path "direct", where G stands in for them."""
+    spec, kernels = HeadSpec.of(options), folds_for(OP, grad, backend)
+    c, h = grad.unbind() if spec.entropy_grad else (grad, None)
+    with no_autocast(grad):
+        if not head:
+            return _scaled(kernels, c, h, made, wants)
+        tensors = Head(*head).dense()  # type: ignore[arg-type]
+        gradients = HeadGradients.make(tensors, wants[2:])
+        if spec.path(tensors.x, tensors.weight.shape[0]) == "kept":
+            inputs = _scaled(kernels, c, h, made[2:], wants)
+            from_kept(tensors, made[1], c, made[0], gradients, spec, kernels)
         else:
-            c = torch.zeros_like(read[0]) if c is None else c
-            from_kept(head, kept, -c * row_factor, gradients, spec, folds)
-    empty = [x.new_empty(0) for _ in range(2 - len(inputs))]
-    both = [g if want else x.new_empty(0) for g, want in zip([*inputs, *empty], wants[:2], strict=True)]
-    return (*both, *gradients.results(head))  # type: ignore[return-value]
+            spec = spec._replace(input_grad=any(wants[:2]))
+            both = by_recomputing(tensors, made[0], c, h, gradients, spec, kernels)
+            inputs = [g for g, want in zip(both, wants, strict=False) if want]
+    return inputs + [g for g, want in zip(gradients.results(tensors), wants[2:], strict=True) if want]
 
 
-@_linear_logprob_backward.register_fake
-def _(c: Tensor | None, h: Tensor | None, x: Tensor, *others: Any) -> Gradients:
-    wants = others[-2]
-    return tuple(  # type: ignore[return-value]
-        t.new_empty(t.shape) if want and t is not None else x.new_empty(0)
-        for t, want in zip((x, *others[:4]), wants, strict=True)
-    )
+def _scaled(kernels: Kernels, c: Tensor, h: Tensor | None, made: list[Tensor], wants: list[bool]) -> list[Tensor]:
+    """Makes c G + h d entropy/dx of each wanted input, row by row: the whole backward pass of a frozen head."""
+    if h is None:
+        return [kernels.combine(g.dtype, c, g) for g, want in zip(made, wants[:2], strict=False) if want]
+    pairs = zip(made, made[len(made) // 2 :], wants, strict=False)
+    return [kernels.combine(g.dtype, c, g, b=h, q=entropy_g) for g, entropy_g, want in pairs if want]
 
 
-def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    *head, ctx.options, ctx.backend = inputs
-    spec = HeadSpec.of(ctx.options)
-    ctx.entropy_grad, ctx.path = spec.entropy_grad, spec.path(head[0], head[2].shape[0])
-    out = tiles.Outcome(*output[:10])
-    ctx.mark_non_differentiable(*output[(2 if ctx.entropy_grad else 1) :])
-    ctx.set_materialize_grads(False)
-    # On the path "direct" G stands in for x, the weight and everything else.
-    others = () if ctx.path == "direct" else (*head, *out.saved(), out.row_factor, out.kept)
-    ctx.save_for_backward(*output[10:], *others)
+def _backward_fake(
+    grad: Tensor, head: list[Tensor | None], made: list[Tensor], options: list[float], wants: list[bool], backend: str
+) -> list[Tensor]:
+    pairs = zip(head or made, wants, strict=False)
+    return [t.new_empty(t.shape) for t, want in pairs if want and t is not None]
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    refuse_double_backward(OP)
-    g_x, g_u, entropy_x, entropy_u, *others = ctx.saved_tensors
-    c, h = grads[0], grads[1] if ctx.entropy_grad else None
-    result: list[Tensor | None] = [None] * 8
-    if c is None and h is None:
-        return tuple(result)
-    wants = list(ctx.needs_input_grad[:5])
-    if ctx.path in ("direct", "kept"):
-        for i, g, entropy_g in ((0, g_x, entropy_x), (1, g_u, entropy_u)):
-            if wants[i]:
-                result[i] = _scale_gradient(c, g, h, entropy_g if ctx.entropy_grad else None)
-        wants[0] = wants[1] = False
-    if any(wants):
-        head, saved = others[:6], others[6:]
-        gradients = _linear_logprob_backward(c, h, *head, saved, ctx.options, wants, ctx.backend)
-        for i, (grad, want) in enumerate(zip(gradients, wants, strict=True)):
-            result[i] = grad if want else result[i]
-    return tuple(result)
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        *head, ctx.options, ctx.backend = arguments
+        made = _linear_logprob.below(*arguments)
+        direct = HeadSpec.of(ctx.options).path(head[0], head[2].shape[0]) == "direct"
+        ctx.held = 0 if direct else len(head)
+        ctx.save_for_backward(*(made[2:] if direct else (*head, *made[1:])))
+        ctx.mark_non_differentiable(*made[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward(OP)
+        wants, saved = list(ctx.needs_input_grad[:5]), ctx.saved_tensors
+        if grad is None:
+            return (None,) * 8
+        made = _linear_logprob_backward(
+            grad, saved[: ctx.held], saved[ctx.held :], ctx.options, wants, ctx.backend
+        )  # fmt: skip
+        gradients = iter(made)
+        return (*(next(gradients) if want else None for want in wants), None, None, None)
 
 
-_linear_logprob.register_autograd(_backward, setup_context=_setup)
+_linear_logprob = LeanOp(
+    "linear_logprob(Tensor x, Tensor? u, Tensor weight, Tensor? b, Tensor? bias, Tensor targets, float[] options, "
+    "str backend) -> Tensor[]", _forward, _forward_fake, _Gradient,
+)  # fmt: skip
+_linear_logprob_backward = LeanOp(
+    "linear_logprob_backward(Tensor grad, Tensor?[] head, Tensor[] made, float[] options, bool[] wants, str backend) "
+    "-> Tensor[]", _backward, _backward_fake,
+)  # fmt: skip

@@ -12,9 +12,9 @@ from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_doubl
 from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import slopes_of
 from mmfast.ops.head.call import logit_spec
-from mmfast.ops.head.folds import STATS, Folds, M, Tile
+from mmfast.ops.head.folds import STATS, Folds, Tile, Written
+from mmfast.ops.head.outcome import LSE, NUMBERS
 from mmfast.ops.head.spec import TILE_BUDGET, HeadSpec, budget_for
-from mmfast.ops.head.tiles import Saved, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import select
 from mmfast.ops.rows import accumulator
@@ -52,9 +52,11 @@ def selective_logprob(
         raise ValueError(
             f"{OP}: inplace_backward=True, but the rows or columns of logits share memory (expand): clone it"
         )
-    outputs = _selective_logprob(logits, targets, spec.flat(), inplace_backward, backend or "")
+    told, numbers = _selective_logprob(logits, targets, spec.flat(), inplace_backward, backend or "")
     returned = {"return_entropy": return_entropy, "return_logsumsq": return_logsumsq}
-    return select(outputs, returned | {"return_mean_logit": return_mean_logit, "return_top1": return_top1})
+    return select(
+        told, numbers, entropy_grad, returned | {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
+    )
 
 
 def _blocks(logits: Tensor, targets: Tensor, folds: Folds) -> Iterator[tuple[slice, Tile]]:
@@ -72,69 +74,65 @@ def _blocks(logits: Tensor, targets: Tensor, folds: Folds) -> Iterator[tuple[sli
         yield block, Tile(buffer[: block.stop - start].copy_(logits[block]), None, targets[block], 0)
 
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 @custom_op("mmfast::selective_logprob")
-def _selective_logprob(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> Outputs:
-    """Returns the first eight of tiles.Outcome: the outputs, and what the backward pass reads."""
+def _selective_logprob(
+    logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Returns told and numbers, as in outcome.Outcome."""
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
-    stats = logits.new_zeros(STATS, rows, dtype=accumulator(logits.dtype))
-    stats[M] = -torch.inf
+    stats = logits.new_empty(STATS, rows, dtype=accumulator(logits.dtype))
     for block, tile in _blocks(logits, targets, folds):
-        part = stats[:, block].contiguous()
-        folds.forward(tile, part, spec, None, None)
-        stats[:, block] = part
-    return outcome(stats, vocab, spec)[:8]
+        part = stats[:, block] if len(tile.targets) == rows else stats.new_empty(STATS, len(tile.targets))
+        folds.forward(tile, part, spec, Written())
+        if part.shape != stats.shape:
+            stats[:, block] = part
+    return folds.outcome(stats, None, vocab, spec)
 
 
 @_selective_logprob.register_fake
-def _(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> Outputs:
-    spec, n = HeadSpec.of(options), logits.shape[0]
-    sizes = (n, n if spec.entropy else 0, n if spec.squares else 0, n if spec.total else 0)
-    numbers = [logits.new_empty(size, dtype=accumulator(logits.dtype)) for size in (*sizes, n, n, n)]
-    return (*numbers[:4], logits.new_empty(n, dtype=torch.bool), *numbers[4:])  # type: ignore[return-value]
+def _(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> tuple[Tensor, Tensor]:
+    acc, rows = accumulator(logits.dtype), logits.shape[0]
+    told = (2, rows) if HeadSpec.of(options).entropy_grad else (rows,)
+    return logits.new_empty(told, dtype=acc), logits.new_empty(NUMBERS, rows, dtype=acc)
 
 
 def _write_gradient(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor], options: list[float],
-    backend: str, out: Tensor,
-) -> None:  # fmt: skip
-    spec, folds, read = HeadSpec.of(options), folds_for(OP, logits, backend), Saved(*saved)
-    a, b, d = slopes_of(c, h, read, spec)
+    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str, out: Tensor
+) -> None:
+    spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
+    c, h = grad.unbind() if spec.entropy_grad else (grad, None)
+    a, b, d = slopes_of(c, h, numbers, spec)
     for block, tile in _blocks(logits, targets, folds):
         # The folds write the accumulator's dtype or bf16: another goes by way of the tile.
         direct = out.dtype in (tile.logits.dtype, torch.bfloat16) and out.stride(1) == 1
         to = out[block] if direct else tile.logits
-        folds.gradient(tile, read.lse[block], a[block], None if b is None else b[block], d[block], spec, to)
+        folds.gradient(tile, numbers[LSE, block], a[block], None if b is None else b[block], d[block], spec, to)
         if not direct:
             out[block] = to
 
 
 @custom_op("mmfast::selective_logprob_backward")
 def _selective_logprob_backward(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor], options: list[float],
-    backend: str,
-) -> Tensor:  # fmt: skip
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _write_gradient(c, h, logits, targets, saved, options, backend, grad)
-    return grad
+    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str
+) -> Tensor:
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _write_gradient(grad, logits, targets, numbers, options, backend, out)
+    return out
 
 
 @_selective_logprob_backward.register_fake
-def _(c: Tensor | None, h: Tensor | None, logits: Tensor, *others: Any) -> Tensor:
+def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 @custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
 def _selective_logprob_backward_(
-    c: Tensor | None, h: Tensor | None, logits: Tensor, targets: Tensor, saved: list[Tensor], options: list[float],
-    backend: str,
-) -> None:  # fmt: skip
+    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str
+) -> None:
     """Writes the gradient in the place of the logits."""
-    _write_gradient(c, h, logits, targets, saved, options, backend, logits)
+    _write_gradient(grad, logits, targets, numbers, options, backend, logits)
 
 
 @_selective_logprob_backward_.register_fake
@@ -142,22 +140,19 @@ def _(*arguments: Any) -> None:
     return None
 
 
-def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     logits, targets, ctx.options, ctx.inplace, ctx.backend = inputs
-    ctx.entropy_grad = HeadSpec.of(ctx.options).entropy_grad
-    logp, entropy, _, _, _, *others = output
-    ctx.mark_non_differentiable(*output[(2 if ctx.entropy_grad else 1) :])
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, logp, entropy, *others)
+    ctx.save_for_backward(logits, targets, output[1])
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     refuse_double_backward(OP)
-    c, h = grads[0], grads[1] if ctx.entropy_grad else None
-    if c is None and h is None:
+    if grad is None:
         return (None,) * 5
-    logits, targets, *saved = ctx.saved_tensors
-    arguments = (c, h, logits, targets, saved, ctx.options, ctx.backend)
+    logits, targets, numbers = ctx.saved_tensors
+    arguments = (grad, logits, targets, numbers, ctx.options, ctx.backend)
     if not ctx.inplace:
         return (_selective_logprob_backward(*arguments), *[None] * 4)
     _selective_logprob_backward_(*arguments)

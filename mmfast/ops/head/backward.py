@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import Folds
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
-from mmfast.ops.head.tiles import Head, Saved
+from mmfast.ops.head.outcome import ENTROPY, FACTOR, LOGP, LSE, P_OTHERS, SLOPE, Kernels
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.rows import accumulator
 
 
-def slopes_of(c: Tensor | None, h: Tensor | None, saved: Saved, spec: HeadSpec) -> tuple[Tensor, Tensor | None, Tensor]:
+def slopes_of(c: Tensor, h: Tensor | None, numbers: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns (a, b, d) of Folds.gradient, from c = dL/dlogp and h = dL/dentropy; None is zero."""
-    c = torch.zeros_like(saved.logp) if c is None else c
-    a, d = -c, c * saved.p_others * saved.slope
+    logp, entropy, slope = numbers[LOGP], numbers[ENTROPY], numbers[SLOPE]
+    a, d = -c, c * numbers[P_OTHERS] * slope
     if h is None:
         return a / spec.temperature, None, d
-    p = saved.logp.exp()
-    a = a - h * saved.entropy
-    d = d - h * saved.slope * torch.where(p > 0, p * (saved.logp + saved.entropy), 0.0)
+    p = logp.exp()
+    a = a - h * entropy
+    d = d - h * slope * torch.where(p > 0, p * (logp + entropy), 0.0)
     return a / spec.temperature, -h / spec.temperature, d
 
 
@@ -76,43 +77,45 @@ class HeadGradients:
 
 
 def from_kept(
-    head: Head, kept: Tensor, coefficient: Tensor, gradients: HeadGradients, spec: HeadSpec, folds: Folds
+    head: Head, kept: Tensor, c: Tensor, numbers: Tensor, gradients: HeadGradients, spec: HeadSpec, kernels: Kernels
 ) -> None:
-    """Makes kept^T diag(coefficient) X: one GEMM where the result needs no buffer, else one a tile."""
-    column = coefficient[:, None]
-    x = (head.x * column).to(kept.dtype) if gradients.weight is not None else None
-    u = (head.u * column).to(kept.dtype) if gradients.b is not None and head.u is not None else None
+    """Makes kept^T diag(c FACTOR) X: one GEMM where the result needs no buffer, else one a tile."""
+    factor = numbers[FACTOR]
+    wanted = ((gradients.weight, head.x), (gradients.b, head.u))
+    x, u = (None if g is None or t is None else kernels.combine(kept.dtype, c, t, scale=factor) for g, t in wanted)
+    column = None if gradients.bias is None else (c * factor)[:, None]
     rows, vocab = kept.shape
     direct = not gradients.add and gradients.bias is None and head.x.dtype == kept.dtype
     width = vocab if direct else spec.tile_width(rows, vocab)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        gradients.put(start, stop, kept[:, start:stop].T, x, u, folds)
+        gradients.put(start, stop, kept[:, start:stop].T, x, u, kernels)
         gradients.put_bias(start, stop, kept[:, start:stop], column)
 
 
 def by_recomputing(
     head: Head,
-    lse: Tensor,
-    slopes: tuple[Tensor, Tensor | None, Tensor],
+    numbers: Tensor,
+    c: Tensor,
+    h: Tensor | None,
     gradients: HeadGradients,
     spec: HeadSpec,
     folds: Folds,
 ) -> list[Tensor]:
-    """Makes each tile of logits again, overwrites it by dL/dlogits (Folds.gradient, `slopes` are its a, b and d), and
-    uses it in each GEMM that needs it. Returns the gradients of x and u if spec.input_grad."""
+    """Makes each tile of logits again, overwrites it by dL/dlogits, and uses it in each GEMM that needs it. Returns the
+    gradients of x and u if spec.input_grad."""
+    slopes = slopes_of(c, h, numbers, spec)
     x, rows, vocab = head.x, head.x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x)
     sums = [x.new_zeros(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if spec.input_grad else []
     right = [t.to(store) for t, _ in head.terms()]
     width = spec.tile_width(rows, vocab)
-    buffer = x.new_empty(rows * width, dtype=acc)
-    store_buffer = buffer if store == acc else x.new_empty(rows * width, dtype=store)
+    buffer = x.new_empty(rows, padded(width), dtype=acc)
+    store_buffer = buffer if store == acc else x.new_empty(rows, padded(width), dtype=store)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        shape, size = (rows, stop - start), rows * (stop - start)
-        tile, dz = buffer[:size].view(shape), store_buffer[:size].view(shape)
-        folds.gradient(head.tile(folds, start, tile), lse, *slopes, spec, dz)
+        tile, dz = buffer[:, : stop - start], store_buffer[:, : stop - start]
+        folds.gradient(head.tile(folds, start, tile), numbers[LSE], *slopes, spec, dz)
         for g, (_, w) in zip(sums, head.terms(), strict=bool(sums)):
             folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)
         gradients.put(start, stop, dz.T, right[0], right[1] if len(right) > 1 else None, folds)

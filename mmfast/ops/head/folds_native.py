@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds import Folds, Tile
+from mmfast.ops.head.folds import BASE, WRITTEN, Tile, Written
 from mmfast.ops.head.gemm import torch_product
+from mmfast.ops.head.outcome import NUMBERS, Kernels
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import address, row_stride, stream
 from mmfast.ops.rows import DTYPE_CODES
@@ -35,7 +36,7 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: st
     )  # fmt: skip
 
 
-class NativeFolds(Folds):
+class NativeFolds(Kernels):
     """The folds of one half of the native module: "cpu" or "cuda". Tests put in a module that runs the CUDA kernels on
     the host."""
 
@@ -66,13 +67,13 @@ class NativeFolds(Folds):
             DTYPE_CODES[out_dtype],
         )  # fmt: skip
 
-    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
-        assert stats.is_contiguous()
-        written = tile.logits if probs is None and probs_z is None else probs if probs is not None else probs_z
-        assert written is not None
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
+        assert stats.is_contiguous() and (to.base is None or to.base.is_contiguous())
+        written = tile.logits if to.probs is None else to.probs
         self._run(
-            "forward", self._tile(tile, spec, probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
-            spec.total, address(probs_z), row_stride(probs_z), self._queue(stats),
+            "forward", self._tile(tile, spec, to.probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
+            spec.total, address(to.probs_z), row_stride(to.probs_z), address(to.base), address(to.sums),
+            0 if to.sums is None else to.sums.shape[1], row_stride(to.sums), self._queue(stats),
         )  # fmt: skip
 
     def gradient(
@@ -82,17 +83,39 @@ class NativeFolds(Folds):
         addresses = (address(t) for t in vectors)
         self._run("gradient", self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
 
-    def rescale(self, acc: Tensor, factor: Tensor) -> None:
-        factor = factor.contiguous()
-        self._run(
-            "rescale", acc.data_ptr(), factor.data_ptr(), *acc.shape, acc.stride(0), DTYPE_CODES[acc.dtype],
-            self._queue(acc),
+    def outcome(
+        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, normalise: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if self.on_cpu:
+            return super().outcome(stats, bases, vocab, spec, normalise)
+        rows = stats.shape[1]
+        told, numbers = stats.new_empty((2, rows) if spec.entropy_grad else rows), stats.new_empty(NUMBERS, rows)
+        self.module.cuda_head_outcome(
+            stats.data_ptr(), stats[BASE].data_ptr(), stats[WRITTEN].data_ptr(), told.data_ptr(),
+            numbers.data_ptr(), address(bases), rows, vocab, 0 if bases is None else bases.shape[0], *spec[:6],
+            normalise, stream(stats),
         )  # fmt: skip
+        return told, numbers
+
+    def combine(
+        self, dtype: torch.dtype, a: Tensor, p: Tensor, index: Tensor | None = None, scale: Tensor | None = None,
+        b: Tensor | None = None, q: Tensor | None = None, c: Tensor | None = None, r: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if self.on_cpu:
+            return super().combine(dtype, a, p, index, scale, b, q, c, r)
+        assert p.dtype == dtype and p.is_contiguous()
+        out = p.new_empty(a.shape[0], p.shape[1])
+        self.module.cuda_head_combine(
+            out.data_ptr(), *out.shape, DTYPE_CODES[dtype], a.data_ptr(), a.stride(0), p.data_ptr(), address(index),
+            address(scale), address(b), row_stride(b), address(q), row_stride(q),
+            DTYPE_CODES[(p if q is None else q).dtype], address(c), address(r), stream(out),
+        )  # fmt: skip
+        return out
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        assert kept.is_contiguous()
-        scale, entry = scale.contiguous(), entry.contiguous()
+        assert scale.is_contiguous() and entry.is_contiguous()
         self._run(
-            "finish", kept.data_ptr(), scale.data_ptr(), entry.data_ptr(), targets.data_ptr(), *kept.shape, width,
+            "finish", kept.data_ptr(), scale.data_ptr(), entry.data_ptr(), targets.data_ptr(), *kept.shape,
+            kept.stride(0), width,
             DTYPE_CODES[kept.dtype], self._queue(kept),
         )  # fmt: skip

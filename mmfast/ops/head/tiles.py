@@ -7,7 +7,7 @@ pass, while each tile of exponentials is still in cache, and dX_t = c_t G_t.
 path        for                                   forward keeps                          GEMM passes
 stats       nothing needs a gradient              nothing                                1
 direct      only the input needs one              G (and d entropy/dx)                   2 (3)
-kept        the head too, E fits keep_budget      G, E = e^(z - m) in the compute dtype  3
+kept        the head too, E fits keep_budget      G, E = e^(z - base), compute dtype     3
 recompute   the head too, E does not fit,         log-sum-exp                            4
             or the entropy needs a gradient
 """
@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, STATS, SZ, TOTAL, ZY, Folds, M, S, Tile
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.folds import STATS, Folds, Tile, Written
+from mmfast.ops.head.outcome import ENTRY, Kernels, Outcome, input_gradients
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.rows import accumulator
 
 ROW_BLOCK = 8192
@@ -60,52 +61,24 @@ class Head(NamedTuple):
         return Tile(out, bias, self.targets, start)
 
 
-class Saved(NamedTuple):
-    """The backward pass reads these of each row."""
-
-    logp: Tensor
-    entropy: Tensor
-    lse: Tensor
-    p_others: Tensor  # 1 - p_y
-    slope: Tensor  # s_y / temperature
-
-
-class Outcome(NamedTuple):
-    """A forward pass makes these; what was not asked for has no elements."""
-
-    logp: Tensor
-    entropy: Tensor
-    logsumsq: Tensor
-    mean_logit: Tensor
-    top1: Tensor
-    lse: Tensor
-    p_others: Tensor
-    slope: Tensor
-    row_factor: Tensor  # kept: (P - Y) = row_factor * kept
-    kept: Tensor
-    gradients: tuple[Tensor, ...] = ()  # d logp/dx (G) and d logp/du, then the same of the entropy
-
-    def saved(self) -> Saved:
-        return Saved(self.logp, self.entropy, self.lse, self.p_others, self.slope)
-
-
-def forward(head: Head, spec: HeadSpec, folds: Folds) -> Outcome:
+def forward(head: Head, spec: HeadSpec, folds: Kernels) -> Outcome:
     rows, vocab = head.x.shape[0], head.weight.shape[0]
     kept = None
     if spec.path(head.x, vocab) == "kept":
-        kept = head.x.new_empty(rows, vocab, dtype=compute_dtype(head.x))
+        kept = head.x.new_empty(rows, padded(vocab), dtype=compute_dtype(head.x))
     if rows <= ROW_BLOCK:
-        return _forward_block(head, spec, folds, kept)
+        out = _forward_block(head, spec, folds, kept)
+        return out if kept is None else out._replace(kept=kept[:, :vocab])
     blocks = []
     for start in range(0, rows, ROW_BLOCK):
         block = slice(start, min(start + ROW_BLOCK, rows))
         blocks.append(_forward_block(head.cut(block), spec, folds, None if kept is None else kept[block]))
-    joined = [torch.cat(parts) for parts in zip(*(block[:9] for block in blocks), strict=True)]
-    gradients = tuple(torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True))
-    return Outcome._make((*joined, blocks[0].kept if kept is None else kept, gradients))
+    told, numbers = (torch.cat(parts, -1) for parts in zip(*(block[:2] for block in blocks), strict=True))
+    gradients = [torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True)]
+    return Outcome(told, numbers, None if kept is None else kept[:, :vocab], gradients)
 
 
-def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None) -> Outcome:
+def _forward_block(head: Head, spec: HeadSpec, folds: Kernels, kept: Tensor | None) -> Outcome:
     x = head.x
     rows, vocab = x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x)
@@ -114,112 +87,46 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
     width = spec.tile_width(rows, vocab, budgets=4 if in_place else 1)
     want_g = spec.input_grad and (kept is not None or not spec.head_grad)
     want_entropy = want_g and spec.entropy_grad
+
     # Buffers of one tile (logits, E, E (z - center)), the running statistics, and the sums of E W over the tiles.
-    tile_buffer = None if in_place else x.new_empty(rows * width, dtype=acc)
-    e_buffer = x.new_empty(rows * width, dtype=store) if want_g and kept is None and store != acc else None
-    z_buffer = x.new_empty(rows * width, dtype=store) if want_entropy else None
-    stats = x.new_zeros(STATS, rows, dtype=acc)
-    stats[M] = -torch.inf
-    sums = [x.new_empty(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if want_g else []
-    entropy_sums = [torch.empty_like(g) for g in sums] if want_entropy else []
-    maxima = []
-    for start in range(0, vocab if rows else 0, width):
+    def buffer(want: bool, dtype: torch.dtype) -> Tensor | None:
+        return x.new_empty(rows, padded(width), dtype=dtype) if want else None
+
+    logits = buffer(not in_place, acc)
+    e_buffer = buffer(want_g and kept is None and store != acc, store)
+    z_buffer = buffer(want_entropy, store)
+    stats = x.new_empty(STATS, rows, dtype=acc)
+    sums, (g_sums, entropy_sums) = _sums(head, want_g + want_entropy)
+    bases = None if kept is None else x.new_empty(-(-vocab // width), rows, dtype=acc)
+    for k, start in enumerate(range(0, vocab if rows else 0, width)):
         stop = min(start + width, vocab)
-        shape, size = (rows, stop - start), rows * (stop - start)
         kept_tile = None if kept is None else kept[:, start:stop]
-        tile = kept_tile if tile_buffer is None else tile_buffer[:size].view(shape)
+        tile = kept_tile if logits is None else logits[:, : stop - start]
         assert tile is not None
         probs = kept_tile
         if kept_tile is None and want_g:
-            probs = tile if e_buffer is None else e_buffer[:size].view(shape)
-        probs_z = None if z_buffer is None else z_buffer[:size].view(shape)
-        folds.forward(head.tile(folds, start, tile), stats, spec, probs, probs_z)
-        if kept is not None:
-            maxima.append(stats[M].clone())
-        # E of this tile times its rows of W, on top of what earlier tiles gave relative to a lower maximum.
-        for tensors, e in ((sums, probs), (entropy_sums, probs_z)):
+            probs = tile if e_buffer is None else e_buffer[:, : stop - start]
+        probs_z = None if z_buffer is None else z_buffer[:, : stop - start]
+        to = Written(probs, probs_z, sums if start > 0 else None, None if bases is None else bases[k])
+        folds.forward(head.tile(folds, start, tile), stats, spec, to)
+        # E of this tile times its rows of W, on top of what the fold has brought to this tile's base.
+        for tensors, e in ((g_sums, probs), (entropy_sums, probs_z)):
             for g, (_, w) in zip(tensors, head.terms(), strict=bool(tensors)):
                 assert e is not None
-                if start > 0:
-                    folds.rescale(g, stats[FACTOR])
                 folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
-    out = outcome(stats, vocab, spec)
-    if kept is not None:
-        out = out._replace(kept=kept, row_factor=_finish_kept(kept, maxima, stats, out, width, head, spec, folds))
-    if want_g:
-        out = out._replace(gradients=_input_gradients(head, stats, out, sums, entropy_sums, spec))
-    return out
+    told, numbers = folds.outcome(stats, bases, vocab, spec, store == torch.float16)
+    if kept is not None and bases is not None and rows:
+        folds.finish(kept, bases, width, head.targets, numbers[ENTRY])
+    gradients = input_gradients(folds, head.terms(), head.targets, numbers, g_sums, entropy_sums) if want_g else []
+    return Outcome(told, numbers, kept, gradients)
 
 
-def outcome(stats: Tensor, vocab: int, spec: HeadSpec) -> Outcome:
-    """Makes the outputs from the statistics over all columns."""
-    m, s, zy = stats[M], stats[S], stats[ZY]
-    empty = stats.new_empty(0)
-    log_s = s.log()
-    distance = (m - zy) + log_s  # lse of the others, seen from the target: exact however large the logits are
-    logp = -torch.logaddexp(distance, torch.zeros_like(distance))
-    p_others = torch.sigmoid(distance)
-    lse = torch.logaddexp(m + log_s, zy)
-    tanh = zy * (spec.temperature / spec.softcap) if spec.softcap else torch.zeros_like(zy)
-    entropy, logsumsq = empty, empty.clone()
-    if spec.entropy:
-        mean_others = torch.where(s > 0, m + stats[SZ] / s, lse)
-        p = logp.exp()
-        entropy = p_others * (lse - mean_others) - torch.where(p > 0, p * logp, 0.0)
-    if spec.squares:
-        log_p_others = -torch.logaddexp(-distance, torch.zeros_like(distance))
-        others = torch.where(s > 0, 2 * (log_p_others - log_s) + stats[S2].log(), -torch.inf)
-        logsumsq = torch.logaddexp(2 * logp, others)
-    mean_logit = stats[TOTAL] / vocab if spec.total else empty.clone()
-    slope = (1 - tanh * tanh) / spec.temperature
-    return Outcome(logp, entropy, logsumsq, mean_logit, zy >= m, lse, p_others, slope, empty.clone(), empty.clone())
-
-
-def _finish_kept(
-    kept: Tensor,
-    maxima: list[Tensor],
-    stats: Tensor,
-    out: Outcome,
-    width: int,
-    head: Head,
-    spec: HeadSpec,
-    folds: Folds,
-) -> Tensor:
-    """Brings all tiles to the final maximum and put the target's entry in; returns the factor that makes it P - Y."""
-    s = stats[S]
-    inverse = torch.where(s > 0, 1 / s, 0.0)
-    if not maxima:
-        return s.clone()
-    m = torch.stack(maxima, 1)
-    scale = torch.where(m > -torch.inf, (m - stats[M, :, None]).exp(), 1.0)
-    entry = -s * out.slope * spec.temperature
-    if kept.dtype == torch.float16:  # s may be beyond fp16: normalise
-        scale, entry, factor = scale * inverse[:, None], entry * inverse, out.p_others
-    else:
-        factor = out.p_others * inverse
-    folds.finish(kept, scale, width, head.targets, entry)
-    return factor / spec.temperature
-
-
-def _input_gradients(
-    head: Head, stats: Tensor, out: Outcome, sums: list[Tensor], entropy_sums: list[Tensor], spec: HeadSpec
-) -> tuple[Tensor, ...]:
-    """Returns d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
-    s = stats[S]
-    others = (out.p_others * torch.where(s > 0, 1 / s, 0.0) / spec.temperature)[:, None]
-    at_target = out.slope[:, None]
-    target_rows = [w[head.targets].to(s.dtype) for _, w in head.terms()]
-    dtype = head.x.dtype
-    gradients = [
-        torch.addcmul(out.p_others[:, None] * at_target * w, others, g, value=-1).to(dtype)
-        for w, g in zip(target_rows, sums, strict=True)
-    ]
-    if entropy_sums:
-        p = out.logp.exp()
-        p_log_p = torch.where(p > 0, p * (out.logp + out.entropy), 0.0)[:, None] * at_target
-        shift = torch.where(s > 0, stats[CENTER] - out.lse + out.entropy, 0.0)[:, None]
-        gradients += [
-            (-(p_log_p * w + others * (h + shift * g))).to(dtype)
-            for w, g, h in zip(target_rows, sums, entropy_sums, strict=True)
-        ]
-    return tuple(gradients)
+def _sums(head: Head, kinds: int) -> tuple[Tensor | None, tuple[list[Tensor], list[Tensor]]]:
+    """Makes room for the sums of E W (and of E (z - center) W, if `kinds` is 2) of each term: one tensor, which the
+    folds bring to another base in one go, and its parts."""
+    if not kinds:
+        return None, ([], [])
+    sizes = [padded(w.shape[1]) for _, w in head.terms()]
+    whole = head.x.new_empty(head.x.shape[0], kinds * sum(sizes), dtype=accumulator(head.x.dtype))
+    parts = [t[:, : w.shape[1]] for t, (_, w) in zip(whole.split(sizes * kinds, 1), head.terms() * kinds, strict=True)]
+    return whole, (parts[: len(sizes)], parts[len(sizes) :])
