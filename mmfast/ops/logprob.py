@@ -12,8 +12,9 @@ from mmfast.ops.head import fused, tiles
 from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept, slopes_of
 from mmfast.ops.head.call import Call, prepare
+from mmfast.ops.head.outcome import Outcome, Saved
 from mmfast.ops.head.spec import HeadSpec, compute_dtype
-from mmfast.ops.head.tiles import Head, Saved
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op
 from mmfast.ops.rows import accumulator
 
@@ -85,7 +86,7 @@ def _(c: Tensor | None, g: Tensor, h: Tensor | None, entropy_g: Tensor | None) -
     return torch.empty_like(g)
 
 
-# --- the custom ops. The first ten outputs are those of tiles.Outcome, in its order; then d logp/dx, d logp/du,
+# --- the custom ops. The first ten outputs are those of outcome.Outcome, in its order; then d logp/dx, d logp/du,
 # d entropy/dx and d entropy/du. Those not made have no elements.
 Outputs = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
@@ -174,7 +175,7 @@ def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
     *head, ctx.options, ctx.backend = inputs
     spec = HeadSpec.of(ctx.options)
     ctx.entropy_grad, ctx.path = spec.entropy_grad, spec.path(head[0], head[2].shape[0])
-    out = tiles.Outcome(*output[:10])
+    out = Outcome(*output[:10])
     ctx.mark_non_differentiable(*output[(2 if ctx.entropy_grad else 1) :])
     ctx.set_materialize_grads(False)
     # On the path "direct" G stands in for x, the weight and everything else.

@@ -13,8 +13,8 @@ from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import slopes_of
 from mmfast.ops.head.call import logit_spec
 from mmfast.ops.head.folds import STATS, Folds, M, Tile
+from mmfast.ops.head.outcome import Saved, outcome
 from mmfast.ops.head.spec import TILE_BUDGET, HeadSpec, budget_for
-from mmfast.ops.head.tiles import Saved, outcome
 from mmfast.ops.launch import custom_op
 from mmfast.ops.logprob import select
 from mmfast.ops.rows import accumulator
@@ -77,7 +77,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @custom_op("mmfast::selective_logprob")
 def _selective_logprob(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> Outputs:
-    """Returns the first eight of tiles.Outcome: the outputs, and what the backward pass reads."""
+    """Returns the first eight of outcome.Outcome: the outputs, and what the backward pass reads."""
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)

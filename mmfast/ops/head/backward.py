@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.head.folds import Folds
+from mmfast.ops.head.outcome import Saved
 from mmfast.ops.head.spec import HeadSpec, compute_dtype
-from mmfast.ops.head.tiles import Head, Saved
+from mmfast.ops.head.tiles import Head
 from mmfast.ops.rows import accumulator
 
 
