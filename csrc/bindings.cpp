@@ -9,7 +9,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("have_cuda") = bool(MMFAST_HAVE_CUDA);
   m.def("cpu_isa", &cpu_isa);
   bind_logit_tile(m);
-  bind_folds(m, "cpu", cpu_fold_forward, cpu_fold_gradient, cpu_fold_rescale, cpu_fold_finish);
+  bind_folds(m, "cpu", cpu_fold_forward, cpu_fold_gradient, cpu_fold_finish);
   m.def("cpu_gemm_engines", &cpu_gemm_engines);
   m.def("cpu_gemm_bf16", [](Address a, int64_t a_row, int64_t a_col, Address b, int64_t b_row, int64_t b_col, Address c,
                             int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, int threads,

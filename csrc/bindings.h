@@ -28,19 +28,17 @@ inline void bind_logit_tile(pybind11::module_& m) {
 
 // HALF_fold_forward and so on; HALF is "cpu" or "cuda".
 inline void bind_folds(pybind11::module_& m, const std::string& half, FoldForward* forward, FoldGradient* gradient,
-                       FoldRescale* rescale, FoldFinish* finish) {
+                       FoldFinish* finish) {
   using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def((half + "_fold_forward").c_str(), [=](const LogitTile& tile, Address stats, bool entropy, bool squares,
-                                              bool total, Address out_z, int64_t out_z_stride, Address queue) {
-    forward(tile, at<void>(stats), entropy, squares, total, at<void>(out_z), out_z_stride, queue);
+                                              bool total, Address out_z, int64_t out_z_stride, Address base,
+                                              Address sums, int64_t sums_width, int64_t sums_stride, Address queue) {
+    forward(tile, at<void>(stats), entropy, squares, total,
+            {at<void>(out_z), out_z_stride, at<void>(base), at<void>(sums), sums_width, sums_stride}, queue);
   }, Unlocked());
   m.def((half + "_fold_gradient").c_str(), [=](const LogitTile& tile, Address lse, Address a, Address b, Address d,
                                                Address queue) {
     gradient(tile, at<void>(lse), at<void>(a), at<void>(b), at<void>(d), queue);
-  }, Unlocked());
-  m.def((half + "_fold_rescale").c_str(), [=](Address acc, Address factor, int64_t rows, int64_t width, int64_t stride,
-                                              int dtype, Address queue) {
-    rescale(at<void>(acc), at<void>(factor), rows, width, stride, dtype, queue);
   }, Unlocked());
   m.def((half + "_fold_finish").c_str(), [=](Address kept, Address scale, Address entry, Address targets, int64_t rows,
                                              int64_t width, int64_t tile_width, int dtype, Address queue) {

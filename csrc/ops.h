@@ -27,23 +27,28 @@ struct LogitTile {
   int64_t out_stride;
   int out_dtype;
 };
+// Rows of the running statistics [kStats, rows], as in folds.py.
+enum Stat { kMax, kSum, kTarget, kSumZ, kSquares, kTotal, kCenter, kBase, kWritten, kStats };
+// What a forward fold touches beside the statistics and the tile's out.
+struct FoldResults {
+  void* out_z;  // like out, with its own stride, or null
+  int64_t out_z_stride;
+  void* base;  // [rows]: the base of each row's exponentials in this tile, or null
+  void* sums;  // [rows, sums_stride] of the accumulator's dtype, multiplied where a row's base moves, or null
+  int64_t sums_width, sums_stride;
+};
 // The folds have one signature on CPU and GPU. `queue` is the number of threads there, the stream (cudaStream_t) here.
-// stats: [8, rows] running statistics in the order of folds.py; out_z (like out, with its own stride) or null.
-using FoldForward = void(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
-                         int64_t out_z_stride, uintptr_t queue);
+using FoldForward = void(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total,
+                         const FoldResults& to, uintptr_t queue);
 // out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the accumulator's dtype.
 using FoldGradient = void(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d,
                           uintptr_t queue);
-// acc[t, :] *= factor[t], rows with factor 1 skipped. dtype: of both.
-using FoldRescale = void(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
-                         uintptr_t queue);
 // kept[t, v] *= scale[t, v / tile_width] (ones skipped), then kept[t, targets[t]] = entry[t]. kept, scale: contiguous;
 // scale, entry: of the accumulator's dtype.
 using FoldFinish = void(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
                         int64_t width, int64_t tile_width, int dtype, uintptr_t queue);
 FoldForward cpu_fold_forward;
 FoldGradient cpu_fold_gradient;
-FoldRescale cpu_fold_rescale;
 FoldFinish cpu_fold_finish;
 
 // C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 with any strides, C fp32 with row stride c_stride; fp32 accumulation.

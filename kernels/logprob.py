@@ -1,13 +1,20 @@
 """The folds over one tile of logits, as mmfast/ops/head/folds.py describes them. The same folds as in
 csrc/cuda/logprob.cu.
 
-One program a row. It walks the tile in blocks of columns, twice: for the maximum, then for the sums and exponentials.
+One program a row, which it walks in blocks of columns: once where a base for its exponentials is at hand, else twice.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+REACH = tl.constexpr(30.0)  # a base may lie so far below the maximum, as in csrc/cuda/logprob.cu
+LOG2E = tl.constexpr(1.4426950408889634)
 EXP_FLOOR = tl.constexpr(-87.0)  # below it exp is exactly zero: no denormals, as in csrc/math.h
 STEP = 4096
 
@@ -38,73 +45,143 @@ def weighted(e, z, to_tanh, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+           BLOCK: tl.constexpr):  # fmt: skip
+    """Columns from `start` on, which of them lie inside, and their mapped logits: all, and -inf at the target and outside."""
+    column = start + tl.arange(0, BLOCK)
+    inside = column < stop
+    z = mapped(row, bias, column, inside, softcap, inverse, HAS_BIAS, HAS_SOFTCAP)
+    return column, inside, z, tl.where(inside & (column != y), z, -float("inf"))
+
+
+@triton.jit
+def maximum(row, bias, stop, y, softcap, inverse, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
+    top = tl.full([BLOCK], -float("inf"), tl.float32)
+    for start in range(0, stop, BLOCK):
+        column, inside, z, other = others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS, HAS_SOFTCAP, BLOCK)
+        top = tl.maximum(top, other)
+    return tl.max(top, 0)
+
+
+@triton.jit
+def exponentials(row, bias, stop, y, against, center, target, softcap, inverse, to_tanh, probs, probs_z,
+                 HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, EXTRAS: tl.constexpr, PROBS: tl.constexpr,
+                 PROBS_Z: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Writes the others' exponentials against a base. Returns the maximum, and the sums: e, what was written, the same
+    before it was rounded, e (z - base), e^2, z over all columns."""
+    top = tl.full([BLOCK], -float("inf"), tl.float32)
+    s = tl.zeros([BLOCK], tl.float32)
+    written = tl.zeros([BLOCK], tl.float32)
+    exact = tl.zeros([BLOCK], tl.float32)
+    sz = tl.zeros([BLOCK], tl.float32)
+    s2 = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, stop, BLOCK):
+        column, inside, z, other = others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS, HAS_SOFTCAP, BLOCK)
+        tl.store(target + column * 0, z, mask=inside & (column == y))
+        top = tl.maximum(top, other)
+        x = other - against
+        e = tl.exp2(x * LOG2E)
+        s += e
+        if EXTRAS:
+            sz += tl.where(e > 0, e * x, 0.0)
+            s2 += e * e
+            total += z  # 0 outside
+        if PROBS:
+            weight = weighted(e, z, to_tanh, HAS_SOFTCAP)
+            out = weight.to(probs.dtype.element_ty)
+            exact += weight
+            written += out.to(tl.float32)
+            tl.store(probs + column, out, mask=inside)
+        if PROBS_Z:
+            out_z = tl.where(weight > 0, weight * (other - center), 0.0)
+            tl.store(probs_z + column, out_z.to(probs_z.dtype.element_ty), mask=inside)
+    return (tl.max(top, 0), tl.sum(s, 0), tl.sum(written, 0), tl.sum(exact, 0), tl.sum(sz, 0), tl.sum(s2, 0),
+            tl.sum(total, 0))  # fmt: skip
+
+
+@triton.jit
 def fold_forward_kernel(
     tile, tile_stride, bias, targets, first, stats, U, width, softcap, inverse_temperature, to_tanh,
-    probs, probs_stride, probs_z, probs_z_stride,
-    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PROBS: tl.constexpr, PROBS_Z: tl.constexpr, BLOCK: tl.constexpr,
+    probs, probs_stride, probs_z, probs_z_stride, base_to, sums, sums_stride, sums_width,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, EXTRAS: tl.constexpr, PROBS: tl.constexpr,
+    PROBS_Z: tl.constexpr, HAS_BASE: tl.constexpr, HAS_SUMS: tl.constexpr, BEGINS: tl.constexpr,
+    ONE_PASS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     row = tile + t * tile_stride
     y = tl.load(targets + t) - first
-    lane = tl.arange(0, BLOCK)
-    # The others' maximum, and the target's logit.
-    top = tl.full([BLOCK], -float("inf"), tl.float32)
-    for start in range(0, width, BLOCK):
-        column = start + lane
-        inside = column < width
-        z = mapped(row, bias, column, inside, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP)
-        top = tl.where(inside & (column != y), tl.maximum(top, z), top)
-        tl.store(stats + 2 * U + t + lane * 0, z, mask=inside & (column == y))
-
-    # Their sums relative to the maximum after this tile; the exponentials are written on the way unless PROBS_Z,
-    # which needs the sums first, is asked for too.
-    before = tl.load(stats + t)
-    m = tl.maximum(before, tl.max(top, 0))
-    base = tl.where(m > -float("inf"), m, 0.0)
-    drop = tl.where(before > -float("inf"), before - base, 0.0)
-    factor = exp_or_zero(drop)
-    s = tl.zeros([BLOCK], tl.float32)
-    sz = tl.zeros([BLOCK], tl.float32)
-    s2 = tl.zeros([BLOCK], tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, width, BLOCK):
-        column = start + lane
-        inside = column < width
-        z = mapped(row, bias, column, inside, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP)
-        e = tl.where(inside & (column != y), exp_or_zero(z - base), 0.0)
-        s += e
-        sz += tl.where(e > 0, e * (z - base), 0.0)
-        s2 += e * e
-        total += z
-        if PROBS and not PROBS_Z:
-            out = weighted(e, z, to_tanh, HAS_SOFTCAP)
-            tl.store(probs + t * probs_stride + column, out.to(probs.dtype.element_ty), mask=inside)
-    # The statistics, moved to that maximum.
-    s_before = tl.load(stats + U + t)
-    s_tile = tl.sum(s, 0)
-    sz_tile = tl.sum(sz, 0)
-    s_after = factor * s_before + s_tile
-    sz_before = tl.load(stats + 3 * U + t)
-    tl.store(stats + t, m)
-    tl.store(stats + U + t, s_after)
-    tl.store(stats + 3 * U + t, tl.where(factor > 0, factor * (sz_before + s_before * drop), 0.0) + sz_tile)
-    tl.store(stats + 4 * U + t, factor * factor * tl.load(stats + 4 * U + t) + tl.sum(s2, 0))
-    tl.store(stats + 5 * U + t, tl.load(stats + 5 * U + t) + tl.sum(total, 0))
-    tl.store(stats + 7 * U + t, factor)
-    if PROBS_Z:  # needs the first tile's sums before it can be written
-        mean = base + tl.where(s_after > 0, sz_tile / tl.where(s_after > 0, s_after, 1.0), 0.0)
-        center = tl.where(before > -float("inf"), tl.load(stats + 6 * U + t), mean)
-        tl.store(stats + 6 * U + t, center)
-        for start in range(0, width, BLOCK):
-            column = start + lane
-            inside = column < width
-            z = mapped(row, bias, column, inside, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP)
-            e = tl.where(inside & (column != y), exp_or_zero(z - base), 0.0)
-            out = weighted(e, z, to_tanh, HAS_SOFTCAP)
-            out_z = tl.where(e > 0, out * (z - center), 0.0)
-            tl.store(probs_z + t * probs_z_stride + column, out_z.to(probs_z.dtype.element_ty), mask=inside)
-            if PROBS:
-                tl.store(probs + t * probs_stride + column, out.to(probs.dtype.element_ty), mask=inside)
+    stats += t
+    probs += t * probs_stride
+    probs_z += t * probs_z_stride
+    # The statistics so far. A row without a base takes the maximum of its first columns, or of all.
+    m_before, s_before, sz_before, s2_before = -float("inf"), 0.0, 0.0, 0.0
+    total_before, base_before, written_before, center = 0.0, -float("inf"), 0.0, 0.0
+    if BEGINS:
+        tl.store(stats + 2 * U, 0.0, mask=(y < 0) | (y >= width))  # a later tile has the target
+    else:
+        m_before, s_before, sz_before, s2_before = (
+            tl.load(stats), tl.load(stats + U), tl.load(stats + 3 * U), tl.load(stats + 4 * U),
+        )  # fmt: skip
+        total_before, base_before, written_before = (
+            tl.load(stats + 5 * U), tl.load(stats + 7 * U), tl.load(stats + 8 * U),
+        )  # fmt: skip
+        if PROBS_Z:
+            center = tl.load(stats + 6 * U)
+    seen = base_before > -float("inf")
+    base = base_before
+    probe = tl.minimum(width, BLOCK) if ONE_PASS else width
+    if not (ONE_PASS and seen):
+        top = maximum(row, bias, probe, y, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP, BLOCK)
+        base = tl.maximum(base_before, top)
+    against = tl.where(base > -float("inf"), base, 0.0)
+    if PROBS_Z:
+        if not seen:
+            m, s, written, exact, sz, s2, total = exponentials(
+                row, bias, probe, y, against, center, stats + 2 * U, softcap, inverse_temperature,
+                to_tanh, probs, probs_z, HAS_BIAS, HAS_SOFTCAP, True, False, False, BLOCK,
+            )  # fmt: skip
+            center = against + tl.where(s > 0, sz / tl.where(s > 0, s, 1.0), 0.0)
+    m, s, written, exact, sz, s2, total = exponentials(
+        row, bias, width, y, against, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs, probs_z,
+        HAS_BIAS, HAS_SOFTCAP, EXTRAS, PROBS, PROBS_Z, BLOCK,
+    )  # fmt: skip
+    if ONE_PASS:
+        if (m > base + REACH) | ((m > -float("inf")) & (base == -float("inf"))):  # too far above: once more
+            base = m
+            center = tl.where(seen, center, m)
+            m, s, written, exact, sz, s2, total = exponentials(
+                row, bias, width, y, base, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs,
+                probs_z, HAS_BIAS, HAS_SOFTCAP, EXTRAS, PROBS, PROBS_Z, BLOCK,
+            )  # fmt: skip
+    # What earlier tiles gave is brought to this base; the statistics, which are exact, to the maximum.
+    m = tl.maximum(m_before, m)
+    top = tl.where(m > -float("inf"), m, 0.0)
+    factor = exp_or_zero(tl.where(seen, base_before - base, 0.0))
+    if HAS_SUMS:
+        if factor != 1.0:
+            for start in range(0, sums_width, BLOCK):
+                column = start + tl.arange(0, BLOCK)
+                inside = column < sums_width
+                x = tl.load(sums + t * sums_stride + column, mask=inside)
+                tl.store(sums + t * sums_stride + column, x * factor, mask=inside)
+    drop = tl.where(m_before > -float("inf"), m_before - top, 0.0)
+    below = tl.where(base > -float("inf"), base - top, 0.0)
+    old, new = exp_or_zero(drop), exp_or_zero(below)
+    tl.store(stats, m)
+    tl.store(stats + U, old * s_before + new * s)
+    tl.store(stats + 3 * U, tl.where(old > 0, old * (sz_before + s_before * drop), 0.0) + new * (sz + s * below))
+    tl.store(stats + 4 * U, old * old * s2_before + new * new * s2)
+    tl.store(stats + 5 * U, total_before + total)
+    tl.store(stats + 7 * U, base)
+    if PROBS:
+        s = s * tl.where(exact > 0, written / tl.where(exact > 0, exact, 1.0), 1.0)
+    tl.store(stats + 8 * U, factor * written_before + s)
+    if PROBS_Z:
+        tl.store(stats + 6 * U, center)
+    if HAS_BASE:
+        tl.store(base_to + t, base)
 
 
 @triton.jit
@@ -126,17 +203,6 @@ def fold_gradient_kernel(
     g = tl.where(p > 0, weighted(p, z, to_tanh, HAS_SOFTCAP) * coefficient, 0.0)
     g = tl.where(column == y, tl.load(d + t), g)
     tl.store(out + t * out_stride + column, g.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def fold_rescale_kernel(acc, stride, factor, width, BLOCK: tl.constexpr):
-    t = tl.program_id(0).to(tl.int64)
-    f = tl.load(factor + t)
-    if f != 1.0:  # a row whose maximum stayed is not even read
-        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        inside = column < width
-        x = tl.load(acc + t * stride + column, mask=inside)
-        tl.store(acc + t * stride + column, x * f, mask=inside)
 
 
 @triton.jit
@@ -169,26 +235,22 @@ def block_of(width: int) -> int:
     return min(triton.next_power_of_2(max(width, 32)), STEP)
 
 
-def fold_forward(
-    tile: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    first: int,
-    stats: Tensor,
-    softcap: float,
-    temperature: float,
-    probs: Tensor | None,
-    probs_z: Tensor | None,
-) -> None:
-    rows, width = tile.shape
+def fold_forward(tile: Any, stats: Tensor, spec: Any, to: Any) -> None:
+    """`tile`, `spec` and `to` as in mmfast/ops/head/folds.py."""
+    logits, bias, targets, first = tile
+    rows, width = logits.shape
     if rows == 0:
         return
-    cap, inverse, to_tanh = scalars(softcap, temperature)
-    to, to_z = (tile if t is None else t for t in (probs, probs_z))
+    probs, probs_z, sums, base = (logits if t is None else t for t in to)
+    in_place = probs.data_ptr() == logits.data_ptr()
+    one_pass = to.probs is None or (probs.dtype != torch.float16 and not in_place)
     fold_forward_kernel[(rows,)](
-        tile, tile.stride(0), tile if bias is None else bias, targets, first, stats, rows, width, cap, inverse, to_tanh,
-        to, to.stride(0), to_z, to_z.stride(0), HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap != 0,
-        PROBS=probs is not None, PROBS_Z=probs_z is not None, BLOCK=block_of(width), num_warps=8,
+        logits, logits.stride(0), logits if bias is None else bias, targets, first, stats, rows, width,
+        *scalars(spec.softcap, spec.temperature), probs, probs.stride(0), probs_z, probs_z.stride(0), base, sums,
+        sums.stride(0), sums.shape[1], HAS_BIAS=bias is not None, HAS_SOFTCAP=spec.softcap != 0,
+        EXTRAS=spec.entropy or spec.squares or spec.total, PROBS=to.probs is not None, PROBS_Z=to.probs_z is not None,
+        HAS_BASE=to.base is not None, HAS_SUMS=to.sums is not None, BEGINS=first == 0,
+        ONE_PASS=one_pass, BLOCK=block_of(width), num_warps=8,
     )  # fmt: skip
 
 
@@ -216,14 +278,6 @@ def fold_gradient(
         out.stride(0), width, *scalars(softcap, temperature), HAS_BIAS=bias is not None,
         HAS_SOFTCAP=softcap != 0, HAS_B=b is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
-
-
-def fold_rescale(acc: Tensor, factor: Tensor) -> None:
-    rows, width = acc.shape
-    if acc.numel():
-        block = min(block_of(width), 1024)
-        grid = (rows, triton.cdiv(width, block))
-        fold_rescale_kernel[grid](acc, acc.stride(0), factor.contiguous(), width, BLOCK=block, num_warps=4)
 
 
 def fold_finish(kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:

@@ -6,9 +6,6 @@
 namespace mmfast {
 namespace MMFAST_ISA {
 
-// Rows of the statistics, as in folds.py.
-enum Stat { kMax, kSum, kTarget, kSumZ, kSquares, kTotal, kCenter, kFactor };
-
 template <typename T>
 MMFAST_HD void store(T* to, T value) { *to = value; }
 MMFAST_HD void store(uint16_t* to, float value) { *to = to_bf16(value); }
@@ -79,15 +76,17 @@ static void weighted_exponentials(const T* z, int64_t n, T base, T center, const
 }
 
 template <typename T, typename Out>
-static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares, bool total, Out* out_z,
-                    int64_t out_z_stride, uintptr_t threads) {
+static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares, bool total, const FoldResults& to,
+                    uintptr_t threads) {
   const LogitMap<T> map = LogitMap<T>::of(tile.softcap, tile.temperature);
   const int64_t rows = tile.rows, n = tile.width;
-  const bool plain = !entropy && !squares && !out_z && !(map.softcap > 0 && tile.out);
+  const bool plain = !entropy && !squares && !to.out_z && !(map.softcap > 0 && tile.out);
   each_row(rows, threads, [&](int64_t t) {
     T* z = static_cast<T*>(tile.logits) + t * tile.stride;
     auto stat = [&](Stat which) -> T& { return stats[which * rows + t]; };
     map_row(tile, map, z);
+    if (tile.first == 0)
+      for (int k = 0; k < kStats; ++k) stats[k * rows + t] = k == kMax ? -INFINITY : T(0);
     if (total) {
       T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -105,7 +104,12 @@ static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares,
     OthersSum<T> sum = {stat(kMax), stat(kSum), stat(kSumZ), stat(kSquares)};
     const bool first = !(sum.m > -INFINITY);
     m = m > sum.m ? m : sum.m;
-    stat(kFactor) = move_maximum(sum, m);
+    const T factor = move_maximum(sum, m);
+    T* sums = static_cast<T*>(to.sums) + t * to.sums_stride;
+    if (to.sums && factor != 1) {
+#pragma omp simd
+      for (int64_t i = 0; i < to.sums_width; ++i) sums[i] *= factor;
+    }
     const T base = finite_or_zero(m);
     Out* out = tile.out ? static_cast<Out*>(tile.out) + t * tile.out_stride : nullptr;
     if (plain) {
@@ -113,14 +117,16 @@ static void forward(const LogitTile& tile, T* stats, bool entropy, bool squares,
     } else {
       const OthersSum<T> more = all_sums(z, n, base);
       if (first) stat(kCenter) = base + (more.s > 0 ? more.sz / more.s : T(0));
-      if (out || out_z)
-        weighted_exponentials(z, n, base, stat(kCenter), map, out, out_z ? out_z + t * out_z_stride : nullptr);
+      if (out || to.out_z)
+        weighted_exponentials(z, n, base, stat(kCenter), map, out,
+                              to.out_z ? static_cast<Out*>(to.out_z) + t * to.out_z_stride : nullptr);
       sum.s += more.s;
       stat(kSumZ) = sum.sz + more.sz;
       stat(kSquares) = sum.s2 + more.s2;
     }
-    stat(kMax) = m;
-    stat(kSum) = sum.s;
+    stat(kMax) = stat(kBase) = m;
+    stat(kSum) = stat(kWritten) = sum.s;
+    if (to.base) static_cast<T*>(to.base)[t] = m;
   });
 }
 
@@ -132,11 +138,10 @@ static void with_types(int dtype, int out_dtype, F run) {
   else run(float(), float());
 }
 
-void fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, void* out_z,
-                  int64_t out_z_stride, uintptr_t threads) {
+void fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total, const FoldResults& to,
+                  uintptr_t threads) {
   with_types(tile.dtype, tile.out_dtype, [&](auto x, auto y) {
-    forward(tile, static_cast<decltype(x)*>(stats), entropy, squares, total, static_cast<decltype(y)*>(out_z),
-            out_z_stride, threads);
+    forward<decltype(x), decltype(y)>(tile, static_cast<decltype(x)*>(stats), entropy, squares, total, to, threads);
   });
 }
 
@@ -170,25 +175,6 @@ void fold_gradient(const LogitTile& tile, const void* lse, const void* a, const 
     using T = decltype(x);
     gradient<T, decltype(y)>(tile, static_cast<const T*>(lse), static_cast<const T*>(a), static_cast<const T*>(b),
                              static_cast<const T*>(d), threads);
-  });
-}
-
-template <typename T>
-static void scale_rows(T* acc, const T* factor, int64_t rows, int64_t width, int64_t stride, uintptr_t threads) {
-  each_row(rows, threads, [&](int64_t t) {
-    const T f = factor[t];
-    if (f == 1) return;
-    T* row = acc + t * stride;
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) row[i] *= f;
-  });
-}
-
-void fold_rescale(void* acc, const void* factor, int64_t rows, int64_t width, int64_t stride, int dtype,
-                  uintptr_t threads) {
-  with_types(dtype, dtype, [&](auto x, auto) {
-    using T = decltype(x);
-    scale_rows(static_cast<T*>(acc), static_cast<const T*>(factor), rows, width, stride, threads);
   });
 }
 

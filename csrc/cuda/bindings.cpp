@@ -22,7 +22,7 @@ void bind_cuda(pybind11::module_& m) {
                      stream);
   });
 
-  bind_folds(m, "cuda", cuda_fold_forward, cuda_fold_gradient, cuda_fold_rescale, cuda_fold_finish);
+  bind_folds(m, "cuda", cuda_fold_forward, cuda_fold_gradient, cuda_fold_finish);
   m.def("cuda_preference_scratch", &cuda_preference_scratch);
   bind_preference(m, "cuda", cuda_preference);
 }

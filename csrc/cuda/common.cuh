@@ -104,9 +104,11 @@ __device__ __forceinline__ void store_some(T* to, int64_t left, const acc_t<T> (
 }
 
 struct Sum {
+  static constexpr double kNone = 0;
   template <class T> __device__ T operator()(T a, T b) const { return a + b; }
 };
 struct Max {
+  static constexpr double kNone = -INFINITY;
   template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; }
 };
 
@@ -117,20 +119,22 @@ constexpr int kMaxWarps = 32;
 template <int N, class T, class Op>
 __device__ __forceinline__ void block_reduce(T (&value)[N], Op op) {
   __shared__ T parts[kMaxWarps * N];
+  const unsigned lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  auto reduce_warp = [&] {
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int lane = kWarp / 2; lane > 0; lane /= 2) value[n] = op(value[n], __shfl_xor_sync(0xffffffffu, value[n], lane));
+      for (int far = kWarp / 2; far > 0; far /= 2) value[n] = op(value[n], __shfl_xor_sync(0xffffffffu, value[n], far));
+  };
+  reduce_warp();
   __syncthreads();  // the previous reduction's readers are done with parts
-  if (threadIdx.x % kWarp == 0)
+  if (lane == 0)
 #pragma unroll
     for (int n = 0; n < N; ++n) parts[threadIdx.x / kWarp * N + n] = value[n];
   __syncthreads();
 #pragma unroll
-  for (int n = 0; n < N; ++n) value[n] = parts[n];
-  for (unsigned warp = 1; warp < blockDim.x / kWarp; ++warp)
-#pragma unroll
-    for (int n = 0; n < N; ++n) value[n] = op(value[n], parts[warp * N + n]);
+  for (int n = 0; n < N; ++n) value[n] = lane < warps ? parts[lane * N + n] : T(Op::kNone);
+  reduce_warp();
 }
 
 }  // namespace mmfast::cuda

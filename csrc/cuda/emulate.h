@@ -17,6 +17,8 @@
 #undef __shared__
 #define __shared__ static
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 #define threadIdx (mmfast::emulate::current().thread)
 #define blockIdx (mmfast::emulate::current().block)
 #define blockDim (mmfast::emulate::current().dim)

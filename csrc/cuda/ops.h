@@ -17,10 +17,9 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
 void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
                       int64_t width, int dtype, uintptr_t stream);
 
-// The folds over a tile of logits: all statistics are kept, whichever are asked for.
+// The folds over a tile of logits.
 FoldForward cuda_fold_forward;
 FoldGradient cuda_fold_gradient;
-FoldRescale cuda_fold_rescale;
 FoldFinish cuda_fold_finish;
 
 // preference_loss in one launch; tensors.scratch has cuda_preference_scratch(U, N, R, P) bytes.

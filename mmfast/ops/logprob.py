@@ -13,7 +13,7 @@ from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept, slopes_of
 from mmfast.ops.head.call import Call, prepare
 from mmfast.ops.head.outcome import Outcome, Saved
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import custom_op
 from mmfast.ops.rows import accumulator
@@ -130,7 +130,7 @@ def _(
     return (
         numbers(True), numbers(spec.entropy), numbers(spec.squares), numbers(spec.total),
         x.new_empty(n, dtype=torch.bool), numbers(True), numbers(True), numbers(True), numbers(kept),
-        x.new_empty(n, vocab, dtype=compute_dtype(x)) if kept else numbers(False), *gradients,
+        x.new_empty(n, padded(vocab), dtype=compute_dtype(x))[:, :vocab] if kept else numbers(False), *gradients,
     )  # type: ignore[return-value]  # fmt: skip
 
 

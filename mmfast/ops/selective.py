@@ -12,7 +12,7 @@ from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_doubl
 from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import slopes_of
 from mmfast.ops.head.call import logit_spec
-from mmfast.ops.head.folds import STATS, Folds, M, Tile
+from mmfast.ops.head.folds import STATS, Folds, Tile, Written
 from mmfast.ops.head.outcome import Saved, outcome
 from mmfast.ops.head.spec import TILE_BUDGET, HeadSpec, budget_for
 from mmfast.ops.launch import custom_op
@@ -81,12 +81,12 @@ def _selective_logprob(logits: Tensor, targets: Tensor, options: list[float], in
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
-    stats = logits.new_zeros(STATS, rows, dtype=accumulator(logits.dtype))
-    stats[M] = -torch.inf
+    stats = logits.new_empty(STATS, rows, dtype=accumulator(logits.dtype))
     for block, tile in _blocks(logits, targets, folds):
-        part = stats[:, block].contiguous()
-        folds.forward(tile, part, spec, None, None)
-        stats[:, block] = part
+        part = stats[:, block] if len(tile.targets) == rows else stats.new_empty(STATS, len(tile.targets))
+        folds.forward(tile, part, spec, Written())
+        if part.shape != stats.shape:
+            stats[:, block] = part
     return outcome(stats, vocab, spec)[:8]
 
 

@@ -144,6 +144,6 @@ def test_triton_launches_are_guarded(name: str, inside: list[int], monkeypatch: 
 def test_a_launch_outside_a_guard_is_seen(inside: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch itself."""
     emulate_cuda(monkeypatch, Watched(emulated(), inside, []))
-    acc = torch.ones(2, 8)
-    with pytest.raises(AssertionError, match="cuda_fold_rescale is launched outside"):
-        backends.FOLDS["cuda"]().rescale(acc, torch.ones(2))
+    z, ones, targets = torch.ones(2, 8), torch.ones(2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(AssertionError, match="cuda_fold_finish is launched outside"):
+        backends.FOLDS["cuda"]().finish(z, ones[:, None], 8, targets, ones)

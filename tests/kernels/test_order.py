@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import STATS, M, Tile
+from mmfast.ops.head.folds import STATS, Tile, Written
 from mmfast.ops.head.folds_native import NativeFolds
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.preference_kernels import PreferenceTensors, preference_native
@@ -51,26 +51,27 @@ def test_a_missing_barrier_shows_in_one_of_the_orders(first: bool) -> None:
     assert not torch.equal(without[0][0], without[1][0])
 
 
-@pytest.mark.parametrize("width", [40, 2500])  # one warp, and many
+@pytest.mark.parametrize("width", [64, 2500])  # one warp, and many
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folds(width: int, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
-    z = (3 * torch.randn(5, width, generator=g)).to(dtype)
+    z = 3 * torch.randn(5, width, generator=g)
+    z[3, -2] = 50.0  # read twice
     targets = torch.randint(0, width, (5,), generator=g)
     lse, a, b, d = torch.randn(4, 5, generator=g)
 
     def run() -> list[Tensor]:
         folds = NativeFolds("cuda", emulated())
-        stats = torch.zeros(STATS, 5)
-        stats[M] = -torch.inf
+        stats, base = torch.zeros(STATS, 5), torch.zeros(5)
         probs, probs_z, grad, kept = (torch.empty(5, width, dtype=dtype) for _ in range(4))
-        folds.forward(Tile(z.clone(), None, targets, 0), stats, SPEC, probs, probs_z)
-        folds.gradient(Tile(z.clone(), None, targets, 0), lse + 9, a, b, d, SPEC, grad)
+        sums = torch.ones(5, width)
+        for first in (0, width):
+            tile = Tile(z + first / 100, None, targets, first)
+            folds.forward(tile, stats, SPEC, Written(probs, probs_z, sums if first else None, base))
+        folds.gradient(Tile(z.to(dtype), None, targets, 0), lse + 9, a, b, d, SPEC, grad)
         kept.copy_(probs)
         folds.finish(kept, torch.linspace(0.5, 1, 5)[:, None].contiguous(), width, targets, d)
-        acc = torch.ones(5, width)
-        folds.rescale(acc, stats[M].exp())
-        return [stats, probs, probs_z, grad, kept, acc]
+        return [stats, probs, probs_z, grad, kept, sums, base]
 
     assert all(torch.equal(x, y) for x, y in zip(*both_ways(run), strict=True))
 

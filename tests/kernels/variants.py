@@ -90,28 +90,36 @@ def fold() -> Iterator[Variant]:
 
     scalars = {name: "fp32" for name in ("softcap", "inverse_temperature", "to_tanh")}
     tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i64"} | scalars
-    for label, dtype, out, options in (
-        ("fp32 -> bf16", "fp32", "bf16", False),
-        ("fp32 in place, all options", "fp32", "fp32", True),
-        ("bf16 in place", "bf16", "bf16", False),
+    outputs = {name: "*fp32" for name in ("stats", "base_to", "sums")}
+    outputs |= {name: "i64" for name in ("U", "probs_stride", "probs_z_stride", "sums_stride", "sums_width")}
+    strides = ("tile_stride", "probs_stride", "probs_z_stride", "sums_stride")
+    for label, dtype, out, options, one_pass in (
+        ("fp32 -> bf16", "fp32", "bf16", False, True),
+        ("fp32 -> bf16, all options", "fp32", "bf16", True, True),
+        ("fp32 -> fp16", "fp32", "fp16", False, False),
+        ("fp32 in place, all options", "fp32", "fp32", True, False),
+        ("bf16, nothing written", "bf16", "", False, True),
     ):
         flags = {"HAS_BIAS": options, "HAS_SOFTCAP": options}
+        to = f"*{out or dtype}"
         yield Variant(
             label,
             logprob.fold_forward_kernel,
-            tile
-            | {"tile": f"*{dtype}", "stats": "*fp32", "U": "i64", "probs": f"*{out}", "probs_z": f"*{out}"}
-            | {"probs_stride": "i64", "probs_z_stride": "i64"},
-            flags | {"PROBS": True, "PROBS_Z": options, "BLOCK": logprob.STEP},
+            tile | outputs | {"tile": f"*{dtype}", "probs": to, "probs_z": to},
+            flags
+            | {"EXTRAS": options, "PROBS": bool(out), "PROBS_Z": options, "HAS_BASE": bool(out), "HAS_SUMS": bool(out)}
+            | {"BEGINS": not out, "ONE_PASS": one_pass, "BLOCK": logprob.STEP},
             num_warps=8,
-            multiples_of_16=("tile_stride", "width", "probs_stride", "probs_z_stride"),
+            multiples_of_16=strides,
         )
+        if not one_pass and not options:
+            continue
         yield Variant(
             label,
             logprob.fold_gradient_kernel,
             tile
             | {name: "*fp32" for name in ("lse", "a", "b", "d")}
-            | {"tile": f"*{dtype}", "out": f"*{out}", "out_stride": "i64"},
+            | {"tile": f"*{dtype}", "out": to, "out_stride": "i64"},
             flags | {"HAS_B": options, "BLOCK": 2048},
             multiples_of_16=("tile_stride", "width", "out_stride"),
         )
@@ -119,16 +127,17 @@ def fold() -> Iterator[Variant]:
         "sizes of 1",
         logprob.fold_forward_kernel,
         {name: kind for name, kind in tile.items() if name not in ("width", "first", "tile_stride")}
-        | {"tile": "*fp32", "stats": "*fp32", "probs": "*fp32", "probs_z": "*fp32"},
-        dict.fromkeys(("width", "first", "tile_stride", "U", "probs_stride", "probs_z_stride"), 1)
-        | {"HAS_BIAS": True, "HAS_SOFTCAP": True, "PROBS": True, "PROBS_Z": True, "BLOCK": 32},
-    )
-    yield Variant(
-        "fp32",
-        logprob.fold_rescale_kernel,
-        {"acc": "*fp32", "stride": "i64", "factor": "*fp32", "width": "i64"},
-        {"BLOCK": 1024},
-        multiples_of_16=("stride", "width"),
+        | {
+            "tile": "*fp32",
+            "stats": "*fp32",
+            "probs": "*fp32",
+            "probs_z": "*fp32",
+            "base_to": "*fp32",
+            "sums": "*fp32",
+        },
+        dict.fromkeys(("width", "first", "U", "sums_width", *strides), 1)
+        | dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", "EXTRAS", "PROBS", "PROBS_Z", "HAS_BASE", "HAS_SUMS"), True)
+        | {"BEGINS": False, "ONE_PASS": True, "BLOCK": 32},
     )
     yield Variant(
         "bf16",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import choose
-from mmfast.ops.head.folds import CENTER, FACTOR, S2, SZ, TOTAL, ZY, Folds, M, S, Tile
+from mmfast.ops.head.folds import BASE, CENTER, S2, SZ, TOTAL, WRITTEN, ZY, Folds, M, S, Tile, Written
 from mmfast.ops.head.folds_native import NativeFolds
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.oracles.logprob import map_logits
@@ -27,9 +27,12 @@ def _slope(z: Tensor, spec: HeadSpec) -> Tensor | float:
 class TorchFolds(Folds):
     """These do in torch, line by line, what the native folds do."""
 
-    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
         z = _mapped(tile, spec)
         here, column = tile.target_columns()
+        if tile.first == 0:
+            stats.zero_()
+            stats[M] = -torch.inf
         if spec.total:
             stats[TOTAL] += z.sum(1)
         stats[ZY] = torch.where(here, z.gather(1, column)[:, 0], stats[ZY])
@@ -47,16 +50,19 @@ class TorchFolds(Folds):
             stats[SZ] = factor * (stats[SZ] + stats[S] * drop) + (e * offset).sum(1)
         if spec.squares:
             stats[S2] = factor**2 * stats[S2] + (e * e).sum(1)
-        stats[S] = factor * stats[S] + e.sum(1)
-        stats[M] = m
-        stats[FACTOR] = factor
+        stats[S] = stats[WRITTEN] = factor * stats[S] + e.sum(1)
+        stats[M] = stats[BASE] = m
         weighted = e * _slope(torch.where(e > 0, others, 0.0), spec)
-        if probs_z is not None:
+        if to.probs_z is not None:
             mean = base + torch.where(stats[S] > 0, (e * offset).sum(1) / stats[S], 0.0)
             stats[CENTER] = torch.where(before > -torch.inf, stats[CENTER], mean)
-            probs_z.copy_(weighted * (offset + (base - stats[CENTER])[:, None]))
-        if probs is not None:
-            probs.copy_(weighted)
+            to.probs_z.copy_(weighted * (offset + (base - stats[CENTER])[:, None]))
+        if to.probs is not None:
+            to.probs.copy_(weighted)
+        if to.base is not None:
+            to.base.copy_(m)
+        if to.sums is not None:
+            to.sums.mul_(factor[:, None])
 
     def gradient(
         self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
@@ -68,9 +74,6 @@ class TorchFolds(Folds):
         coefficient = a[:, None] if b is None else a[:, None] + b[:, None] * torch.where(p > 0, logp, 0.0)
         g = p * coefficient * _slope(torch.where(p > 0, z, 0.0), spec)
         out.copy_(g.scatter(1, column, torch.where(here[:, None], d[:, None], g.gather(1, column))))
-
-    def rescale(self, acc: Tensor, factor: Tensor) -> None:
-        acc.mul_(factor[:, None])
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         for k in range(scale.shape[1]):
@@ -88,16 +91,13 @@ class TritonFolds(Folds):
 
         self.kernels = logprob
 
-    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
-        self.kernels.fold_forward(*tile, stats, spec.softcap, spec.temperature, probs, probs_z)
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
+        self.kernels.fold_forward(tile, stats, spec, to)
 
     def gradient(
         self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
     ) -> None:
         self.kernels.fold_gradient(*tile, lse, a, b, d, spec.softcap, spec.temperature, out)
-
-    def rescale(self, acc: Tensor, factor: Tensor) -> None:
-        self.kernels.fold_rescale(acc, factor)
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         self.kernels.fold_finish(kept, scale, width, targets, entry)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmfast.ops.head.folds import Folds
 from mmfast.ops.head.outcome import Saved
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.rows import accumulator
 
@@ -107,12 +107,11 @@ def by_recomputing(
     sums = [x.new_zeros(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if spec.input_grad else []
     right = [t.to(store) for t, _ in head.terms()]
     width = spec.tile_width(rows, vocab)
-    buffer = x.new_empty(rows * width, dtype=acc)
-    store_buffer = buffer if store == acc else x.new_empty(rows * width, dtype=store)
+    buffer = x.new_empty(rows, padded(width), dtype=acc)
+    store_buffer = buffer if store == acc else x.new_empty(rows, padded(width), dtype=store)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        shape, size = (rows, stop - start), rows * (stop - start)
-        tile, dz = buffer[:size].view(shape), store_buffer[:size].view(shape)
+        tile, dz = buffer[:, : stop - start], store_buffer[:, : stop - start]
         folds.gradient(head.tile(folds, start, tile), lse, *slopes, spec, dz)
         for g, (_, w) in zip(sums, head.terms(), strict=bool(sums)):
             folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)

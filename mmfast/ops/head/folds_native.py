@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops.dispatch import native
-from mmfast.ops.head.folds import Folds, Tile
+from mmfast.ops.head.folds import Folds, Tile, Written
 from mmfast.ops.head.gemm import torch_product
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import address, row_stride, stream
@@ -66,13 +66,13 @@ class NativeFolds(Folds):
             DTYPE_CODES[out_dtype],
         )  # fmt: skip
 
-    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, probs: Tensor | None, probs_z: Tensor | None) -> None:
-        assert stats.is_contiguous()
-        written = tile.logits if probs is None and probs_z is None else probs if probs is not None else probs_z
-        assert written is not None
+    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
+        assert stats.is_contiguous() and (to.base is None or to.base.is_contiguous())
+        written = tile.logits if to.probs is None else to.probs
         self._run(
-            "forward", self._tile(tile, spec, probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
-            spec.total, address(probs_z), row_stride(probs_z), self._queue(stats),
+            "forward", self._tile(tile, spec, to.probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
+            spec.total, address(to.probs_z), row_stride(to.probs_z), address(to.base), address(to.sums),
+            0 if to.sums is None else to.sums.shape[1], row_stride(to.sums), self._queue(stats),
         )  # fmt: skip
 
     def gradient(
@@ -81,13 +81,6 @@ class NativeFolds(Folds):
         vectors = [None if t is None else t.contiguous() for t in (lse, a, b, d)]
         addresses = (address(t) for t in vectors)
         self._run("gradient", self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
-
-    def rescale(self, acc: Tensor, factor: Tensor) -> None:
-        factor = factor.contiguous()
-        self._run(
-            "rescale", acc.data_ptr(), factor.data_ptr(), *acc.shape, acc.stride(0), DTYPE_CODES[acc.dtype],
-            self._queue(acc),
-        )  # fmt: skip
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         assert kept.is_contiguous()

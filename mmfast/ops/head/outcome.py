@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import CENTER, S2, SZ, TOTAL, ZY, Folds, M, S
+from mmfast.ops.head.folds import BASE, CENTER, S2, SZ, TOTAL, WRITTEN, ZY, Folds, M, S
 from mmfast.ops.head.spec import HeadSpec
 
 
@@ -66,7 +66,7 @@ def outcome(stats: Tensor, vocab: int, spec: HeadSpec) -> Outcome:
 
 def finish_kept(
     kept: Tensor,
-    maxima: list[Tensor],
+    bases: list[Tensor],
     stats: Tensor,
     out: Outcome,
     width: int,
@@ -74,13 +74,13 @@ def finish_kept(
     spec: HeadSpec,
     folds: Folds,
 ) -> Tensor:
-    """Brings all tiles to the final maximum and put the target's entry in; returns the factor that makes it P - Y."""
-    s = stats[S]
+    """Brings all tiles to the final base and put the target's entry in; returns the factor that makes it P - Y."""
+    s = stats[WRITTEN]
     inverse = torch.where(s > 0, 1 / s, 0.0)
-    if not maxima:
+    if not len(s):
         return s.clone()
-    m = torch.stack(maxima, 1)
-    scale = torch.where(m > -torch.inf, (m - stats[M, :, None]).exp(), 1.0)
+    base = torch.stack(bases, 1)
+    scale = torch.where(base > -torch.inf, (base - stats[BASE, :, None]).exp(), 1.0)
     entry = -s * out.slope * spec.temperature
     if kept.dtype == torch.float16:  # s may be beyond fp16: normalise
         scale, entry, factor = scale * inverse[:, None], entry * inverse, out.p_others
@@ -100,7 +100,7 @@ def input_gradients(
     spec: HeadSpec,
 ) -> tuple[Tensor, ...]:
     """Returns d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
-    s = stats[S]
+    s = stats[WRITTEN]
     others = (out.p_others * torch.where(s > 0, 1 / s, 0.0) / spec.temperature)[:, None]
     at_target = out.slope[:, None]
     target_rows = [w[targets].to(s.dtype) for _, w in terms]

@@ -7,7 +7,7 @@ pass, while each tile of exponentials is still in cache, and dX_t = c_t G_t.
 path        for                                   forward keeps                          GEMM passes
 stats       nothing needs a gradient              nothing                                1
 direct      only the input needs one              G (and d entropy/dx)                   2 (3)
-kept        the head too, E fits keep_budget      G, E = e^(z - m) in the compute dtype  3
+kept        the head too, E fits keep_budget      G, E = e^(z - base), compute dtype     3
 recompute   the head too, E does not fit,         log-sum-exp                            4
             or the entropy needs a gradient
 """
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops.head.folds import FACTOR, STATS, Folds, M, Tile
+from mmfast.ops.head.folds import STATS, Folds, Tile, Written
 from mmfast.ops.head.outcome import Outcome, finish_kept, input_gradients, outcome
-from mmfast.ops.head.spec import HeadSpec, compute_dtype
+from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.rows import accumulator
 
 ROW_BLOCK = 8192
@@ -65,16 +65,17 @@ def forward(head: Head, spec: HeadSpec, folds: Folds) -> Outcome:
     rows, vocab = head.x.shape[0], head.weight.shape[0]
     kept = None
     if spec.path(head.x, vocab) == "kept":
-        kept = head.x.new_empty(rows, vocab, dtype=compute_dtype(head.x))
+        kept = head.x.new_empty(rows, padded(vocab), dtype=compute_dtype(head.x))
     if rows <= ROW_BLOCK:
-        return _forward_block(head, spec, folds, kept)
+        out = _forward_block(head, spec, folds, kept)
+        return out if kept is None else out._replace(kept=kept[:, :vocab])
     blocks = []
     for start in range(0, rows, ROW_BLOCK):
         block = slice(start, min(start + ROW_BLOCK, rows))
         blocks.append(_forward_block(head.cut(block), spec, folds, None if kept is None else kept[block]))
     joined = [torch.cat(parts) for parts in zip(*(block[:9] for block in blocks), strict=True)]
     gradients = tuple(torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True))
-    return Outcome._make((*joined, blocks[0].kept if kept is None else kept, gradients))
+    return Outcome._make((*joined, blocks[0].kept if kept is None else kept[:, :vocab], gradients))
 
 
 def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None) -> Outcome:
@@ -86,40 +87,49 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Folds, kept: Tensor | None
     width = spec.tile_width(rows, vocab, budgets=4 if in_place else 1)
     want_g = spec.input_grad and (kept is not None or not spec.head_grad)
     want_entropy = want_g and spec.entropy_grad
+
     # Buffers of one tile (logits, E, E (z - center)), the running statistics, and the sums of E W over the tiles.
-    tile_buffer = None if in_place else x.new_empty(rows * width, dtype=acc)
-    e_buffer = x.new_empty(rows * width, dtype=store) if want_g and kept is None and store != acc else None
-    z_buffer = x.new_empty(rows * width, dtype=store) if want_entropy else None
-    stats = x.new_zeros(STATS, rows, dtype=acc)
-    stats[M] = -torch.inf
-    sums = [x.new_empty(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if want_g else []
-    entropy_sums = [torch.empty_like(g) for g in sums] if want_entropy else []
-    maxima = []
-    for start in range(0, vocab if rows else 0, width):
+    def buffer(want: bool, dtype: torch.dtype) -> Tensor | None:
+        return x.new_empty(rows, padded(width), dtype=dtype) if want else None
+
+    logits = buffer(not in_place, acc)
+    e_buffer = buffer(want_g and kept is None and store != acc, store)
+    z_buffer = buffer(want_entropy, store)
+    stats = x.new_empty(STATS, rows, dtype=acc)
+    sums, (g_sums, entropy_sums) = _sums(head, want_g + want_entropy)
+    bases = [] if kept is None else list(x.new_empty(-(-vocab // width), rows, dtype=acc))
+    for k, start in enumerate(range(0, vocab if rows else 0, width)):
         stop = min(start + width, vocab)
-        shape, size = (rows, stop - start), rows * (stop - start)
         kept_tile = None if kept is None else kept[:, start:stop]
-        tile = kept_tile if tile_buffer is None else tile_buffer[:size].view(shape)
+        tile = kept_tile if logits is None else logits[:, : stop - start]
         assert tile is not None
         probs = kept_tile
         if kept_tile is None and want_g:
-            probs = tile if e_buffer is None else e_buffer[:size].view(shape)
-        probs_z = None if z_buffer is None else z_buffer[:size].view(shape)
-        folds.forward(head.tile(folds, start, tile), stats, spec, probs, probs_z)
-        if kept is not None:
-            maxima.append(stats[M].clone())
-        # E of this tile times its rows of W, on top of what earlier tiles gave relative to a lower maximum.
-        for tensors, e in ((sums, probs), (entropy_sums, probs_z)):
+            probs = tile if e_buffer is None else e_buffer[:, : stop - start]
+        probs_z = None if z_buffer is None else z_buffer[:, : stop - start]
+        to = Written(probs, probs_z, sums if start > 0 else None, bases[k] if bases else None)
+        folds.forward(head.tile(folds, start, tile), stats, spec, to)
+        # E of this tile times its rows of W, on top of what the fold has brought to this tile's base.
+        for tensors, e in ((g_sums, probs), (entropy_sums, probs_z)):
             for g, (_, w) in zip(tensors, head.terms(), strict=bool(tensors)):
                 assert e is not None
-                if start > 0:
-                    folds.rescale(g, stats[FACTOR])
                 folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
     out = outcome(stats, vocab, spec)
     if kept is not None:
-        out = out._replace(
-            kept=kept, row_factor=finish_kept(kept, maxima, stats, out, width, head.targets, spec, folds)
-        )
+        out = out._replace(kept=kept, row_factor=finish_kept(kept, bases, stats, out, width, head.targets, spec, folds))
     if want_g:
-        out = out._replace(gradients=input_gradients(head.terms(), head.targets, stats, out, sums, entropy_sums, spec))
+        out = out._replace(
+            gradients=input_gradients(head.terms(), head.targets, stats, out, g_sums, entropy_sums, spec)
+        )
     return out
+
+
+def _sums(head: Head, kinds: int) -> tuple[Tensor | None, tuple[list[Tensor], list[Tensor]]]:
+    """Makes room for the sums of E W (and of E (z - center) W, if `kinds` is 2) of each term: one tensor, which the
+    folds bring to another base in one go, and its parts."""
+    if not kinds:
+        return None, ([], [])
+    sizes = [padded(w.shape[1]) for _, w in head.terms()]
+    whole = head.x.new_empty(head.x.shape[0], kinds * sum(sizes), dtype=accumulator(head.x.dtype))
+    parts = [t[:, : w.shape[1]] for t, (_, w) in zip(whole.split(sizes * kinds, 1), head.terms() * kinds, strict=True)]
+    return whole, (parts[: len(sizes)], parts[len(sizes) :])
