@@ -243,7 +243,7 @@ def test_passes_and_memory(
     run(case, entropy_grad=entropy_grad, keep_budget=keep, tile_budget=1, backend="torch")
     assert sum(flops) == passes * scored * dim * vocab
     kept = trained and not entropy_grad and keep is None
-    assert max(sizes) == (scored * vocab if kept else scored * 256)
+    assert max(sizes) == scored * (1536 if kept else 256)  # rows are a multiple of 64 numbers
     monkeypatch.undo()
     with torch.no_grad():
         monkeypatch.setattr(TorchFolds, "product", counted)
