@@ -16,7 +16,8 @@ from torch import Tensor
 REACH = tl.constexpr(30.0)  # a base may lie so far below the maximum, as in csrc/cuda/logprob.cu
 LOG2E = tl.constexpr(1.4426950408889634)
 EXP_FLOOR = tl.constexpr(-87.0)  # below it exp is exactly zero: no denormals, as in csrc/math.h
-STEP = 2048
+STEP = 2048  # columns at a time, by
+WARPS = 8
 
 
 @triton.jit
@@ -252,7 +253,7 @@ def fold_forward(tile: Any, stats: Tensor, spec: Any, to: Any) -> None:
         sums.stride(0), sums.shape[1], HAS_BIAS=bias is not None, HAS_SOFTCAP=spec.softcap != 0,
         EXTRAS=spec.entropy or spec.squares or spec.total, PROBS=to.probs is not None, PROBS_Z=to.probs_z is not None,
         HAS_BASE=to.base is not None, HAS_SUMS=to.sums is not None, BEGINS=first == 0,
-        ONE_PASS=one_pass, BLOCK=block_of(width), num_warps=8,
+        ONE_PASS=one_pass, BLOCK=block_of(width), num_warps=WARPS,
     )  # fmt: skip
 
 
