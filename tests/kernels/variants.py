@@ -89,7 +89,7 @@ def fold() -> Iterator[Variant]:
     from mmfast.kernels import logprob
 
     scalars = {name: "fp32" for name in ("softcap", "inverse_temperature", "to_tanh")}
-    tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i64"} | scalars
+    tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i32"} | scalars
     outputs = {name: "*fp32" for name in ("stats", "base_to", "sums")}
     outputs |= {name: "i64" for name in ("U", "probs_stride", "probs_z_stride", "sums_stride", "sums_width")}
     strides = ("tile_stride", "probs_stride", "probs_z_stride", "sums_stride")
