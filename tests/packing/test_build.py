@@ -66,6 +66,15 @@ def check(pack: Pack, case: Case, gamma: float) -> None:
         sorted(part) == part for t in range(len(tokens)) for part in [copies[bounds[t] : bounds[t + 1]].tolist()]
     )
 
+    # the inverse of index, for pairs: the tokens that each log-prob scores, in order
+    if len(pack.pairs):
+        starts = pack.index_offsets.tolist()
+        assert [pack.index_copies[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)] == [
+            [n for n, v in enumerate(index) if v == u] for u in range(len(rows))
+        ]
+    else:
+        assert pack.index_copies is None and pack.index_offsets is None
+
     entry_of = {}
     for p, example in enumerate(case.examples):
         sides = [example.chosen] if example.rejected is None else [example.chosen, example.rejected]
