@@ -1,5 +1,6 @@
 """A Pack against the plain reading of each branch, one by one: what every scored token sees, and where it stands."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +70,7 @@ def check(pack: Pack, case: Case, gamma: float) -> None:
     # the inverse of index, for pairs: the tokens that each log-prob scores, in order
     if len(pack.pairs):
         starts = pack.index_offsets.tolist()
-        assert [pack.index_copies[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)] == [
+        assert [pack.index_copies[a:b].tolist() for a, b in itertools.pairwise(starts)] == [
             [n for n, v in enumerate(index) if v == u] for u in range(len(rows))
         ]
     else:
