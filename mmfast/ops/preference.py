@@ -93,7 +93,7 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
 def preference_raw(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
 ) -> Raw:
-    """Calls one backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without
+    """Calls one backend's kernel, without autograd. Without
     want_grad the third result is empty."""
     with launch.device_of(tensors.logps):
         if backend in ("cpu", "cuda"):
@@ -213,8 +213,6 @@ def prepare(
     if index_copies is not None and index_offsets is not None:
         check(OP, "index_copies", index_copies, INDEX, (count,), device)
         check(OP, "index_offsets", index_offsets, INDEX, (logps.shape[0] + 1,), device)
-        check_range(OP, "index_copies", index_copies, 0, count)
-        check_offsets(OP, "index_offsets", index_offsets, count)
         index_copies, index_offsets = index_copies.contiguous(), index_offsets.contiguous()
     tokens: Shape = (count,)
     ready: dict[str, Tensor | None] = {}
@@ -239,6 +237,9 @@ def prepare(
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
+        if index_copies is not None and index_offsets is not None:
+            check_range(OP, "index_copies", index_copies, 0, count)
+            check_offsets(OP, "index_offsets", index_offsets, count)
     tensors = PreferenceTensors(
         logps.contiguous(), None if index is None else _as(index, torch.int64), ready["weights"], ready["ref_logps"],
         _as(responses, torch.int32), _as(pairs, torch.int64), ready["pair_weights"], ready["delta"],
