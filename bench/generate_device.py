@@ -20,7 +20,7 @@ import torch
 from bench.generate import QUESTIONS, Bench
 from bench.step import make_directory
 from mmfast.engines import decoding, prefill
-from mmfast.engines.base import Decode
+from mmfast.engines.base import Decode, Reply
 from mmfast.engines.captured import Captured
 from mmfast.engines.local import Local
 from mmfast.models import load
@@ -142,7 +142,12 @@ def same_as_generate(device: str) -> Iterator[dict[str, Any]]:
     asked, equal = [bench.request(k % 3, question) for k, question in enumerate(QUESTIONS[:9])], 0
     found: dict[str, list[int]] = {}
     reply = bench.engine._reply
-    bench.engine._reply = lambda answer: found.setdefault(answer.of.prompt.key, answer.tokens) and reply(answer)  # type: ignore[method-assign]
+
+    def caught(answer: decoding.Answer) -> Reply:
+        found[answer.of.prompt.key] = answer.tokens
+        return reply(answer)
+
+    bench.engine._reply = caught  # type: ignore[method-assign]
     bench.ours(asked)
     for one in asked:
         want = bench.theirs([one], do_sample=False)[0]
