@@ -1,13 +1,13 @@
 """The local engine against transformers' generate and its own floors: rows in results/generate.jsonl.
 
-python -m bench.generate [--quick] [--write]
+python -m bench.generate [--quick] [--write] [--device cuda]
 
 A 64M model with 576 image tokens, 64 new tokens an answer, greedy or drawn, one thread, peers interleaved. Per answer:
 one row at a time, the best padded batch of transformers, the engine on one image and on four. Then the bars: prefill
 against the trainer's forward of the same pack; a decode step against the larger of its weights' bytes over the measured
 copy bandwidth and its GEMMs alone, beside the time of its own attention; and, of a world's tiny model with answers as
 long as its captions, the rows that were run for nothing. Ratios stand in processor time too, which a loaded machine
-distorts less.
+distorts less. On a GPU bench/generate_device.py takes over: a model of the 7B shape.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ YES_NO = [f"Is there a {c} {k}? Please answer yes or no." for c in ("red", "gree
 
 
 class Bench:
-    def __init__(self, size: str, tokens: int, images: int) -> None:
+    def __init__(self, size: str, tokens: int, images: int, engine: Local | None = None) -> None:
         folder = tempfile.mkdtemp()
-        self.engine = Local(str(world.tiny_model("llava", folder, size=size)))
+        self.engine = engine or Local(str(world.tiny_model("llava", folder, size=size)))
         self.engine.ends = [len(self.engine.prompts.tokenizer.hf) - 1]  # a token that hardly ever comes
         self.tokens, self.pictures = tokens, []
         for scene in scenes(0, "test", images):
@@ -77,8 +77,9 @@ class Bench:
             pictures += prompt.pictures
         inputs = own_inputs(engine.scorer, ids[0], made.load_images(pictures), engine.scorer.dtype)
         longest = max(map(len, ids))
-        inputs["input_ids"] = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
-        inputs["attention_mask"] = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+        padded = [([0] * (longest - len(row)) + row, [0] * (longest - len(row)) + [1] * len(row)) for row in ids]
+        rows, mask = torch.tensor(padded, device=engine.scorer.device).unbind(1)
+        inputs["input_ids"], inputs["attention_mask"] = rows, mask
         model: Any = engine.scorer.model
         with attention(engine.scorer.decoder.config, engine.scorer.own_attention), torch.no_grad():
             out: torch.Tensor = model.generate(
@@ -255,7 +256,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--only", default="", help="answers, prefills, steps or lengths")
     parser.add_argument("--write", action="store_true", help="append to bench/results/generate.jsonl")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda: a random LLaVA of the 7B shape in bf16 (--quick: a tiny one)"
+    )
     given = parser.parse_args()
+    if given.device != "cpu":
+        from bench.generate_device import measured
+
+        made = list(measured(given.device, quick=given.quick, tokens=given.tokens))
+        if given.write:
+            write_rows(Path(__file__).parent / "results" / "generate.jsonl", [row | machine() for row in made])
+        return
     torch.set_num_threads(1)
     large = Bench("tiny", 6, 2) if given.quick else Bench("bench", given.tokens, 4)
     for part in (answers, prefills, steps, lengths):

@@ -19,6 +19,7 @@ from mmfast.models.attention import CannotShare
 
 NAME = "mmfast_decode"
 PAGE = 32  # tokens
+LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
 HIDDEN = -1e30  # the score of what a row does not see; finite, so that a part without a visible key has no NaN
 NOTHING = 2 * HIDDEN  # below any score: the part of a row's path that is not there
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from mmfast.engines.base import Decode, Finish
 from mmfast.engines.beams import Beam, Beams, inherit
-from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step
+from mmfast.engines.captured import Captured
+from mmfast.engines.decode_attention import LEAST, NAME, PAGE, Stack, Step
+from mmfast.engines.pieces import Tables
 from mmfast.engines.prefill import Node, Prefilled
 from mmfast.engines.sampling import choose, draw, stream_of
 from mmfast.engines.transfers import fetch, send
@@ -25,7 +27,6 @@ from mmfast.models.scorer import Scorer, idle
 from mmfast.packing import build_pack
 
 ROWS = 256  # at once, for the sake of their logits
-LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
 
 
 @dataclass(eq=False)
@@ -75,9 +76,12 @@ class Answer:
 
 
 class Decoding:
-    def __init__(self, scorer: Scorer, budget: int, ends: int, *, sharded: bool = False) -> None:
+    def __init__(
+        self, scorer: Scorer, budget: int, ends: int, *, sharded: bool = False, captured: Captured | None = None
+    ) -> None:
         """`budget`: tokens of keys and values; `ends`: how many end tokens there are; `sharded`: every step runs the
-        decoder once, with rows or without, because other ranks do."""
+        decoder once, with rows or without, because other ranks do; `captured`: steps have fixed shapes."""
+        self.captured = captured
         self.scorer, self.budget, self.ends, self.sharded = scorer, budget, ends, sharded
         self.device = scorer.device
         self.early = self.device.type == "cuda"  # tokens are read while the step that follows them runs already
@@ -88,7 +92,7 @@ class Decoding:
         self.pages: Stack | None = None
         self.free: list[int] = []  # pages, a heap; page 0 belongs to the spare rows
         self.reserved = 0
-        self.tables: Step | None = None
+        self.tables: Step | Tables | None = None
         self.counts = {"steps": 0, "rows": 0, "spare": 0, "ended": 0}  # ended: rows run beyond their end
 
     # the budget, in tokens
@@ -256,6 +260,11 @@ class Decoding:
         scorer, count = self.scorer, len(self.rows)
         if tokens is None:
             tokens = send([row.tokens[-1] for row in self.rows], self.device)
+        self._reach()
+        self.counts["steps"] += 1
+        self.counts["rows"] += count
+        if self.captured is not None:
+            return self._fixed(self.captured, tokens)
         tokens = torch.nn.functional.pad(tokens, (0, max(LEAST - count, 0)))
         tables = self._tables()
         positions = [row.of.position + len(row.tokens) - 1 for row in self.rows] + [0] * (LEAST - count)
@@ -265,19 +274,28 @@ class Decoding:
         inputs = scorer.embeddings(tokens)[:, None]
         with attention(scorer.decoder.config, NAME):
             output = scorer.decoder(inputs_embeds=inputs, position_ids=at, use_cache=False, tree=tables)
-        self.counts["steps"] += 1
-        self.counts["rows"] += count
         self.counts["spare"] += len(tokens) - count
         return output.last_hidden_state[:count, 0]
 
-    def _tables(self) -> Step:
-        """Where this step's keys go and what each row looks at; made anew when rows or pages change."""
-        lengths = [len(row.tokens) - 1 for row in self.rows]  # own tokens before this one
-        for row, length in zip(self.rows, lengths, strict=True):
-            if length == PAGE * len(row.pages):
+    def _fixed(self, captured: Captured, tokens: Tensor) -> Tensor:
+        assert self.pages is not None
+        if not isinstance(self.tables, Tables):
+            self._tighten()
+            self.tables = Tables(self.rows, self.pages, captured.anchor)
+        self.counts["spare"] += self.tables.shape.rows - len(self.rows)
+        return captured.forward(self.tables, self.rows, tokens)
+
+    def _reach(self) -> None:
+        """Pages for this step's keys; tables are made anew when rows or pages change."""
+        for row in self.rows:
+            if len(row.tokens) - 1 == PAGE * len(row.pages):
                 row.pages.append(self._page())
                 self.tables = None
-        if self.tables is None:
+
+    def _tables(self) -> Step:
+        """Where this step's keys go and what each row looks at."""
+        lengths = [len(row.tokens) - 1 for row in self.rows]  # own tokens before this one
+        if not isinstance(self.tables, Step):
             self.tables = self._new_tables()
         tables, pool = self.tables, self.tables.pages
         spare = [0] * (LEAST - len(self.rows))

@@ -25,9 +25,10 @@ from torch.distributed.tensor import DTensor
 from mmfast.directory import directory
 from mmfast.engines import prefill, row_by_row
 from mmfast.engines.base import ABILITIES, Finish, Picture, Reply, Request, refuse
+from mmfast.engines.captured import Captured, why_not
 from mmfast.engines.constraints import Constraints
-from mmfast.engines.decode_attention import PAGE
-from mmfast.engines.decoding import LEAST, Answer, Decoding
+from mmfast.engines.decode_attention import LEAST, PAGE
+from mmfast.engines.decoding import Answer, Decoding
 from mmfast.engines.prefill import Prefilled
 from mmfast.engines.prompts import Prompt, Prompts
 from mmfast.files import weight_digests
@@ -96,6 +97,7 @@ class Local:
         # What it may hold, and what must be known before the first answer
         self.tokens = tokens or affordable_tokens(self.scorer)
         self.proved = self.live or self.scorer.adapter.proven
+        self.captured: Captured | None = None
         self.steady = rows_are_independent(self.scorer)
         if not self.steady:
             told = "a row's numbers depend on what runs beside it here: answers may differ where two tokens nearly tie"
@@ -124,7 +126,8 @@ class Local:
         """Beside requests it takes prompts that are ids already: Prompts.stored makes them of training's examples."""
         self._prove()
         source = self._plans(requests)
-        run = Decoding(self.scorer, self.tokens, len(self.ends), sharded=self.sharded)
+        captured = self._captured()
+        run = Decoding(self.scorer, self.tokens, len(self.ends), sharded=self.sharded, captured=captured)
         self.counts = run.counts | {"prefilled": 0}
         coming: prefill.Plan | Reply | None = next(source, None)
         while True:
@@ -148,6 +151,12 @@ class Local:
                         break
             self.counts |= run.counts
             yield from map(self._reply, done)
+
+    def _captured(self) -> Captured | None:
+        """Graphs are kept from one answer() to the next where nobody else can move the weights."""
+        if self.captured is None or self.live:
+            self.captured = None if why_not(self.scorer, sharded=self.sharded) else Captured(self.scorer)
+        return self.captured
 
     def _any(self, here: bool) -> bool:
         """On any rank, where all must do the same."""

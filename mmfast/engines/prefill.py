@@ -32,6 +32,8 @@ class Node:
 
     stack: Stack
     place: int
+    length: int  # tokens
+    start: int  # and how many of its path stand before
 
 
 @dataclass(eq=False)
@@ -154,5 +156,5 @@ def keep(paths: Sequence[Tensor], kept: dict[int, tuple[Tensor, Tensor]]) -> lis
             starts=torch.tensor([pieces[name][1] for name in group], device=device),
             rows=torch.zeros(len(group), 1, dtype=torch.int64, device=device),
         )
-        made |= {name: Node(stack, place) for place, name in enumerate(group)}
+        made |= {n: Node(stack, place, len(pieces[n][0]), pieces[n][1]) for place, n in enumerate(group)}
     return [[made[name] for name in path] for path in names]

@@ -12,6 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from mmfast.engines.base import Decode
 from mmfast.engines.transfers import send
+from mmfast.ops.dispatch import available
 
 
 class Drawn(Protocol):
@@ -49,6 +51,24 @@ def count(stream: tuple[int, int], step: int, out: np.ndarray) -> None:
     np.add(bits, np.float32(0.5), out=out, dtype=np.float32, casting="unsafe")
 
 
+def noise(rows: Sequence[Drawn], length: int, device: torch.device) -> Tensor:
+    """fp32 [R, length]: what `count` gives for each row, made on the device where it can be."""
+    if device.type == "cuda" and not available("triton", device):
+        from mmfast.kernels.decode_noise import noise as made
+
+        names = np.array([(*row.stream, row.step) for row in rows], np.uint64).view(np.int64)
+        return made(send(torch.from_numpy(names), device), length)
+    counted = np.empty((len(rows), length), np.float32)
+    for row, out in zip(rows, counted, strict=True):
+        count(row.stream, row.step, out)
+    return send(torch.from_numpy(counted), device)
+
+
+@lru_cache(maxsize=1024)
+def _kind(decode: Decode) -> Decode:
+    return replace(decode, seed=0, stop=(), max_tokens=1)
+
+
 def choose(logits: Tensor, rows: Sequence[Drawn]) -> tuple[list[int], list[float]]:
     """What `draw` gives, read."""
     tokens, logps = draw(logits, rows)
@@ -63,15 +83,13 @@ def draw(logits: Tensor, rows: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
     # Rows of one kind together
     kinds: dict[Decode, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        kinds[replace(row.decode, seed=0, stop=(), max_tokens=1)].append(number)
+        kinds[_kind(row.decode)].append(number)
     for decode, numbers in kinds.items():
         index = slice(None) if len(numbers) == len(rows) else send(numbers, device)
         some = scores[index]
         if decode.temperature:
-            counted = np.empty((len(numbers), logits.shape[1]), np.float32)
-            for n, out in zip(numbers, counted, strict=True):
-                count(rows[n].stream, rows[n].step, out)
-            picked = race(cut(some / decode.temperature, decode), send(torch.from_numpy(counted), device))
+            counted = noise([rows[n] for n in numbers], logits.shape[1], device)
+            picked = race(cut(some / decode.temperature, decode), counted)
         else:
             picked = some.argmax(-1)
         tokens[index] = picked

@@ -24,6 +24,8 @@ def variants() -> Iterator[Variant]:
     yield from fused_logprob()
     yield from fold()
     yield from preference()
+    yield from decode()
+    yield from noise()
 
 
 def splice() -> Iterator[Variant]:
@@ -171,3 +173,32 @@ def preference() -> Iterator[Variant]:
     yield Variant("bco_pair, one pair", preference.preference_pair_kernel, less, one)
     few = {"HAS_WEIGHTS": True, "SIDES": preference.SIDES, "BLOCK": preference.TOKENS}
     yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, few)
+
+
+def decode() -> Iterator[Variant]:
+    from mmfast.kernels import decode
+
+    numbers = {name: "*i64" for name in ("keys", "values", "pieces", "ordinals", "begin", "place")}
+    unaligned = tuple(numbers)  # they are views of one array
+    types = numbers | {"heads": "i32", "stride": "i32", "window": "i64", "scale": "fp32"}
+    types |= {name: "*fp32" for name in ("top", "total", "out")}
+    constants = {name: getattr(decode, name) for name in ("TILE", "SPAN", "HEAD", "PARTS")} | {"ALIGNED": 16}
+    for label, size, each, dtype in (
+        ("bf16, heads of 128", 128, 1, "bf16"),
+        ("bf16, seven a key", 128, 7, "bf16"),
+        ("fp32, heads of 80", 80, 4, "fp32"),
+    ):
+        types |= {name: f"*{dtype}" for name in ("key", "value", "query", "anchor", "result")}
+        constants |= {"SIZE": size, "BLOCK": 1 << (size - 1).bit_length(), "GROUP": each}
+        constants |= {"LANES": max(16, 1 << (decode.SPAN * each - 1).bit_length())}
+        most = 8 if dtype == "fp32" else 4
+        for kernel, warps in ((decode.write_kernel, 1), (decode.pieces_kernel, most), (decode.parts_kernel, 2)):
+            own = {name: value for name, value in constants.items() if name in kernel.arg_names}
+            yield Variant(label, kernel, dict(types), own, num_warps=warps, unaligned=unaligned)
+
+
+def noise() -> Iterator[Variant]:
+    from mmfast.kernels import decode_noise as noise
+
+    types = {"names": "*i64", "out": "*fp32", "length": "i32"}
+    yield Variant("", noise.noise_kernel, types, {"BLOCK": noise.BLOCK}, multiples_of_16=("length",))
