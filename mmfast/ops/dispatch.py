@@ -40,7 +40,7 @@ def native() -> ModuleType | None:
     return native_module
 
 
-@lru_cache(maxsize=1)
+@constant
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

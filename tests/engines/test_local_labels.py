@@ -43,7 +43,7 @@ def plain_logp(engine: Local, one: Request, ids: list[int]) -> float:
     with attention(engine.scorer.decoder.config, engine.scorer.own_attention):
         logits = engine.scorer.model(**inputs, use_cache=False).logits[0].double()
     rows = logits[-len(ids) - 1 : -1].log_softmax(-1)
-    return float(rows.gather(1, torch.tensor(ids)[:, None]).sum())
+    return float(rows.gather(1, torch.tensor(ids, device=rows.device)[:, None]).sum())
 
 
 @pytest.mark.parametrize("family", SHAPES)
