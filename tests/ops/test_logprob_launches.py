@@ -1,4 +1,4 @@
-"""What a call of linear_logprob launches on a GPU, forward and backward, counted without one: the kernels of the CUDA half
+"""What a call of linear_logprob launches on a GPU, forward and backward, counted without one: kernels of the CUDA half
 and the GEMMs have empty bodies, and every other torch op that is no view and no allocation counts too."""
 
 from __future__ import annotations

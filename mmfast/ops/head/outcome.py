@@ -112,7 +112,7 @@ def input_gradients(
     kernels: Kernels, terms: Terms, targets: Tensor, numbers: Tensor, sums: list[Tensor], entropy_sums: list[Tensor]
 ) -> list[Tensor]:
     """Returns d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
-    target, others, entropy_target, shift = numbers[TARGET : SHIFT + 1]
+    target, others, entropy_target, shift = numbers[TARGET : SHIFT + 1].unbind()
     dtype, matrices = terms[0][0].dtype, [w for _, w in terms]
     gradients = [kernels.combine(dtype, target, w, targets, b=others, q=g) for w, g in zip(matrices, sums, strict=True)]
     return gradients + [
