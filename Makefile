@@ -36,10 +36,12 @@ QUICK := $(addprefix tests/,test_house.py test_progress.py packing/test_tree.py 
 quick: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not gpu and not slow" $(QUICK)
 
-# The op suite on this machine's GPU: every backend there, the kernels themselves, waits and repeats (tests/ops/conftest.py).
+# What needs this machine's GPU: the op suite on every backend there, the kernels themselves (tests/ops/conftest.py), and whole
+# runs (tests/train/test_gpu.py). `make test` is of the CPU on every machine: it hides the GPUs (tests/conftest.py).
+GPU_WORKERS ?= 4
 gpu: setup
 	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: there is no CUDA device here')"
-	$(PY) -m pytest -q -m gpu
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(GPU_WORKERS) -m gpu
 
 lint: setup
 	$(PY) -m ruff check .

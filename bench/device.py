@@ -18,7 +18,7 @@ import torch
 
 Row = dict[str, Any]
 Run = Callable[[], object]
-PACKAGES = ("torch", "triton", "trl", "liger-kernel", "transformers")
+PACKAGES = ("torch", "triton", "trl", "liger-kernel", "cut-cross-entropy", "transformers")
 
 
 def versions() -> dict[str, str]:

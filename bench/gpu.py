@@ -9,7 +9,9 @@ bench/results/gpu.jsonl.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,7 @@ MEASURED: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "logprob": logprob.device_rows, "linear_preference": linear_preference.device_rows,
 }  # fmt: skip
 PARTS = ("tests", "sanitizer", "roof", *MEASURED)
-TESTS = ("tests/ops", "tests/kernels")
+WORKERS = min(8, os.cpu_count() or 1)  # most of a test's time is the host's: compilers and oracles
 SMALL = ("tests/ops/test_device.py", "-k", "waits_for_nothing")  # every op once, in its smallest sizes
 NO_DEVICE = 2
 
@@ -50,7 +52,8 @@ def proofs(parts: tuple[str, ...], dry: bool, seconds: float) -> Iterator[Row]:
     """The device tests; then every op once more under compute-sanitizer, where it is installed."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu" if dry else "gpu"]
     if "tests" in parts:
-        yield tested("tests", [*pytest, *(SMALL if dry else TESTS)], seconds)
+        parallel = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+        yield tested("tests", [*pytest, *(SMALL if dry else parallel)], seconds)
     tool = shutil.which("compute-sanitizer")
     if "sanitizer" not in parts or dry:
         return

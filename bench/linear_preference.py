@@ -1,4 +1,4 @@
-"""linear_preference_loss beside the two ops one after the other, eager torch and Liger."""
+"""linear_preference_loss beside eager torch and Liger."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from bench.device import Row, Setup, result, timed
 from bench.logprob import Head, bare_gemms, eager, working
 from bench.timing import Run, gradient, interleave, peak_mib, summary
-from mmfast.ops import linear_logprob, linear_preference_loss, preference_loss
-from mmfast.ops.linear_preference import pair_components
+from mmfast.ops import linear_preference_loss, preference_loss
 
 
 def liger_dpo(hidden: Tensor, weight: Tensor, targets: Tensor, reference: Tensor, ref_weight: Tensor) -> Run:
@@ -41,8 +40,8 @@ def composed(head: Head, h: Tensor, w: Tensor, y: Tensor, ref: Tensor, responses
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """DPO with a trained head where P - Y does not fit keep_budget (here a quarter of it): chunks, 3 passes, beside the
-    same ops one after the other, which recompute (4 passes), eager torch and Liger. Reference log-probs are given."""
+    """DPO with a trained head where P - Y does not fit keep_budget (here a quarter of it): the logits are made twice, 4
+    passes, beside eager torch and Liger. Reference log-probs are given."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs_count, length, dim, vocab = (8, 32, 1024, 32000) if device.type == "cpu" else (16, 128, 4096, 32000)
     if options.quick:
@@ -64,9 +63,6 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         labels = targets.view(2 * pairs_count, length)
         runs: dict[str, Run] = {
             "mmfast": partial(gradient, together, inputs, *inputs, *batch, budget),
-            "mmfast, head then loss": partial(
-                gradient, composed, inputs, partial(linear_logprob, keep_budget=budget), *inputs, *batch
-            ),
             "eager": partial(gradient, composed, inputs, eager, *inputs, *batch),
             "liger": liger_dpo(batched, weight, labels, batched.detach(), weight.detach()),
         }
@@ -81,7 +77,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 "peer": peer,
                 "shape": [pairs_count, length, dim, vocab],
                 "dtype": name,
-                "mode": "trained head, a quarter of P - Y kept",
+                "mode": "trained head, P - Y does not fit",
                 **summary(seconds),
                 "floor_best_s": floor["best_s"],
                 "floor_processor_s": floor["processor_best_s"],
@@ -100,12 +96,8 @@ def device_rows(setup: Setup) -> Iterator[Row]:
     responses = torch.arange(0, rows + 1, length, dtype=torch.int32, device=setup.device)
     pairs = torch.arange(2 * count, device=setup.device).view(2, count).T.contiguous()  # chosen first, as Liger has it
 
-    components = pair_components(responses, pairs, None, rows)
-
     def ours(x: Tensor, w: Tensor, keep_budget: int | None = None) -> Tensor:
-        return linear_preference_loss(
-            x, w, targets, ref, responses, pairs, components=components, keep_budget=keep_budget
-        ).loss
+        return linear_preference_loss(x, w, targets, ref, responses, pairs, keep_budget=keep_budget).loss
 
     def liger(x: Tensor, w: Tensor) -> Tensor:
         from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
@@ -123,8 +115,8 @@ def device_rows(setup: Setup) -> Iterator[Row]:
             "mmfast": partial(gradient, ours, needed, *leaves),
             "LigerFusedLinearDPOLoss": partial(gradient, liger, needed, *leaves),
         })  # fmt: skip
-        if train_head:  # a quarter of the rows at a time
-            runs["mmfast, four chunks"] = partial(gradient, ours, needed, *leaves, rows * vocab // 2)
+        if train_head:
+            runs["mmfast, recomputing"] = partial(gradient, ours, needed, *leaves, 0)
         flops = 2 * rows * dim * vocab * (3 if train_head else 2)
         memory = {name: peak_mib(run, sum(t.nbytes for t in needed)) for name, run in runs.items()}
         for name, seconds in timed(setup, runs).items():

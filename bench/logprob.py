@@ -52,6 +52,13 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -loss
 
 
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    loss: Tensor = linear_cross_entropy(hidden, weight, targets, reduction="none")
+    return -loss
+
+
 def peers(device: torch.device) -> dict[str, Head]:
     heads: dict[str, Head] = {"mmfast": linear_logprob}
     if device.type == "cuda":
@@ -64,6 +71,8 @@ def peers(device: torch.device) -> dict[str, Head]:
     heads["torch.linear_cross_entropy"] = torch_linear_cross_entropy
     heads["trl"] = trl
     heads["liger"] = liger
+    if device.type == "cuda":  # Triton alone: it has no CPU path
+        heads["cut-cross-entropy"] = cut_cross_entropy
     return heads
 
 

@@ -221,7 +221,9 @@ def alone(name: str, settings: dict, folder: Path, steps: int) -> tuple[Side, in
     side = Side(name, settings, folder)
     for _ in range(steps):
         side.step()
-    return side, side.close()
+    ended = side, side.close()
+    print(f"# {name}: {side.median('seconds'):.4g} s a step, {ended[1] / 2**30:.4g} GiB", flush=True)
+    return ended
 
 
 def main() -> None:

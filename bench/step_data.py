@@ -1,7 +1,8 @@
-"""The pairs of bench.step: random images and grammar words of known length, as text for TRL and as ids for mmfast."""
+"""The pairs of bench.step: JPEGs and grammar words of known length, as text for TRL and as ids for mmfast."""
 
 from __future__ import annotations
 
+import io
 import random
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Pairs:
     rows: list[dict]  # TRL's plain-text preference rows
     examples: list[Example]
     infos: dict[str, ImageInfo]
-    pictures: dict[str, Image.Image]
+    pictures: dict[str, bytes]  # JPEG: both sides decode them in every step, as training does
 
 
 def make_pairs(
@@ -31,8 +32,7 @@ def make_pairs(
     made = Pairs([], [], {}, {})
     for g in range(groups):
         name = f"image {g}"
-        noise = np.random.default_rng([seed, g]).integers(0, 255, (336, 336, 3), dtype=np.uint8)
-        made.pictures[name] = Image.fromarray(noise)
+        made.pictures[name] = jpeg(seed, g)
         prompt = "<s>USER: <image>\n" + "".join(rng.choices(vocabulary, k=question)) + " ASSISTANT:"
         prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
         answers = ["".join(rng.choices(vocabulary, k=rng.randint(*words))) + "</s>" for _ in range(responses)]
@@ -49,12 +49,22 @@ def make_pairs(
             for b in range(a + 1, responses):
                 number = str(len(made.examples))
                 made.examples.append(Example(id=number, source=number, chosen=branches[a], rejected=branches[b]))
-                made.rows.append(
-                    {"images": [made.pictures[name]], "prompt": prompt, "chosen": answers[a], "rejected": answers[b]}
-                )
-        pixels = processor.image_processor([made.pictures[name]], return_tensors="pt")["pixel_values"]
-        assert len(pixels) == 1
+                picture = {"bytes": made.pictures[name], "path": None}
+                made.rows.append({"images": [picture], "prompt": prompt, "chosen": answers[a], "rejected": answers[b]})
     return made
+
+
+def jpeg(seed: int, number: int) -> bytes:
+    """A picture of 640 x 480 of about a photograph's size in bytes: smooth noise, coarse and fine."""
+    rng = np.random.default_rng([seed, number])
+    layers = [
+        np.asarray(Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).resize((640, 480)), np.float32)
+        for h, w in ((4, 6), (30, 40), (240, 320))
+    ]
+    mixed = 0.6 * layers[0] + 0.3 * layers[1] + 0.1 * layers[2]
+    file = io.BytesIO()
+    Image.fromarray(mixed.astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def one_token_words(tokenizer) -> list[str]:
@@ -67,7 +77,8 @@ def one_token_words(tokenizer) -> list[str]:
 
 def infos_of(adapter, processor, made: Pairs) -> dict[str, ImageInfo]:
     found = {}
-    for name, picture in made.pictures.items():
+    for name, encoded in made.pictures.items():
+        picture = Image.open(io.BytesIO(encoded))
         images = load_images(processor, made, [name])
         grid = tuple(images["image_grid_thw"][0].tolist()) if "image_grid_thw" in images else None
         found[name] = ImageInfo(
@@ -82,5 +93,6 @@ def infos_of(adapter, processor, made: Pairs) -> dict[str, ImageInfo]:
 
 
 def load_images(processor, made: Pairs, names: list[str]) -> dict[str, Tensor]:
-    inputs = processor.image_processor([made.pictures[n] for n in names], return_tensors="pt")
+    pictures = [Image.open(io.BytesIO(made.pictures[n])).convert("RGB") for n in names]
+    inputs = processor.image_processor(pictures, return_tensors="pt")
     return {n: t for n, t in inputs.items() if torch.is_tensor(t)}

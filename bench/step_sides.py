@@ -110,7 +110,7 @@ def mmfast_side(settings: dict) -> None:
 
 
 def trl_side(settings: dict) -> None:
-    from datasets import Dataset
+    from datasets import Dataset, Image, List
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -177,7 +177,7 @@ def trl_side(settings: dict) -> None:
         model=model,
         ref_model=reference,
         args=config,
-        train_dataset=Dataset.from_list(made.rows),
+        train_dataset=Dataset.from_list(made.rows).cast_column("images", List(Image())),
         processing_class=processor,
         peft_config=peft,
         callbacks=[Gate()],

@@ -32,7 +32,7 @@ PYBIND11_MODULE(_C, m) {
                      at<int64_t>(pack_tokens), at<int64_t>(pack_cost));
   });
 
-  bind_preference(m, "cpu", cpu_preference);
+  bind_preference(m, "cpu", cpu_preference<float>, cpu_preference<double>);
   m.def("changed_segments", [](Address a, int64_t a_size, Address b, int64_t b_size, int64_t min_match, bool autojunk,
                                int insertions, Address a_changed, Address b_changed) {
     py::gil_scoped_release release;

@@ -48,20 +48,28 @@ inline void bind_folds(pybind11::module_& m, const std::string& half, FoldForwar
 }
 
 // HALF_preference: the tensors in the order of mmfast/ops/preference.py, their sizes, the loss's specification, results.
-inline void bind_preference(pybind11::module_& m, const std::string& half, PreferenceLoss* loss_of) {
+template <class T>
+using PreferenceLoss = void(const PreferenceTensors<T>& tensors, const PreferenceSpec& spec, uintptr_t stream);
+inline void bind_preference(pybind11::module_& m, const std::string& half, PreferenceLoss<float>* of_f32,
+                            PreferenceLoss<double>* of_f64) {
   m.def((half + "_preference").c_str(),
         [=](int dtype, Address logps, Address index, Address weights, Address ref_logps, Address responses,
-            Address pairs, Address pair_weights, Address delta, int64_t U, int64_t N, int64_t R, int64_t P, int kind,
-            int divergence, bool average, bool sft_average, double beta, double smoothing, double sft_weight,
-            double f_alpha, double tau, double simpo_margin, double ld_alpha, double scale, Address loss,
-            Address metrics, Address grad, Address scratch, Address stream) {
+            Address pairs, Address pair_weights, Address delta, Address copies, Address offsets, int64_t U, int64_t N,
+            int64_t R, int64_t P, int kind, int divergence, bool average, bool sft_average, double beta,
+            double smoothing, double sft_weight, double f_alpha, double tau, double simpo_margin, double ld_alpha,
+            double scale, Address loss, Address metrics, Address grad, Address scratch, Address stream) {
           const PreferenceSpec spec{kind,    divergence, average,      sft_average, beta, smoothing, sft_weight,
                                     f_alpha, tau,        simpo_margin, ld_alpha,    scale};
-          const PreferenceTensors tensors{at<void>(logps),        at<void>(weights), at<void>(ref_logps),
-                                          at<void>(pair_weights), at<void>(delta),   at<int64_t>(index),
-                                          at<int64_t>(pairs),     at<int32_t>(responses), U, N, R, P,
-                                          at<void>(loss),         at<void>(metrics), at<void>(grad), at<void>(scratch)};
-          loss_of(tensors, spec, dtype, stream);
+          const auto call = [&](auto* loss_of, auto type) {
+            using T = decltype(type);
+            loss_of({at<T>(logps), at<T>(weights), at<T>(ref_logps), at<T>(pair_weights), at<T>(delta),
+                     at<int64_t>(index), at<int64_t>(pairs), at<int32_t>(responses), at<int64_t>(copies),
+                     at<int64_t>(offsets), U, N, R, P, at<T>(loss), at<T>(metrics), at<T>(grad), at<double>(scratch)},
+                    spec, stream);
+          };
+          if (dtype == kF64) call(of_f64, double());
+          else if (dtype == kF32) call(of_f32, float());
+          else throw std::invalid_argument("preference_loss: no kernel for dtype code " + std::to_string(dtype));
         });
 }
 

@@ -78,11 +78,12 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   int64_t* pack_tokens, int64_t* pack_cost);
 
 // Loss, metrics[6, P] and d loss / d logps[U] (skipped where null) of preference_loss (csrc/preference.h has the structs),
-// of fp32 or fp64 as dtype says. On CPU a bad index throws std::invalid_argument, and `stream` has no meaning.
+// of fp32 or fp64. On CPU a bad index throws std::invalid_argument, and `stream` has no meaning.
 struct PreferenceSpec;
+template <class T>
 struct PreferenceTensors;
-using PreferenceLoss = void(const PreferenceTensors& tensors, const PreferenceSpec& spec, int dtype, uintptr_t stream);
-PreferenceLoss cpu_preference;
+template <class T>
+void cpu_preference(const PreferenceTensors<T>& tensors, const PreferenceSpec& spec, uintptr_t stream);
 
 // Flags of the tokens by which a (rejected) and b (chosen) differ: difflib's matching blocks of at least min_match tokens,
 // and what lies between them. insertions: 0 only where both sides have tokens, 1 one-sided too, 2 and beside the gap.

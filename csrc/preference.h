@@ -1,5 +1,5 @@
 // One pair's preference loss and its derivatives, in closed form: shared by the CPU and CUDA kernels, and line for line
-// as in mmfast/ops/preference_math.py. Formulas and papers: docs/ops/preference_loss.md.
+// as in kernels/preference_terms.py. Formulas and papers: docs/ops/preference_loss.md.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -25,14 +25,16 @@ struct PreferenceSpec {
   double beta = 0.1, smoothing = 0, sft_weight = 0, f_alpha = 0, tau = 0, simpo_margin = 0, ld_alpha = 1, scale = 1;
 };
 
-// The arrays of one call: floats are fp32 or fp64 and may be null but for logps, as may index.
+// The arrays of one call. Floats are fp32 or fp64; they may be null but for logps, as may index.
+template <class T>
 struct PreferenceTensors {
-  const void *logps, *weights, *ref_logps, *pair_weights, *delta;
+  const T *logps, *weights, *ref_logps, *pair_weights, *delta;
   const int64_t *index, *pairs;
   const int32_t* responses;
+  const int64_t *copies, *offsets;  // the inverse of index, on a GPU only: log-prob u scores copies[offsets[u]..offsets[u+1])
   int64_t U, N, R, P;
-  void *loss, *metrics, *grad;  // grad may be null
-  void* scratch;                // on a GPU only
+  T *loss, *metrics, *grad;  // grad may be null
+  double* scratch;           // on a GPU only
 };
 
 struct PairTerms {
@@ -106,8 +108,8 @@ MMFAST_PAIR PairTerms pair_terms(const PreferenceSpec& s, double a_c, double a_r
   double value, slope, x = b * score, unit = b;
   switch (s.kind) {
     case kHinge:
-      value = x < 1 ? 1 - x : 0;
-      slope = x < 1 ? -1 : 0;
+      value = x >= 1 ? 0 : 1 - x;
+      slope = x >= 1 ? 0 : -1;
       break;
     case kIpo:
       x = score - 0.5 / b;
@@ -136,6 +138,29 @@ MMFAST_PAIR PairTerms pair_terms(const PreferenceSpec& s, double a_c, double a_r
       slope = -(1 - eps) * sigmoid(-x) + eps * sigmoid(x);
   }
   return {value, slope * unit * slope_c * i_c, -slope * unit * slope_r * i_r};
+}
+
+// Sums over an entry's tokens: of w logp and w ref (ld_alpha's share of those behind the shorter length), of w, and of
+// w logp in full.
+struct SideSums {
+  double own = 0, ref = 0, norm = 0, whole = 0;
+};
+// What a pair adds. The slope of the log-prob of a token of side i is w (share by_s[i] + by_whole[i]).
+struct PairLoss {
+  double metrics[6];  // the value first
+  double by_s[2], by_whole[2];
+};
+
+MMFAST_PAIR PairLoss pair_loss(const PreferenceSpec& s, SideSums c, SideSums r, double delta, double weight) {
+  if (c.norm == 0) c.norm = 1;
+  if (r.norm == 0) r.norm = 1;
+  const double unit_c = s.average ? 1 / c.norm : 1, unit_r = s.average ? 1 / r.norm : 1;
+  const double s_c = c.own * unit_c, s_r = r.own * unit_r, a_c = s_c - c.ref * unit_c, a_r = s_r - r.ref * unit_r;
+  const PairTerms terms = pair_terms(s, a_c, a_r, c.norm, r.norm, delta);
+  const double sft = s.sft_average && !s.average ? s.sft_weight / c.norm : s.sft_weight, factor = weight * s.scale;
+  return {{weight * (terms.value - sft * c.whole * unit_c), s.beta * (a_c - a_r), s.beta * a_c, s.beta * a_r, s_c, s_r},
+          {factor * unit_c * terms.d_chosen, factor * unit_r * terms.d_rejected},
+          {-factor * unit_c * sft, 0}};
 }
 
 }  // namespace mmfast

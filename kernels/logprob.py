@@ -16,7 +16,8 @@ from torch import Tensor
 REACH = tl.constexpr(30.0)  # a base may lie so far below the maximum, as in csrc/cuda/logprob.cu
 LOG2E = tl.constexpr(1.4426950408889634)
 EXP_FLOOR = tl.constexpr(-87.0)  # below it exp is exactly zero: no denormals, as in csrc/math.h
-STEP = 4096
+STEP = 2048  # columns at a time, by
+WARPS = 8
 
 
 @triton.jit
@@ -47,7 +48,8 @@ def weighted(e, z, to_tanh, HAS_SOFTCAP: tl.constexpr):
 @triton.jit
 def others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
            BLOCK: tl.constexpr):  # fmt: skip
-    """Columns from `start` on, which of them lie inside, and their mapped logits: all, and -inf at the target and outside."""
+    """Columns from `start` on, which of them are inside, their mapped logits, and those with -inf at the target and
+    outside."""
     column = start + tl.arange(0, BLOCK)
     inside = column < stop
     z = mapped(row, bias, column, inside, softcap, inverse, HAS_BIAS, HAS_SOFTCAP)
@@ -59,7 +61,7 @@ def maximum(row, bias, stop, y, softcap, inverse, HAS_BIAS: tl.constexpr, HAS_SO
             BLOCK: tl.constexpr):  # fmt: skip
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     for start in range(0, stop, BLOCK):
-        column, inside, z, other = others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS, HAS_SOFTCAP, BLOCK)
+        _, _, _, other = others(row, bias, start, stop, y, softcap, inverse, HAS_BIAS, HAS_SOFTCAP, BLOCK)
         top = tl.maximum(top, other)
     return tl.max(top, 0)
 
@@ -91,12 +93,15 @@ def exponentials(row, bias, stop, y, against, center, target, softcap, inverse, 
         if PROBS:
             weight = weighted(e, z, to_tanh, HAS_SOFTCAP)
             out = weight.to(probs.dtype.element_ty)
-            exact += weight
+            if HAS_SOFTCAP:
+                exact += weight
             written += out.to(tl.float32)
             tl.store(probs + column, out, mask=inside)
         if PROBS_Z:
             out_z = tl.where(weight > 0, weight * (other - center), 0.0)
             tl.store(probs_z + column, out_z.to(probs_z.dtype.element_ty), mask=inside)
+    if not HAS_SOFTCAP:
+        exact = s
     return (tl.max(top, 0), tl.sum(s, 0), tl.sum(written, 0), tl.sum(exact, 0), tl.sum(sz, 0), tl.sum(s2, 0),
             tl.sum(total, 0))  # fmt: skip
 
@@ -112,6 +117,7 @@ def fold_forward_kernel(
     t = tl.program_id(0).to(tl.int64)
     row = tile + t * tile_stride
     y = tl.load(targets + t) - first
+    y = tl.where((y >= 0) & (y < width), y, -1).to(tl.int32)
     stats += t
     probs += t * probs_stride
     probs_z += t * probs_z_stride
@@ -119,7 +125,7 @@ def fold_forward_kernel(
     m_before, s_before, sz_before, s2_before = -float("inf"), 0.0, 0.0, 0.0
     total_before, base_before, written_before, center = 0.0, -float("inf"), 0.0, 0.0
     if BEGINS:
-        tl.store(stats + 2 * U, 0.0, mask=(y < 0) | (y >= width))  # a later tile has the target
+        tl.store(stats + 2 * U, 0.0, mask=y < 0)  # a later tile has the target
     else:
         m_before, s_before, sz_before, s2_before = (
             tl.load(stats), tl.load(stats + U), tl.load(stats + 3 * U), tl.load(stats + 4 * U),
@@ -136,36 +142,33 @@ def fold_forward_kernel(
         top = maximum(row, bias, probe, y, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP, BLOCK)
         base = tl.maximum(base_before, top)
     against = tl.where(base > -float("inf"), base, 0.0)
-    if PROBS_Z:
-        if not seen:
-            m, s, written, exact, sz, s2, total = exponentials(
-                row, bias, probe, y, against, center, stats + 2 * U, softcap, inverse_temperature,
-                to_tanh, probs, probs_z, HAS_BIAS, HAS_SOFTCAP, True, False, False, BLOCK,
-            )  # fmt: skip
-            center = against + tl.where(s > 0, sz / tl.where(s > 0, s, 1.0), 0.0)
+    if PROBS_Z and not seen:
+        _, s, _, _, sz, _, _ = exponentials(
+            row, bias, probe, y, against, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs, probs_z,
+            HAS_BIAS, HAS_SOFTCAP, True, False, False, BLOCK,
+        )  # fmt: skip
+        center = against + tl.where(s > 0, sz / tl.where(s > 0, s, 1.0), 0.0)
     m, s, written, exact, sz, s2, total = exponentials(
         row, bias, width, y, against, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs, probs_z,
         HAS_BIAS, HAS_SOFTCAP, EXTRAS, PROBS, PROBS_Z, BLOCK,
     )  # fmt: skip
-    if ONE_PASS:
-        if (m > base + REACH) | ((m > -float("inf")) & (base == -float("inf"))):  # too far above: once more
-            base = m
-            center = tl.where(seen, center, m)
-            m, s, written, exact, sz, s2, total = exponentials(
-                row, bias, width, y, base, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs,
-                probs_z, HAS_BIAS, HAS_SOFTCAP, EXTRAS, PROBS, PROBS_Z, BLOCK,
-            )  # fmt: skip
+    if ONE_PASS and ((m > base + REACH) | ((m > -float("inf")) & (base == -float("inf")))):  # too far above: once more
+        base = m
+        center = tl.where(seen, center, m)
+        m, s, written, exact, sz, s2, total = exponentials(
+            row, bias, width, y, base, center, stats + 2 * U, softcap, inverse_temperature, to_tanh, probs, probs_z,
+            HAS_BIAS, HAS_SOFTCAP, EXTRAS, PROBS, PROBS_Z, BLOCK,
+        )  # fmt: skip
     # What earlier tiles gave is brought to this base; the statistics, which are exact, to the maximum.
     m = tl.maximum(m_before, m)
     top = tl.where(m > -float("inf"), m, 0.0)
     factor = exp_or_zero(tl.where(seen, base_before - base, 0.0))
-    if HAS_SUMS:
-        if factor != 1.0:
-            for start in range(0, sums_width, BLOCK):
-                column = start + tl.arange(0, BLOCK)
-                inside = column < sums_width
-                x = tl.load(sums + t * sums_stride + column, mask=inside)
-                tl.store(sums + t * sums_stride + column, x * factor, mask=inside)
+    if HAS_SUMS and factor != 1.0:
+        for start in range(0, sums_width, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            inside = column < sums_width
+            x = tl.load(sums + t * sums_stride + column, mask=inside)
+            tl.store(sums + t * sums_stride + column, x * factor, mask=inside)
     drop = tl.where(m_before > -float("inf"), m_before - top, 0.0)
     below = tl.where(base > -float("inf"), base - top, 0.0)
     old, new = exp_or_zero(drop), exp_or_zero(below)
@@ -250,7 +253,7 @@ def fold_forward(tile: Any, stats: Tensor, spec: Any, to: Any) -> None:
         sums.stride(0), sums.shape[1], HAS_BIAS=bias is not None, HAS_SOFTCAP=spec.softcap != 0,
         EXTRAS=spec.entropy or spec.squares or spec.total, PROBS=to.probs is not None, PROBS_Z=to.probs_z is not None,
         HAS_BASE=to.base is not None, HAS_SUMS=to.sums is not None, BEGINS=first == 0,
-        ONE_PASS=one_pass, BLOCK=block_of(width), num_warps=8,
+        ONE_PASS=one_pass, BLOCK=block_of(width), num_warps=WARPS,
     )  # fmt: skip
 
 

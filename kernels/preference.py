@@ -1,10 +1,10 @@
 """preference_loss: a program a pair, then a program an entry for the gradient of its tokens.
 
-The pair's loss and derivatives are those of csrc/preference.h, with kind and divergence known at compile time; all in
-fp64, where exp(x) - 1 and log(1 + x) need no special functions for a result in fp32.
+The formulas are those of kernels/preference_terms.py, kind and divergence known at compile time; all in fp64, where
+exp(x) - 1 and log(1 + x) need no special functions for a result in fp32.
 """
 
-import math
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import preference_terms
+
 BLOCK = 1024
+SIDES, TOKENS = 32, 64  # of a program of the gradient at a time
 
 
 @triton.jit
@@ -21,8 +24,31 @@ def double(x):
     return tl.full([], x, tl.float64)
 
 
+# --- the names that the formulas are written with
+
+
 @triton.jit
-def log_sigmoid(x):
+def exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def where(condition, x, y):
+    return tl.where(condition, x, y)
+
+
+@triton.jit
+def expm1(x):
+    return tl.exp(x) - 1.0
+
+
+@triton.jit
+def logsigmoid(x):
     return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
@@ -32,111 +58,14 @@ def sigmoid(x):
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-@triton.jit
-def divergence_score(a, f_alpha, DIVERGENCE: tl.constexpr):
-    """f'(e^a) and its derivative by a."""
-    score = a
-    slope = a * 0.0 + 1.0
-    if DIVERGENCE == "forward_kl":
-        e = tl.exp(tl.minimum(-a, 80.0))
-        score = 1.0 - e
-        slope = tl.where(-a > 80.0, 0.0, e)
-    if DIVERGENCE == "js_divergence":
-        score = 0.693147180559945309417 + log_sigmoid(a)
-        slope = sigmoid(-a)
-    if DIVERGENCE == "alpha_divergence":
-        t = (f_alpha - 1.0) * a
-        e = tl.exp(tl.minimum(t, 80.0))
-        score = (e - 1.0) / (f_alpha - 1.0)
-        slope = tl.where(t > 80.0, 0.0, e)
-    return score, slope
+def bound(formula: Any) -> Any:
+    """The formula's own text, in which those names mean the functions above."""
+    return triton.jit(FunctionType(formula.__code__, globals(), formula.__name__))
 
 
-@triton.jit
-def pair_terms(
-    a_c, a_r, n_c, n_r, shift, b, eps, log_eps, log1m_eps, f_alpha, tau, simpo_margin,
-    KIND: tl.constexpr, DIVERGENCE: tl.constexpr, AVERAGE: tl.constexpr,
-):  # fmt: skip
-    """The loss and its derivatives by a_c and a_r: first the kinds that are functions of both, then those of one
-    difference of scores."""
-    i_c = a_c * 0.0 + 1.0
-    i_r = i_c
-    if (KIND == "ipo" or KIND == "sigmoid_norm" or KIND == "orpo" or KIND == "simpo") and not AVERAGE:
-        i_c = 1.0 / n_c
-        i_r = 1.0 / n_r
-    c = b * a_c
-    r = b * a_r
-    if KIND == "nca_pair":
-        value = -log_sigmoid(c) - 0.5 * log_sigmoid(-c) - 0.5 * log_sigmoid(-r)
-        d_c = b * (0.5 * sigmoid(c) - sigmoid(-c))
-        d_r = 0.5 * b * sigmoid(r)
-    elif KIND == "bco_pair":
-        value = -log_sigmoid(c - shift) - log_sigmoid(shift - r)
-        d_c = -b * sigmoid(shift - c)
-        d_r = b * sigmoid(r - shift)
-    elif KIND == "sppo_hard":
-        c = a_c - 0.5 / b
-        r = a_r + 0.5 / b
-        value = c * c + r * r
-        d_c = 2 * c
-        d_r = 2 * r
-    elif KIND == "apo_zero":
-        value = sigmoid(-c) + sigmoid(r)
-        d_c = -b * sigmoid(c) * sigmoid(-c)
-        d_r = b * sigmoid(r) * sigmoid(-r)
-    elif KIND == "apo_down":
-        value = sigmoid(c) + sigmoid(r - c)
-        d_r = b * sigmoid(c - r) * sigmoid(r - c)
-        d_c = b * sigmoid(c) * sigmoid(-c) - d_r
-    elif KIND == "orpo":
-        c = a_c * i_c
-        r = a_r * i_r
-        e_c = 1.0 - tl.exp(tl.minimum(c, -1.1920928955078125e-07))
-        e_r = 1.0 - tl.exp(tl.minimum(r, -1.1920928955078125e-07))
-        x = (c - tl.log(e_c)) - (r - tl.log(e_r))
-        slope = -b * sigmoid(-x)
-        value = -c - b * log_sigmoid(x)
-        d_c = (slope / e_c - 1.0) * i_c
-        d_r = -slope / e_r * i_r
-    elif KIND == "sft":
-        value = -a_c
-        d_c = a_c * 0.0 - 1.0
-        d_r = a_c * 0.0
-    else:
-        score_c, slope_c = divergence_score(a_c, f_alpha, DIVERGENCE)
-        score_r, slope_r = divergence_score(a_r, f_alpha, DIVERGENCE)
-        score = score_c * i_c - score_r * i_r
-        x = b * score
-        unit = b
-        if KIND == "hinge":
-            value = tl.maximum(1.0 - x, 0.0)
-            slope = tl.where(x < 1, -1.0, 0.0)
-        elif KIND == "ipo":
-            x = score - 0.5 / b
-            value = x * x
-            slope = 2 * x
-            unit = b / b
-        elif KIND == "robust":
-            value = (-(1 - eps) * log_sigmoid(x) + eps * log_sigmoid(-x)) / (1 - 2 * eps)
-            slope = (-(1 - eps) * sigmoid(-x) - eps * sigmoid(x)) / (1 - 2 * eps)
-        elif KIND == "exo_pair":
-            value = sigmoid(x) * (log_sigmoid(x) - log1m_eps) + sigmoid(-x) * (log_sigmoid(-x) - log_eps)
-            slope = sigmoid(x) * sigmoid(-x) * (x + log_eps - log1m_eps)
-        elif KIND == "discopop":
-            logistic = -log_sigmoid(x)
-            gate = sigmoid(x / tau)
-            closed = sigmoid(-x / tau)
-            exponential = tl.exp(-x + log_sigmoid(x / tau))
-            value = logistic * closed + exponential
-            slope = -sigmoid(-x) * closed - logistic * gate * closed / tau + exponential * (closed / tau - 1)
-        else:  # sigmoid, sigmoid_norm, simpo
-            if KIND == "simpo":
-                x -= simpo_margin
-            value = -(1 - eps) * log_sigmoid(x) - eps * log_sigmoid(-x)
-            slope = -(1 - eps) * sigmoid(-x) + eps * sigmoid(x)
-        d_c = slope * unit * slope_c * i_c
-        d_r = -slope * unit * slope_r * i_r
-    return value, d_c, d_r
+at_most, constant = bound(preference_terms.at_most), bound(preference_terms.constant)
+divergence_score, smoothed = bound(preference_terms.divergence_score), bound(preference_terms.smoothed)
+margin_terms, pair_terms = bound(preference_terms.margin_terms), bound(preference_terms.pair_terms)
 
 
 @triton.jit
@@ -171,11 +100,11 @@ def side_sums(
 @triton.jit
 def preference_pair_kernel(
     logps, index, weights, ref, responses, pairs, pair_weights, delta, metrics, values, by_s, by_whole, P,
-    beta: tl.float64, smoothing: tl.float64, sft_weight: tl.float64, f_alpha: tl.float64, tau: tl.float64,
-    simpo_margin: tl.float64, ld_alpha: tl.float64, scale: tl.float64, log_eps: tl.float64, log1m_eps: tl.float64,
-    KIND: tl.constexpr, DIVERGENCE: tl.constexpr, AVERAGE: tl.constexpr, SFT_AVERAGE: tl.constexpr,
-    HAS_INDEX: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_REF: tl.constexpr, HAS_PAIR_WEIGHTS: tl.constexpr,
-    HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr,
+    beta: tl.float64, smoothing: tl.float64, log_eps: tl.float64, log1m_eps: tl.float64, f_alpha: tl.float64,
+    tau: tl.float64, margin: tl.float64, sft_weight: tl.float64, ld_alpha: tl.float64, scale: tl.float64,
+    KIND: tl.constexpr, DIVERGENCE: tl.constexpr, PER_TOKEN: tl.constexpr, AVERAGE: tl.constexpr,
+    SFT_AVERAGE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_REF: tl.constexpr,
+    HAS_PAIR_WEIGHTS: tl.constexpr, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64)
     b, sft, ld_alpha, scale = double(beta), double(sft_weight), double(ld_alpha), double(scale)
@@ -215,7 +144,7 @@ def preference_pair_kernel(
         weight = tl.load(pair_weights + p).to(tl.float64)
     value, d_c, d_r = pair_terms(
         a_c, a_r, n_c, n_r, shift, b, double(smoothing), double(log_eps), double(log1m_eps), double(f_alpha),
-        double(tau), double(simpo_margin), KIND, DIVERGENCE, AVERAGE,
+        double(tau), double(margin), KIND, DIVERGENCE, PER_TOKEN,
     )  # fmt: skip
     value = weight * (value - sft * whole_c * unit_c)
     out = metrics.dtype.element_ty
@@ -235,9 +164,9 @@ def preference_pair_kernel(
 @triton.jit
 def preference_gradient_kernel(
     weights, responses, pairs, by_s, by_whole, by_token, P, ld_alpha: tl.float64,
-    HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, SIDES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program e adds, for each of its tokens, the slopes of the sides that are entry e, in order of the pairs."""
+    """Program e adds, for each of its tokens, the slopes of the sides that are entry e, in one order of the pairs."""
     e = tl.program_id(0).to(tl.int64)
     ld_alpha = double(ld_alpha)
     begin = tl.load(responses + e)
@@ -246,12 +175,16 @@ def preference_gradient_kernel(
         n = start + tl.arange(0, BLOCK)
         inside = n < end
         slope = tl.zeros([BLOCK], tl.float64)
-        for side in range(2 * P):
-            if tl.load(pairs + side) == e:
-                other = tl.load(pairs + side + 1 - 2 * (side % 2))
-                shorter = tl.minimum(end - begin, tl.load(responses + other + 1) - tl.load(responses + other))
-                share = tl.where(n < begin + shorter, 1.0, ld_alpha)
-                slope += tl.load(by_s + side) * share + tl.load(by_whole + side)
+        for first in range(0, 2 * P, SIDES):
+            side = first + tl.arange(0, SIDES)
+            here = tl.load(pairs + side, mask=side < 2 * P, other=-1) == e
+            other = tl.load(pairs + (side ^ 1), mask=here, other=0)
+            length = tl.load(responses + other + 1, mask=here) - tl.load(responses + other, mask=here)
+            cut = begin + tl.minimum(length, end - begin)
+            share = tl.where(n[None, :] < cut[:, None], 1.0, ld_alpha)
+            s = tl.load(by_s + side, mask=here, other=0.0)
+            whole = tl.load(by_whole + side, mask=here, other=0.0)
+            slope += tl.sum(s[:, None] * share + whole[:, None], 0)
         if HAS_WEIGHTS:
             slope *= tl.load(weights + n, mask=inside, other=0.0).to(tl.float64)
         tl.store(by_token + n, slope, mask=inside)
@@ -266,20 +199,16 @@ def preference(
     pairs: Tensor,
     pair_weights: Tensor | None,
     delta: Tensor | None,
-    settings: dict[str, Any],
+    numbers: tuple[float, ...],
+    constants: dict[str, Any],
     want_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, metrics [6, P] and, in fp64, the gradient of every token [N] (empty if not wanted).
 
-    The settings are arguments of the launch: no copy from the host, which a CUDA graph could not replay.
+    `numbers` are the settings from beta to scale; as arguments of the launch, no copy from the host, which a CUDA
+    graph could not replay. `constants` are those from KIND to SFT_AVERAGE.
     """
     count, entries, P = (logps if index is None else index).shape[0], responses.shape[0] - 1, pairs.shape[0]
-    eps = settings["smoothing"]
-    names = ("beta", "smoothing", "sft_weight", "f_alpha", "tau", "simpo_margin", "ld_alpha", "scale")
-    alpha = settings["divergence"] == "alpha_divergence" and abs(settings["f_alpha"] - 1) < 1e-6
-    divergence = "reverse_kl" if alpha else settings["divergence"]  # its limit at 1
-    logs = (math.log(x) if x > 0 else -math.inf for x in (eps, 1 - eps))
-    numbers = [*(float(settings[name]) for name in names), *logs]
     metrics = logps.new_empty(6, P)
     values, by_s, by_whole = (logps.new_empty(n, dtype=torch.float64) for n in (P, 2 * P, 2 * P))
     by_token = logps.new_zeros(count if want_grad else 0, dtype=torch.float64)
@@ -287,14 +216,13 @@ def preference(
     if P:
         preference_pair_kernel[(P,)](
             logps, given(index), given(weights), given(ref), responses, pairs, given(pair_weights), given(delta),
-            metrics, values, by_s, by_whole, P, *numbers, KIND=settings["kind"], DIVERGENCE=divergence,
-            AVERAGE=settings["average"], SFT_AVERAGE=settings["sft_average"], HAS_INDEX=index is not None,
+            metrics, values, by_s, by_whole, P, *numbers, **constants, HAS_INDEX=index is not None,
             HAS_WEIGHTS=weights is not None, HAS_REF=ref is not None, HAS_PAIR_WEIGHTS=pair_weights is not None,
             HAS_DELTA=delta is not None, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     if P and count and want_grad:
         preference_gradient_kernel[(entries,)](
-            given(weights), responses, pairs, by_s, by_whole, by_token, P, float(settings["ld_alpha"]),
-            HAS_WEIGHTS=weights is not None, BLOCK=BLOCK, num_warps=4,
+            given(weights), responses, pairs, by_s, by_whole, by_token, P, numbers[-2],
+            HAS_WEIGHTS=weights is not None, SIDES=SIDES, BLOCK=TOKENS, num_warps=4,
         )  # fmt: skip
     return values.sum().to(logps.dtype), metrics, by_token

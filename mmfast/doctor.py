@@ -149,8 +149,13 @@ def _self_tests(device: torch.device, problems: list[str]) -> list[SelfTest]:
                 continue  # said once, under the backends; Triton's interpreter is for tests
             try:
                 error, bound = test(device, backend)
-            except ValueError as refusal:
-                results.append(SelfTest(op, backend, reason=str(refusal).split("cannot be used: ")[-1]))
+            except ValueError as refused:
+                results.append(SelfTest(op, backend, reason=str(refused).split("cannot be used: ")[-1]))
+                continue
+            except Exception as failure:  # a library or a compiler that does not run on this machine
+                told = f"{type(failure).__name__}: {str(failure).strip().split(chr(10))[0]}"
+                results.append(SelfTest(op, backend, reason=f"FAILS: {told}"))
+                problems.append(f"{op} on {backend} fails: {told}")
                 continue
             start = time.perf_counter()
             test(device, backend)  # again: a first call loads, compiles and wakes threads

@@ -11,19 +11,27 @@ from PIL import Image
 
 import mmfast
 
-if not torch.cuda.is_available():  # Triton's kernels run in its interpreter: asked for before it is imported
-    assert "triton" not in sys.modules, "triton was imported before tests/conftest.py"
-    os.environ["TRITON_INTERPRET"] = "1"
-
 if folder := os.environ.get("MMFAST_NATIVE_DIR"):  # another build of the native module: `make sanitize`
     mmfast.__path__.insert(0, folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The everyday suite is of the CPU on every machine: two ranks need no two GPUs, and forked processes none of their
+    parent's CUDA. Only `-m gpu` sees a GPU."""
+    markers = config.option.markexpr
+    if "gpu" not in markers or "not gpu" in markers:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes that tests start too
+        assert not torch.cuda.is_available(), "a plugin of pytest has used the GPU before it could be hidden"
+    if not torch.cuda.is_available():  # Triton's kernels run in its interpreter: asked for before it is imported
+        assert "triton" not in sys.modules, "triton was imported before pytest was configured"
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -39,3 +39,19 @@ def test_doctors_milliseconds_are_not_a_first_calls(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "_tests", lambda device: {"some_op": (slow_at_first, ("cpu",))})
     (result,) = doctor._self_tests(torch.device("cpu"), [])
     assert result.passed and result.used and result.milliseconds < 900
+
+
+def test_a_backend_that_fails_is_a_problem_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers without operators raised NotImplementedError at its first call."""
+
+    def fails(device: torch.device, backend: str) -> tuple[float, float]:
+        if backend == "first":
+            raise NotImplementedError("no operator found\nfor these inputs")
+        return 0.0, 1.0
+
+    monkeypatch.setattr(doctor, "_tests", lambda device: {"some_op": (fails, ("first", "second"))})
+    problems: list[str] = []
+    first, second = doctor._self_tests(torch.device("cpu"), problems)
+    assert first.reason == "FAILS: NotImplementedError: no operator found" and not first.used
+    assert second.passed and second.used
+    assert problems == ["some_op on first fails: NotImplementedError: no operator found"]

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ops.h"
@@ -12,8 +13,9 @@ namespace {
 
 [[noreturn]] void fail(const std::string& problem) { throw std::invalid_argument("preference_loss: " + problem); }
 
-void check(const int64_t* index, const int32_t* responses, const int64_t* pairs, int64_t U, int64_t N, int64_t R,
-           int64_t P) {
+template <class T>
+void check(const PreferenceTensors<T>& t) {
+  const auto [index, responses, pairs, U, N, R, P] = std::tie(t.index, t.responses, t.pairs, t.U, t.N, t.R, t.P);
   if (R < 0) fail("responses needs at least one entry (a lone 0 where there is nothing)");
   if (responses[0] != 0 || responses[R] != N)
     fail("responses must start at 0 and end at " + std::to_string(N) + "; it runs from " +
@@ -30,109 +32,66 @@ void check(const int64_t* index, const int32_t* responses, const int64_t* pairs,
       fail("index holds " + std::to_string(index[n]) + ", outside [0, " + std::to_string(U) + ")");
 }
 
-template <typename T>
-struct Data {
-  const T *logps, *weights, *ref;
-  const int64_t* index;
-  double logp(int64_t n) const { return double(logps[index ? index[n] : n]); }
-  double weight(int64_t n) const { return weights ? double(weights[n]) : 1.0; }
-};
-
-struct Sums {
-  double own = 0, ref = 0, norm = 0;
-};
-
 // Sums of tokens [begin, end) in fp64; four chains hide the latency of the additions.
-template <typename T>
-Sums range_sums(const Data<T>& d, int64_t begin, int64_t end) {
+template <class T>
+SideSums range_sums(const PreferenceTensors<T>& t, int64_t begin, int64_t end) {
   double own[4] = {}, ref[4] = {}, norm[4] = {};
   for (int64_t n = begin; n < end; ++n) {
     const int lane = int(n - begin) & 3;
-    const double w = d.weight(n);
+    const double w = t.weights ? double(t.weights[n]) : 1.0;
     norm[lane] += w;
-    own[lane] += w * d.logp(n);
-    if (d.ref) ref[lane] += w * double(d.ref[n]);
+    own[lane] += w * double(t.logps[t.index ? t.index[n] : n]);
+    if (t.ref_logps) ref[lane] += w * double(t.ref_logps[n]);
   }
-  return {(own[0] + own[1]) + (own[2] + own[3]), (ref[0] + ref[1]) + (ref[2] + ref[3]),
-          (norm[0] + norm[1]) + (norm[2] + norm[3])};
-}
-
-// One side of a pair: S, S_ref, n, and S without ld_alpha (the SFT term's), averaged where the spec says so.
-struct Side {
-  double s, ref, norm, whole, unit;
-  int64_t cut;  // tokens from here on count ld_alpha
-};
-
-template <typename T>
-void run(const Data<T>& d, const int32_t* responses, const int64_t* pairs, const T* pair_weights, const T* delta,
-         int64_t U, int64_t N, int64_t R, int64_t P, const PreferenceSpec& spec, T* loss, T* metrics, T* grad) {
-  const bool cuts = spec.ld_alpha != 1;
-  std::vector<Sums> sums(R);
-#pragma omp parallel for schedule(static) if (N > 65536)
-  for (int64_t e = 0; e < R; ++e) sums[e] = range_sums(d, responses[e], responses[e + 1]);
-
-  std::vector<double> slope(cuts || !grad ? 0 : R), by_logp(grad ? U : 0);
-  auto add = [&](int64_t begin, int64_t end, double by) {
-    for (int64_t n = begin; n < end; ++n) by_logp[d.index ? d.index[n] : n] += by * d.weight(n);
-  };
-  double total = 0;
-  for (int64_t p = 0; p < P; ++p) {
-    const int64_t entry[2] = {pairs[2 * p], pairs[2 * p + 1]};
-    const int64_t shorter = std::min(responses[entry[0] + 1] - responses[entry[0]],
-                                     responses[entry[1] + 1] - responses[entry[1]]);
-    Side side[2];
-    for (int i = 0; i < 2; ++i) {
-      const Sums& all = sums[entry[i]];
-      const double norm = all.norm == 0 ? 1 : all.norm, unit = spec.average ? 1 / norm : 1;
-      side[i] = {all.own * unit, all.ref * unit, norm, all.own * unit, unit, responses[entry[i]] + shorter};
-      if (cuts) {
-        const Sums head = range_sums(d, responses[entry[i]], side[i].cut);
-        const Sums tail = range_sums(d, side[i].cut, responses[entry[i] + 1]);
-        side[i].s = (head.own + spec.ld_alpha * tail.own) * unit;
-        side[i].ref = (head.ref + spec.ld_alpha * tail.ref) * unit;
-      }
-    }
-    const double a[2] = {side[0].s - side[0].ref, side[1].s - side[1].ref};
-    const PairTerms terms = pair_terms(spec, a[0], a[1], side[0].norm, side[1].norm, delta ? double(*delta) : 0);
-    const double weight = pair_weights ? double(pair_weights[p]) : 1;
-    const double sft = spec.sft_average && !spec.average ? spec.sft_weight / side[0].norm : spec.sft_weight;
-    const double value = weight * (terms.value - sft * side[0].whole);
-    total += value;
-    const double row[6] = {value, spec.beta * (a[0] - a[1]), spec.beta * a[0], spec.beta * a[1], side[0].s, side[1].s};
-    for (int i = 0; i < 6; ++i) metrics[i * P + p] = T(row[i]);
-    if (!grad) continue;
-    const double d_s[2] = {terms.d_chosen, terms.d_rejected}, d_whole[2] = {-sft, 0};
-    for (int i = 0; i < 2; ++i) {
-      const double factor = weight * spec.scale * side[i].unit;
-      if (!cuts) {
-        slope[entry[i]] += factor * (d_s[i] + d_whole[i]);
-        continue;
-      }
-      add(responses[entry[i]], side[i].cut, factor * (d_s[i] + d_whole[i]));
-      add(side[i].cut, responses[entry[i] + 1], factor * (d_s[i] * spec.ld_alpha + d_whole[i]));
-    }
-  }
-  *loss = T(total * spec.scale);
-  if (!grad) return;
-  if (!cuts)
-    for (int64_t e = 0; e < R; ++e) add(responses[e], responses[e + 1], slope[e]);
-  for (int64_t u = 0; u < U; ++u) grad[u] = T(by_logp[u]);
-}
-
-template <typename T>
-void typed(const PreferenceTensors& t, const PreferenceSpec& spec) {
-  const Data<T> d{static_cast<const T*>(t.logps), static_cast<const T*>(t.weights), static_cast<const T*>(t.ref_logps),
-                  t.index};
-  run<T>(d, t.responses, t.pairs, static_cast<const T*>(t.pair_weights), static_cast<const T*>(t.delta), t.U, t.N, t.R,
-         t.P, spec, static_cast<T*>(t.loss), static_cast<T*>(t.metrics), static_cast<T*>(t.grad));
+  const double sum = (own[0] + own[1]) + (own[2] + own[3]);
+  return {sum, (ref[0] + ref[1]) + (ref[2] + ref[3]), (norm[0] + norm[1]) + (norm[2] + norm[3]), sum};
 }
 
 }  // namespace
 
-void cpu_preference(const PreferenceTensors& t, const PreferenceSpec& spec, int dtype, uintptr_t) {
-  check(t.index, t.responses, t.pairs, t.U, t.N, t.R, t.P);
-  if (dtype == kF64) typed<double>(t, spec);
-  else typed<float>(t, spec);
+template <class T>
+void cpu_preference(const PreferenceTensors<T>& t, const PreferenceSpec& spec, uintptr_t) {
+  check(t);
+  const bool cuts = spec.ld_alpha != 1;
+  std::vector<SideSums> sums(t.R);
+#pragma omp parallel for schedule(static) if (t.N > 65536)
+  for (int64_t e = 0; e < t.R; ++e) sums[e] = range_sums(t, t.responses[e], t.responses[e + 1]);
+
+  // Slopes go to entries; where ld_alpha cuts them, to tokens at once.
+  std::vector<double> slope(cuts || !t.grad ? 0 : t.R), by_logp(t.grad ? t.U : 0);
+  auto add = [&](int64_t begin, int64_t end, double by) {
+    for (int64_t n = begin; n < end; ++n) by_logp[t.index ? t.index[n] : n] += t.weights ? by * double(t.weights[n]) : by;
+  };
+  double total = 0;
+  for (int64_t p = 0; p < t.P; ++p) {
+    const int64_t entry[2] = {t.pairs[2 * p], t.pairs[2 * p + 1]};
+    int64_t begin[2], end[2], cut[2];
+    SideSums side[2];
+    for (int i = 0; i < 2; ++i) begin[i] = t.responses[entry[i]], end[i] = t.responses[entry[i] + 1];
+    for (int i = 0; i < 2; ++i) {
+      side[i] = sums[entry[i]];
+      cut[i] = cuts ? begin[i] + std::min(end[0] - begin[0], end[1] - begin[1]) : end[i];
+      if (cut[i] == end[i]) continue;
+      const SideSums head = range_sums(t, begin[i], cut[i]), tail = range_sums(t, cut[i], end[i]);
+      side[i].own = head.own + spec.ld_alpha * tail.own;
+      side[i].ref = head.ref + spec.ld_alpha * tail.ref;
+    }
+    const PairLoss loss = pair_loss(spec, side[0], side[1], t.delta ? double(*t.delta) : 0,
+                                    t.pair_weights ? double(t.pair_weights[p]) : 1);
+    total += loss.metrics[0];
+    for (int i = 0; i < 6; ++i) t.metrics[i * t.P + p] = T(loss.metrics[i]);
+    for (int i = 0; i < 2 && t.grad; ++i) {
+      if (!cuts) slope[entry[i]] += loss.by_s[i] + loss.by_whole[i];
+      else add(begin[i], cut[i], loss.by_s[i] + loss.by_whole[i]);
+      add(cut[i], end[i], loss.by_s[i] * spec.ld_alpha + loss.by_whole[i]);
+    }
+  }
+  *t.loss = T(total * spec.scale);
+  if (!t.grad) return;
+  for (int64_t e = 0; e < int64_t(slope.size()); ++e) add(t.responses[e], t.responses[e + 1], slope[e]);
+  for (int64_t u = 0; u < t.U; ++u) t.grad[u] = T(by_logp[u]);
 }
+template void cpu_preference(const PreferenceTensors<float>&, const PreferenceSpec&, uintptr_t);
+template void cpu_preference(const PreferenceTensors<double>&, const PreferenceSpec&, uintptr_t);
 
 }  // namespace mmfast

@@ -35,8 +35,7 @@ void bind_cuda(pybind11::module_& m) {
     cuda_head_combine({at<void>(out), rows, width, dtype, at<float>(a), a_stride, at<void>(p), at<int64_t>(index),
                        at<float>(scale), at<float>(b), b_stride, at<void>(q), q_stride, q_dtype, at<float>(c), at<void>(r)}, stream);
   });
-  m.def("cuda_preference_scratch", &cuda_preference_scratch);
-  bind_preference(m, "cuda", cuda_preference);
+  bind_preference(m, "cuda", cuda_preference<float>, cuda_preference<double>);
 }
 
 }  // namespace mmfast

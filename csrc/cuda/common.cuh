@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -13,13 +15,20 @@
 
 #ifdef MMFAST_EMULATE
 #include "cuda/emulate.h"  // the same kernels on the host, for tests
+#else
+#include <cooperative_groups.h>
 #endif
 
 namespace mmfast::cuda {
 
 inline cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
-// Queues kernel(args...). A launch that fails, or an earlier error that surfaces here, becomes a RuntimeError in Python.
+// A launch that fails, or an earlier error that surfaces here, becomes a RuntimeError in Python.
+inline void check_launch(const char* op, cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
+}
+
+// Queues kernel(args...).
 template <class... Parameters, class... Args>
 void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, unsigned threads, uintptr_t stream, Args... args) {
 #ifdef MMFAST_EMULATE
@@ -27,10 +36,45 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, unsigned t
   emulate::run(grid, threads, [&] { kernel(args...); });
 #else
   kernel<<<grid, threads, 0, stream_of(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
+  check_launch(op, cudaGetLastError());
 #endif
 }
+
+// Runs job.before() in every block, then, when all are done with it, job.after(): one launch. Blocks that wait for each
+// other must be on the device at once, so there may be fewer than asked for; a job goes through its work by gridDim.
+#ifdef MMFAST_EMULATE
+template <class Job>
+void launch_joined(const char*, int64_t blocks, uintptr_t, Job job) {
+  for (auto phase : {&Job::before, &Job::after})
+    emulate::run(unsigned(std::min<int64_t>(blocks, emulate::kResident)), Job::kThreads, [&] { (job.*phase)(); });
+}
+#else
+template <class Job>
+__global__ void __launch_bounds__(Job::kThreads) joined(Job job) {
+  job.before();
+  cooperative_groups::this_grid().sync();
+  job.after();
+}
+template <class Job>
+void launch_joined(const char* op, int64_t blocks, uintptr_t stream, Job job) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> resident[kDevices];  // of this kernel; 0: not asked yet
+  int device = 0, each = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  int most = error == cudaSuccess && device < kDevices ? resident[device].load() : 0;
+  if (error == cudaSuccess && most == 0) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, joined<Job>, Job::kThreads, 0);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    most = each * processors;
+    if (device < kDevices) resident[device] = most;
+  }
+  void* arguments[] = {&job};
+  if (error == cudaSuccess)
+    error = cudaLaunchCooperativeKernel(joined<Job>, dim3(unsigned(std::min<int64_t>(blocks, most))),
+                                        dim3(Job::kThreads), arguments, 0, stream_of(stream));
+  check_launch(op, error);
+}
+#endif
 
 [[noreturn]] inline void bad_dtype(const char* op, int dtype) {
   throw std::invalid_argument(std::string(op) + ": no CUDA kernel for dtype code " + std::to_string(dtype));

@@ -50,6 +50,7 @@ inline Block& block() {
   static Block b;
   return b;
 }
+constexpr unsigned kResident = 3;  // blocks of a joined launch: few, so that each has several turns
 inline bool& backwards() {
   static bool b = false;
   return b;
@@ -124,13 +125,20 @@ T shuffle_xor(T value, int mask) {
   return value;
 }
 
-inline int32_t exchange(int32_t* at, int32_t value) {
-  std::swap(*at, value);
-  return value;
+inline unsigned ballot(bool vote) {
+  Fibre* self = block().running;
+  self->sent[0] = vote;
+  give_way(Stop::shuffle);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    votes |= unsigned(block().fibres[self->place.thread.x / 32 * 32 + lane].sent[0]) << lane;
+  give_way(Stop::shuffle);
+  return votes;
 }
 
 }  // namespace mmfast::emulate
 
-#define atomicExch(at, value) mmfast::emulate::exchange(at, value)
+#define __popc(bits) __builtin_popcount(bits)
+#define __ballot_sync(lanes, vote) mmfast::emulate::ballot(vote)
 #define __syncthreads() mmfast::emulate::give_way(mmfast::emulate::Stop::barrier)
 #define __shfl_xor_sync(lanes, value, mask) mmfast::emulate::shuffle_xor(value, mask)

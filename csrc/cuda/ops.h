@@ -52,8 +52,8 @@ struct HeadCombine {
 };
 void cuda_head_combine(const HeadCombine& call, uintptr_t stream);
 
-// preference_loss in one launch; tensors.scratch has cuda_preference_scratch(U, N, R, P) bytes.
-int64_t cuda_preference_scratch(int64_t U, int64_t N, int64_t R, int64_t P);
-PreferenceLoss cuda_preference;
+// preference_loss in one launch; tensors.scratch has room for P + N numbers.
+template <class T>
+void cuda_preference(const PreferenceTensors<T>& tensors, const PreferenceSpec& spec, uintptr_t stream);
 
 }  // namespace mmfast

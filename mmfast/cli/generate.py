@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,6 +63,7 @@ def generate(
     format: Annotated[
         str, typer.Option(help="Of the file (docs/formats.md), or prompts: rows without answers.")
     ] = "auto",
+    part: Annotated[str, typer.Option(help="K/N: only the K-th of N parts of the input, whole images.")] = "",
     limit: Limit = 0,
     debug: Debug = 0,
     allow: Allow = 0.0,
@@ -70,6 +71,7 @@ def generate(
     """Write a model's answers, a row each, to a folder. A killed or stopped command goes on where it was; several GPUs:
     torchrun --nproc-per-node N -m mmfast.cli generate ... Exit code 1 if more requests failed than --allow."""
     # Every mistake in the options is told before anything is opened
+    from mmfast.engines.generate import read_part
     from mmfast.engines.presets import planned
 
     drawn = {
@@ -88,12 +90,14 @@ def generate(
         noise=noise,
         recorded=recorded,
     )
+    one = read_part(part) if part else (1, 1)
     plan = planned(preset, **{FIELDS.get(k, k): v for k, v in drawn.items() if v is not None})
     # Open, answer, count
     from mmfast.engines.generate import check_input
     from mmfast.engines.generate import generate as run
 
     def answered(made: Engine, runtime: Runtime) -> Tally:
-        return run(file, out, made, plan, runtime, format=format, images=images, limit=limit, debug=debug, allow=allow)
+        reading: dict[str, Any] = {"format": format, "images": images, "limit": limit, "part": one}
+        return run(file, out, made, plan, runtime, debug=debug, allow=allow, **reading)
 
     run_stage(out, chosen, plan.needs, lambda: check_input(file, out, plan, format=format), answered, allow=allow)

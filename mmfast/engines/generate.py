@@ -34,24 +34,26 @@ def generate(
     format: str = "auto",
     images: str = "",
     limit: int = 0,
+    part: tuple[int, int] = (1, 1),
     debug: int = 0,
     allow: float = 0.0,
 ) -> Tally:
     """Answer the prompts of `source` into `out`. `images`: the root of relative image paths, beside the file by
-    default; `limit`: how many rows of the input are read (0: all)."""
+    default; `limit`: how many rows of the input are read (0: all); `part`: (K, N), the K-th of N, whole images."""
     # What is read, by what it is answered: the same on every rank
     check_input(source, out, plan, format=format)
     asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
     identity = agreed(engine, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
     root = Path(images) if images else source if source.is_dir() else source.parent
-    reader = _Reader(plan, digest, Pictures(root, out, notes=runtime.main))
+    reader = _Reader(plan, digest, Pictures(root, out, notes=runtime.main), part)
 
     def items(owned: Owned) -> Iterator[Item | None]:
         for asked in read_asked(source, format, **asking):
             yield from reader.items(asked, owned)
 
     made_by = {"stage": NAME, "version": VERSION, "engine": identity, **plan.made_by(), "input": source.name}
+    made_by |= {"part": list(part)} if part != (1, 1) else {}
     work = Stage(out=out, made_by=made_by, items=items, row=reader.row, whole=not limit)
     # Rank 0 tells how far its share is
     total, each = count_rows(source, limit), len(plan.draws) * max(len(plan.wordings), 1)
@@ -75,11 +77,24 @@ def check_input(source: Path, out: Path, plan: Plan, *, format: str = "auto") ->
         raise ValueError(f"{source} holds no row")
 
 
+def part_of(name: str, parts: int) -> int:
+    """Which of so many parts, from 1 on, what is named so belongs to: the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) % parts + 1
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """K/N."""
+    part, slash, parts = text.partition("/")
+    if slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
+        return int(part), int(parts)
+    raise ValueError(f"--part {text}: write K/N, the K-th of N parts: --part 1/3")
+
+
 class _Reader:
     """Rows of the input as requests, and replies as rows."""
 
-    def __init__(self, plan: Plan, engine: dict[str, Any], pictures: Pictures) -> None:
-        self.plan, self.engine, self.pictures = plan, engine, pictures
+    def __init__(self, plan: Plan, engine: dict[str, Any], pictures: Pictures, part: tuple[int, int]) -> None:
+        self.plan, self.engine, self.pictures, self.part = plan, engine, pictures, part
         self.rows = 0  # of the input, read so far
 
     def items(self, asked: Asked, owned: Owned) -> Iterator[Item | None]:
@@ -97,7 +112,8 @@ class _Reader:
             yield failed if mine else None
             return
         found = tuple(picture for picture, _ in looked)
-        if not owned(found[0].id if found else canonical(list(asked.messages))):
+        about = found[0].id if found else canonical(list(asked.messages))
+        if not owned(about) or part_of(about, self.part[1]) != self.part[0]:
             yield None
             return
         prompts = [(worded(text, asked), f"{asked.id}_{n}") for n, text in enumerate(self.plan.wordings)]

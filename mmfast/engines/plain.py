@@ -26,6 +26,7 @@ from mmfast.engines.base import Decode, Reply, Request, canonical, refuse
 from mmfast.engines.plain_prompts import Processed, Prompt, Prompts, Rendered, encodes
 from mmfast.families import family_of, model_class, reads_images
 from mmfast.files import weight_digests
+from mmfast.models.float32 import keep_float32
 from mmfast.packages import no_bars
 
 
@@ -53,6 +54,7 @@ class Plain:
         self.adapter, self.dtype, self.device = adapter, dtype, torch.device(device)
         config = AutoConfig.from_pretrained(self.folder, trust_remote_code=remote_code) if remote_code else None
         config = config or _without_own_code(self.folder)
+        keep_float32(getattr(torch, dtype))
         options = {"dtype": getattr(torch, dtype), "trust_remote_code": remote_code, "use_safetensors": True}
         with no_bars():
             made = _class_of(config, remote_code).from_pretrained(self.folder, **options, output_loading_info=True)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTr
 from mmfast.directory import directory
 from mmfast.families import adapter_for, model_class
 from mmfast.families.base import Adapter
+from mmfast.models.float32 import keep_float32
 from mmfast.models.lora import Lora, add_lora
 from mmfast.models.scorer import Scorer, projector_parameters
 
@@ -142,6 +143,7 @@ def freeze_parts(scorer: Scorer, freeze: Sequence[str], *, with_lora: bool) -> N
 
 def set_dtypes(scorer: Scorer, dtype: torch.dtype) -> None:
     """fp32 masters for what trains, cast by parallelize() for the forward; the forward's dtype for the rest."""
+    keep_float32(dtype)
     scorer.dtype = dtype
     for p in scorer.parameters():
         if not p.is_floating_point():

@@ -13,12 +13,13 @@ backend="auto" takes the first of them that explain() has nothing against.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
 from .attention_loop import attention_loop
+from .dispatch import constant
 from .rows import gather_rows, invert
 
 OP = "tree_attention"
@@ -33,25 +35,42 @@ BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "loop")
 HALF = (torch.bfloat16, torch.float16)
 
 
-@cache
-def _installed(backend: str) -> str:
-    """Returns "" if the library behind `backend` can be imported here, else the reason why not."""
-    module = {"flash3": "flash_attn_interface", "flash2": "flash_attn", "xformers": "xformers"}.get(backend)
-    if module and importlib.util.find_spec(module) is None:
-        return f"{module} is not installed"
-    if backend == "flash4" and (
-        importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None
-    ):
-        return "flash_attn.cute is not installed"
-    if backend == "varlen":
-        from torch.nn.attention.varlen import varlen_attn
+LIBRARIES = {  # backend -> what must be installed, the module that its function is imported from, the function
+    "flash3": ("flash_attn_interface", "flash_attn_interface", "flash_attn_varlen_func"),
+    "flash4": ("flash_attn.cute", "flash_attn.cute.interface", "flash_attn_varlen_func"),
+    "flash2": ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
+    "varlen": ("torch.nn.attention.varlen", "torch.nn.attention.varlen", "varlen_attn"),
+    "xformers": ("xformers", "xformers.ops", "memory_efficient_attention"),
+    "flex": ("torch.nn.attention.flex_attention", "torch.nn.attention.flex_attention", "flex_attention"),
+}
 
-        missing = {"window_size", "enable_gqa"} - set(inspect.signature(varlen_attn).parameters)
-        return f"torch {torch.__version__}: varlen_attn has no {', '.join(sorted(missing))}" if missing else ""
+
+@constant
+def _installed(backend: str) -> str:
+    """Returns "" if the library behind `backend` is here and has its operators, else the reason why not."""
+    package, module, name = LIBRARIES[backend]
+    try:
+        getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a library says that was built for another torch, CUDA or Python
+        if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
+            return f"{package} is not installed"
+        return f"{package} cannot be imported: {' '.join(str(error).split())}"
+    if backend == "varlen" and not _varlen_takes("window_size"):
+        return f"torch {torch.__version__}: varlen_attn has no window_size"
+    operators = sys.modules.get("xformers._cpp_lib")  # without them it imports all the same, and raises when called
+    if backend == "xformers" and not getattr(operators, "_built_with_cuda", True):
+        return f"xformers has no CUDA operators for torch {torch.__version__}: another release of it may"
     return ""
 
 
-@cache
+@constant
+def _varlen_takes(option: str) -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return option in inspect.signature(varlen_attn).parameters
+
+
+@constant
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
@@ -63,6 +82,7 @@ def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, windo
 
 
 def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None) -> str:
+    # What every library needs
     if backend == "loop":
         return ""
     if device.type != "cuda":
@@ -71,6 +91,7 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
         return f"needs bfloat16 or float16, this is {str(dtype).removeprefix('torch.')}"
     if head_dim % 8 or head_dim > 256:
         return f"needs a head dimension up to 256 that is a multiple of 8, this is {head_dim}"
+    # What is here
     if missing := _installed(backend):
         return missing
     if not torch.cuda.is_available():
@@ -78,6 +99,7 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     capability = _capability(device)
     if capability < (8, 0):
         return f"needs sm_80 or newer, this is sm_{capability[0]}{capability[1]}"
+    # What each one lacks
     if backend == "flash3" and capability[0] != 9:
         return f"needs sm_90, this is sm_{capability[0]}{capability[1]}"
     if backend == "flash4":
@@ -89,6 +111,8 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
             return "its backward pass takes no sliding window"
     if backend == "xformers" and window:
         return "is used without a sliding window only"
+    if backend == "flex" and head_dim < 16:
+        return f"needs a head dimension of 16 or more, this is {head_dim}"
     if backend == "xformers" and head_dim > 128:
         return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
@@ -126,9 +150,11 @@ class Runs(NamedTuple):
 def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # The kernel of torch 2.11 takes fewer heads of keys than of queries without being told
+    grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _varlen_takes("enable_gqa") else {}
     out = varlen_attn(
         q, k, v, runs.q_offsets, runs.k_offsets, runs.max_q, runs.max_k, scale=runs.scale, window_size=runs.sides,
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out

@@ -5,12 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "torch")
+T = TypeVar("T")
+
+
+def constant(question: Callable[..., T]) -> Callable[..., T]:
+    """Makes a question about this machine be asked once. torch.compile takes the answer as it is: tracing into the
+    question, as it does into a plain functools.cache, ends the graph at imports and at mmfast._C."""
+    answers = cache(question)
+
+    def answer(*about: Any) -> T:
+        return answers(*about)
+
+    answer.cache_clear = answers.cache_clear  # type: ignore[attr-defined]
+    answer.__doc__, answer.__name__ = question.__doc__, question.__name__
+    answer._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch.compiler.assume_constant_result
+    return answer  # does, which imports the compiler: a second, and Triton
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +45,7 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@cache
+@constant
 def cuda_half_fault(device: torch.device) -> str:
     """Returns "" if the CUDA half of mmfast._C can run on `device`; else why not.
 
@@ -39,8 +56,8 @@ def cuda_half_fault(device: torch.device) -> str:
     if module is None or not module.have_cuda:
         return "mmfast._C has no CUDA half (build where nvcc is)"
     driver, runtime = module.cuda_driver_version(), module.cuda_runtime_version()
-    if not driver:
-        return ""  # no driver, so no tensor that is more than a fake one
+    if not driver or not torch.cuda.is_available():
+        return ""  # no driver or no GPU, so no tensor that is more than a fake one
     versions = f"the driver is for CUDA {dotted(driver)}, the CUDA half was built with {dotted(runtime)}"
     if driver // 1000 < runtime // 1000:  # within one major version a newer runtime runs on an older driver
         return f"{versions}: update the driver, or build with an older toolkit (CUDA_HOME)"

@@ -53,12 +53,6 @@ def on_its_device(body: Body) -> Body:
     return guarded  # type: ignore[return-value]
 
 
-def refuse_capture(op: str, tensor: Tensor, why: str) -> None:
-    """Raises where a CUDA graph is being captured: what this call copies from the host would be stale in a replay."""
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError(f"{op}: {why}: this call cannot be captured in a CUDA graph")
-
-
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Keeps autocast out of a body that has its own dtypes; making the guard alone takes longer than asking."""
     kind = tensor.device.type

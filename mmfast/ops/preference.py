@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmfast.kernels.preference_terms import pair_terms
+
 from . import launch
-from .arguments import EXACT, OFFSETS, Shape, check, check_offsets, check_range, refuse_double_backward
+from .arguments import EXACT, INDEX, OFFSETS, Shape, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose
 from .kinds import SORTING
 from .preference_kernels import PreferenceTensors, Raw, preference_native, preference_triton
-from .preference_math import PreferenceSpec, aot_terms, make_spec, pair_terms
-from .rows import invert, segment_sum_torch
+from .preference_math import PreferenceSpec, aot_terms, make_spec
+from .rows import segment_sum_torch
 
 OP = "preference_loss"
 METRICS = ("losses", "margins", "chosen_rewards", "rejected_rewards", "chosen_logps", "rejected_logps")
@@ -41,7 +43,7 @@ class PreferenceOutput(NamedTuple):
 
 def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
     """The torch backend: masks [2P, N] in fp64. The rows of `inside` are the chosen sides, then the rejected."""
-    logps, index, weights, ref_logps, responses, pairs, pair_weights, delta = tensors
+    logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, *_ = tensors
     # Which tokens stand in which side, and what they weigh.
     count = tensors.tokens
     w = torch.ones(count, dtype=torch.float64, device=logps.device) if weights is None else weights.double()
@@ -71,7 +73,9 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
     if spec.name in SORTING:
         value, d_c, d_r = aot_terms(spec, s_c, s_r, ref_c, ref_r)
     else:
-        value, d_c, d_r = pair_terms(spec, s_c - ref_c, s_r - ref_r, n_c, n_r, delta)
+        numbers, *kind = spec.formula()
+        shift = 0.0 if delta is None else delta.double()
+        value, d_c, d_r = pair_terms(s_c - ref_c, s_r - ref_r, n_c, n_r, shift, *numbers, *kind)
     pair_weight = torch.ones_like(value) if pair_weights is None else pair_weights.double()
     sft = spec.sft_weight / n_c if spec.sft_average and not spec.average else torch.full_like(n_c, spec.sft_weight)
     value = pair_weight * (value - sft * whole.chunk(2)[0])
@@ -82,14 +86,14 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
     factor = (torch.cat([pair_weight, pair_weight]) * spec.scale * unit)[:, None]
     slopes = torch.cat([d_c, d_r])[:, None] * share - torch.cat([sft, torch.zeros_like(sft)])[:, None]
     by_token = torch.where(inside, factor * slopes, 0.0).sum(0) * w
-    grad = by_token if index is None else segment_sum_torch(by_token, *invert(index, logps.shape[0]))
+    grad = by_token if index is None else segment_sum_torch(by_token, *tensors.inverse())
     return (value.sum() * spec.scale).to(logps.dtype), metrics, grad.to(logps.dtype)
 
 
 def preference_raw(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
 ) -> Raw:
-    """Calls one backend's kernel, without autograd: the seam for kernels and for linear_preference_loss. Without
+    """Calls one backend's kernel, without autograd. Without
     want_grad the third result is empty."""
     with launch.device_of(tensors.logps):
         if backend in ("cpu", "cuda"):
@@ -103,10 +107,12 @@ def preference_raw(
 @launch.custom_op("mmfast::preference_loss")
 def _preference(
     logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, options: list[float], want_grad: bool,
-    backend: str,
+    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, copies: Tensor | None, offsets: Tensor | None,
+    options: list[float], want_grad: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = PreferenceTensors(logps, index, weights, ref_logps, responses, pairs, pair_weights, delta)
+    tensors = PreferenceTensors(
+        logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, copies, offsets
+    )
     return preference_raw(tensors, PreferenceSpec.of(options), want_grad, backend)
 
 
@@ -124,7 +130,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ignore[no-untyped-def]
     refuse_double_backward(OP)
-    return (d_loss * ctx.saved_tensors[0], *[None] * 10)
+    return (d_loss * ctx.saved_tensors[0], *[None] * 12)
 
 
 _preference.register_autograd(_backward, setup_context=_setup)
@@ -163,18 +169,21 @@ def preference_loss(
     label_smoothing: float = 0.0, sft_weight: float = 0.0, sft_average: bool = False,
     pair_weights: Tensor | None = None, pair_count: float | None = None, f_divergence: str | None = None,
     f_alpha: float | None = None, tau: float | None = None, simpo_margin: float | None = None,
-    delta: Tensor | None = None, ld_alpha: float | None = None, backend: str | None = None,
+    delta: Tensor | None = None, ld_alpha: float | None = None, index_copies: Tensor | None = None,
+    index_offsets: Tensor | None = None, backend: str | None = None,
 ) -> PreferenceOutput:  # fmt: skip
     """Takes logps[U], ref_logps[N], responses[R+1] and pairs[P, 2] of (chosen entry, rejected entry).
 
     Entry e holds the tokens responses[e]..responses[e+1] of index, weights and ref_logps; index[n] is the log-prob that
     scores token n (None: logps in order, U == N). Losses are summed and divided by pair_count (None: P).
+    index_copies and index_offsets are the inverse of index (see Pack); without them a GPU sorts it at each call.
     """
     tensors, spec, name = prepare(
         logps, ref_logps, responses, pairs, index=index, weights=weights, pair_weights=pair_weights,
         pair_count=pair_count, delta=delta, backend=backend, loss=loss, beta=beta, average=average,
         label_smoothing=label_smoothing, sft_weight=sft_weight, sft_average=sft_average, f_divergence=f_divergence,
-        f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin, ld_alpha=ld_alpha,
+        f_alpha=f_alpha, tau=tau, simpo_margin=simpo_margin, ld_alpha=ld_alpha, index_copies=index_copies,
+        index_offsets=index_offsets,
     )  # fmt: skip
     want_grad = logps.requires_grad and torch.is_grad_enabled()
     if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
@@ -187,7 +196,8 @@ def preference_loss(
 def prepare(
     logps: Tensor, ref_logps: Tensor | None, responses: Tensor, pairs: Tensor, *, index: Tensor | None = None,
     weights: Tensor | None = None, pair_weights: Tensor | None = None, pair_count: float | None = None,
-    delta: Tensor | None = None, backend: str | None = None, **objective: Any,
+    delta: Tensor | None = None, index_copies: Tensor | None = None, index_offsets: Tensor | None = None,
+    backend: str | None = None, **objective: Any,
 ) -> tuple[PreferenceTensors, PreferenceSpec, str]:  # fmt: skip
     """Checks preference_loss's arguments; returns what preference_raw takes."""
     # Shapes and dtypes, an argument at a time; floats take the dtype of logps.
@@ -198,6 +208,12 @@ def prepare(
     if index is not None:
         check(OP, "index", index, OFFSETS, ("N",), device)
     count = logps.shape[0] if index is None else index.shape[0]
+    if (index_copies is None) != (index_offsets is None) or (index is None and index_copies is not None):
+        raise ValueError(f"{OP}: index_copies and index_offsets go together, and with index")
+    if index_copies is not None and index_offsets is not None:
+        check(OP, "index_copies", index_copies, INDEX, (count,), device)
+        check(OP, "index_offsets", index_offsets, INDEX, (logps.shape[0] + 1,), device)
+        index_copies, index_offsets = index_copies.contiguous(), index_offsets.contiguous()
     tokens: Shape = (count,)
     ready: dict[str, Tensor | None] = {}
     for name, value, shape in (
@@ -221,9 +237,13 @@ def prepare(
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
         if index is not None:
             check_range(OP, "index", index, 0, logps.shape[0])
+        if index_copies is not None and index_offsets is not None:
+            check_range(OP, "index_copies", index_copies, 0, count)
+            check_offsets(OP, "index_offsets", index_offsets, count)
     tensors = PreferenceTensors(
         logps.contiguous(), None if index is None else _as(index, torch.int64), ready["weights"], ready["ref_logps"],
         _as(responses, torch.int32), _as(pairs, torch.int64), ready["pair_weights"], ready["delta"],
+        index_copies, index_offsets,
     )  # fmt: skip
     return tensors, spec, name
 

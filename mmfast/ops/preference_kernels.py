@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
-from .kinds import DIVERGENCES, KINDS
 from .launch import address, stream
 from .preference_math import PreferenceSpec
 from .rows import DTYPE_CODES, invert, segment_sum_torch
@@ -27,11 +26,20 @@ class PreferenceTensors(NamedTuple):
     pairs: Tensor  # int64 [P,2]
     pair_weights: Tensor | None  # [P]
     delta: Tensor | None  # []
+    copies: Tensor | None = None  # int64 [N] and [U+1], the inverse of rows; the backends that need it make it
+    offsets: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """N is the number of scored tokens."""
         return self.logps.shape[0] if self.rows is None else self.rows.shape[0]
+
+    def inverse(self) -> tuple[Tensor, Tensor]:
+        """Where the tokens of each log-prob stand: copies[offsets[u]:offsets[u + 1]]."""
+        if self.copies is not None and self.offsets is not None:
+            return self.copies, self.offsets
+        assert self.rows is not None
+        return invert(self.rows, self.logps.shape[0])
 
 
 def preference_native(
@@ -45,7 +53,10 @@ def preference_native(
     # An index of no tokens has no address, which a kernel takes for no index: it would leave the gradient unwritten.
     new = torch.empty_like if sizes[1] else torch.zeros_like
     grad = new(logps) if want_grad else logps.new_empty(0)
-    scratch = logps.new_empty(module.cuda_preference_scratch(*sizes), dtype=torch.uint8) if on_gpu else None
+    scratch = logps.new_empty(sizes[1] + sizes[3], dtype=torch.float64) if on_gpu else None
+    if on_gpu and want_grad and tensors.rows is not None:
+        copies, offsets = tensors.inverse()
+        tensors = tensors._replace(copies=copies, offsets=offsets)
     run = module.cuda_preference if on_gpu else module.cpu_preference
     run(
         DTYPE_CODES[logps.dtype], *(address(t) for t in tensors), *sizes, *spec, loss.data_ptr(), metrics.data_ptr(),
@@ -57,9 +68,12 @@ def preference_native(
 def preference_triton(tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool) -> Raw:
     from mmfast.kernels.preference import preference
 
-    logps, rows = tensors.logps, tensors.rows
-    settings = spec._asdict() | {"kind": KINDS[spec.kind], "divergence": DIVERGENCES[spec.divergence]}
-    loss, metrics, by_token = preference(*tensors, settings, want_grad)
-    if want_grad and rows is not None:
-        by_token = segment_sum_torch(by_token, *invert(rows, logps.shape[0]))
-    return loss, metrics, by_token.to(logps.dtype)
+    numbers, kind, divergence, per_token = spec.formula()
+    loss, metrics, by_token = preference(
+        *tensors[:8], (*numbers, spec.sft_weight, spec.ld_alpha, spec.scale),
+        {"KIND": kind, "DIVERGENCE": divergence, "PER_TOKEN": per_token, "AVERAGE": spec.average,
+         "SFT_AVERAGE": spec.sft_average}, want_grad,
+    )  # fmt: skip
+    if want_grad and tensors.rows is not None:
+        by_token = segment_sum_torch(by_token, *tensors.inverse())
+    return loss, metrics, by_token.to(tensors.logps.dtype)

@@ -1,8 +1,4 @@
-"""The preference losses: specification, value and derivatives in closed form (as in csrc/preference.h).
-
-a_c and a_r are the log-ratios S - S_ref of the chosen and the rejected side (S averaged when `average`; S_ref = 0 for
-the reference-free kinds), n their sums of weights. docs/ops/preference_loss.md has every formula with its paper.
-"""
+"""The preference losses: their specification, and the kinds that sort. The formulas are kernels/preference_terms.py."""
 
 from __future__ import annotations
 
@@ -11,14 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+
+from mmfast.kernels.preference_terms import smoothed
 
 from .kinds import DIVERGENCES, DIVERGING, KINDS, PER_TOKEN, REFERENCE_FREE, SMOOTHED, SORTING, WHOLE
 
 DEFAULT_TAU = 0.05
 DEFAULT_SIMPO_MARGIN = 0.5
-ODDS_TOP = -(2.0**-23)  # orpo: 1 - p is at least fp32's epsilon
-EXPONENT_TOP = 80.0  # divergences: exp stays finite in fp32
 
 
 class PreferenceSpec(NamedTuple):
@@ -49,6 +44,15 @@ class PreferenceSpec(NamedTuple):
     @property
     def name(self) -> str:
         return KINDS[self.kind]
+
+    def formula(self) -> tuple[tuple[float, ...], str, str, bool]:
+        """What the formulas take: the numbers from b to margin, kind, divergence, and whether S / n is in them."""
+        eps, divergence = self.smoothing, DIVERGENCES[self.divergence]
+        if divergence == "alpha_divergence" and abs(self.f_alpha - 1) < 1e-6:
+            divergence = "reverse_kl"  # its limit at 1
+        logs = math.log(eps) if eps > 0 else -math.inf, math.log1p(-eps)
+        numbers = (self.beta, eps, *logs, self.f_alpha, self.tau, self.simpo_margin)
+        return numbers, self.name, divergence, self.name in PER_TOKEN and not self.average
 
 
 def make_spec(
@@ -117,95 +121,6 @@ def make_spec(
         float(DEFAULT_SIMPO_MARGIN if simpo_margin is None else simpo_margin),
         float(1.0 if ld_alpha is None else ld_alpha), 1.0 / float(pair_count or max(pairs, 1)),
     )  # fmt: skip
-
-
-def divergence_score(spec: PreferenceSpec, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns f'(e^a) of the divergence, and its derivative by a."""
-    divergence = DIVERGENCES[spec.divergence]
-    if divergence == "forward_kl":
-        e = torch.exp((-a).clamp(max=EXPONENT_TOP))
-        return 1 - e, torch.where(-a > EXPONENT_TOP, 0.0, e)
-    if divergence == "js_divergence":
-        return math.log(2) + logsigmoid(a), torch.sigmoid(-a)
-    if divergence == "alpha_divergence" and abs(spec.f_alpha - 1) >= 1e-6:
-        t = (spec.f_alpha - 1) * a
-        top = t.clamp(max=EXPONENT_TOP)
-        return torch.expm1(top) / (spec.f_alpha - 1), torch.where(t > EXPONENT_TOP, 0.0, torch.exp(top))
-    return a, torch.ones_like(a)
-
-
-def smoothed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns -(1 - eps) log sigma(x) - eps log sigma(-x), and its derivative."""
-    value = -(1 - eps) * logsigmoid(x) - eps * logsigmoid(-x)
-    return value, -(1 - eps) * torch.sigmoid(-x) + eps * torch.sigmoid(x)
-
-
-def margin_terms(spec: PreferenceSpec, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns value and derivative, by the difference of scores, of the kinds that are a function of that alone."""
-    b, eps, kind = spec.beta, spec.smoothing, spec.name
-    if kind == "ipo":
-        x = score - 0.5 / b
-        return x * x, 2 * x
-    x = b * score
-    sigma = torch.sigmoid
-    if kind == "hinge":
-        return torch.relu(1 - x), -b * (x < 1).to(x.dtype)
-    if kind == "robust":
-        value = (-(1 - eps) * logsigmoid(x) + eps * logsigmoid(-x)) / (1 - 2 * eps)
-        return value, b * (-(1 - eps) * sigma(-x) - eps * sigma(x)) / (1 - 2 * eps)
-    if kind == "exo_pair":
-        low, high = math.log(eps), math.log1p(-eps)
-        value = sigma(x) * (logsigmoid(x) - high) + sigma(-x) * (logsigmoid(-x) - low)
-        return value, b * sigma(x) * sigma(-x) * (x + low - high)
-    if kind == "discopop":
-        logistic, gate, closed = -logsigmoid(x), sigma(x / spec.tau), sigma(-x / spec.tau)
-        exponential = torch.exp(-x + logsigmoid(x / spec.tau))  # the product of exp and sigma gives inf * 0
-        slope = -sigma(-x) * closed - logistic * gate * closed / spec.tau + exponential * (closed / spec.tau - 1)
-        return logistic * closed + exponential, b * slope
-    if kind == "simpo":
-        x = x - spec.simpo_margin
-    value, slope = smoothed(x, eps)
-    return value, b * slope
-
-
-def pair_terms(
-    spec: PreferenceSpec, a_c: Tensor, a_r: Tensor, n_c: Tensor, n_r: Tensor, delta: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns each pair's loss and its derivatives by a_c and a_r, in fp64. (The kinds that sort are in aot_terms.)"""
-    # First the kinds that are functions of both log-ratios; then those of one difference of scores.
-    b, kind, sigma = spec.beta, spec.name, torch.sigmoid
-    i_c = i_r = torch.ones_like(a_c)
-    if kind in PER_TOKEN and not spec.average:
-        i_c, i_r = (1 / torch.where(n == 0, 1.0, n) for n in (n_c, n_r))
-    if kind == "nca_pair":
-        c, r = b * a_c, b * a_r
-        value = -logsigmoid(c) - 0.5 * logsigmoid(-c) - 0.5 * logsigmoid(-r)
-        return value, b * (0.5 * sigma(c) - sigma(-c)), 0.5 * b * sigma(r)
-    if kind == "bco_pair":
-        shift = 0.0 if delta is None else delta.to(a_c.dtype)
-        c, r = b * a_c - shift, b * a_r - shift
-        return -logsigmoid(c) - logsigmoid(-r), -b * sigma(-c), b * sigma(r)
-    if kind == "sppo_hard":
-        c, r = a_c - 0.5 / b, a_r + 0.5 / b
-        return c * c + r * r, 2 * c, 2 * r
-    if kind == "apo_zero":
-        c, r = b * a_c, b * a_r
-        return sigma(-c) + sigma(r), -b * sigma(c) * sigma(-c), b * sigma(r) * sigma(-r)
-    if kind == "apo_down":
-        c, m = b * a_c, b * (a_c - a_r)
-        slope = b * sigma(m) * sigma(-m)
-        return sigma(c) + sigma(-m), b * sigma(c) * sigma(-c) - slope, slope
-    if kind == "orpo":
-        c, r = a_c * i_c, a_r * i_r
-        e_c, e_r = (-torch.expm1(x.clamp(max=ODDS_TOP)) for x in (c, r))
-        x = (c - e_c.log()) - (r - e_r.log())
-        slope = -b * sigma(-x)
-        return -c - b * logsigmoid(x), (slope / e_c - 1) * i_c, -slope / e_r * i_r
-    if kind == "sft":
-        return -a_c, -torch.ones_like(a_c), torch.zeros_like(a_c)
-    (score_c, slope_c), (score_r, slope_r) = divergence_score(spec, a_c), divergence_score(spec, a_r)
-    value, slope = margin_terms(spec, score_c * i_c - score_r * i_r)
-    return value, slope * slope_c * i_c, -slope * slope_r * i_r
 
 
 def aot_terms(

@@ -45,6 +45,8 @@ def build_pack(
     forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=layout.share)
     stream = _Stream(symbols, forest, images, layout)
     rows, targets, scored = _scored_rows(symbols, forest, stream)
+    entries = _entries(symbols, scored, gamma, reference)
+    inverse = _inverse(entries["index"].numpy(), len(rows)) if symbols.is_pairs else (None, None)
     return Pack(
         tokens=torch.from_numpy(stream.tokens),
         features=torch.from_numpy(stream.features),
@@ -56,7 +58,9 @@ def build_pack(
         images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
         image_ids=stream.image_ids,
         unshared_tokens=int(symbols.unshared.sum()),
-        **_entries(symbols, scored, gamma, reference),
+        index_copies=inverse[0],
+        index_offsets=inverse[1],
+        **entries,
     )
 
 
@@ -123,6 +127,12 @@ def _grid_positions(grid: tuple[int, int, int]) -> np.ndarray:
     return np.indices(grid).reshape(3, -1)
 
 
+def _inverse(index: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+    """(copies, offsets): copies[offsets[i]:offsets[i+1]] are the j with index[j] == i, ascending."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(index, minlength=count))])
+    return torch.from_numpy(np.argsort(index, kind="stable")), torch.from_numpy(offsets)
+
+
 def _runs(forest: Forest, stream: _Stream) -> dict:
     """Runs of a node followed by its first child's run, and the keys each run sees: its ancestors', then its own."""
     parent = forest.parent.tolist()
@@ -148,13 +158,13 @@ def _runs(forest: Forest, stream: _Stream) -> dict:
         ends.append(q_offsets[r + 1])
         k_offsets.append(k_offsets[-1] + seen + ends[-1] - starts[-1])
     k_index = ranges(np.asarray(starts, np.int64), np.asarray(ends, np.int64))
-    copies = np.bincount(k_index, minlength=offsets[-1])
+    copies, copy_offsets = _inverse(k_index, offsets[-1])
     return dict(
         q_offsets=torch.tensor(q_offsets, dtype=torch.int32),
         k_index=torch.from_numpy(k_index),
         k_offsets=torch.tensor(k_offsets, dtype=torch.int32),
-        k_copies=torch.from_numpy(np.argsort(k_index, kind="stable")),
-        k_copy_offsets=torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(copies)])),
+        k_copies=copies,
+        k_copy_offsets=copy_offsets,
         max_q=max(np.diff(q_offsets).tolist(), default=0),
         max_k=max(np.diff(k_offsets).tolist(), default=0),
     )

@@ -34,6 +34,10 @@ class Pack:
     pairs: Tensor  # int64[P,2], (chosen entry, rejected entry); int64[0,2] for SFT
     pair_weights: Tensor | None  # float32[P]; None: all one
     normaliser: float  # of the whole optimiser step over all ranks: its pairs; for SFT its tokens' weights, summed
+    index_copies: Tensor | None = (
+        None  # int64[N], tokens sorted by the u that scores them (stable): the inverse of index
+    )
+    index_offsets: Tensor | None = None  # int64[U+1], where those of u stand in index_copies; None, like it: for SFT
     response_ids: list[str] = field(default_factory=list)  # R names, the reference cache's keys
     sample_ids: list[str] = field(default_factory=list)  # P (or R for SFT) example ids
     images: dict[str, Tensor] = field(default_factory=dict)  # what the family's tower reads; empty: no image

@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
 
 from mmfast.files import sha256_of, sync_folder, write_json, write_text
 from mmfast.job.checkpoint_files import (
@@ -33,6 +31,7 @@ from mmfast.job.checkpoint_files import (
     seal,
 )
 from mmfast.models.names import plain_name
+from mmfast.training.staging import Staging
 
 __all__ = ["Checkpointer", "best_checkpoint", "complete", "find", "read_info", "trainable", "training_state"]
 
@@ -88,8 +87,7 @@ class Checkpointer:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # its own: it runs in a thread
-        pinned = torch.cuda.is_available()
-        self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
+        self.staging = Staging()
         self.thread: threading.Thread | None = None
         self.error: str = ""
 
@@ -107,25 +105,11 @@ class Checkpointer:
     def save(self, step: int, state: dict[str, Any], info: dict[str, Any], *, wait: bool = False) -> None:
         """Copy the state to host memory, then write it in the background. All ranks call it at the same step."""
         self.finish()
-        staged = self._stage(state)
+        staged = self.staging(state)
         self.thread = threading.Thread(target=self._write, args=(step, staged, {"step": step, **info}), daemon=True)
         self.thread.start()
         if wait:
             self.finish()
-
-    def _stage(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A copy in host memory, through pinned buffers kept between checkpoints; torchao's 8-bit states, which those
-        cannot hold, are copied plainly."""
-        kinds = {type(t) for part in state.values() for t in part.values()}
-        if kinds <= {Tensor, nn.Parameter, DTensor} and not any(
-            isinstance(t, DTensor) and type(t.to_local()) is not Tensor
-            for part in state.values()
-            for t in part.values()
-        ):
-            staged = self.stager.stage(state)
-            assert isinstance(staged, dict), "it is staged in this thread"
-            return staged
-        return {name: {k: t.detach().to("cpu", copy=True) for k, t in part.items()} for name, part in state.items()}
 
     def poll(self) -> None:
         """Raise what a finished write in the background failed with."""

@@ -96,6 +96,8 @@ class Pairs(Objective):
                 pack.responses,
                 pack.pairs,
                 index=pack.index,
+                index_copies=pack.index_copies,
+                index_offsets=pack.index_offsets,
                 weights=pack.weights,
                 loss=name,
                 pair_weights=pack.pair_weights,

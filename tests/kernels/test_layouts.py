@@ -73,10 +73,10 @@ def test_preference_loss(backend: str, dtype: torch.dtype) -> None:
     assert not walk(subjects.preference_loss(dtype), backend)
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_linear_preference_loss(backend: str, chunked: bool) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_linear_preference_loss(backend: str, recompute: bool) -> None:
     some = ("bias", "weights") if backend == "triton" else ("bias", "weights", "lora[0]", "targets", "index")
-    assert not walk(subjects.linear_preference_loss(chunked), backend, True, some)
+    assert not walk(subjects.linear_preference_loss(recompute), backend, True, some)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP64])

@@ -89,7 +89,7 @@ def fold() -> Iterator[Variant]:
     from mmfast.kernels import logprob
 
     scalars = {name: "fp32" for name in ("softcap", "inverse_temperature", "to_tanh")}
-    tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i64"} | scalars
+    tile = {"tile_stride": "i64", "bias": "*fp32", "targets": "*i64", "first": "i64", "width": "i32"} | scalars
     outputs = {name: "*fp32" for name in ("stats", "base_to", "sums")}
     outputs |= {name: "i64" for name in ("U", "probs_stride", "probs_z_stride", "sums_stride", "sums_width")}
     strides = ("tile_stride", "probs_stride", "probs_z_stride", "sums_stride")
@@ -155,11 +155,11 @@ def preference() -> Iterator[Variant]:
     tensors = {name: "*fp32" for name in ("logps", "weights", "ref", "pair_weights", "delta", "metrics")}
     tensors |= {name: "*fp64" for name in ("values", "by_s", "by_whole", "by_token")}
     tensors |= {"index": "*i64", "pairs": "*i64", "responses": "*i32", "P": "i64"}
-    settings = ("beta", "smoothing", "sft_weight", "f_alpha", "tau", "simpo_margin", "ld_alpha", "scale")
-    tensors |= dict.fromkeys((*settings, "log_eps", "log1m_eps"), "fp64")
+    settings = ("beta", "smoothing", "log_eps", "log1m_eps", "f_alpha", "tau", "margin")
+    tensors |= dict.fromkeys((*settings, "sft_weight", "ld_alpha", "scale"), "fp64")
     flags = dict.fromkeys(("HAS_INDEX", "HAS_WEIGHTS", "HAS_REF", "HAS_PAIR_WEIGHTS", "HAS_DELTA"), True)
-    flags |= {"AVERAGE": False, "SFT_AVERAGE": True, "BLOCK": preference.BLOCK}
-    for kind, divergence in (("sigmoid", "reverse_kl"), ("discopop", "alpha_divergence"), ("orpo", "reverse_kl")):
+    flags |= {"PER_TOKEN": True, "AVERAGE": False, "SFT_AVERAGE": True, "BLOCK": preference.BLOCK}
+    for kind, divergence in (("ipo", "reverse_kl"), ("discopop", "alpha_divergence"), ("orpo", "reverse_kl")):
         yield Variant(
             f"{kind}, {divergence}",
             preference.preference_pair_kernel,
@@ -169,5 +169,5 @@ def preference() -> Iterator[Variant]:
     one = flags | {"KIND": "bco_pair", "DIVERGENCE": "reverse_kl", "P": 1}
     less = {name: kind for name, kind in tensors.items() if name != "P"}
     yield Variant("bco_pair, one pair", preference.preference_pair_kernel, less, one)
-    few = {"HAS_WEIGHTS": True, "BLOCK": preference.BLOCK}
+    few = {"HAS_WEIGHTS": True, "SIDES": preference.SIDES, "BLOCK": preference.TOKENS}
     yield Variant("fp64 sums", preference.preference_gradient_kernel, tensors, few)

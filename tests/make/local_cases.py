@@ -91,6 +91,8 @@ def twin(engine: Local, one: Request, *, every: bool = False, do_sample: bool = 
     """The tokens of transformers' generate on the unpatched model; `every`: of all returned sequences."""
     inputs = plain_inputs(engine, one)
     model = engine.scorer.model
+    if len(inputs.get("image_sizes", ())) == 1:  # transformers 5.17 repeats tiles for the beams
+        inputs["pixel_values"] = inputs["pixel_values"][None]
     with attention(engine.scorer.decoder.config, engine.scorer.own_attention), torch.no_grad():
         model.generation_config.eos_token_id = engine.ends
         out = model.generate(**inputs, max_new_tokens=one.decode.max_tokens, do_sample=do_sample, **settings)

@@ -150,7 +150,7 @@ def wrong(
     `truth`: what the oracle says, where that is known already.
     """
     want = truth or outcomes(subject, exact(given), subject.oracle, upstream)
-    before = {k: t.detach().clone() for k, t in given.items() if k != "components"}
+    before = {k: t.detach().clone() for k, t in given.items()}
     got = outcomes(subject, given, lambda a: subject.call(a, backend), upstream, subject.leaves)
     if subject.leaves:  # else the gradient takes the logits' place
         changed = [k for k, t in before.items() if not torch.equal(t, given[k])]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mmfast import ops
-from mmfast.ops.linear_preference import pair_components
 from mmfast.ops.oracles.logprob import linear_logprob as head_oracle
 from mmfast.ops.oracles.logprob import selective_logprob as selective_oracle
 from mmfast.ops.oracles.preference import preference_reference
 from mmfast.ops.preference import METRICS
 from mmfast.ops.preference_math import make_spec
+from mmfast.ops.rows import invert
 from mmfast.ops.splice import splice_torch
 from tests.ops.layouts import Arguments, Subject, normal
 from tests.ops.places import generator
@@ -128,12 +128,16 @@ def selective_logprob(inplace: bool, dtype: torch.dtype = torch.float32, scored:
 def preference_arguments(scored: int = 9, dtype: torch.dtype = torch.float32) -> Arguments:
     """Four entries of 11 tokens in all, over `scored` log-probs; no pair holds one entry twice."""
     g = generator(2)
+    index = torch.randint(0, scored, (11,), generator=g)
+    copies, offsets = invert(index, scored)
     return {
         "logps": normal(scored, dtype=dtype, seed=6) - 3,
         "ref_logps": normal(11, dtype=dtype, seed=7) - 3,
         "responses": torch.tensor([0, 3, 5, 9, 11]),
         "pairs": torch.tensor([[0, 1], [2, 1], [3, 0], [1, 2]]),
-        "index": torch.randint(0, scored, (11,), generator=g),
+        "index": index,
+        "index_copies": copies,
+        "index_offsets": offsets,
         "weights": normal(11, dtype=dtype, seed=8).abs() + 0.5,
         "pair_weights": normal(4, dtype=dtype, seed=9).abs() + 0.2,
         "delta": torch.tensor(0.3, dtype=dtype),
@@ -158,8 +162,8 @@ def no_pairs(a: Arguments) -> Arguments:
 
 
 def no_scored_tokens(a: Arguments) -> Arguments:
-    gone = {name: a[name][:0] for name in ("index", "weights", "ref_logps")}
-    return gone | {"responses": torch.zeros(1, dtype=torch.int64).expand(5)}
+    gone = {name: a[name][:0] for name in ("index", "index_copies", "weights", "ref_logps")}
+    return gone | {"responses": torch.zeros(1, dtype=torch.int64).expand(5), "index_offsets": a["index_offsets"] * 0}
 
 
 def no_entries(a: Arguments) -> Arguments:
@@ -168,8 +172,13 @@ def no_entries(a: Arguments) -> Arguments:
 
 PREFERENCE_EMPTY = {
     "ref_logps": no_scored_tokens, "index": no_scored_tokens, "weights": no_scored_tokens, "responses": no_entries,
-    "pairs": no_pairs, "pair_weights": no_pairs,
+    "pairs": no_pairs, "pair_weights": no_pairs, "index_copies": no_scored_tokens,
 }  # fmt: skip
+INVERSE = ("index", "index_copies", "index_offsets")  # none can take one value without the others
+
+
+def no_logps(a: Arguments) -> Arguments:
+    return no_entries(a) | {"index_offsets": a["index_offsets"][:1]}
 
 
 def preference_loss(dtype: torch.dtype = torch.float32) -> Subject:
@@ -178,41 +187,32 @@ def preference_loss(dtype: torch.dtype = torch.float32) -> Subject:
         return [found.loss, *(getattr(found, name) for name in METRICS)]
 
     return Subject(
-        ops.preference_loss, preference_arguments(dtype=dtype), preference_oracle, call, ("logps",), ("responses",),
-        PREFERENCE_EMPTY | {"logps": lambda a: {"logps": a["logps"][:0], **no_entries(a)}},
+        ops.preference_loss, preference_arguments(dtype=dtype), preference_oracle, call, ("logps",),
+        ("responses", *INVERSE), PREFERENCE_EMPTY | {"logps": lambda a: {"logps": a["logps"][:0], **no_logps(a)}},
     )  # fmt: skip
 
 
-def linear_preference_loss(chunked: bool, size: str = "usual", dtype: torch.dtype = torch.float32) -> Subject:
+def linear_preference_loss(recompute: bool, size: str = "usual", dtype: torch.dtype = torch.float32) -> Subject:
     head = head_arguments(SIZES[size], dtype)
     loss = preference_arguments(head["targets"].shape[0])
     del loss["logps"]
-    if size == "one row":  # a chunk of a trained head then is one row too
-        loss["index"] = torch.zeros(11, dtype=torch.int64)
-    arguments = head | loss
-    budget = {"keep_budget": 300 * 4 if size == "one row" else 0} if chunked else {}
+    budget = {"keep_budget": 0} if recompute else {}
 
     def oracle(a: Arguments) -> list[Tensor]:
-        a = {k: v for k, v in a.items() if k != "components"}
         names = set(head)
         logps = head_oracle(**nested({k: v for k, v in a.items() if k in names}))["logp"]
         return preference_oracle({"logps": logps, **{k: v for k, v in a.items() if k not in names}})
 
     def call(a: Arguments, backend: str | None) -> list[Tensor]:
-        plain = nested(a)
-        if "components" in plain and chunked:  # made from the values that this call has
-            made = pair_components(a["responses"], a["pairs"], a["index"], a["targets"].shape[0])
-            plain["components"] = a["components"].copy_(made) if made.shape == a["components"].shape else made
-        found = ops.linear_preference_loss(**plain, **OBJECTIVE, **budget, tile_budget=1, backend=backend)
+        found = ops.linear_preference_loss(**nested(a), **OBJECTIVE, **budget, tile_budget=1, backend=backend)
         return [found.loss, *(getattr(found, name) for name in METRICS)]
 
-    arguments["components"] = torch.zeros(head["targets"].shape[0], dtype=torch.int64, device="cpu")
-    rowless = lambda a: no_entries(a) | nobody(a) | {"components": a["components"][:0]}  # noqa: E731
+    rowless = lambda a: no_logps(a) | nobody(a)  # noqa: E731
     return Subject(
-        ops.linear_preference_loss, arguments, oracle, call,
-        ("hidden", "weight", "bias", "lora[0]", "lora[1]"), ("responses", "components"),
+        ops.linear_preference_loss, head | loss, oracle, call,
+        ("hidden", "weight", "bias", "lora[0]", "lora[1]"), ("responses", *INVERSE),
         PREFERENCE_EMPTY
-        | {"targets": rowless, "rows": rowless, "components": rowless, "lora[0]": no_rank, "lora[1]": no_rank}
+        | {"targets": rowless, "rows": rowless, "lora[0]": no_rank, "lora[1]": no_rank}
         | {"hidden": lambda a: rowless(a) | no_tokens(a)},
         limit=1e-4, gradient_limit=2e-2 if dtype == torch.bfloat16 else 5e-5,
     )  # fmt: skip

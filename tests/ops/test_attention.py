@@ -1,11 +1,15 @@
 """Tree attention against independent sequences: every path of the tree computed alone, plainly, in fp64."""
 
+import inspect
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from mmfast.ops import attention as attention_module
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
 from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
 from tests.ops.places import generator
@@ -173,6 +177,76 @@ def test_choice_and_reasons():
         choose_attention(torch.device("cpu"), torch.float32, 64, None, "varlen")
     with pytest.raises(ValueError, match="unknown backend 'sdpa'"):
         choose_attention(torch.device("cpu"), torch.float32, 64, None, "sdpa")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Puts modules of these names and contents in the place of what is installed."""
+
+    def put(**modules):
+        for name, content in modules.items():
+            module = ModuleType(name)
+            vars(module).update(content)
+            monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+        attention_module._installed.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    attention_module._installed.cache_clear()
+
+
+def test_xformers_without_its_operators_is_not_taken(installed):
+    """The wheel for another torch imports with a warning, and has no operator that runs."""
+    path, attend = {"__path__": []}, {"__path__": [], "memory_efficient_attention": None}
+    installed(xformers=path, xformers__ops=attend, xformers___cpp_lib={"_built_with_cuda": False})
+    assert "xformers has no CUDA operators for torch" in explain("cuda", torch.bfloat16, 64)["xformers"]
+    installed(xformers___cpp_lib={"_built_with_cuda": True})
+    assert attention_module._installed("xformers") == ""
+    installed(xformers__ops={"__path__": []})
+    assert "xformers cannot be imported" in attention_module._installed("xformers")
+
+
+def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_path):
+    broken = "raise ImportError('undefined symbol:\\n _ZN3c10')"
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text(broken)
+    (tmp_path / "flash_attn_interface.py").write_text("import a_missing_part_of_it")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed()
+    reasons = explain("cuda", torch.bfloat16, 64)
+    assert reasons["flash2"] == "flash_attn cannot be imported: undefined symbol: _ZN3c10"
+    assert reasons["flash4"] == "flash_attn.cute cannot be imported: undefined symbol: _ZN3c10"
+    assert reasons["flash3"] == "flash_attn_interface cannot be imported: No module named 'a_missing_part_of_it'"
+    (tmp_path / "flash_attn" / "__init__.py").write_text("def flash_attn_varlen_func(): pass")
+    installed()
+    assert explain("cuda", torch.bfloat16, 64)["flash4"] == "flash_attn.cute is not installed"
+    assert attention_module._installed("flash2") == ""
+
+
+@pytest.mark.parametrize("options", [("window_size",), ("window_size", "enable_gqa"), ("enable_gqa",)])
+def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
+    """torch 2.11's has no enable_gqa, and takes fewer heads of keys all the same."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    seen = {}
+
+    def attend(q, k, v, *rest, **named):
+        seen.update(named)
+        return q
+
+    attend.__signature__ = inspect.Signature([inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY) for o in options])
+    monkeypatch.setattr(varlen, "varlen_attn", attend)
+    for question in (attention_module._installed, attention_module._varlen_takes):
+        question.cache_clear()
+    missing = "window_size" not in options
+    assert ("varlen_attn has no window_size" in attention_module._installed("varlen")) == missing
+    q, k, v = inputs(PAIR)
+    runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, None)
+    if not missing:
+        assert attention_module._varlen(q, k, v, runs) is q
+        assert seen == {"scale": 0.5, "window_size": (-1, 0)} | dict.fromkeys({"enable_gqa"} & set(options), True)
+    monkeypatch.undo()
+    for question in (attention_module._installed, attention_module._varlen_takes):
+        question.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from torch import Tensor
 from mmfast import ops
 from mmfast.ops.dispatch import available
 from mmfast.ops.kinds import KINDS, REFERENCE_FREE, SORTING
-from mmfast.ops.linear_preference import pair_components
 from mmfast.ops.splice import splice_torch
 from tests.ops import subjects
 from tests.ops.conftest import devices
@@ -28,20 +26,6 @@ from tests.ops.places import Place, generator, places
 SMOOTHING = {"exo_pair": 1e-3, "robust": 0.1}
 
 
-def planned(train_head: bool) -> Subject:
-    """linear_preference_loss with its components made before the call, as a packed batch brings them."""
-    subject = subjects.linear_preference_loss(train_head)
-    a = subject.arguments
-    components = pair_components(a["responses"], a["pairs"], a["index"], a["targets"].shape[0])
-
-    def call(a: dict[str, Tensor], backend: str | None) -> list[Tensor]:
-        given = subjects.nested(a | {"components": components}) | subjects.OBJECTIVE
-        out = ops.linear_preference_loss(**given, keep_budget=0 if train_head else None, backend=backend)
-        return [out.loss, out.losses, out.margins]
-
-    return replace(subject, call=call, trained=subject.trained if train_head else ("hidden", "lora[0]"))
-
-
 # tree_attention is not here: run by run it reads its offsets on the host.
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     **{f"linear_logprob, {path}": lambda p=path: subjects.linear_logprob(p) for path in subjects.PATHS},
@@ -49,8 +33,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "selective_logprob": lambda: subjects.selective_logprob(False),
     "selective_logprob, bf16": lambda: subjects.selective_logprob(True, torch.bfloat16),
     "preference_loss": subjects.preference_loss,
-    "linear_preference_loss, frozen head": lambda: planned(False),
-    "linear_preference_loss, chunked": lambda: planned(True),
+    "linear_preference_loss, recompute": lambda: subjects.linear_preference_loss(True),
     "splice_embeddings": subjects.splice_embeddings,
 }
 

@@ -1,5 +1,6 @@
 """The backend of an op: the first that suits is chosen, and one that cannot run says why."""
 
+import importlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from mmfast import doctor
-from mmfast.ops import dispatch
+from mmfast.ops import attention, dispatch
 from mmfast.ops.dispatch import available, choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -41,6 +42,7 @@ def pretend(
     )  # fmt: skip
     monkeypatch.setattr(dispatch, "native", lambda: module)
     monkeypatch.setattr(doctor, "native", lambda: module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
     dispatch.cuda_half_fault.cache_clear()
@@ -101,3 +103,24 @@ def test_doctor_says_why_the_cuda_half_is_not_used(monkeypatch: pytest.MonkeyPat
 def forget_the_pretended() -> Iterator[None]:
     yield
     dispatch.cuda_half_fault.cache_clear()
+
+
+def test_questions_about_the_machine_are_constants_to_a_compiler() -> None:
+    """torch.compile traced into the cached question, and its graph ended at the imports and at mmfast._C in it: no op
+    compiled whole on a GPU."""
+    asked: list[str] = []
+
+    @dispatch.constant
+    def question(name: str) -> str:
+        asked.append(name)
+        return str(importlib.import_module("mmfast.ops").__name__) + name
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        assert attention._installed("varlen") is not None
+        return x + 1 if question("!") == "mmfast.ops!" and dispatch.cuda_half_fault(CUDA) is not None else x
+
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    assert compiled(torch.zeros(2)).tolist() == [1, 1] and whole(torch.zeros(2)).tolist() == [1, 1]
+    assert asked == ["!"]
+    question.cache_clear()
+    assert question("!") == "mmfast.ops!" and asked == ["!", "!"]

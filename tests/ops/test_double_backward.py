@@ -19,7 +19,6 @@ NONLINEAR: dict[str, Callable[[], Subject]] = {
     "selective_logprob": partial(subjects.selective_logprob, False),
     "preference_loss": subjects.preference_loss,
     "linear_preference_loss": partial(subjects.linear_preference_loss, False),
-    "linear_preference_loss, chunked": partial(subjects.linear_preference_loss, True),
     "tree_attention": subjects.tree_attention,
 }
 
@@ -34,8 +33,7 @@ def loss_of(subject: Subject, backend: str | None = None) -> tuple[Tensor, list[
 def test_create_graph_is_refused(name: str) -> None:
     loss, trained = loss_of(NONLINEAR[name]())
     op = name.split(",")[0]
-    # not chunked, the fused loss is two ops, of which the outer one refuses
-    inner = "preference_loss" if name == "linear_preference_loss" else op
+    inner = "preference_loss" if name == "linear_preference_loss" else op  # of two ops the outer one refuses
     with pytest.raises(RuntimeError, match=f"{inner}: its gradient cannot be differentiated again"):
         torch.autograd.grad(loss, trained, create_graph=True)
     loss, trained = loss_of(NONLINEAR[name]())

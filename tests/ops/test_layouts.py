@@ -106,10 +106,10 @@ def test_preference_loss(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chunked", [False, True])
-def test_linear_preference_loss(backend: str, chunked: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_linear_preference_loss(backend: str, recompute: bool, dtype: torch.dtype) -> None:
     for size in SIZES:
-        assert not walk(subjects.linear_preference_loss(chunked, size, dtype), backend, size != "usual"), size
+        assert not walk(subjects.linear_preference_loss(recompute, size, dtype), backend, size != "usual"), size
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])

@@ -1,6 +1,7 @@
 """preference_loss: every kind and option against the oracle (autograd over the papers' formulas) and against TRL."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_gradcheck_opcheck_compile_and_no_grad(backend):
     a = arguments
     torch.library.opcheck(_preference, (
         logps, a["index"], a["weights"], a["ref_logps"], a["responses"], a["pairs"], a["pair_weights"], None,
-        spec.flat(), True, backend,
+        None, None, spec.flat(), True, backend,
     ))  # fmt: skip
     compiled = torch.compile(lambda x: call(x).loss * 2, fullgraph=True, backend="aot_eager")
     (found,) = torch.autograd.grad(compiled(logps), logps)
@@ -204,6 +205,7 @@ def test_two_runs_agree_to_the_bit_and_retain_graph_works(backend):
     assert torch.equal(first, second) and torch.equal(first, third)
 
 
+INVERSE = {"index_copies": torch.arange(15), "index_offsets": torch.tensor([*range(11), 15])}  # of shape, not of value
 BAD = [
     ({"loss": "dpo"}, "unknown loss 'dpo'"),
     ({"loss": "simpo"}, "no reference model"),
@@ -233,10 +235,27 @@ BAD = [
     ({"pairs": torch.tensor([[0, 5]]), "pair_weights": None}, "pairs holds 5"),
     ({"index": torch.full((15,), 11)}, "index holds 11"),
     ({"index": torch.full((15,), -1)}, "index holds -1"),
+    ({"index_copies": torch.arange(15)}, "go together"),
+    ({"index": None, "logps": torch.zeros(15)} | INVERSE, "together, and with index"),
+    (INVERSE | {"index_copies": torch.arange(14)}, r"index_copies must have shape \[15\]"),
+    (INVERSE | {"index_offsets": torch.arange(12).int()}, "index_offsets must be int64"),
     ({"responses": torch.tensor([0, 3, 2, 8, 10, 15])}, "responses must"),
     ({"responses": torch.tensor([0, 3, 4, 8, 10, 14])}, "responses must"),
     ({"responses": torch.tensor([], dtype=torch.int32)}, "responses needs"),
 ]
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [({"index_copies": torch.arange(15) + 1}, "index_copies holds 15"),
+     ({"index_offsets": torch.arange(12)}, "index_offsets must")],
+)  # fmt: skip
+def test_a_wrong_inverse_is_named_where_it_is_read(change, message):
+    """The CPU kernel has no use for it."""
+    arguments = data() | INVERSE
+    for backend in ("torch", "cpu"):
+        with pytest.raises(ValueError, match=message) if backend == "torch" else nullcontext():
+            preference_loss(**arguments | change, backend=backend)
 
 
 @pytest.mark.parametrize("change,message", BAD)

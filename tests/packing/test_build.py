@@ -1,5 +1,6 @@
 """A Pack against the plain reading of each branch, one by one: what every scored token sees, and where it stands."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -65,6 +66,15 @@ def check(pack: Pack, case: Case, gamma: float) -> None:
     assert all(
         sorted(part) == part for t in range(len(tokens)) for part in [copies[bounds[t] : bounds[t + 1]].tolist()]
     )
+
+    # the inverse of index, for pairs: the tokens that each log-prob scores, in order
+    if len(pack.pairs):
+        starts = pack.index_offsets.tolist()
+        assert [pack.index_copies[a:b].tolist() for a, b in itertools.pairwise(starts)] == [
+            [n for n, v in enumerate(index) if v == u] for u in range(len(rows))
+        ]
+    else:
+        assert pack.index_copies is None and pack.index_offsets is None
 
     entry_of = {}
     for p, example in enumerate(case.examples):

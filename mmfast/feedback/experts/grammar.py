@@ -13,6 +13,7 @@ from mmfast.feedback.experts import Passed
 from mmfast.feedback.experts.weights import dtype_of
 from mmfast.feedback.prompts import Prompt
 from mmfast.files import weight_digests
+from mmfast.models.float32 import keep_float32
 from mmfast.packages import no_bars
 
 
@@ -79,6 +80,7 @@ class Cola:
                 f"{model}: a classifier of acceptability has 2 labels, and this one has {config.num_labels}"
             )
         # The classifier
+        keep_float32(dtype_of(dtype))
         with no_bars():
             named = hf.AutoModelForSequenceClassification
             made: Any = named.from_pretrained(self.folder, dtype=dtype_of(dtype), use_safetensors=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmfast.data.images.decode import decode
 from mmfast.data.problems import BadRow
 from mmfast.engines.base import Picture
+from mmfast.models.float32 import keep_float32
 from mmfast.packages import no_bars
 
 PROCESSORS = {
@@ -32,6 +33,7 @@ def opened(folder: Path, types: tuple[str, ...], dtype: str, device: str | torch
         raise ValueError(f"{folder} is a {config.model_type}: this expert takes {' and '.join(types)}")
     if config.model_type == "owlv2" and not has_scipy():
         raise ValueError("transformers prepares OWLv2's images with scipy: pip install scipy, or take OWL-ViT")
+    keep_float32(dtype_of(dtype))
     with no_bars():
         model = hf.AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, dtype=dtype_of(dtype), use_safetensors=True

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 MIB = 1 << 20
-# Narrower tiles make slower GEMMs; on CPU 64 MiB cost memory. On an H100 at U = 2048 the product that adds E W to G runs at
-# 584 TFLOP/s with 8,192 columns and at 691 with 32,768 (256 MiB), and no faster with more; the other one at 665 to 711.
+# Narrower tiles make slower GEMMs; on CPU 64 MiB cost memory. On an H100 at U = 2048 the product that adds E W to G
+# runs at 584 TFLOP/s with 8,192 columns, at 691 with 32,768 (256 MiB), no faster with more; the other at 665 to 711.
 TILE_BUDGET = {"cpu": 24 * MIB, "cuda": 256 * MIB}
 KEEP_BUDGET = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
 

@@ -1,0 +1,106 @@
+"""`mmfast rounds`: prompts to an aligned model, again and again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def rounds(
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file: a training config with sections of its own (docs/rounds.md).")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Print what is done and what is to do, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands of all rounds, and end.")] = False,
+) -> None:
+    """Answers, feedback, pairs, training, evaluation, and again. Killed anywhere, the same command goes on; a step
+    whose folder was deleted is done again, with all that follows from it. On several nodes: the same command under
+    torchrun on each."""
+    from rich.console import Console
+
+    from mmfast.rounds import loop, report, settings
+
+    options = {name: _options(name) for name in ("generate", *settings.STAGES, *settings.MAKERS)}
+    asked = settings.load(config, overrides or [], options)
+    if status:
+        _status(loop.status(asked), Console())
+        return
+    if dry_run:
+        _commands(asked)
+        return
+    from mmfast.rounds.launch import Interrupted, Machine, Ranks
+
+    # One process alone decides
+    crew: Machine | Ranks = Ranks() if "RANK" in os.environ else Machine(asked.rounds.processes)
+    if not crew.main:
+        raise typer.Exit(crew.serve())  # type: ignore[union-attr]
+    code = 1
+    try:
+        console = Console(stderr=True)
+        with _held(asked.folder):
+            model = loop.run(asked, crew, console, report=report.write)
+        page = report.write(asked)
+        typer.echo(f"the model: {model}\nwhat came of it: {page}")
+        code = 0
+    except Interrupted as error:
+        print(f"stopped by {error}; the same command goes on", file=sys.stderr)
+        code = 130 if str(error) == "SIGINT" else 75
+    except ValueError as error:
+        print(f"mmfast: {error}", file=sys.stderr)
+    finally:
+        crew.end(code)
+    raise typer.Exit(code)
+
+
+def _held(folder: Path) -> Any:
+    """One command at a time."""
+    from contextlib import closing
+
+    from mmfast.job.runfolder import Lock
+
+    return closing(Lock(folder))
+
+
+def _options(stage: str) -> dict[str, bool]:
+    """The options of a command by their names, and whether each may be repeated."""
+    from typer.main import get_command
+
+    from mmfast.cli.app import app
+    from mmfast.rounds.settings import MAKERS
+
+    words = ["data", stage] if stage in MAKERS else [stage]
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    named = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    return {name.removeprefix("--"): bool(one.multiple) for one in named for name in one.opts if name.startswith("--")}
+
+
+def _status(rows: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("round", "step", "state", "seconds", "said", box=None, pad_edge=False)
+    for row in rows:
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        table.add_row(str(row["round"]) if row["round"] else "base", row["step"], row["state"], seconds, row["said"])
+    console.print(table)
+
+
+def _commands(asked: Any) -> None:
+    """Of every round, as if each started from the model of the one before."""
+    import shlex
+
+    from mmfast.rounds import choice
+    from mmfast.rounds.steps import judged, round_of
+
+    if asked.judged:
+        typer.echo(f"# base\nmmfast {shlex.join(judged(asked, 0, asked.base, None).command)}")
+    for number in range(1, asked.rounds.count + 1):
+        typer.echo(f"# round {number}")
+        for step in round_of(asked, number, *choice.model_of(asked, number - 1)):
+            typer.echo(f"mmfast {shlex.join(step.command)}")

@@ -1,0 +1,150 @@
+"""Runs what is missing, from the first round to the last. Its state is its files: what comes next is the first step
+whose note or work is not there."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmfast.engines.stage import rows as rows_of
+from mmfast.feedback.folders import whole_rows
+from mmfast.files import write_json
+from mmfast.rounds import choice
+from mmfast.rounds.launch import Failed, Machine, Ranks, said
+from mmfast.rounds.settings import MAKERS, Settings
+from mmfast.rounds.steps import Step, home_of, judged, round_of
+
+LEAST = 20  # verdicts from which on a critic that always says the same is told
+RESULT = "result.json"
+
+
+def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: Callable[[Settings], Path]) -> Path:
+    """All rounds; returns the model that is kept. Raises ValueError where it cannot go on, with the reason."""
+    rounds, made = settings.rounds, 0
+    if settings.judged:
+        take(judged(settings, 0, settings.base, None), crew, console)
+    for number in range(1, rounds.count + 1):
+        begun = choice.start_of(settings, number)
+        model, parent = choice.model_of(settings, begun)
+        for step in round_of(settings, number, model, parent):
+            take(step, crew, console)
+        made = number
+        report(settings)
+        if settings.best and settings.judged:
+            stood = choice.standings(settings, number)[-1]
+            console.print(f"round {number}: {stood.told(settings.best)}", highlight=False, soft_wrap=True)
+            if rounds.stop == "no gain" and not stood.better:
+                console.print(f"stopped after round {number}: no gain (rounds.stop)", highlight=False)
+                break
+    kept = choice.best_of(settings, made) if rounds.keep == "best" else made
+    model = choice.model_of(settings, kept)[0]
+    write_json(settings.folder / RESULT, {"rounds": made, "kept": kept, "model": model})
+    return Path(model)
+
+
+def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
+    """Do a step that is not done, and note what it cost."""
+    if step.done():
+        return
+    began, used = time.monotonic(), _processor()
+    with console.status(step.told) as status:
+        step.begin()
+        size = step.log.stat().st_size if step.log.exists() else 0
+        try:
+            crew.run(step.command, step.log, wide=step.wide, follow=lambda line: status.update(f"{step.told}  {line}"))
+        except Failed as error:
+            raise ValueError(
+                f"{step.told}: {error}\n  (all of it is in {step.log}; the same command goes on here)"
+            ) from None
+    text = said(step.log, size)
+    _usable(step, text)
+    seconds = time.monotonic() - began
+    step.end(seconds, {"processor_seconds": _processor() - used, "said": _kept(step, text)})
+    console.print(f"{step.told}: {seconds:.0f} s", highlight=False)
+
+
+def _usable(step: Step, text: str) -> None:
+    """What the command left can be gone on with; else why not."""
+    kind = step.command[1] if step.command[0] == "data" else step.command[0]
+    if not step.whole(step.makes):
+        told = "\n  ".join(text.strip().splitlines()[-8:])
+        if kind in MAKERS:
+            raise ValueError(f"{step.told}: not one row to train on:\n  {told}")
+        raise ValueError(f"{step.told} was stopped before its end; the same command goes on with it ({step.log})")
+    if kind == "critique":
+        one_sided(step)
+
+
+def one_sided(step: Step) -> None:
+    """A critic that takes the same place every time has read nothing."""
+    places: Counter[bool] = Counter()
+    for row in whole_rows(rows_of(step.makes), step.makes, order=str):
+        if row.get("verdict") in ("a", "b"):
+            places[row["verdict"] == row["order"][0]] += 1
+    if sum(places.values()) >= LEAST and len(places) == 1:
+        where, number = "first" if True in places else "second", sum(places.values())
+        raise ValueError(
+            f"{step.told}: the critic chose the answer that stood {where} in all {number} comparisons, so it "
+            "tells nothing of them (another critic or prompt; `mmfast critique --debug 5` shows its replies)"
+        )
+
+
+def _kept(step: Step, text: str) -> list[str]:
+    """What a step said that the report shows: of data files which were made and why others were not."""
+    return text.strip().splitlines()[-40:] if step.command[0] == "data" else text.strip().splitlines()[-1:]
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# what stands
+
+
+def steps_of(settings: Settings) -> Iterator[Step]:
+    """Every step that can be named today: which model a round starts from is known once those before are judged."""
+    if settings.judged:
+        yield judged(settings, 0, settings.base, None)
+    for number in range(1, settings.rounds.count + 1):
+        try:
+            model, parent = choice.model_of(settings, choice.start_of(settings, number))
+        except ValueError:
+            return
+        yield from round_of(settings, number, model, parent)
+
+
+def status(settings: Settings) -> list[dict[str, Any]]:
+    """A row a step: its state, seconds, and what it said last."""
+    found = []
+    for step in steps_of(settings):
+        note = step.read() or {}
+        try:
+            state = (
+                "done" if step.done() else "to do" if not note else "begun" if not note.get("mark") else "to do again"
+            )
+        except ValueError:
+            state = "made by other settings"
+        said_last = (note.get("said") or [""])[-1]
+        found.append(
+            {"round": step.round, "step": step.name, "state": state, "seconds": note.get("seconds"), "said": said_last}
+        )
+    return found
+
+
+def ended(settings: Settings) -> dict[str, Any] | None:
+    try:
+        value = json.loads((settings.folder / RESULT).read_text())
+        return value if isinstance(value, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+__all__ = ["ended", "home_of", "run", "status", "steps_of", "take"]

@@ -1,0 +1,226 @@
+"""The file of rounds: an ordinary training config with the sections [rounds], [prompts], [generate], [[feedback]] and
+[[pairs]] beside it.
+
+Each table of the last three is a command (`mmfast generate`, `mmfast critique`, `mmfast data pairs` ...) and its keys
+are that command's options by their names, so that what a stage can do, rounds can. A name that the command does not
+have is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mmfast.config import build
+from mmfast.config.overrides import apply
+from mmfast.config.schema import Section
+
+STAGES = ("critique", "judge", "decompose", "check", "grade", "correct")
+MAKERS = ("pairs", "sft", "steerlm")
+# Options that rounds gives itself: what is read and written, and which model it is
+OWN = {"out", "images", "format", "file", "answers", "scores", "items", "verdicts", "questions"}
+MODELS = ("current", "initial")  # what `model` may be instead of a directory or hub id
+
+
+class Rounds(Section):
+    count: int = Field(2, ge=1)
+    """How many rounds."""
+    prompts: Literal["same", "split"] = "same"
+    """"same": every round asks all prompts; "split": each asks a part of its own, whole images."""
+    reference: Literal["current", "initial"] = "current"
+    """The reference of a round's training: the model it starts from, or the base model."""
+    keep: Literal["best", "last"] = "best"
+    """The model that the next round starts from: the best so far, by [evaluate].best and its interval, or the last."""
+    stop: Literal["no gain", "never"] = "no gain"
+    """"no gain": end after a round whose model does not beat the best one so far."""
+    mix: float = Field(0.0, ge=0, le=1)
+    """How often a pair of an earlier round is drawn, beside one of this round; 0: never."""
+    processes: int = Field(0, ge=0)
+    """Processes of one node for what a model of ours does; 0: one a GPU, else 1. Under torchrun it is torchrun's."""
+
+
+class Prompts(Section):
+    path: str
+    """What is asked: any file that mmfast reads, or rows without answers."""
+    format: str = "auto"
+    """Of the file, or "prompts"."""
+    images: str = ""
+    """Root of relative image paths; default: beside the file."""
+    limit: int = Field(0, ge=0)
+    """Only the first rows; 0: all."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A table of the file: a command, what it is called here, and its options."""
+
+    stage: str
+    name: str
+    options: dict[str, Any]
+    of: str = ""  # the feedback that pairs are made of; "": the last
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: Rounds
+    prompts: Prompts
+    generate: Command
+    feedback: list[Command]
+    pairs: list[Command]
+    training: dict[str, Any] = field(repr=False)  # the tree of the ordinary config
+    folder: Path  # where everything is kept
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.training.get("evaluate", {}).get("bench"))
+
+    @property
+    def best(self) -> str:
+        return str(self.training.get("evaluate", {}).get("best", ""))
+
+    @property
+    def base(self) -> str:
+        return str(self.training["model"]["path"])
+
+
+Options = Mapping[str, Mapping[str, bool]]  # a command's options by name -> whether it may be repeated
+
+
+def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings:
+    """`known`: of each command the options that it has."""
+    # The tree, and our sections out of it
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"config file {str(path)!r} does not exist")
+    try:
+        tree = tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    apply(tree, overrides, set())
+    rounds = _section(Rounds, tree.pop("rounds", {}), "rounds")
+    prompts = _section(Prompts, tree.pop("prompts", {}), "prompts")
+    generate = _command("generate", "answers", tree.pop("generate", {}), "[generate]", known)
+    feedback = [_feedback(table, known) for table in _tables(tree.pop("feedback", []), "feedback")]
+    pairs = [_pairs(n, table, known) for n, table in enumerate(_tables(tree.pop("pairs", [{}]), "pairs"))]
+    folder = Path(str(tree.pop("output_dir", "runs/rounds")))
+    settings = Settings(rounds, prompts, generate, feedback, pairs, tree, folder)
+    _agree(settings)
+    return settings
+
+
+def _section(kind: Any, tree: Any, name: str) -> Any:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(
+            "\n".join(f"[{name}] {_told(item, list(kind.model_fields))}" for item in error.errors())
+        ) from None
+
+
+def _told(item: Any, fields: list[str]) -> str:
+    key = str(item["loc"][0]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, fields, 1, 0.5)
+        return f"unknown key {key}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}")
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {item['msg']} (got {item.get('input')!r})"
+
+
+def _tables(value: Any, name: str) -> list[dict[str, Any]]:
+    tables = value if isinstance(value, list) else [value]
+    if not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"[[{name}]]: each is a table, of a command and its options")
+    return tables
+
+
+def _feedback(table: dict[str, Any], known: Options) -> Command:
+    table = dict(table)
+    stage = str(table.pop("stage", ""))
+    if stage not in STAGES:
+        raise ValueError(f"[[feedback]] stage = {stage!r}: choose one of {', '.join(STAGES)}")
+    return _command(stage, str(table.pop("name", stage)), table, f"[[feedback]] {stage}", known)
+
+
+def _pairs(number: int, table: dict[str, Any], known: Options) -> Command:
+    table = dict(table)
+    make, of = str(table.pop("make", "pairs")), str(table.pop("of", ""))
+    if make not in MAKERS:
+        raise ValueError(f"[[pairs]] make = {make!r}: choose one of {', '.join(MAKERS)}")
+    name = "pairs" if number == 0 else f"pairs-{number + 1}"
+    made = _command(make, name, table, f"[[pairs]] {make}", known)
+    return Command(made.stage, made.name, made.options, of)
+
+
+def _command(stage: str, name: str, options: dict[str, Any], told: str, known: Options) -> Command:
+    """A command whose options are those that it has."""
+    names = {key.replace("_", "-"): value for key, value in options.items()}
+    for key, value in names.items():
+        if key in OWN:
+            raise ValueError(f"{told}: {key} is given by the rounds themselves: leave it out")
+        if key not in known[stage]:
+            near = difflib.get_close_matches(key, known[stage], 1)
+            hint = f"; did you mean {near[0]}?" if near else f" (mmfast {_words(stage)} --help)"
+            raise ValueError(f"{told}: no option {key!r}{hint}")
+        if isinstance(value, list) and not known[stage][key]:
+            raise ValueError(f"{told}: {key} takes one value, not a list")
+        if isinstance(value, dict):
+            raise ValueError(f"{told}: {key} is a value, not a section")
+    return Command(stage, name, names)
+
+
+def _words(stage: str) -> str:
+    return f"data {stage}" if stage in MAKERS else stage
+
+
+def _agree(settings: Settings) -> None:
+    """What contradicts itself, or could not take effect, before anything runs."""
+    rounds, names = settings.rounds, [one.name for one in settings.feedback]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(f"[[feedback]] two are called {twice}: give one a `name` of its own")
+    if taken := next((name for name in names if name in ("answers", "run", "eval", "logs", "steps")), ""):
+        raise ValueError(f"[[feedback]] name = {taken!r} is a folder of every round: take another")
+    for pairs in settings.pairs:
+        if pairs.of and pairs.of not in [*names, "answers"]:
+            raise ValueError(f"[[pairs]] of = {pairs.of!r}: there is no such feedback; {', '.join(names) or 'none'}")
+    if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
+        why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.chair_s")'
+        raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
+    if settings.training.get("data", {}).get("path"):
+        raise ValueError("data.path is given by the rounds themselves (what is asked is prompts.path): leave it out")
+    if settings.training.get("reference", {}).get("model"):
+        raise ValueError('reference.model is given by rounds.reference ("current" or "initial"): leave it out')
+    if settings.training.get("model", {}).get("adapter"):
+        raise ValueError("model.adapter: rounds start from whole weights (mmfast merge ADAPTER OUT makes them)")
+    build(training_of(settings, settings.base, ["pairs.jsonl"], Path("run")))  # names what is wrong in the rest
+
+
+def training_of(settings: Settings, model: str, data: list[str], run: Path) -> dict[str, Any]:
+    """The config of a round's training: the file's own, with what follows from the round. `data`: this round's files,
+    then those of earlier rounds."""
+    tree: dict[str, Any] = {
+        key: dict(part) if isinstance(part, dict) else part for key, part in settings.training.items()
+    }
+    tree["output_dir"] = str(run)
+    tree["model"] = tree.get("model", {}) | {"path": model}
+    own = len(settings.pairs)
+    weights = [1.0] * own + [settings.rounds.mix] * (len(data) - own)
+    sources = [{"path": path, "weight": weight} for path, weight in zip(data, weights, strict=True)]
+    tree["data"] = tree.get("data", {}) | {"path": sources if len(sources) > 1 else data[0]}
+    if settings.rounds.reference == "initial" and model != settings.base:
+        tree["reference"] = tree.get("reference", {}) | {"model": settings.base}
+    # The next round opens what this one leaves: whole weights
+    formats = tree.get("export", {}).get("formats", ["hf"])
+    named = formats.split(",") if isinstance(formats, str) else list(formats)
+    whole = {"formats": list(dict.fromkeys(["hf", *named]))} | ({"merge": True} if "lora" in tree["model"] else {})
+    tree["export"] = tree.get("export", {}) | whole
+    # Between rounds `mmfast eval` judges; inside a run only where it is asked for
+    if not tree.get("evaluate", {}).get("every"):
+        tree.pop("evaluate", None)
+    return tree
