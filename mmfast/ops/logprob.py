@@ -126,7 +126,7 @@ def _backward(
             spec = spec._replace(input_grad=any(wants[:2]))
             both = by_recomputing(tensors, made[0], c, h, gradients, spec, kernels)
             inputs = [g for g, want in zip(both, wants, strict=False) if want]
-    return inputs + [g for g, want in zip(gradients.results(tensors), wants[2:], strict=True) if want]
+    return inputs + gradients.made()
 
 
 def _scaled(kernels: Kernels, c: Tensor, h: Tensor | None, made: list[Tensor], wants: list[bool]) -> list[Tensor]:
@@ -162,10 +162,8 @@ class _Gradient(torch.autograd.Function):
         wants, saved = list(ctx.needs_input_grad[:5]), ctx.saved_tensors
         if grad is None:
             return (None,) * 8
-        made = _linear_logprob_backward(
-            grad, saved[: ctx.held], saved[ctx.held :], ctx.options, wants, ctx.backend
-        )  # fmt: skip
-        gradients = iter(made)
+        head, made = saved[: ctx.held], saved[ctx.held :]
+        gradients = iter(_linear_logprob_backward(grad, head, made, ctx.options, wants, ctx.backend))
         return (*(next(gradients) if want else None for want in wants), None, None, None)
 
 

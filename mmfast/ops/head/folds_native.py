@@ -106,9 +106,8 @@ class NativeFolds(Kernels):
         assert p.dtype == dtype and p.is_contiguous()
         out = p.new_empty(a.shape[0], p.shape[1])
         self.module.cuda_head_combine(
-            out.data_ptr(), *out.shape, DTYPE_CODES[dtype], a.data_ptr(), a.stride(0), p.data_ptr(), address(index),
-            address(scale), address(b), row_stride(b), address(q), row_stride(q),
-            DTYPE_CODES[(p if q is None else q).dtype], address(c), address(r), stream(out),
+            *(address(t) for t in (out, p, q, r, index, a, scale, b, c)), *out.shape, a.stride(0), row_stride(b),
+            row_stride(q), DTYPE_CODES[dtype], DTYPE_CODES[(p if q is None else q).dtype], stream(out),
         )  # fmt: skip
         return out
 
