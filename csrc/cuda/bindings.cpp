@@ -31,10 +31,11 @@ void bind_cuda(pybind11::module_& m) {
                        at<float>(bases), rows, vocab, tiles, softcap, temperature, entropy, squares, total,
                        entropy_grad, normalise}, stream);
   });
-  m.def("cuda_head_combine", [](Address out, Address p, Address q, Address r, Address index, Address a, Address scale,
-                                Address b, Address c, int64_t rows, int64_t width, int64_t a_stride, int64_t b_stride,
+  m.def("cuda_head_combine", [](Address out, Address p, Address q, Address r, Address index, Address copies,
+                                Address offsets, Address a, Address scale, Address b, Address c, int64_t rows, int64_t width, int64_t a_stride, int64_t b_stride,
                                 int64_t q_stride, int dtype, int q_dtype, Address stream) {
-    cuda_head_combine({at<void>(out), at<void>(p), at<void>(q), at<void>(r), at<int64_t>(index), at<float>(a),
+    cuda_head_combine({at<void>(out), at<void>(p), at<void>(q), at<void>(r), at<int64_t>(index),
+                       at<int64_t>(copies), at<int64_t>(offsets), at<float>(a),
                        at<float>(scale), at<float>(b), at<float>(c), rows, width, a_stride, b_stride, q_stride, dtype,
                        q_dtype}, stream);
   });

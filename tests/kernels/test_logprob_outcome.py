@@ -58,7 +58,7 @@ def test_outcome(rows: int, tiles: int, normalise: bool, spec: HeadSpec) -> None
         assert not got[1][FACTOR].any() and got[1][OTHERS].any()
 
 
-@pytest.mark.parametrize("terms", ["a", "a scale", "a b", "a b c", "index a b c"])
+@pytest.mark.parametrize("terms", ["a", "a scale", "a b", "a b c", "index a b c", "a inverse", "a b inverse"])
 @pytest.mark.parametrize("width", [40, 7, 1, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_combine(dtype: torch.dtype, width: int, terms: str) -> None:
@@ -78,9 +78,12 @@ def test_combine(dtype: torch.dtype, width: int, terms: str) -> None:
         given = {"index": index, "scale": scale if "scale" in terms else None}
         given |= {"b": b, "q": q} if "b" in terms else {}
         given |= {"c": c, "r": r} if "c" in terms.split() else {}
+        copies = torch.tensor([3, 0, 2, 4])  # rows 0, 2 and 4 of nothing, row 3 of three
+        inverse = (copies, torch.tensor([0, 0, 1, 1, 4, 4])) if "inverse" in terms else None
         here = {k: None if t is None else t.to(DEVICE) for k, t in given.items()}
-        got = folds_of("cuda").combine(dtype, a.to(DEVICE), p.to(DEVICE), **here)
+        got = folds_of("cuda").combine(dtype, a.to(DEVICE), p.to(DEVICE), **here,
+            inverse=inverse and tuple(t.to(DEVICE) for t in inverse))  # fmt: skip
         wide = {k: None if t is None else t if k == "index" else t.double() for k, t in given.items()}
-        want = Kernels().combine(torch.float64, a.double(), p.double(), **wide)
+        want = Kernels().combine(torch.float64, a.double(), p.double(), **wide, inverse=inverse)
         assert got.dtype == dtype
         close(got.cpu().double(), want, {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype])

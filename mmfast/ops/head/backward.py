@@ -61,12 +61,22 @@ class HeadGradients:
 
 
 def from_kept(
-    head: Head, kept: Tensor, c: Tensor, numbers: Tensor, gradients: HeadGradients, spec: HeadSpec, kernels: Kernels
+    head: Head,
+    rows_of_x: Tensor | None,
+    kept: Tensor,
+    c: Tensor,
+    numbers: Tensor,
+    gradients: HeadGradients,
+    spec: HeadSpec,
+    kernels: Kernels,
 ) -> None:
-    """Makes kept^T diag(c FACTOR) X: one GEMM where the result needs no buffer, else one a tile."""
+    """Makes kept^T diag(c FACTOR) X[rows_of_x]: one GEMM where the result needs no buffer, else one a tile."""
     factor = numbers[FACTOR]
     wanted = ((gradients.weight, head.x), (gradients.b, head.u))
-    x, u = (None if g is None or t is None else kernels.combine(kept.dtype, c, t, scale=factor) for g, t in wanted)
+    x, u = (
+        None if g is None or t is None else kernels.combine(kept.dtype, c, t, rows_of_x, scale=factor)
+        for g, t in wanted
+    )
     column = None if gradients.bias is None else (c * factor)[:, None]
     rows, vocab = kept.shape
     direct = gradients.bias is None and head.x.dtype == kept.dtype
