@@ -23,17 +23,21 @@ void bind_cuda(pybind11::module_& m) {
   });
 
   bind_folds(m, "cuda", cuda_fold_forward, cuda_fold_gradient, cuda_fold_finish);
-  m.def("cuda_head_outcome", [](Address stats, Address base, Address written, Address told, Address numbers, Address bases,
-                                int64_t rows, int64_t vocab, int64_t tiles, double softcap, double temperature, bool entropy, bool squares,
-                                bool total, bool entropy_grad, bool normalise, Address stream) {
-    cuda_head_outcome({at<float>(stats), at<float>(base), at<float>(written), at<float>(told), at<float>(numbers), at<float>(bases), rows, vocab, tiles,
-                       softcap, temperature, entropy, squares, total, entropy_grad, normalise}, stream);
+  m.def("cuda_head_outcome", [](Address stats, Address base, Address written, Address told, Address numbers,
+                                Address bases, int64_t rows, int64_t vocab, int64_t tiles, double softcap,
+                                double temperature, bool entropy, bool squares, bool total, bool entropy_grad,
+                                bool normalise, Address stream) {
+    cuda_head_outcome({at<float>(stats), at<float>(base), at<float>(written), at<float>(told), at<float>(numbers),
+                       at<float>(bases), rows, vocab, tiles, softcap, temperature, entropy, squares, total,
+                       entropy_grad, normalise}, stream);
   });
-  m.def("cuda_head_combine", [](Address out, int64_t rows, int64_t width, int dtype, Address a, int64_t a_stride,
-                                Address p, Address index, Address scale, Address b, int64_t b_stride, Address q,
-                                int64_t q_stride, int q_dtype, Address c, Address r, Address stream) {
-    cuda_head_combine({at<void>(out), rows, width, dtype, at<float>(a), a_stride, at<void>(p), at<int64_t>(index),
-                       at<float>(scale), at<float>(b), b_stride, at<void>(q), q_stride, q_dtype, at<float>(c), at<void>(r)}, stream);
+  m.def("cuda_head_combine", [](Address out, Address p, Address q, Address r, Address index, Address copies,
+                                Address offsets, Address a, Address scale, Address b, Address c, int64_t rows, int64_t width, int64_t a_stride, int64_t b_stride,
+                                int64_t q_stride, int dtype, int q_dtype, Address stream) {
+    cuda_head_combine({at<void>(out), at<void>(p), at<void>(q), at<void>(r), at<int64_t>(index),
+                       at<int64_t>(copies), at<int64_t>(offsets), at<float>(a),
+                       at<float>(scale), at<float>(b), at<float>(c), rows, width, a_stride, b_stride, q_stride, dtype,
+                       q_dtype}, stream);
   });
   bind_preference(m, "cuda", cuda_preference<float>, cuda_preference<double>);
 }

@@ -61,31 +61,34 @@ __global__ void __launch_bounds__(kRowThreads) outcome_kernel(HeadOutcome call, 
   for (int i = 0; i < 14; ++i) call.numbers[i * U + t] = n[i];
 }
 
-// out[t] = a scale p[index[t]] + b (q[t] + c r[t]), coefficients of row t. Blocks (row, column block).
+// out[i] = a scale p[index[t]] + b (q[t] + c r[t]), coefficients of row t; t = i, or summed over the copies of i, in order.
+// Blocks (row, column block).
 template <class T, class Q, int N>
 __global__ void __launch_bounds__(kThreads) combine_kernel(HeadCombine call) {
-  const int64_t t = blockIdx.x, W = call.width, at = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  const int64_t i = blockIdx.x, W = call.width, at = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   if (at >= W) return;
-  const float a = call.a[t * call.a_stride] * (call.scale ? call.scale[t] : 1.0f);
-  float x[N];
-  load<N>(static_cast<const T*>(call.p) + (call.index ? call.index[t] : t) * W + at, x);
+  const int64_t begin = call.offsets ? call.offsets[i] : i, end = call.offsets ? call.offsets[i + 1] : i + 1;
+  float x[N] = {};
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t t = call.offsets ? call.copies[k] : i;
+    const float a = call.a[t * call.a_stride] * (call.scale ? call.scale[t] : 1.0f);
+    float v[N];
+    load<N>(static_cast<const T*>(call.p) + (call.index ? call.index[t] : t) * W + at, v);
 #pragma unroll
-  for (int j = 0; j < N; ++j) x[j] *= a;
-  if (call.q) {
-    const float b = call.b[t * call.b_stride];
-    float q[N];
-    load<N>(static_cast<const Q*>(call.q) + t * call.q_stride + at, q);
+    for (int j = 0; j < N; ++j) x[j] += a * v[j];
+    if (!call.q) continue;
+    const float b = call.b[t * call.b_stride], c = call.r ? call.c[t] : 0.0f;
+    load<N>(static_cast<const Q*>(call.q) + t * call.q_stride + at, v);
     if (call.r) {
-      const float c = call.c[t];
       float r[N];
       load<N>(static_cast<const Q*>(call.r) + t * call.q_stride + at, r);
 #pragma unroll
-      for (int j = 0; j < N; ++j) q[j] += c * r[j];
+      for (int j = 0; j < N; ++j) v[j] += c * r[j];
     }
 #pragma unroll
-    for (int j = 0; j < N; ++j) x[j] += b * q[j];
+    for (int j = 0; j < N; ++j) x[j] += b * v[j];
   }
-  store<N>(static_cast<T*>(call.out) + t * W + at, x);
+  store<N>(static_cast<T*>(call.out) + i * W + at, x);
 }
 
 // kept[t, v] *= scale[v / tile_width, t], then kept[t, y_t] = entry[t]. Blocks (row, tile); a tile whose scale is 1 is left.

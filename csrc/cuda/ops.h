@@ -32,23 +32,16 @@ struct HeadOutcome {
   bool entropy, squares, total, entropy_grad, normalise;
 };
 void cuda_head_outcome(const HeadOutcome& call, uintptr_t stream);
-// out[t] = a[t] scale[t] p[index[t]] + b[t] (q[t] + c[t] r[t]), without what is null. p and out [*, width] of dtype, q and r
+// out[t] = a[t] scale[t] p[index[t]] + b[t] (q[t] + c[t] r[t]), without what is null; with offsets [rows + 1] out[i] is the
+// sum over t = copies[offsets[i]], ... of that. p and out [*, width] of dtype, q and r
 // of q_dtype, which is fp32 or dtype.
 struct HeadCombine {
   void* out;
-  int64_t rows, width;
-  int dtype;
-  const float* a;
-  int64_t a_stride;
-  const void* p;
-  const int64_t* index;
-  const float *scale, *b;
-  int64_t b_stride;
-  const void* q;
-  int64_t q_stride;  // and r's
-  int q_dtype;
-  const float* c;
-  const void* r;
+  const void *p, *q, *r;
+  const int64_t *index, *copies, *offsets;
+  const float *a, *scale, *b, *c;
+  int64_t rows, width, a_stride, b_stride, q_stride;  // q_stride: r's too
+  int dtype, q_dtype;
 };
 void cuda_head_combine(const HeadCombine& call, uintptr_t stream);
 

@@ -20,12 +20,13 @@ Body = TypeVar("Body", bound=Callable[..., Any])
 
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's GPU the current one; nothing for a tensor elsewhere."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else _HERE
+    return torch.cuda.device(tensor.device.index) if tensor.is_cuda else _HERE
 
 
 def stream(tensor: Tensor) -> int:
-    """Returns the address of the current stream of the tensor's GPU; 0 on the host, where tests emulate kernels."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    """Returns the address of the current stream of the tensor's GPU; 0 on the host, where tests emulate kernels. (As
+    Triton asks for it: torch.cuda.current_stream makes an object first, in every launch.)"""
+    return torch._C._cuda_getCurrentRawStream(tensor.device.index) if tensor.is_cuda else 0
 
 
 def address(tensor: Tensor | None) -> int:

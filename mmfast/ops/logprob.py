@@ -16,7 +16,7 @@ from mmfast.ops.head.outcome import ENTROPY, LOGSUMSQ, MEAN_LOGIT, NUMBERS, TOP1
 from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.head.tiles import Head
 from mmfast.ops.launch import LeanOp, no_autocast
-from mmfast.ops.rows import accumulator
+from mmfast.ops.rows import accumulator, invert, segment_backend, segment_sum
 
 OP = "linear_logprob"
 
@@ -77,81 +77,96 @@ def select(told: Tensor, numbers: Tensor, entropy_grad: bool, returned: dict[str
 
 def run(call: Call) -> list[Tensor]:
     """Returns outcome.Outcome as a list: told, numbers, kept if it is, then the gradients."""
-    made: list[Tensor] = _linear_logprob(*call.head, call.spec.flat(), call.backend)
+    made: list[Tensor] = _linear_logprob(*call.head, call.rows, call.spec.flat(), call.backend)
     return made
 
 
 # --- the ops
 def _forward(
     x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
-    options: list[float], backend: str,
+    rows: Tensor | None, options: list[float], backend: str,
 ) -> list[Tensor]:  # fmt: skip
     check_range(OP, "targets", targets, 0, weight.shape[0])
     with no_autocast(x):
-        head, kernels = Head(x, u, weight, b, bias, targets).dense(), folds_for(OP, x, backend)
-        out = tiles.forward(head, HeadSpec.of(options), kernels)
+        head = _gathered(Head(x, u, weight, b, bias, targets), rows).dense()
+        out = tiles.forward(head, HeadSpec.of(options), folds_for(OP, x, backend))
     return [out.told, out.numbers, *([] if out.kept is None else [out.kept]), *out.gradients]
+
+
+def _gathered(head: Head, rows: Tensor | None) -> Head:
+    x, u = (t if t is None or rows is None else t.index_select(0, rows) for t in head[:2])
+    return Head(x, u, *head[2:])  # type: ignore[arg-type]
 
 
 def _forward_fake(
     x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
-    options: list[float], backend: str,
+    rows: Tensor | None, options: list[float], backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    spec, acc, (rows, vocab) = HeadSpec.of(options), accumulator(x.dtype), (x.shape[0], weight.shape[0])
-    path = spec.path(x, vocab)
-    told = x.new_empty((2, rows) if spec.entropy_grad else (rows,), dtype=acc)
-    kept = [x.new_empty(rows, padded(vocab), dtype=compute_dtype(x))[:, :vocab]] if path == "kept" else []
-    inputs = [x] if u is None else [x, u]
-    gradients = [x.new_empty(t.shape) for t in (*inputs, *(inputs if spec.entropy_grad else ()))]
+    spec, acc, (count, vocab) = HeadSpec.of(options), accumulator(x.dtype), (targets.shape[0], weight.shape[0])
+    inputs = [x.new_empty(count, t.shape[1]) for t in (x, u) if t is not None]
+    path = spec.path(inputs[0], vocab)
+    told = x.new_empty((2, count) if spec.entropy_grad else (count,), dtype=acc)
+    kept = [x.new_empty(count, padded(vocab), dtype=compute_dtype(x))[:, :vocab]] if path == "kept" else []
+    gradients = [torch.empty_like(t) for t in (*inputs, *(inputs if spec.entropy_grad else ()))]
     made = spec.input_grad and path != "recompute"
-    return [told, x.new_empty(NUMBERS, rows, dtype=acc), *kept, *(gradients if made else [])]
+    return [told, x.new_empty(NUMBERS, count, dtype=acc), *kept, *(gradients if made else [])]
 
 
 def _backward(
-    grad: Tensor, head: list[Tensor | None], made: list[Tensor], options: list[float], wants: list[bool], backend: str
-) -> list[Tensor]:
+    grad: Tensor, head: list[Tensor | None], made: list[Tensor], rows: Tensor | None, length: int, options: list[float],
+    wants: list[bool], backend: str,
+) -> list[Tensor]:  # fmt: skip
     """Returns the gradients of x, u, weight, B and bias that `wants` asks for. grad = dL/dtold; made: what the forward
-    pass made, but for told; head: the tensors of Head, or none on the path "direct", where G stands in for them."""
+    pass made, but for told; head: the tensors of Head, or none on the path "direct", where G stands in for them; rows:
+    those of x, which has `length` in all."""
     spec, kernels = HeadSpec.of(options), folds_for(OP, grad, backend)
     c, h = grad.unbind() if spec.entropy_grad else (grad, None)
+    inverse = invert(rows, length) if rows is not None and any(wants[:2]) else None
     with no_autocast(grad):
         if not head:
-            return _scaled(kernels, c, h, made, wants)
+            return _scaled(kernels, c, h, made, wants, inverse)
         tensors = Head(*head).dense()  # type: ignore[arg-type]
         gradients = HeadGradients.make(tensors, wants[2:])
-        if spec.path(tensors.x, tensors.weight.shape[0]) == "kept":
-            inputs = _scaled(kernels, c, h, made[2:], wants)
-            from_kept(tensors, made[1], c, made[0], gradients, spec, kernels)
+        if len(made) > 1:  # E is kept
+            inputs = _scaled(kernels, c, h, made[2:], wants, inverse)
+            from_kept(tensors, rows, made[1], c, made[0], gradients, spec, kernels)
         else:
             spec = spec._replace(input_grad=any(wants[:2]))
-            both = by_recomputing(tensors, made[0], c, h, gradients, spec, kernels)
+            both = by_recomputing(_gathered(tensors, rows), made[0], c, h, gradients, spec, kernels)
             inputs = [g for g, want in zip(both, wants, strict=False) if want]
-    return inputs + [g for g, want in zip(gradients.results(tensors), wants[2:], strict=True) if want]
+            if inverse is not None:
+                inputs = [segment_sum(g, *inverse, segment_backend(g)) for g in inputs]
+    return inputs + gradients.made()
 
 
-def _scaled(kernels: Kernels, c: Tensor, h: Tensor | None, made: list[Tensor], wants: list[bool]) -> list[Tensor]:
+def _scaled(
+    kernels: Kernels, c: Tensor, h: Tensor | None, made: list[Tensor], wants: list[bool],
+    inverse: tuple[Tensor, Tensor] | None,
+) -> list[Tensor]:  # fmt: skip
     """Makes c G + h d entropy/dx of each wanted input, row by row: the whole backward pass of a frozen head."""
-    if h is None:
-        return [kernels.combine(g.dtype, c, g) for g, want in zip(made, wants[:2], strict=False) if want]
-    pairs = zip(made, made[len(made) // 2 :], wants, strict=False)
-    return [kernels.combine(g.dtype, c, g, b=h, q=entropy_g) for g, entropy_g, want in pairs if want]
+    entropy_made = made[len(made) // 2 :] if h is not None else [None] * len(made)
+    pairs = zip(made, entropy_made, wants[:2], strict=False)
+    return [kernels.combine(g.dtype, c, g, b=h, q=q, inverse=inverse) for g, q, want in pairs if want]
 
 
 def _backward_fake(
-    grad: Tensor, head: list[Tensor | None], made: list[Tensor], options: list[float], wants: list[bool], backend: str
-) -> list[Tensor]:
-    pairs = zip(head or made, wants, strict=False)
-    return [t.new_empty(t.shape) for t, want in pairs if want and t is not None]
+    grad: Tensor, head: list[Tensor | None], made: list[Tensor], rows: Tensor | None, length: int, options: list[float],
+    wants: list[bool], backend: str,
+) -> list[Tensor]:  # fmt: skip
+    pairs = zip(enumerate(head or made), wants, strict=False)
+    return [
+        t.new_empty((length if i < 2 else t.shape[0], *t.shape[1:])) for (i, t), want in pairs if want and t is not None
+    ]
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *head, ctx.options, ctx.backend = arguments
+        *head, rows, ctx.options, ctx.backend = arguments
         made = _linear_logprob.below(*arguments)
-        direct = HeadSpec.of(ctx.options).path(head[0], head[2].shape[0]) == "direct"
-        ctx.held = 0 if direct else len(head)
-        ctx.save_for_backward(*(made[2:] if direct else (*head, *made[1:])))
+        direct = not HeadSpec.of(ctx.options).head_grad
+        ctx.held, ctx.length = 0 if direct else len(head), head[0].shape[0]
+        ctx.save_for_backward(rows, *(made[2:] if direct else (*head, *made[1:])))
         ctx.mark_non_differentiable(*made[1:])
         ctx.set_materialize_grads(False)
         return tuple(made)
@@ -159,21 +174,19 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_double_backward(OP)
-        wants, saved = list(ctx.needs_input_grad[:5]), ctx.saved_tensors
         if grad is None:
-            return (None,) * 8
-        made = _linear_logprob_backward(
-            grad, saved[: ctx.held], saved[ctx.held :], ctx.options, wants, ctx.backend
-        )  # fmt: skip
-        gradients = iter(made)
-        return (*(next(gradients) if want else None for want in wants), None, None, None)
+            return (None,) * 9
+        wants, (rows, *saved) = list(ctx.needs_input_grad[:5]), ctx.saved_tensors
+        head, made = saved[: ctx.held], saved[ctx.held :]
+        gradients = iter(_linear_logprob_backward(grad, head, made, rows, ctx.length, ctx.options, wants, ctx.backend))
+        return (*(next(gradients) if want else None for want in wants), None, None, None, None)
 
 
 _linear_logprob = LeanOp(
-    "linear_logprob(Tensor x, Tensor? u, Tensor weight, Tensor? b, Tensor? bias, Tensor targets, float[] options, "
-    "str backend) -> Tensor[]", _forward, _forward_fake, _Gradient,
+    "linear_logprob(Tensor x, Tensor? u, Tensor weight, Tensor? b, Tensor? bias, Tensor targets, Tensor? rows, "
+    "float[] options, str backend) -> Tensor[]", _forward, _forward_fake, _Gradient,
 )  # fmt: skip
 _linear_logprob_backward = LeanOp(
-    "linear_logprob_backward(Tensor grad, Tensor?[] head, Tensor[] made, float[] options, bool[] wants, str backend) "
-    "-> Tensor[]", _backward, _backward_fake,
+    "linear_logprob_backward(Tensor grad, Tensor?[] head, Tensor[] made, Tensor? rows, SymInt length, float[] options, "
+    "bool[] wants, str backend) -> Tensor[]", _backward, _backward_fake,
 )  # fmt: skip

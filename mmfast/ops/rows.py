@@ -97,6 +97,8 @@ _gather_rows.register_autograd(_backward, setup_context=_setup)
 def gather_rows(x: Tensor, index: Tensor, copies: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
     """Returns x[index], differentiable in x. copies and offsets are the inverse of index (Pack.k_copies and
     Pack.k_copy_offsets); without them it is sorted here."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x.index_select(0, index)
     if copies is None or offsets is None:
         copies, offsets = invert(index, x.shape[0])
     return _gather_rows(x, index, copies, offsets)

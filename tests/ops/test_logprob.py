@@ -64,11 +64,17 @@ def test_gradcheck(path: str) -> None:
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("bias", "lora", "trained"), list(itertools.product((False, True), repeat=3)))
-def test_opcheck(bias: bool, lora: bool, trained: bool) -> None:
+@pytest.mark.parametrize("gathered", [False, True])
+def test_opcheck(bias: bool, lora: bool, trained: bool, gathered: bool) -> None:
     case = make(tokens=3, dim=4, vocab=13, scored=4, dtype=torch.float32, bias=bias, lora=lora, trained=trained)
     t = case.tensors
-    x = t["hidden"].detach()[case.options["rows"]].requires_grad_()
-    u = t["u"].detach()[case.options["rows"]].requires_grad_() if lora else None
+    rows = case.options["rows"] if gathered else None
+    x, u = (t[k].detach() if k in t else None for k in ("hidden", "u"))
+    if not gathered:
+        x, u = (None if v is None else v[case.options["rows"]] for v in (x, u))
+    for v in (x, u):
+        if v is not None:
+            v.requires_grad_()
     spec = HeadSpec(0.0, 1.0, True, True, True, False, True, trained, 1 << 20, 1 << 20)
-    args = (x, u, t["weight"], t.get("b"), t.get("bias"), case.targets, spec.flat(), "")
+    args = (x, u, t["weight"], t.get("b"), t.get("bias"), case.targets, rows, spec.flat(), "")
     torch.library.opcheck(torch.ops.mmfast.linear_logprob.default, args)

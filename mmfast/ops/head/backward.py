@@ -28,64 +28,58 @@ def slopes_of(c: Tensor, h: Tensor | None, numbers: Tensor, spec: HeadSpec) -> t
 
 @dataclass
 class HeadGradients:
-    """The gradients of weight, B and bias where wanted: written once each, or added to in fp32, chunk after chunk."""
+    """The gradients of weight, B and bias where wanted, written tile by tile."""
 
     weight: Tensor | None
     b: Tensor | None
     bias: Tensor | None
-    add: bool  # whether to add to what is there
 
     @staticmethod
-    def make(head: Head, wants: list[bool], add: bool = False) -> HeadGradients:
+    def make(head: Head, wants: list[bool]) -> HeadGradients:
         """`wants` says for weight, B and bias whether a gradient is asked for."""
-        acc = accumulator(head.x.dtype)
-        make = torch.zeros_like if add or head.x.shape[0] == 0 else torch.empty_like
-
-        def like(t: Tensor | None, want: bool, dtype: torch.dtype | None) -> Tensor | None:
-            return make(t, dtype=dtype, memory_format=torch.contiguous_format) if want and t is not None else None
-
-        dtype = acc if add else None
-        weight, b = like(head.weight, wants[0], dtype), like(head.b, wants[1], dtype)
-        return HeadGradients(weight, b, like(head.bias, wants[2], acc), add)
+        make = torch.zeros_like if head.x.shape[0] == 0 else torch.empty_like
+        pairs = zip((head.weight, head.b, head.bias), wants, strict=True)
+        return HeadGradients(*(make(t) if want and t is not None else None for t, want in pairs))
 
     def put(self, start: int, stop: int, transposed: Tensor, x: Tensor | None, u: Tensor | None, folds: Folds) -> None:
         """Puts rows start..stop: `transposed` [v,U] times x and u [U,*], accumulated in fp32 and rounded once."""
         for grad, right in ((self.weight, x), (self.b, u)):
-            if grad is None or right is None:
-                continue
-            out = grad[start:stop]
-            if self.add or out.dtype == transposed.dtype:
-                folds.product(transposed, right, out, accumulate=self.add)
-            else:
-                exact = torch.empty_like(out, dtype=transposed.dtype)
+            if grad is not None and right is not None:
+                out = grad[start:stop]
+                exact = out if out.dtype == transposed.dtype else torch.empty_like(out, dtype=transposed.dtype)
                 folds.product(transposed, right, exact)
-                out.copy_(exact)
+                if exact is not out:
+                    out.copy_(exact)
 
     def put_bias(self, start: int, stop: int, dz: Tensor, column: Tensor | None) -> None:
-        if self.bias is None:
-            return
-        total = dz.sum(0, dtype=self.bias.dtype) if column is None else (dz.to(column.dtype) * column).sum(0)
-        if self.add:
-            self.bias[start:stop] += total
-        else:
-            self.bias[start:stop] = total
+        if self.bias is not None:
+            acc = accumulator(dz.dtype)
+            self.bias[start:stop] = dz.sum(0, dtype=acc) if column is None else (dz.to(acc) * column).sum(0)
 
-    def results(self, head: Head) -> list[Tensor]:
-        """Returns those of weight, B and bias in their dtypes; what was not wanted has no elements."""
-        pairs = zip((self.weight, self.b, self.bias), (head.weight, head.b, head.bias), strict=True)
-        return [head.x.new_empty(0) if g is None or t is None else g.to(t.dtype) for g, t in pairs]
+    def made(self) -> list[Tensor]:
+        return [g for g in (self.weight, self.b, self.bias) if g is not None]
 
 
 def from_kept(
-    head: Head, kept: Tensor, c: Tensor, numbers: Tensor, gradients: HeadGradients, spec: HeadSpec, kernels: Kernels
+    head: Head,
+    rows_of_x: Tensor | None,
+    kept: Tensor,
+    c: Tensor,
+    numbers: Tensor,
+    gradients: HeadGradients,
+    spec: HeadSpec,
+    kernels: Kernels,
 ) -> None:
-    """Makes kept^T diag(c FACTOR) X: one GEMM where the result needs no buffer, else one a tile."""
+    """Makes kept^T diag(c FACTOR) X[rows_of_x]: one GEMM where the result needs no buffer, else one a tile."""
     factor = numbers[FACTOR]
     wanted = ((gradients.weight, head.x), (gradients.b, head.u))
-    x, u = (None if g is None or t is None else kernels.combine(kept.dtype, c, t, scale=factor) for g, t in wanted)
+    x, u = (
+        None if g is None or t is None else kernels.combine(kept.dtype, c, t, rows_of_x, scale=factor)
+        for g, t in wanted
+    )
     column = None if gradients.bias is None else (c * factor)[:, None]
     rows, vocab = kept.shape
-    direct = not gradients.add and gradients.bias is None and head.x.dtype == kept.dtype
+    direct = gradients.bias is None and head.x.dtype == kept.dtype
     width = vocab if direct else spec.tile_width(rows, vocab)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)

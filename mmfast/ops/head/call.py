@@ -10,11 +10,11 @@ from torch import Tensor
 from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, check_same_dtype
 from mmfast.ops.head.spec import KEEP_BUDGET, TILE_BUDGET, HeadSpec, budget_for
 from mmfast.ops.head.tiles import Head
-from mmfast.ops.rows import gather_rows
 
 
 class Call(NamedTuple):
-    head: Head  # rows gathered, autocast applied
+    head: Head  # autocast applied
+    rows: Tensor | None  # of x and u, one a target; None: all in order
     spec: HeadSpec  # budgets filled in
     wants: list[bool]  # whether x, u, weight, B, bias need a gradient
     backend: str  # "": the first that suits
@@ -34,7 +34,7 @@ def prepare(
     backend: str | None,
     **logit_options: object,
 ) -> Call:
-    """Checks everything on the host; nothing is computed but casts and the gather of the rows."""
+    """Checks everything on the host; nothing is computed but casts."""
     # Shapes and dtypes, an argument at a time.
     check(op, "hidden", hidden, FLOATS, ("T", "D"))
     length, dim, device = *hidden.shape, hidden.device
@@ -62,8 +62,6 @@ def prepare(
             check_same_dtype(op, name, t, "hidden", hidden)
     if rows is not None:
         check_range(op, "rows", rows, 0, hidden.shape[0])
-        hidden = gather_rows(hidden, rows)  # gradients of a row's copies are added in order
-        u = None if u is None else gather_rows(u, rows)
     # What needs a gradient decides the path; budgets decide what is kept for it.
     head = Head(hidden, u, weight, b, bias, targets)
     wants = [t is not None and t.requires_grad for t in head[:5]] if torch.is_grad_enabled() else [False] * 5
@@ -72,7 +70,7 @@ def prepare(
     if keep_budget is None:
         keep_budget = budget_for(device, KEEP_BUDGET)
     spec = HeadSpec(*spec[:6], any(wants[:2]), any(wants[2:]), tile_budget, keep_budget)
-    return Call(head, spec, wants, backend or "")
+    return Call(head, rows, spec, wants, backend or "")
 
 
 def logit_spec(

@@ -100,15 +100,16 @@ class NativeFolds(Kernels):
     def combine(
         self, dtype: torch.dtype, a: Tensor, p: Tensor, index: Tensor | None = None, scale: Tensor | None = None,
         b: Tensor | None = None, q: Tensor | None = None, c: Tensor | None = None, r: Tensor | None = None,
+        inverse: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         if self.on_cpu:
-            return super().combine(dtype, a, p, index, scale, b, q, c, r)
+            return super().combine(dtype, a, p, index, scale, b, q, c, r, inverse)
         assert p.dtype == dtype and p.is_contiguous()
-        out = p.new_empty(a.shape[0], p.shape[1])
+        copies, offsets = inverse or (None, None)
+        out = p.new_empty(len(a) if offsets is None else len(offsets) - 1, p.shape[1])
         self.module.cuda_head_combine(
-            out.data_ptr(), *out.shape, DTYPE_CODES[dtype], a.data_ptr(), a.stride(0), p.data_ptr(), address(index),
-            address(scale), address(b), row_stride(b), address(q), row_stride(q),
-            DTYPE_CODES[(p if q is None else q).dtype], address(c), address(r), stream(out),
+            *(address(t) for t in (out, p, q, r, index, copies, offsets, a, scale, b, c)), *out.shape, a.stride(0),
+            row_stride(b), row_stride(q), DTYPE_CODES[dtype], DTYPE_CODES[(p if q is None else q).dtype], stream(out),
         )  # fmt: skip
         return out
 

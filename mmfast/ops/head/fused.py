@@ -22,6 +22,7 @@ def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
         raise ValueError(f"{op} cannot be used: {reason}")
     if used := [name for name, value in others.items() if value]:
         raise ValueError(f"{op} returns log-probs of hidden, weight and bias only: leave out {', '.join(used)}")
+    x = x if call.rows is None else x.index_select(0, call.rows)
     if x.dtype not in DTYPES:
         raise ValueError(f"{op} takes fp32, bf16 or fp16, not {x.dtype}")
     if any(call.wants):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmfast.ops.head.folds import BASE, CENTER, S2, SZ, TOTAL, WRITTEN, ZY, Folds, M, S
 from mmfast.ops.head.spec import HeadSpec
+from mmfast.ops.rows import segment_backend, segment_sum
 
 # A row's numbers, one contiguous [NUMBERS, U] tensor of the accumulator's dtype. What is not asked for is 0.
 LOGP = 0
@@ -98,21 +99,24 @@ class Kernels(Folds):
         q: Tensor | None = None,  # [U,W]
         c: Tensor | None = None,  # [U]
         r: Tensor | None = None,  # [U,W], of q's dtype
+        inverse: tuple[Tensor, Tensor] | None = None,  # of rows.invert: copies, offsets
     ) -> Tensor:
         """Returns out[t] = a[t] scale[t] p[index[t]] + b[t] (q[t] + c[t] r[t]) in `dtype`, rounded once, without what
-        is not given. q and r are of the accumulator's dtype, or all three are of one."""
+        is not given. q and r are of the accumulator's dtype, or all three are of one. With `inverse` the rows are then
+        summed, out[i] over the t that it gives for i."""
         out = (p if index is None else p[index]) * (a if scale is None else a * scale)[:, None]
         if b is not None and q is not None:
             q = q if c is None or r is None else torch.addcmul(q, c[:, None], r)
             out = torch.addcmul(out, b[:, None], q.to(out.dtype))
-        return out.to(dtype)
+        out = out.to(dtype)
+        return out if inverse is None else segment_sum(out, *inverse, segment_backend(out))
 
 
 def input_gradients(
     kernels: Kernels, terms: Terms, targets: Tensor, numbers: Tensor, sums: list[Tensor], entropy_sums: list[Tensor]
 ) -> list[Tensor]:
     """Returns d logp/d input of each term of the logits, and d entropy/d input if its sums were made."""
-    target, others, entropy_target, shift = numbers[TARGET : SHIFT + 1]
+    target, others, entropy_target, shift = numbers[TARGET : SHIFT + 1].unbind()
     dtype, matrices = terms[0][0].dtype, [w for _, w in terms]
     gradients = [kernels.combine(dtype, target, w, targets, b=others, q=g) for w, g in zip(matrices, sums, strict=True)]
     return gradients + [
