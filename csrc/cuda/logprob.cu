@@ -18,7 +18,7 @@ constexpr float kLog2e = 1.44269504f;
 // base that the row already has, up to this many nats below (their squares, too, then fit fp32).
 constexpr float kReach = 30;
 
-struct Forward {
+struct Fold {
   const void* tile;
   const float* bias;
   const int64_t* targets;
@@ -82,11 +82,19 @@ template <class T, int F>
 struct Row {
   static constexpr int kVec = 16 / sizeof(T), kLoads = (F & (kSoftcap | kCentered) ? 8 : 16) / kVec;
   static constexpr int kApart = kWarp * kVec, kChunk = kApart * kLoads;
-  const Forward& fold;
+  const Fold& fold;
   const T* logits;
   int y;  // the target's column, or -1
   float* target;
 
+  static __device__ __forceinline__ Row of(const Fold& fold, int64_t t, float* target) {
+    const int64_t y = fold.targets[t] - fold.first;
+    return {fold, static_cast<const T*>(fold.tile) + t * fold.stride, y >= 0 && y < fold.width ? int(y) : -1, target};
+  }
+  __device__ __forceinline__ float slope(float z) const {  // of the softcap; also where z is -inf
+    const float tanh = fmaxf(z * fold.map.inv_softcap, -1.0f);
+    return fmaf(-tanh, tanh, 1.0f);
+  }
   __device__ __forceinline__ float mapped(float z) const {
     return F & kSoftcap ? fold.map.softcap * tanh_of(z * fold.map.inv_softcap) : z;
   }
@@ -146,16 +154,15 @@ struct Row {
 constexpr int most_threads(int flags) { return flags & (kSoftcap | kCentered) ? kFoldThreads : 2 * kFoldThreads; }
 
 template <class T, class Out, int F>
-__global__ void __launch_bounds__(most_threads(F)) fold_forward_kernel(const __grid_constant__ Forward fold) {
+__global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const __grid_constant__ Fold fold) {
   using Logits = Row<T, F>;
   constexpr int N = Logits::kVec;
   constexpr bool kRounds = (F & kWrite) && !std::is_same_v<Out, float>;
   constexpr int kSums = F & kExtras ? 6 : kRounds ? 3 : 1;
-  const int64_t t = blockIdx.x, U = fold.rows, target = fold.targets[t] - fold.first;
+  const int64_t t = blockIdx.x, U = fold.rows;
   float* const stats = fold.stats + t;
   auto stat = [&](Stat which) -> float& { return stats[which * U]; };
-  const Logits row{fold, static_cast<const T*>(fold.tile) + t * fold.stride,
-                   target >= 0 && target < fold.width ? int(target) : -1, &stat(kTarget)};
+  const Logits row = Logits::of(fold, t, &stat(kTarget));
   Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
   Out* const out_z = static_cast<Out*>(fold.to.out_z) + t * fold.to.out_z_stride;
   const float scale = fold.map.inv_temperature;
@@ -193,8 +200,7 @@ __global__ void __launch_bounds__(most_threads(F)) fold_forward_kernel(const __g
           if (!checked) total += z[j];
         }
         if ((F & kWrite) && (F & kSoftcap)) {
-          const float tanh = fmaxf(z[j] * fold.map.inv_softcap, -1.0f);
-          e[j] *= fmaf(-tanh, tanh, 1.0f);
+          e[j] *= row.slope(z[j]);
           exact += e[j];
         }
         if (F & kCentered) z[j] = e[j] * fmaf(finite, 1 / kLog2e, base - center);
@@ -268,50 +274,29 @@ __global__ void __launch_bounds__(most_threads(F)) fold_forward_kernel(const __g
   if (fold.to.base) static_cast<float*>(fold.to.base)[t] = base;
 }
 
-// --- backward and finish: elementwise.
-template <class A>
-struct Fold {
-  const A* bias;  // of the tile, or null
-  const int64_t* targets;
-  int64_t first;  // the tile's first column in the vocabulary
-  int64_t rows, width;
-  LogitMap<A> map;
-};
-
-// N mapped logits of one row from column `at` on; columns past the end are 0 and must not be used.
-template <int N, class T, class A = acc_t<T>>
-__device__ __forceinline__ void mapped(const Fold<A>& fold, const T* row, int64_t at, A (&z)[N]) {
-  const int64_t left = fold.width - at;
-  load_some<N>(row + at, left, z);
-  if (fold.bias) {
-    A bias[N];
-    load_some<N>(fold.bias + at, left, bias);
+// --- backward and finish.
+// out = s_v e^(z - lse) (a + b (z - lse)), the target's entry d. It may be the tile: no __restrict__.
+template <class T, class Out, int F>
+__global__ void __launch_bounds__(kFoldThreads, 1) fold_gradient_kernel(const __grid_constant__ Fold fold, const float* lse,
+                                                                     const float* a, const float* b, const float* d) {
+  using Logits = Row<T, F>;
+  constexpr int N = Logits::kVec;
+  const int64_t t = blockIdx.x;
+  float ignored;
+  const Logits row = Logits::of(fold, t, &ignored);
+  Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
+  const float scale = fold.map.inv_temperature, base = lse[t], at_zero = a[t], slope = b ? b[t] : 0.0f, entry = d[t];
+  row.each(fold.width, ignored, [&](bool checked, int at, float(&z)[N]) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) z[j] += bias[j];
-  }
-#pragma unroll
-  for (int j = 0; j < N; ++j) z[j] = map_logit(fold.map, z[j]);
-}
-
-// out = s_v e^(z - lse) (a + b (z - lse)), the target's entry d. Blocks (row, column block).
-template <class T, class Out, int N>
-__global__ void __launch_bounds__(kGradientThreads) fold_gradient_kernel(
-    Fold<acc_t<T>> fold, const T* tile, int64_t tile_stride, const acc_t<T>* lse, const acc_t<T>* a, const acc_t<T>* b,
-    const acc_t<T>* d, Out* out, int64_t out_stride) {  // out may be the tile: no __restrict__
-  using A = acc_t<T>;
-  const int64_t t = blockIdx.x, at = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
-  if (at >= fold.width) return;
-  const int64_t y = fold.targets[t] - fold.first;
-  const A row_lse = lse[t], row_a = a[t], row_b = b ? b[t] : A(0), row_d = d[t];
-  A z[N];
-  mapped<N>(fold, tile + t * tile_stride, at, z);
-#pragma unroll
-  for (int j = 0; j < N; ++j) {
-    const A logp = z[j] - row_lse, p = exp_or_zero(logp);
-    const A g = p > 0 ? p * (row_a + row_b * logp) * slope_of(fold.map, z[j]) : p;
-    z[j] = at + j == y ? row_d : g;
-  }
-  store_some<N>(out + t * out_stride + at, fold.width - at, z);
+    for (int j = 0; j < N; ++j) {
+      const float logp = fmaf(z[j], scale, -base);
+      const float g = exp2_approx(logp * kLog2e) * fmaf(slope, fmaxf(logp, -87.0f), at_zero);  // 0 * inf must be 0
+      z[j] = F & kSoftcap ? g * row.slope(z[j]) : g;
+    }
+    if (!checked) put<N>(out + at, z, ignored);
+    else
+      for (int j = 0; j < N && at + j < fold.width; ++j) out[at + j] = from_acc<Out>(at + j == row.y ? entry : z[j]);
+  });
 }
 
 // run(N): 8 elements at a time where addresses and strides allow it.
@@ -321,71 +306,61 @@ void in_units(bool fits, F&& run) {
   else run(std::integral_constant<int, 1>{});
 }
 
-template <class A>
-Fold<A> fold_of(const LogitTile& tile) {
-  return {static_cast<const A*>(tile.bias), tile.targets, tile.first, tile.rows, tile.width,
-          LogitMap<A>::of(tile.softcap, tile.temperature)};
-}
-
-// Calls body(T{}, Out{}) for the pairs of tile and output dtypes that occur: equal ones, and an fp32 tile whose output
-// is the GEMM's compute dtype.
-template <class F>
-void with_types(const char* op, int tile, int out, F&& body) {
-  with_float(op, out, [&](auto o) {
-    using Out = decltype(o);
-    if (tile == out) return body(Out{}, Out{});
-    if constexpr (sizeof(Out) == 2)
-      if (tile == kF32) return body(float{}, Out{});
-    bad_dtype(op, tile);
-  });
-}
-
 template <class T>
 bool units_fit(const void* pointer, int64_t stride, int64_t n) {
   return !pointer || (aligned16(pointer) && stride % n == 0 && (n * sizeof(T)) % 16 == 0);
 }
-template <class T, class Out>
-bool tile_fits(const LogitTile& tile, int64_t n) {
-  return units_fit<T>(tile.logits, tile.stride, n) && units_fit<acc_t<T>>(tile.bias, 0, n) &&
-         units_fit<Out>(tile.out, tile.out_stride, n);
-}
 
-template <class T, class Out, int F>
-void queue_forward(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream) {
-  constexpr int kVec = 16 / sizeof(T), kOutVec = 16 / sizeof(Out);
-  const bool aligned = units_fit<T>(tile.logits, tile.stride, kVec) && units_fit<float>(tile.bias, 0, 4) &&
+// Queues the variant of a kernel for this tile's bias and softcap: a block a row.
+template <class T, class Out, class With, class... Args>
+void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream, With kernels, int flags, Args... args) {
+  if (tile.rows == 0) return;
+  if (tile.width > 1 << 30) throw std::invalid_argument("linear_logprob: a tile of more than 2^30 columns");
+  constexpr int kOutVec = 16 / sizeof(Out);
+  const bool aligned = units_fit<T>(tile.logits, tile.stride, 16 / sizeof(T)) && units_fit<float>(tile.bias, 0, 4) &&
                        units_fit<Out>(tile.out, tile.out_stride, kOutVec) && units_fit<Out>(to.out_z, to.out_z_stride, kOutVec);
   const bool one_pass = !std::is_same_v<Out, __half> && tile.out != tile.logits;
-  const Forward fold = {tile.logits, static_cast<const float*>(tile.bias), tile.targets, tile.stride, tile.first, tile.rows,
-                        int(tile.width), LogitMap<float>::of(tile.softcap, tile.temperature), aligned, one_pass,
-                        static_cast<float*>(stats), tile.out, tile.out_stride, to};
-  auto run = [&](auto kernel, int flags) {
-    const int most = tile.rows > kFewRows ? kFoldThreads : most_threads(flags);
-    int threads = kWarp;
-    while (threads < most && threads * 16 < tile.width) threads *= 2;
-    launch("linear_logprob", kernel, unsigned(tile.rows), threads, stream, fold);
-  };
-  if (tile.softcap > 0) run(fold_forward_kernel<T, Out, F | kSoftcap>, F | kSoftcap);
-  else if (tile.bias) run(fold_forward_kernel<T, Out, F | kBias>, F);
-  else run(fold_forward_kernel<T, Out, F>, F);
+  const Fold fold = {tile.logits, static_cast<const float*>(tile.bias), tile.targets, tile.stride, tile.first, tile.rows,
+                     int(tile.width), LogitMap<float>::of(tile.softcap, tile.temperature), aligned, one_pass,
+                     static_cast<float*>(stats), tile.out, tile.out_stride, to};
+  if (tile.softcap > 0) flags |= kSoftcap;
+  const int most = tile.rows > kFewRows ? kFoldThreads : most_threads(flags);
+  int threads = kWarp;
+  while (threads < most && threads * 16 < tile.width) threads *= 2;
+  launch("linear_logprob", tile.softcap > 0 ? kernels.softcap : tile.bias ? kernels.bias : kernels.plain,
+         unsigned(tile.rows), threads, stream, fold, args...);
+}
+template <class Kernel>
+struct Variants {
+  Kernel plain, bias, softcap;
+};
+template <class T, class Out, int F>
+void queue_forward(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream) {
+  const Variants<void (*)(Fold)> kernels = {fold_forward_kernel<T, Out, F>, fold_forward_kernel<T, Out, F | kBias>,
+                                            fold_forward_kernel<T, Out, F | kSoftcap>};
+  queue<T, Out>(tile, stats, to, stream, kernels, F);
+}
+template <class T, class Out>
+void queue_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d, uintptr_t stream) {
+  using Number = const float*;
+  const Variants<void (*)(Fold, Number, Number, Number, Number)> kernels = {
+      fold_gradient_kernel<T, Out, 0>, fold_gradient_kernel<T, Out, kBias>, fold_gradient_kernel<T, Out, kSoftcap>};
+  queue<T, Out>(tile, nullptr, {}, stream, kernels, kCentered, Number(lse), Number(a), Number(b), Number(d));
 }
 }  // namespace
 
 void cuda_fold_forward(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total,
                        const FoldResults& to, uintptr_t stream) {
-  const char* op = "linear_logprob";
-  if (tile.rows == 0) return;
-  if (tile.width > 1 << 30) throw std::invalid_argument("linear_logprob: a tile of more than 2^30 columns");
   const bool extras = entropy || squares || total;
   if (!tile.out) {
-    with_float(op, tile.dtype, [&](auto x) {
+    with_float("linear_logprob", tile.dtype, [&](auto x) {
       using T = decltype(x);
       if (extras) queue_forward<T, float, kExtras>(tile, stats, to, stream);
       else queue_forward<T, float, 0>(tile, stats, to, stream);
     });
   } else {
-    if (tile.dtype != kF32) bad_dtype(op, tile.dtype);  // nothing is written beside a 16-bit tile
-    with_float(op, tile.out_dtype, [&](auto y) {
+    if (tile.dtype != kF32) bad_dtype("linear_logprob", tile.dtype);  // nothing is written beside a 16-bit tile
+    with_float("linear_logprob", tile.out_dtype, [&](auto y) {
       using Out = decltype(y);
       if (to.out_z) queue_forward<float, Out, kWrite | kExtras | kCentered>(tile, stats, to, stream);
       else if (extras) queue_forward<float, Out, kWrite | kExtras>(tile, stats, to, stream);
@@ -396,19 +371,12 @@ void cuda_fold_forward(const LogitTile& tile, void* stats, bool entropy, bool sq
 
 void cuda_fold_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d,
                         uintptr_t stream) {
-  if (tile.rows == 0 || tile.width == 0) return;
-  with_types("linear_logprob", tile.dtype, tile.out_dtype, [&](auto x, auto y) {
-    using T = decltype(x);
+  // The output has the tile's dtype, or the GEMM's beside an fp32 tile.
+  with_float("linear_logprob", tile.out_dtype, [&](auto y) {
     using Out = decltype(y);
-    using A = acc_t<T>;
-    auto run = [&](auto n) {
-      constexpr int N = decltype(n)::value;
-      const dim3 grid(unsigned(tile.rows), blocks_for(tile.width, int64_t(kGradientThreads) * N));
-      launch("linear_logprob", fold_gradient_kernel<T, Out, N>, grid, kGradientThreads, stream, fold_of<A>(tile),
-             static_cast<const T*>(tile.logits), tile.stride, static_cast<const A*>(lse), static_cast<const A*>(a),
-             static_cast<const A*>(b), static_cast<const A*>(d), static_cast<Out*>(tile.out), tile.out_stride);
-    };
-    in_units(tile_fits<T, Out>(tile, 8), run);
+    if (tile.dtype == kF32) queue_gradient<float, Out>(tile, lse, a, b, d, stream);
+    else if (tile.dtype == tile.out_dtype) queue_gradient<Out, Out>(tile, lse, a, b, d, stream);
+    else bad_dtype("linear_logprob", tile.dtype);
   });
 }
 
