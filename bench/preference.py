@@ -16,6 +16,7 @@ from bench.timing import compared, interleave
 from mmfast.ops.preference import preference_loss, preference_raw
 from mmfast.ops.preference_kernels import PreferenceTensors
 from mmfast.ops.preference_math import make_spec
+from mmfast.ops.rows import invert
 
 
 def eager_dpo(logps: Tensor, ref: Tensor, w: Tensor, entry: Tensor, entries: int, pairs: Tensor, beta: float) -> Tensor:
@@ -78,7 +79,8 @@ def device_rows(setup: Setup) -> Iterator[Row]:
         leaf = logps.clone().requires_grad_()
         backend = "cuda" if setup.device.type == "cuda" else "cpu"
         plain = PreferenceTensors(logps, None, w, ref, responses, pairs, None, None)
-        indexed = plain._replace(rows=index)
+        copies, offsets = invert(index, n)
+        indexed = plain._replace(rows=index, copies=copies, offsets=offsets)
         kernels = {
             name: graphed(partial(preference_raw, tensors, spec, True, backend), setup.device)
             for name, tensors in {"mmfast kernel": plain, "mmfast kernel, index": indexed}.items()

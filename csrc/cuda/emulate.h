@@ -1,8 +1,9 @@
 // Runs the CUDA kernels on the host, thread by thread, so that their indexing, barriers and reductions are tested where
 // there is no device. Each thread of a block is a fibre that runs to its next barrier or shuffle and then gives way;
 // blocks follow one another. Threads of a warp that wait at different places are an error, as on the device.
-// Blocks, warps and lanes run in ascending order, or with backwards() in descending order: a kernel that lacks a barrier
-// but happens to write first in one order does not in the other.
+// Blocks, warps and lanes run in an order(): a kernel that lacks a barrier but happens to write first in one order does
+// not in another. Whoever watches memory (tests/kernels/racecheck.cpp) reads off the epoch, which rises at each barrier,
+// whether two accesses had one between them, and leaves what it found as the fault.
 #pragma once
 #include <ucontext.h>
 
@@ -10,7 +11,10 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -40,22 +44,33 @@ struct Fibre {
   unsigned char sent[16];
 };
 
+constexpr size_t kStack = 64 * 1024;
 struct Block {
   std::vector<Fibre> fibres;
-  Fibre* running = nullptr;
+  Fibre* running = nullptr;  // null while the scheduler runs
   ucontext_t scheduler;
   std::function<void()> body;
+  uint64_t epoch = 0, first_of_launch = 0, first_of_block = 0;
+  std::string fault;
 };
 inline Block& block() {
   static Block b;
   return b;
 }
 constexpr unsigned kResident = 3;  // blocks of a joined launch: few, so that each has several turns
-inline bool& backwards() {
-  static bool b = false;
-  return b;
+enum class Order : int { ascending, descending, random };
+inline Order& order() {
+  static Order o = Order::ascending;
+  return o;
 }
-inline unsigned turn(unsigned i, unsigned count) { return backwards() ? count - 1 - i : i; }
+inline std::vector<unsigned> turns(unsigned count) {
+  static std::mt19937 random(0);
+  std::vector<unsigned> result(count);
+  std::iota(result.begin(), result.end(), 0u);
+  if (order() == Order::descending) std::reverse(result.begin(), result.end());
+  if (order() == Order::random) std::shuffle(result.begin(), result.end(), random);
+  return result;
+}
 inline Place& current() { return block().running->place; }
 
 inline void give_way(Stop why) {
@@ -67,15 +82,20 @@ inline void enter() {
   give_way(Stop::end);
 }
 
+inline void resume(Block& b, Fibre& f) {
+  b.running = &f;
+  swapcontext(&b.scheduler, &f.context);
+  b.running = nullptr;
+}
+
 // Runs one warp to its next barrier, or to its end (then false). Its live threads must all meet at each stop.
 inline bool to_barrier(Block& b, unsigned begin, unsigned end) {
   for (;;) {
     Stop reached = Stop::end;
-    for (unsigned i = 0; i < end - begin; ++i) {
-      Fibre& f = b.fibres[begin + turn(i, end - begin)];
+    for (const unsigned lane : turns(end - begin)) {
+      Fibre& f = b.fibres[begin + lane];
       if (f.stop == Stop::end) continue;
-      b.running = &f;
-      swapcontext(&b.scheduler, &f.context);
+      resume(b, f);
       if (f.stop == Stop::end) continue;
       if (reached != Stop::end && f.stop != reached) throw std::logic_error("threads of one warp wait at different places");
       reached = f.stop;
@@ -84,34 +104,34 @@ inline bool to_barrier(Block& b, unsigned begin, unsigned end) {
   }
 }
 
+inline void run_block(Block& b, dim3 grid, uint3 at, unsigned threads) {
+  b.first_of_block = b.epoch + 1;
+  for (unsigned i = 0; i < threads; ++i) {
+    Fibre& f = b.fibres[i];
+    if (!f.stack) f.stack.reset(new char[kStack]);
+    f.place = {uint3{i, 0, 0}, at, dim3(threads), grid};
+    f.stop = Stop::start;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, reinterpret_cast<void (*)()>(enter), 0);
+  }
+  for (bool live = true; live;) {
+    live = false;
+    ++b.epoch;
+    for (const unsigned warp : turns((threads + 31) / 32)) live |= to_barrier(b, 32 * warp, std::min(32 * warp + 32, threads));
+  }
+}
+
 inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
   Block& b = block();
   b.body = std::move(body);
-  constexpr size_t kStack = 64 * 1024;
+  b.first_of_launch = b.epoch + 1;
   if (b.fibres.size() < threads) b.fibres.resize(threads);
-  const unsigned warps = (threads + 31) / 32;
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        for (unsigned i = 0; i < threads; ++i) {
-          Fibre& f = b.fibres[i];
-          if (!f.stack) f.stack.reset(new char[kStack]);
-          f.place = {uint3{i, 0, 0}, uint3{turn(x, grid.x), turn(y, grid.y), turn(z, grid.z)}, dim3(threads), grid};
-          f.stop = Stop::start;
-          getcontext(&f.context);
-          f.context.uc_stack.ss_sp = f.stack.get();
-          f.context.uc_stack.ss_size = kStack;
-          f.context.uc_link = nullptr;
-          makecontext(&f.context, reinterpret_cast<void (*)()>(enter), 0);
-        }
-        for (bool live = true; live;) {
-          live = false;
-          for (unsigned i = 0; i < warps; ++i) {
-            const unsigned begin = 32 * turn(i, warps);
-            live |= to_barrier(b, begin, std::min(begin + 32, threads));
-          }
-        }
-      }
+  for (const unsigned i : turns(grid.x * grid.y * grid.z))
+    run_block(b, grid, uint3{i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y}, threads);
+  if (!b.fault.empty()) throw std::logic_error(std::exchange(b.fault, {}));
 }
 
 template <class T>

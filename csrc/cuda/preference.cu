@@ -28,22 +28,38 @@ struct Preference {
   // What a pair says about the block's entry, as its warp leaves it for all threads.
   struct Side {
     double by_s, by_whole;
-    int64_t cut;  // tokens from here on count ld_alpha
+    int cut;  // tokens from here on count ld_alpha
   };
 
   __device__ double* values() const { return t.scratch; }         // [P]
   __device__ double* by_token() const { return t.scratch + t.P; }  // [N]
 
-  __device__ SideSums half_warp_sums(int64_t begin, int64_t cut, int64_t end) const {
+  // The sums of tokens [begin, end), eight of a lane in flight at once.
+  __device__ SideSums half_warp_sums(int begin, int cut, int end) const {
+    constexpr int kFlight = 8;
     SideSums sums;
-#pragma unroll 8
-    for (int64_t n = begin + threadIdx.x % kHalf; n < end; n += kHalf) {
-      const double w = t.weights ? double(t.weights[n]) : 1.0, share = n < cut ? 1.0 : spec.ld_alpha;
-      const double product = w * double(t.logps[t.index ? t.index[n] : n]);
-      sums.norm += w;
-      sums.whole += product;
-      sums.own += share * product;
-      if (t.ref_logps) sums.ref += share * w * double(t.ref_logps[n]);
+    for (int64_t n = int64_t(begin) + threadIdx.x % kHalf; n < end; n += kHalf * kFlight) {
+      int at[kFlight];  // past the end the last token stands in, and is left out below
+      int64_t from[kFlight];
+      T w[kFlight], logp[kFlight], ref[kFlight];
+      const auto each = [](auto&& visit) {
+#pragma unroll
+        for (int i = 0; i < kFlight; ++i) visit(i);
+      };
+      each([&](int i) { from[i] = at[i] = n + i * kHalf < end ? int(n + i * kHalf) : end - 1, w[i] = T(1), ref[i] = T(0); });
+      if (t.index) each([&](int i) { from[i] = t.index[at[i]]; });
+      if (t.weights) each([&](int i) { w[i] = t.weights[at[i]]; });
+      if (t.ref_logps) each([&](int i) { ref[i] = t.ref_logps[at[i]]; });
+      each([&](int i) { logp[i] = t.logps[from[i]]; });
+      each([&](int i) {
+        const bool here = n + i * kHalf < end;
+        const double share = at[i] < cut ? 1.0 : spec.ld_alpha, weight = here ? double(w[i]) : 0.0;
+        const double product = here ? weight * double(logp[i]) : 0.0;
+        sums.norm += weight;
+        sums.whole += product;
+        sums.own += share * product;
+        sums.ref += here ? share * weight * double(ref[i]) : 0.0;
+      });
     }
     return {half_warp_sum(sums.own), half_warp_sum(sums.ref), half_warp_sum(sums.norm), half_warp_sum(sums.whole)};
   }
@@ -51,10 +67,10 @@ struct Preference {
   // The loss of the pair that has this side (2p: chosen, 2p + 1: rejected), by one warp. The chosen side's block keeps it.
   __device__ void pair(int64_t side, Side& result) const {
     const int lane = threadIdx.x % kWarp, half = lane / kHalf, which = int(side % 2);
-    const int64_t p = side / 2, entry = t.pairs[2 * p + half], begin = t.responses[entry], end = t.responses[entry + 1];
-    const int64_t length = end - begin, other = __shfl_xor_sync(kAll, length, kHalf), shorter = length < other ? length : other;
-    const bool cuts = spec.ld_alpha != 1;
-    const SideSums mine = half_warp_sums(begin, cuts ? begin + shorter : end, end);
+    const int64_t p = side / 2, entry = t.pairs[2 * p + half];
+    const int begin = t.responses[entry], end = t.responses[entry + 1], length = end - begin;
+    const int other = __shfl_xor_sync(kAll, length, kHalf), shorter = length < other ? length : other;
+    const SideSums mine = half_warp_sums(begin, spec.ld_alpha != 1 ? begin + shorter : end, end);
     const SideSums theirs = {__shfl_xor_sync(kAll, mine.own, kHalf), __shfl_xor_sync(kAll, mine.ref, kHalf),
                              __shfl_xor_sync(kAll, mine.norm, kHalf), __shfl_xor_sync(kAll, mine.whole, kHalf)};
     const PairLoss loss = pair_loss(spec, half ? theirs : mine, half ? mine : theirs, t.delta ? double(*t.delta) : 0,

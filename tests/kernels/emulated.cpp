@@ -2,25 +2,19 @@
 #include "bindings.h"
 #include "cuda/common.cuh"
 
-namespace {
-// The last warp writes what every thread reads. Without the barrier between them that is a race, which the descending
-// order of warps hides and the ascending one shows; with `first`, the first warp writes and it is the other way round.
-__global__ void pass_on(int* out, bool first, bool barrier) {
-  __shared__ int word;
-  if (threadIdx.x == 0) word = 0;
-  __syncthreads();
-  if (threadIdx.x == (first ? 0 : blockDim.x - 1)) word = 7;
-  if (barrier) __syncthreads();
-  out[threadIdx.x] = word;
-}
-}  // namespace
+void watch_memory(bool on);  // racecheck.cpp
+
+// planted.cpp
+void pass_on(int* out, unsigned threads, bool first, bool barrier);
+void count_blocks(int* word, unsigned blocks);
 
 PYBIND11_MODULE(emulated, m) {
   mmfast::bind_logit_tile(m);
   mmfast::bind_cuda(m);
-  m.def("backwards", [](bool on) { mmfast::emulate::backwards() = on; });
-  m.def("is_backwards", [] { return mmfast::emulate::backwards(); });
+  m.def("order", [](int order) { mmfast::emulate::order() = mmfast::emulate::Order(order); });
+  m.def("watch", &watch_memory);
   m.def("pass_on", [](int64_t out, unsigned threads, bool first, bool barrier) {
-    mmfast::cuda::launch("pass_on", pass_on, 1, threads, 0, reinterpret_cast<int*>(out), first, barrier);
+    pass_on(reinterpret_cast<int*>(out), threads, first, barrier);
   });
+  m.def("count_blocks", [](int64_t word, unsigned blocks) { count_blocks(reinterpret_cast<int*>(word), blocks); });
 }

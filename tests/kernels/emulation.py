@@ -1,6 +1,7 @@
 """Builds the CUDA kernels for the host (csrc/cuda/emulate.h), once for each state of their sources.
 
-MMFAST_EMULATE_BACKWARDS=1 runs every test's blocks, warps and lanes in descending order (test_order.py does for a few).
+Every test that runs them does so three times, with blocks, warps and lanes in each of ORDERS (conftest.py); in the last
+one every access to memory is watched (racecheck.cpp).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from mmfast.ops.head.folds_native import NativeFolds
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]
-SOURCES += [ROOT / "csrc/cuda/bindings.cpp", ROOT / "tests/kernels/emulated.cpp"]
+SOURCES += [ROOT / "tests/kernels/planted.cpp"]
+OTHERS = [ROOT / "csrc/cuda/bindings.cpp", ROOT / "tests/kernels/emulated.cpp", ROOT / "tests/kernels/racecheck.cpp"]
+ORDERS = ("ascending", "descending", "random")
 
 
 def cuda_headers() -> Path | None:
@@ -45,7 +48,12 @@ def emulated() -> ModuleType:
     import pybind11
 
     digest = hashlib.sha256()
-    for source in [*SOURCES, *sorted((ROOT / "csrc").glob("**/*.h")), *sorted((ROOT / "csrc").glob("**/*.cuh"))]:
+    for source in [
+        *SOURCES,
+        *OTHERS,
+        *sorted((ROOT / "csrc").glob("**/*.h")),
+        *sorted((ROOT / "csrc").glob("**/*.cuh")),
+    ]:
         digest.update(source.read_bytes())
     folder = ROOT / "build" / "emulated" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,10 +64,12 @@ def emulated() -> ModuleType:
             includes = [ROOT / "csrc", headers, pybind11.get_include(), sysconfig.get_paths()["include"]]
             flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w", "-DMMFAST_EMULATE", "-x", "c++"]
             flags += [f"-I{folder}" for folder in includes]
-            objects = [folder / f"{source.name}.o" for source in SOURCES]
+            sources = [*SOURCES, *OTHERS]
+            objects = [folder / f"{source.name}.o" for source in sources]
+            watched = {source: ["-fsanitize=thread"] for source in SOURCES}  # the runtime of that is racecheck.cpp
             builds = [
-                subprocess.Popen([compiler, *flags, "-c", str(source), "-o", str(result)])
-                for source, result in zip(SOURCES, objects, strict=True)
+                subprocess.Popen([compiler, *flags, *watched.get(source, []), "-c", str(source), "-o", str(result)])
+                for source, result in zip(sources, objects, strict=True)
             ]
             assert not any([build.wait() for build in builds]), "the emulation does not compile"
             partial = target.with_suffix(".partial")
@@ -69,8 +79,12 @@ def emulated() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.backwards(os.environ.get("MMFAST_EMULATE_BACKWARDS") == "1")
     return module
+
+
+def run_in(order: str) -> None:
+    emulated().order(ORDERS.index(order))
+    emulated().watch(order == ORDERS[-1])
 
 
 def folds_on_a_gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from tests.kernels.emulation import emulate_cuda
 from tests.ops import subjects
-from tests.ops.layouts import walk
+from tests.ops.layouts import aliases, walk
 from tests.ops.subjects import PATHS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="emulated and interpreted where there is no GPU")
@@ -38,6 +38,12 @@ def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
     briefly = dtype != torch.float32 or path != "kept" or backend == "triton"
     some = SOME if backend == "triton" and path != "kept" else ()
     assert not walk(subjects.linear_logprob(path, dtype=dtype), backend, briefly, some)
+
+
+@pytest.mark.parametrize("name", ["linear_logprob", "preference_loss", "splice_embeddings"])
+def test_arguments_that_share_memory(backend: str, name: str) -> None:
+    subject = subjects.linear_logprob("kept") if name == "linear_logprob" else getattr(subjects, name)()
+    assert not aliases(subject, backend)
 
 
 @pytest.mark.parametrize("size", ["one row", "one column", "one word"])

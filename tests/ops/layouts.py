@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -203,3 +204,15 @@ def walk(subject: Subject, backend: str | None, briefly: bool = False, only: tup
             same = truth if upstream != "expanded" else None
             problems.append((f"upstream {upstream}", wrong(subject, base, backend, upstream, same)))
     return [f"{label}: {problem}" for label, problem in problems if problem]
+
+
+def aliases(subject: Subject, backend: str | None) -> list[str]:
+    """Every two floating arguments of one dtype, the second a part of the first's memory where shapes allow it."""
+    base, problems = subject.arguments, []
+    for one, two in permutations([name for name, t in base.items() if t.is_floating_point() and t.dim()], 2):
+        a, b = base[one], base[two]
+        if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or len(a) < len(b):
+            continue
+        if problem := wrong(subject, base | {two: a[: len(b)]}, backend):
+            problems.append(f"{two} in {one}: {problem}")
+    return problems

@@ -64,6 +64,12 @@ def test_a_kernel_that_ignores_a_stride_is_caught() -> None:
     assert {line.split(":")[0] for line in found} >= {"bias transposed", "bias stepped", "bias expanded along 0"}
 
 
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_arguments_that_share_memory(backend: str, name: str) -> None:
+    subject = SUBJECTS[name]()
+    assert not layouts.aliases(subject, None if name == "tree_attention" else backend)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", PATHS)
 def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
