@@ -7,7 +7,7 @@ one row at a time, the best padded batch of transformers, the engine on one imag
 against the trainer's forward of the same pack; a decode step against the larger of its weights' bytes over the measured
 copy bandwidth and its GEMMs alone, beside the time of its own attention; and, of a world's tiny model with answers as
 long as its captions, the rows that were run for nothing. Ratios stand in processor time too, which a loaded machine
-distorts less. On a GPU bench/generate_device.py takes over: a model of the 7B shape.
+distorts less. On a GPU bench/generate_device.py takes over: a model of the 7B shape. --base: bench/generate_trained.py.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Bench:
         return list(self.engine.answer(requests))
 
     def theirs(self, requests: list[Request], **settings: Any) -> torch.Tensor:
-        """transformers' generate, one batch padded on the left."""
+        """transformers' generate, one batch padded on the left; the new tokens."""
         engine, made = self.engine, self.engine.prompts
         ids: list[list[int]] = []
         pictures: list[Picture] = []
@@ -86,7 +86,7 @@ class Bench:
                 **inputs, max_new_tokens=settings.pop("most", self.tokens), eos_token_id=engine.ends, pad_token_id=0,
                 top_k=0, **settings,
             )  # fmt: skip
-        return out
+        return out[:, longest:]
 
 
 def answers(bench: Bench, repeats: int) -> Iterator[dict[str, Any]]:
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--device", default="cpu", help="cuda: a random LLaVA of the 7B shape in bf16 (--quick: a tiny one)"
     )
+    parser.add_argument("--base", help="base/export/hf of a run of `mmfast demo`: captions that end themselves")
     given = parser.parse_args()
     if given.device != "cpu":
         from bench.generate_device import measured
@@ -268,6 +269,13 @@ def main() -> None:
             write_rows(Path(__file__).parent / "results" / "generate.jsonl", [row | machine() for row in made])
         return
     torch.set_num_threads(1)
+    if given.base:
+        from bench.generate_trained import captions
+
+        made = list(captions(given.base, given.repeats))
+        if given.write:
+            write_rows(Path(__file__).parent / "results" / "generate.jsonl", [row | machine() for row in made])
+        return
     large = Bench("tiny", 6, 2) if given.quick else Bench("bench", given.tokens, 4)
     for part in (answers, prefills, steps, lengths):
         if given.only in ("", part.__name__):

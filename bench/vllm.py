@@ -1,6 +1,6 @@
 """The server engine against a real vLLM on this machine's CPU, in a venv of its own: `make vllm`.
 
-python -m bench.vllm --venv build/vllm --write
+python -m bench.vllm --venv build/vllm --write [--speed]
 
 The venv takes 3 GB.
 """
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,15 +63,15 @@ def set_up(venv: Path) -> None:
 
 
 @contextmanager
-def serving(venv: Path, model: Path, log: Path) -> Iterator[tuple[str, float]]:
-    """(address, seconds until it was ready)"""
+def serving(venv: Path, model: Path, log: Path, more: Mapping[str, str] | None = None) -> Iterator[tuple[str, float]]:
+    """(address, seconds until it was ready); `more`: of its environment"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(venv / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--dtype", "float32", "--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
     began, url = time.perf_counter(), f"http://127.0.0.1:{port}"
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **(more or {})}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings)
         try:
@@ -151,8 +151,19 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=Path("build/vllm"))
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="append the row to bench/results/vllm.jsonl")
+    parser.add_argument("--speed", action="store_true", help="the same prompts to it and to the local engine, timed")
     options = parser.parse_args()
     set_up(options.venv)
+    if options.speed:
+        from bench.vllm_speed import speed
+
+        rows = []
+        for row in speed(serving, options.venv):
+            print(row, flush=True)
+            rows.append(row | machine())
+        if options.write:
+            write_rows(Path(__file__).parent / "results" / "vllm.jsonl", rows)
+        return
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model("llava", Path(folder) / "llava", seed=3, size="world")  # heads of 16 are too thin for it
         with serving(options.venv, model, options.venv / "serve.log") as (url, ready):

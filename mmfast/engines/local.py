@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any
@@ -144,7 +145,7 @@ class Local:
                 coming = next(source, None) if ready is not None else coming
                 continue
             done: list[Answer] = []
-            with evaluating(self.scorer):
+            with self._evaluating():
                 while not done:
                     done = self.scorer.inside(run.step)
                     if self.sharded:
@@ -157,6 +158,10 @@ class Local:
         if self.captured is None or self.live:
             self.captured = None if why_not(self.scorer, sharded=self.sharded) else Captured(self.scorer)
         return self.captured
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        """Of its own model it is the state all along, and saying so to a thousand modules takes as long as a step."""
+        return evaluating(self.scorer) if self.live else torch.no_grad()
 
     def _any(self, here: bool) -> bool:
         """On any rank, where all must do the same."""
@@ -238,7 +243,7 @@ class Local:
         if plan is not None:
             plan, images, failed = self._loaded(plan)
             yield from failed
-        with evaluating(self.scorer):
+        with self._evaluating():
             if plan is None:
                 if self.sharded:
                     nothing = build_pack([], {}, self.scorer.adapter.layout()).to(self.scorer.device)
@@ -281,7 +286,7 @@ class Local:
         kept, images, replies = self._loaded(plan)
         if kept is None:
             return replies
-        with evaluating(self.scorer):
+        with self._evaluating():
             found = self.scorer.inside(lambda: prefill.run(kept, images, self.scorer))
             self.counts["prefilled"] += len(kept.pack.tokens)
             for one in found:
