@@ -285,6 +285,7 @@ def tree_attention(
     name = choose_attention(device, q.dtype, q.shape[2], window, backend)
     if name == "loop" or q.shape[0] == 0:
         return attention_loop(q, k, v, q_offsets, k_index, k_offsets, k_copies, k_copy_offsets, scale, window or 0)[0]
+    q = q if q.stride(2) == 1 else q.contiguous()  # the libraries ask for it; what is gathered has it
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
     return _CALLS[name](q, k, v, runs)

@@ -82,7 +82,7 @@ def _selective_logprob(
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
-    stats = logits.new_empty(STATS, rows, dtype=accumulator(logits.dtype))
+    stats = logits.new_zeros(STATS, rows, dtype=accumulator(logits.dtype))  # the folds write what is asked for
     for block, tile in _blocks(logits, targets, folds):
         part = stats[:, block] if len(tile.targets) == rows else stats.new_empty(STATS, len(tile.targets))
         folds.forward(tile, part, spec, Written())
