@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
-from .attention_loop import attention_loop
+from .attention_loop import attention_loop, dense_width
 from .dispatch import constant
 from .rows import gather_rows, invert
 
@@ -152,12 +152,24 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
 
     # The kernel of torch 2.11 takes fewer heads of keys than of queries without being told
     grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _varlen_takes("enable_gqa") else {}
-    out = varlen_attn(
+    out = varlen_attn(  # of dense heads only, and so their gradient
         q, k, v, runs.q_offsets, runs.k_offsets, runs.max_q, runs.max_k, scale=runs.scale, window_size=runs.sides,
         **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)
-    return out
+    return _DenseGradient.apply(out)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity; its gradient has a dense last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return dense_width(grad)
 
 
 def _flash(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, runs: Runs, **options: Any) -> Tensor:
@@ -288,4 +300,4 @@ def tree_attention(
     q = q if q.stride(2) == 1 else q.contiguous()  # the libraries ask for it; what is gathered has it
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
-    return _CALLS[name](q, k, v, runs)
+    return _CALLS[name](dense_width(q), k, v, runs)

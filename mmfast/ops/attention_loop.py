@@ -22,7 +22,7 @@ _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _dense_width(x: Tensor) -> Tensor:
+def dense_width(x: Tensor) -> Tensor:
     """torch's CPU kernel takes any strides but the last, which it believes to be 1. k and v are gathered: dense."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -106,7 +106,7 @@ def attention_loop(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
-    q = _dense_width(q)
+    q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
         run_out, run_lse = _forward(
@@ -132,7 +132,7 @@ def attention_loop_backward(
     d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
     d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
     d_v = torch.zeros_like(d_k)
-    q, grad = _dense_width(q), _dense_width(grad)
+    q, grad = dense_width(q), dense_width(grad)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
         gradients = _gradients(

@@ -227,11 +227,13 @@ def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_
 def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
     """torch 2.11's has no enable_gqa, and takes fewer heads of keys all the same."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
-    seen = {}
+    seen, strides = {}, []
 
     def attend(q, k, v, *rest, **named):
         seen.update(named)
-        return q
+        out = q * 2
+        out.register_hook(lambda grad: strides.append(grad.stride(-1)))
+        return out
 
     attend.__signature__ = inspect.Signature([inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY) for o in options])
     monkeypatch.setattr(varlen, "varlen_attn", attend)
@@ -242,7 +244,8 @@ def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
     q, k, v = inputs(PAIR)
     runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, None)
     if not missing:
-        assert attention_module._varlen(q, k, v, runs) is q
+        attention_module._varlen(q, k, v, runs).sum().backward()  # the gradient of a sum is one number, expanded
+        assert strides == [1] and torch.equal(q.grad, torch.full_like(q, 2))
         assert seen == {"scale": 0.5, "window_size": (-1, 0)} | dict.fromkeys({"enable_gqa"} & set(options), True)
     monkeypatch.undo()
     for question in (attention_module._installed, attention_module._varlen_takes):

@@ -189,12 +189,9 @@ def test_what_is_written_is_of_its_step_although_training_goes_on(tiny, tmp_path
     runtime.close()
     assert [step for step, _ in late] == [20, 40] and late[0][1] > 20, "training did not go on"
     for path in complete(tmp_path / "run" / "checkpoints"):
-        (tmp_path / path.name).mkdir()
-        (tmp_path / path.name / "run").mkdir()
-        (tmp_path / path.name / "run" / "checkpoints").symlink_to(path.parent)
-        state = {"weights": {key: torch.empty_like(value) for key, value in seen[int(path.name[5:])].items()}}
-        Checkpointer(path.parent).load(path, state)
         wanted = seen[int(path.name[5:])]
+        state = {"weights": {key: torch.empty_like(value) for key, value in wanted.items()}}
+        Checkpointer(path.parent).load(path, state)
         assert all(torch.equal(state["weights"][key], wanted[key]) for key in wanted)
     first, last = seen[20], seen[40]
     assert any(not torch.equal(first[key], last[key]) for key in first)
@@ -241,7 +238,7 @@ def test_greedy_answers_are_generates(tmp_path, family):
         tokens, logp, _ = found[one.key, 0]
         assert tokens == twin(engine, one)
         if engine.prompts.image_id not in tokens:
-            assert abs(logp - plain_logp(engine, one, tokens)) < 2e-5 * len(tokens)
+            assert abs(logp - plain_logp(engine, one, tokens)) < 5e-5 * len(tokens)
 
 
 def test_commands_generate_and_evaluate(tiny, tmp_path):

@@ -109,8 +109,9 @@ def preference_reference(
         return metrics[0].sum() * spec.scale, metrics.detach()
     s_c, s_r, ref_c, ref_r, sft = (torch.stack(x) for x in zip(*logratios, strict=True))
     first, second = (s_c - s_r, ref_c - ref_r) if spec.name == "aot" else (s_c - ref_c, s_r - ref_r)
-    value = cross(spec.beta * (first.sort().values - second.sort().values), spec.smoothing)
+    order = first.sort(stable=True)  # of equal ones, two pairs of one answer, the earlier pair comes first
+    value = cross(spec.beta * (order.values - second.sort().values), spec.smoothing)
     metrics = metrics.detach().clone()
-    metrics[0] = (value[first.argsort(stable=True).argsort()] - sft).detach()
+    metrics[0] = (value[order.indices.argsort()] - sft).detach()
     assert math.isfinite(spec.scale)
     return (value.sum() - sft.sum()) * spec.scale, metrics
