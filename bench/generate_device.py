@@ -70,7 +70,7 @@ def steps(bench: Bench, times: int) -> Iterator[dict[str, Any]]:
     engine = bench.engine
     linears = [m.weight for m in engine.scorer.decoder.modules() if isinstance(m, torch.nn.Linear)]
     floor = sum(w.nbytes for w in [*linears, engine.scorer.model.get_output_embeddings().weight]) / BANDWIDTH
-    for rows in (8, 32, 128):
+    for rows in (32, 8, 128):
         row: dict[str, Any] = {"op": "decode step", "shape": f"{rows} rows", "peer": "mmfast", "floor_s": floor}
         for name in ("captured", "pieces", "batched products"):
             captured = Captured(engine.scorer) if name != "batched products" else None
@@ -156,13 +156,10 @@ def same_as_generate(device: str) -> Iterator[dict[str, Any]]:
 
 
 def measured(device: str, *, quick: bool, tokens: int) -> Iterator[dict[str, Any]]:
-    for row in same_as_generate(device):
-        print(told(row), flush=True)
-        yield row
     begin = wait()
     bench = Bench("", 8 if quick else tokens, 4, opened(device, quick))
     print(f"opened in {wait() - begin:.1f} s")
-    for part in (steps(bench, 4 if quick else 20), prefills(bench, 3), answers(bench)):
+    for part in (steps(bench, 4 if quick else 20), answers(bench), prefills(bench, 3), same_as_generate(device)):
         for row in part:
             print(told(row), flush=True)
             yield row

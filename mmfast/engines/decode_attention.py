@@ -19,9 +19,15 @@ from mmfast.models.attention import CannotShare
 
 NAME = "mmfast_decode"
 PAGE = 32  # tokens
-LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
+LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates
 HIDDEN = -1e30  # the score of what a row does not see; finite, so that a part without a visible key has no NaN
 NOTHING = 2 * HIDDEN  # below any score: the part of a row's path that is not there
+
+
+def spare(rows: int) -> int:
+    """How many empty rows a step runs beside these. Several threads share the rows out, and a thread with fewer than
+    LEAST of them, or with some over, rounds these few in another way."""
+    return -rows % LEAST if torch.get_num_threads() > 1 else max(LEAST - rows, 0)
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmfast.engines.base import Decode, Finish
 from mmfast.engines.beams import Beam, Beams, inherit
 from mmfast.engines.captured import Captured
-from mmfast.engines.decode_attention import LEAST, NAME, PAGE, Stack, Step
+from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step, spare
 from mmfast.engines.pieces import Tables
 from mmfast.engines.prefill import Node, Prefilled
 from mmfast.engines.sampling import choose, draw, stream_of
@@ -218,8 +218,8 @@ class Decoding:
         assert self.hidden is not None
         count = len(self.hidden)
         hidden = self.hidden
-        if count < LEAST:
-            hidden = torch.cat([hidden, hidden.new_zeros(LEAST - count, hidden.shape[1])])
+        if more := spare(count):
+            hidden = torch.cat([hidden, hidden.new_zeros(more, hidden.shape[1])])
         logits: Tensor = self.scorer.model.get_output_embeddings()(hidden)[:count].float()
         softcap = self.scorer.adapter.softcap()
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
@@ -265,9 +265,9 @@ class Decoding:
         self.counts["rows"] += count
         if self.captured is not None:
             return self._fixed(self.captured, tokens)
-        tokens = torch.nn.functional.pad(tokens, (0, max(LEAST - count, 0)))
+        tokens = torch.nn.functional.pad(tokens, (0, spare(count)))
         tables = self._tables()
-        positions = [row.of.position + len(row.tokens) - 1 for row in self.rows] + [0] * (LEAST - count)
+        positions = [row.of.position + len(row.tokens) - 1 for row in self.rows] + [0] * spare(count)
         at = send(positions, self.device)[:, None]
         if scorer.adapter.positions == "mrope":
             at = at.expand(3, -1, -1)
@@ -298,12 +298,12 @@ class Decoding:
         if not isinstance(self.tables, Step):
             self.tables = self._new_tables()
         tables, pool = self.tables, self.tables.pages
-        spare = [0] * (LEAST - len(self.rows))
-        pages = send([row.pages[-1] for row in self.rows] + spare, self.device)
+        nothing = [0] * spare(len(self.rows))
+        pages = send([row.pages[-1] for row in self.rows] + nothing, self.device)
         tables.page = pages
-        tables.offset = send([n % PAGE for n in lengths] + spare, self.device)
+        tables.offset = send([n % PAGE for n in lengths] + nothing, self.device)
         ordinals = [row.of.ordinal + n for row, n in zip(self.rows, lengths, strict=True)]
-        tables.ordinals = send(ordinals + spare, self.device)
+        tables.ordinals = send(ordinals + nothing, self.device)
         pool.lengths[pages] = tables.offset + 1
         pool.masks.clear()
         for stack in tables.nodes:  # a window moves; without one the mask stays
@@ -359,7 +359,7 @@ class Decoding:
                 over[page].append(r)
                 starts[page] = row.of.ordinal + k * PAGE
         # Parts are counted through all of `rows`
-        parts: list[list[int]] = [[] for _ in range(max(len(self.rows), LEAST))]
+        parts: list[list[int]] = [[] for _ in range(len(self.rows) + spare(len(self.rows)))]
         first = 0
         for stack, rows_of in zip([*stacks, None], [*under, over], strict=True):
             most = max(map(len, rows_of))

@@ -28,7 +28,7 @@ from mmfast.engines import prefill, row_by_row
 from mmfast.engines.base import ABILITIES, Finish, Picture, Reply, Request, refuse
 from mmfast.engines.captured import Captured, why_not
 from mmfast.engines.constraints import Constraints
-from mmfast.engines.decode_attention import LEAST, PAGE
+from mmfast.engines.decode_attention import LEAST, PAGE, spare
 from mmfast.engines.decoding import Answer, Decoding
 from mmfast.engines.prefill import Prefilled
 from mmfast.engines.prompts import Prompt, Prompts
@@ -367,7 +367,7 @@ def _failed(asked: Request | Prompt, error: Exception) -> list[Reply]:
 
 @torch.no_grad()
 def rows_are_independent(scorer: Scorer) -> bool:
-    """Whether a row of a GEMM has the same bits whatever stands beside it, from LEAST rows on: tried once for each
+    """Whether a row of a GEMM has the same bits whatever stands beside it, as many as a step runs: tried once for each
     shape of a decode step's weights, in fp32 on a CPU. Elsewhere it is not promised, and not looked at."""
     linears = [m.weight for m in scorer.decoder.modules() if isinstance(m, torch.nn.Linear)]
     weights = {weight.shape: weight for weight in [*linears, scorer.model.get_output_embeddings().weight]}
@@ -378,8 +378,9 @@ def rows_are_independent(scorer: Scorer) -> bool:
 
 def _rows_are_alone(weight: Tensor) -> bool:
     rows = torch.randn(67, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    whole, some = rows @ weight.T, [5, 0, 66, 31]
-    return all(torch.equal((rows[some + rest] @ weight.T)[:LEAST], whole[some]) for rest in ([], [1], [7] * 29))
+    whole = torch.nn.functional.linear(torch.cat([rows, rows[: spare(67)]]), weight)
+    counts = {count + spare(count) for count in (*range(1, 3 * LEAST + 1), 33, 64)}
+    return all(torch.equal(torch.nn.functional.linear(rows[:n], weight), whole[:n]) for n in counts)
 
 
 def affordable_tokens(scorer: Scorer) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from mmfast.engines import decode_attention
 from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
 from mmfast.models import Lora, load
@@ -158,6 +159,24 @@ def test_rows_whose_bits_depend_on_their_mates_are_told_of(folders, capsys, monk
     down = tuple(layer.mlp.down_proj.weight.shape)
     monkeypatch.setattr(local, "_rows_are_alone", lambda weight: tuple(weight.shape) != down)
     assert not Local(folders("llava")).steady and "nearly tie" in capsys.readouterr().err
+
+
+def test_threads_that_share_rows_out_round_none_in_another_way(folders):
+    """Two threads give 4 of 5 rows to one and the fifth to the other, whose bits were others."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert [decode_attention.spare(n) for n in (1, 4, 5)] == [3, 0, 0]
+        torch.set_num_threads(2)
+        assert [n + decode_attention.spare(n) for n in (1, 4, 5, 7, 8, 9, 12, 13)] == [4, 4, 8, 8, 8, 12, 12, 16]
+        engine = Local(folders("llava"))
+        assert engine.steady
+        rows = requests("llava", 7, max_tokens=6)
+        found = answered(engine, rows)
+        assert all(found[one.key, 0][0] == twin(engine, one) for one in rows)
+        assert engine.counts["spare"] > 0 and (engine.counts["rows"] + engine.counts["spare"]) % 4 == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_start_draws_no_bar_of_transformers(folders, capfd):
