@@ -43,6 +43,17 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 units in the last 
 #endif
 }
 
+// The address of a row, kept in registers: from a sum the compiler would make it anew for each load.
+template <class T>
+__device__ __forceinline__ T* row_at(T* first, int64_t offset) {
+  T* row = first + offset;
+#ifndef MMFAST_EMULATE
+  asm("" : "+l"(row));
+  __builtin_assume(__isGlobal(row));
+#endif
+  return row;
+}
+
 // Writes N neighbours, and adds what was written, rounding included, to `sum`.
 __device__ __forceinline__ __nv_bfloat162 pair_of(float a, float b, __nv_bfloat16) { return __floats2bfloat162_rn(a, b); }
 __device__ __forceinline__ __half2 pair_of(float a, float b, __half) { return __floats2half2_rn(a, b); }
@@ -84,12 +95,14 @@ struct Row {
   static constexpr int kApart = kWarp * kVec, kChunk = kApart * kLoads;
   const Fold& fold;
   const T* logits;
+  const float* bias;  // or null
   int y;  // the target's column, or -1
   float* target;
 
   static __device__ __forceinline__ Row of(const Fold& fold, int64_t t, float* target) {
     const int64_t y = fold.targets[t] - fold.first;
-    return {fold, static_cast<const T*>(fold.tile) + t * fold.stride, y >= 0 && y < fold.width ? int(y) : -1, target};
+    return {fold, row_at(static_cast<const T*>(fold.tile), t * fold.stride), F & (kBias | kSoftcap) ? row_at(fold.bias, 0) : nullptr,
+            y >= 0 && y < fold.width ? int(y) : -1, target};
   }
   __device__ __forceinline__ float slope(float z) const {  // of the softcap; also where z is -inf
     const float tanh = fmaxf(z * fold.map.inv_softcap, -1.0f);
@@ -100,11 +113,11 @@ struct Row {
   }
   __device__ __forceinline__ void read(int at, float (&z)[kVec]) const {
     load<kVec>(logits + at, z);
-    if ((F & kBias) || ((F & kSoftcap) && fold.bias)) {
-      float bias[kVec];
-      load<kVec>(fold.bias + at, bias);
+    if ((F & kBias) || ((F & kSoftcap) && bias)) {
+      float more[kVec];
+      load<kVec>(bias + at, more);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) z[j] += bias[j];
+      for (int j = 0; j < kVec; ++j) z[j] += more[j];
     }
 #pragma unroll
     for (int j = 0; j < kVec; ++j) z[j] = mapped(z[j]);
@@ -116,7 +129,7 @@ struct Row {
       z[j] = -INFINITY;
       if (at + j >= fold.width) continue;
       const float x = to_acc(logits[at + j]);
-      const float value = mapped((F & (kBias | kSoftcap)) && fold.bias ? x + fold.bias[at + j] : x);
+      const float value = mapped((F & (kBias | kSoftcap)) && bias ? x + bias[at + j] : x);
       if (F & kExtras) total += value;
       if (at + j == y) *target = value * fold.map.inv_temperature;
       else z[j] = value;
@@ -163,7 +176,7 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   float* const stats = fold.stats + t;
   auto stat = [&](Stat which) -> float& { return stats[which * U]; };
   const Logits row = Logits::of(fold, t, &stat(kTarget));
-  Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
+  Out* const out = row_at(static_cast<Out*>(fold.out), t * fold.out_stride);
   Out* const out_z = static_cast<Out*>(fold.to.out_z) + t * fold.to.out_z_stride;
   const float scale = fold.map.inv_temperature;
   const bool begins = fold.first == 0;
@@ -284,7 +297,7 @@ __global__ void __launch_bounds__(kFoldThreads, 1) fold_gradient_kernel(const __
   const int64_t t = blockIdx.x;
   float ignored;
   const Logits row = Logits::of(fold, t, &ignored);
-  Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
+  Out* const out = row_at(static_cast<Out*>(fold.out), t * fold.out_stride);
   const float scale = fold.map.inv_temperature, base = lse[t], at_zero = a[t], slope = b ? b[t] : 0.0f, entry = d[t];
   row.each(fold.width, ignored, [&](bool checked, int at, float(&z)[N]) {
 #pragma unroll
