@@ -5,8 +5,7 @@ namespace mmfast {
 namespace {
 using namespace cuda;
 
-constexpr int kFoldThreads = 512;
-constexpr int kFewRows = 132;  // no more rows than multiprocessors: a block then has one for itself, and more threads
+constexpr int kSMs = 132;  // about: a block has fewer threads the more blocks can share a multiprocessor
 constexpr int kGradientThreads = 256;
 
 // --- forward: one block a row.
@@ -41,6 +40,17 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 units in the last 
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
+}
+
+// The address of a row, kept in registers: from a sum the compiler would make it anew for each load.
+template <class T>
+__device__ __forceinline__ T* row_at(T* first, int64_t offset) {
+  T* row = first + offset;
+#ifndef MMFAST_EMULATE
+  asm("" : "+l"(row));
+  __builtin_assume(__isGlobal(row));
+#endif
+  return row;
 }
 
 // Writes N neighbours, and adds what was written, rounding included, to `sum`.
@@ -84,12 +94,14 @@ struct Row {
   static constexpr int kApart = kWarp * kVec, kChunk = kApart * kLoads;
   const Fold& fold;
   const T* logits;
+  const float* bias;  // or null
   int y;  // the target's column, or -1
   float* target;
 
   static __device__ __forceinline__ Row of(const Fold& fold, int64_t t, float* target) {
     const int64_t y = fold.targets[t] - fold.first;
-    return {fold, static_cast<const T*>(fold.tile) + t * fold.stride, y >= 0 && y < fold.width ? int(y) : -1, target};
+    return {fold, row_at(static_cast<const T*>(fold.tile), t * fold.stride), F & (kBias | kSoftcap) ? row_at(fold.bias, 0) : nullptr,
+            y >= 0 && y < fold.width ? int(y) : -1, target};
   }
   __device__ __forceinline__ float slope(float z) const {  // of the softcap; also where z is -inf
     const float tanh = fmaxf(z * fold.map.inv_softcap, -1.0f);
@@ -100,11 +112,11 @@ struct Row {
   }
   __device__ __forceinline__ void read(int at, float (&z)[kVec]) const {
     load<kVec>(logits + at, z);
-    if ((F & kBias) || ((F & kSoftcap) && fold.bias)) {
-      float bias[kVec];
-      load<kVec>(fold.bias + at, bias);
+    if ((F & kBias) || ((F & kSoftcap) && bias)) {
+      float more[kVec];
+      load<kVec>(bias + at, more);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) z[j] += bias[j];
+      for (int j = 0; j < kVec; ++j) z[j] += more[j];
     }
 #pragma unroll
     for (int j = 0; j < kVec; ++j) z[j] = mapped(z[j]);
@@ -116,7 +128,7 @@ struct Row {
       z[j] = -INFINITY;
       if (at + j >= fold.width) continue;
       const float x = to_acc(logits[at + j]);
-      const float value = mapped((F & (kBias | kSoftcap)) && fold.bias ? x + fold.bias[at + j] : x);
+      const float value = mapped((F & (kBias | kSoftcap)) && bias ? x + bias[at + j] : x);
       if (F & kExtras) total += value;
       if (at + j == y) *target = value * fold.map.inv_temperature;
       else z[j] = value;
@@ -149,9 +161,8 @@ struct Row {
   }
 };
 
-// Blocks have so many threads, where a row has work for them: twice as many where rows are few. What needs more than 64
-// registers cannot.
-constexpr int most_threads(int flags) { return flags & (kSoftcap | kCentered) ? kFoldThreads : 2 * kFoldThreads; }
+// 1,024 threads may have 64 registers each; what needs more has blocks of at most 512.
+constexpr int most_threads(int flags) { return flags & (kSoftcap | kCentered) ? 512 : 1024; }
 
 template <class T, class Out, int F>
 __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const __grid_constant__ Fold fold) {
@@ -163,11 +174,13 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   float* const stats = fold.stats + t;
   auto stat = [&](Stat which) -> float& { return stats[which * U]; };
   const Logits row = Logits::of(fold, t, &stat(kTarget));
-  Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
+  Out* const out = row_at(static_cast<Out*>(fold.out), t * fold.out_stride);
   Out* const out_z = static_cast<Out*>(fold.to.out_z) + t * fold.to.out_z_stride;
   const float scale = fold.map.inv_temperature;
   const bool begins = fold.first == 0;
   const float before = begins ? -INFINITY : stat(kBase);
+  __shared__ float earlier[kStats];  // on their way meanwhile; the first reduction waits for them
+  if (!begins && threadIdx.x < kStats) earlier[threadIdx.x] = stat(Stat(threadIdx.x));
   const bool seen = before > -INFINITY;
 
   auto maximum = [&](int end) {
@@ -251,14 +264,14 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   }
   if (threadIdx.x) return;
   OthersSum<float> others = {-INFINITY, 0, 0, 0}, more = {base, sums[0], 0, 0};
-  if (!begins) others = {stat(kMax), stat(kSum), stat(kSumZ), stat(kSquares)};
+  if (!begins) others = {earlier[kMax], earlier[kSum], earlier[kSumZ], earlier[kSquares]};
   float ratio = 1;
   if constexpr (kRounds)
     if (sums[2] > 0) ratio = sums[1] / sums[2];
   if constexpr (F & kExtras) {
     more.sz = sums[3] / kLog2e;
     more.s2 = sums[4];
-    stat(kTotal) = (begins ? 0 : stat(kTotal)) + sums[5] * scale;
+    stat(kTotal) = (begins ? 0 : earlier[kTotal]) + sums[5] * scale;
   }
   m = fmaxf(others.m, m);
   move_maximum(others, m);
@@ -268,7 +281,7 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   stat(kSumZ) = others.sz + more.sz;
   stat(kSquares) = others.s2 + more.s2;
   stat(kBase) = base;
-  stat(kWritten) = (begins ? 0 : factor * stat(kWritten)) + sums[0] * ratio;
+  stat(kWritten) = (begins ? 0 : factor * earlier[kWritten]) + sums[0] * ratio;
   if (begins && row.y < 0) stat(kTarget) = 0;
   if (F & kCentered) stat(kCenter) = center;
   if (fold.to.base) static_cast<float*>(fold.to.base)[t] = base;
@@ -277,14 +290,14 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
 // --- backward and finish.
 // out = s_v e^(z - lse) (a + b (z - lse)), the target's entry d. It may be the tile: no __restrict__.
 template <class T, class Out, int F>
-__global__ void __launch_bounds__(kFoldThreads, 1) fold_gradient_kernel(const __grid_constant__ Fold fold, const float* lse,
+__global__ void __launch_bounds__(512, 1) fold_gradient_kernel(const __grid_constant__ Fold fold, const float* lse,
                                                                      const float* a, const float* b, const float* d) {
   using Logits = Row<T, F>;
   constexpr int N = Logits::kVec;
   const int64_t t = blockIdx.x;
   float ignored;
   const Logits row = Logits::of(fold, t, &ignored);
-  Out* const out = static_cast<Out*>(fold.out) + t * fold.out_stride;
+  Out* const out = row_at(static_cast<Out*>(fold.out), t * fold.out_stride);
   const float scale = fold.map.inv_temperature, base = lse[t], at_zero = a[t], slope = b ? b[t] : 0.0f, entry = d[t];
   row.each(fold.width, ignored, [&](bool checked, int at, float(&z)[N]) {
 #pragma unroll
@@ -324,7 +337,8 @@ void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t 
                      int(tile.width), LogitMap<float>::of(tile.softcap, tile.temperature), aligned, one_pass,
                      static_cast<float*>(stats), tile.out, tile.out_stride, to};
   if (tile.softcap > 0) flags |= kSoftcap;
-  const int most = tile.rows > kFewRows ? kFoldThreads : most_threads(flags);
+  const int shared = tile.rows > 4 * kSMs ? 256 : tile.rows > kSMs ? 512 : 1024;
+  const int most = shared < most_threads(flags) ? shared : most_threads(flags);
   int threads = kWarp;
   while (threads < most && threads * 16 < tile.width) threads *= 2;
   launch("linear_logprob", tile.softcap > 0 ? kernels.softcap : tile.bias ? kernels.bias : kernels.plain,

@@ -132,14 +132,13 @@ def test_maxima_that_move(backend: str, out: torch.dtype, extras: bool) -> None:
     """From tile to tile, and within the first: by little (one pass), by so much that a row is read again, from nothing
     at all (masked columns, the target alone), and back. fp16 holds no exponent for one pass."""
     jumps = torch.tensor([[0, 5, 9, -7], [0, 29, 31, 29], [0, 31, 25, 85], [0, 300, -300, 700], [-9, -300, 0, 80]])
-    widths = [8192 + 640, 1216, 64, 640]  # more columns than a block's first ones
+    widths = [16384 + 640, 1216, 64, 640]  # more columns than a block's first ones
     g = torch.Generator().manual_seed(5)
     z = 2 * torch.randn(8, sum(widths), generator=g)
     z[:5] += jumps.repeat_interleave(torch.tensor(widths), 1)
-    z[5, : widths[0]] = z[6, :9000] = -torch.inf
-    z[7] = -torch.inf
-    z[7, 5], z[0, 8500], z[1, 8600] = 3.0, 70.0, 25.0  # a row of its target alone; jumps behind the first columns
-    targets = torch.tensor([0, 8300, 8831, 10111, 9999, 1, 9001, 5])
+    z[5, :16500] = z[6, :17100] = z[7] = -torch.inf
+    z[7, 5], z[0, 16600], z[1, 16700] = 3.0, 70.0, 25.0  # a row of its target alone; jumps behind the first columns
+    targets = torch.tensor([0, 16500, 17023, 18303, 18200, 1, 17101, 5])
     spec = HeadSpec(**EVERYTHING) if extras else HeadSpec()
     want = run(TorchFolds(), z.double(), None, targets, HeadSpec(**EVERYTHING), widths, torch.float64, "cpu")
     wants = "pz" if extras else "p"
