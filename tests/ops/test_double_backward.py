@@ -67,7 +67,8 @@ def test_splice_is_linear_so_create_graph_is_right() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_is_no_double_backward(reentrant: bool) -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4)
-    call = lambda x: ops.linear_logprob(x * 2, weight, torch.tensor([1, 2, 3])).sum()  # noqa: E731
+    targets = torch.tensor([1, 2, 3])  # made here: the reentrant pass runs in a thread of another default device
+    call = lambda x: ops.linear_logprob(x * 2, weight, targets).sum()  # noqa: E731
     checkpoint(call, hidden, use_reentrant=reentrant).backward()
     assert torch.equal(hidden.grad, torch.autograd.grad(call(hidden), hidden)[0])
 
