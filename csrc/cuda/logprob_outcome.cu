@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kRowThreads) outcome_kernel(HeadOutcome call, 
   const int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, U = call.rows;
   if (t >= U) return;
   const float m = call.stats[t], s = call.stats[U + t], zy = call.stats[2 * U + t];
-  const float written = call.written[t], inverse = written > 0 ? 1.0f / written : 0.0f, log_s = logf(s);
+  const float written = call.written ? call.written[t] : 0.0f, inverse = written > 0 ? 1.0f / written : 0.0f, log_s = logf(s);
   const float distance = (m - zy) + log_s;  // lse of the others, seen from the target
   const float logp = -log_add(distance, 0.0f), p = expf(logp), p_others = 1.0f / (1.0f + expf(-distance));
   const float lse = log_add(m + log_s, zy), tanh = call.softcap ? zy * to_tanh : 0.0f;
@@ -31,16 +31,15 @@ __global__ void __launch_bounds__(kRowThreads) outcome_kernel(HeadOutcome call, 
   n[5] = lse;
   n[6] = p_others;
   n[7] = slope;
-  n[8] = p_others * slope;
-  n[9] = -others;
+  if (call.written) n[8] = p_others * slope, n[9] = -others;
   if (call.entropy) {
     const float mean_others = s > 0 ? m + call.stats[3 * U + t] / s : lse;
     const float entropy = p_others * (lse - mean_others) - (p > 0 ? p * logp : 0.0f);
     n[1] = entropy;
-    if (call.entropy_grad) {
+    if (call.entropy_grad) call.told[U + t] = entropy;
+    if (call.entropy_grad && call.written) {
       n[10] = (p > 0 ? -p * (logp + entropy) : 0.0f) * slope;
       n[11] = s > 0 ? call.stats[6 * U + t] - lse + entropy : 0.0f;
-      call.told[U + t] = entropy;
     }
   }
   if (call.squares) {

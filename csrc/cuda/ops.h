@@ -25,7 +25,7 @@ FoldFinish cuda_fold_finish;
 // What a call of the head does once with its rows (mmfast/ops/head/outcome.py), all fp32. stats [8, rows] -> told
 // [1 + entropy_grad, rows], numbers [14, rows]; bases [tiles, rows] or null.
 struct HeadOutcome {
-  const float *stats, *base, *written;  // base, written: what E is relative to and its sum, rows of stats
+  const float *stats, *base, *written;  // base, written: what E is relative to and its sum (or null), rows of stats
   float *told, *numbers, *bases;
   int64_t rows, vocab, tiles;
   double softcap, temperature;

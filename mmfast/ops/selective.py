@@ -88,7 +88,7 @@ def _selective_logprob(
         folds.forward(tile, part, spec, Written())
         if part.shape != stats.shape:
             stats[:, block] = part
-    return folds.outcome(stats, None, vocab, spec)
+    return folds.outcome(stats, None, vocab, spec, e=False)
 
 
 @_selective_logprob.register_fake

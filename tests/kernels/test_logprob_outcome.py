@@ -43,8 +43,9 @@ def test_outcome(rows: int, tiles: int, normalise: bool, spec: HeadSpec) -> None
     if bases is not None and rows > 3:
         bases[0, 1] = -torch.inf  # the first tile held nothing but the target
     got_bases = None if bases is None else bases.float().to(DEVICE)
-    got = folds_of("cuda").outcome(stats.float().to(DEVICE), got_bases, 1000, spec, normalise)
-    want = Kernels().outcome(stats, bases, 1000, spec, normalise)
+    e = rows > 1
+    got = folds_of("cuda").outcome(stats.float().to(DEVICE), got_bases, 1000, spec, e, normalise)
+    want = Kernels().outcome(stats, bases, 1000, spec, e, normalise)
     assert got[0].shape == want[0].shape == ((2, rows) if spec.entropy_grad else (rows,))
     for i in range(NUMBERS):
         finite = want[1][i].isfinite()
@@ -55,7 +56,7 @@ def test_outcome(rows: int, tiles: int, normalise: bool, spec: HeadSpec) -> None
         torch.testing.assert_close(got_bases.cpu(), bases.float(), rtol=2e-5, atol=0)
         assert got[1][FACTOR].any() and got[1][ENTRY].any()
     else:
-        assert not got[1][FACTOR].any() and got[1][OTHERS].any()
+        assert not got[1][FACTOR].any() and got[1][OTHERS].any() == e
 
 
 @pytest.mark.parametrize("terms", ["a", "a scale", "a b", "a b c", "index a b c", "a inverse", "a b inverse"])

@@ -66,7 +66,8 @@ def test_splice_is_linear_so_create_graph_is_right() -> None:
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_is_no_double_backward(reentrant: bool) -> None:
-    hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4), torch.tensor([1, 2, 3])
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(9, 4)
+    targets = torch.tensor([1, 2, 3])  # made here: the reentrant pass runs in a thread of another default device
     call = lambda x: ops.linear_logprob(x * 2, weight, targets).sum()  # noqa: E731
     checkpoint(call, hidden, use_reentrant=reentrant).backward()
     assert torch.equal(hidden.grad, torch.autograd.grad(call(hidden), hidden)[0])

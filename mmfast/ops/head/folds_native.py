@@ -84,16 +84,16 @@ class NativeFolds(Kernels):
         self._run("gradient", self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
 
     def outcome(
-        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, normalise: bool = False
+        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, e: bool, normalise: bool = False
     ) -> tuple[Tensor, Tensor]:
         if self.on_cpu:
-            return super().outcome(stats, bases, vocab, spec, normalise)
+            return super().outcome(stats, bases, vocab, spec, e, normalise)
         rows = stats.shape[1]
         told, numbers = stats.new_empty((2, rows) if spec.entropy_grad else rows), stats.new_empty(NUMBERS, rows)
         self.module.cuda_head_outcome(
-            stats.data_ptr(), stats[BASE].data_ptr(), stats[WRITTEN].data_ptr(), told.data_ptr(),
-            numbers.data_ptr(), address(bases), rows, vocab, 0 if bases is None else bases.shape[0], *spec[:6],
-            normalise, stream(stats),
+            stats.data_ptr(), address(stats[BASE] if e else None), address(stats[WRITTEN] if e else None),
+            told.data_ptr(), numbers.data_ptr(), address(bases), rows, vocab, 0 if bases is None else len(bases),
+            *spec[:6], normalise, stream(stats),
         )  # fmt: skip
         return told, numbers
 

@@ -45,16 +45,15 @@ class Kernels(Folds):
     """All that a backend supplies: the folds, and what is done once a call. Here the latter in plain torch."""
 
     def outcome(
-        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, normalise: bool = False
+        self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, e: bool, normalise: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Returns told and numbers. bases [tiles,U], if E is kept: what each tile's exponentials are relative to;
-        becomes what brings the tile to the last maximum, and with `normalise` to a sum of 1."""
+        """Returns told and numbers. e: whether E was written, else TARGET and what follows are 0. bases [tiles,U], if E
+        is kept: what each tile's exponentials are relative to; becomes what brings the tile to the last base, and with
+        `normalise` to a sum of 1."""
         # The log-probs. distance: the others' log-sum-exp seen from the target, exact however large the logits are.
         m, s, zy = stats[M], stats[S], stats[ZY]
         numbers = stats.new_zeros(NUMBERS, stats.shape[1])
         log_s, zero = s.log(), torch.zeros_like(s)
-        written = stats[WRITTEN]
-        inverse = torch.where(written > 0, 1 / written, 0.0)
         distance = (m - zy) + log_s
         logp = numbers[LOGP] = -torch.logaddexp(distance, zero)
         p_others = numbers[P_OTHERS] = torch.sigmoid(distance)
@@ -62,15 +61,12 @@ class Kernels(Folds):
         tanh = zy * (spec.temperature / spec.softcap) if spec.softcap else zero
         slope = numbers[SLOPE] = (1 - tanh * tanh) / spec.temperature
         numbers[TOP1] = zy >= m
-        # What the gradients of the inputs are made with, then those outputs that are asked for.
-        numbers[TARGET] = p_others * slope
-        others = p_others * inverse / spec.temperature
-        numbers[OTHERS] = -others
+        # Those outputs that are asked for.
         if spec.entropy:
             p = logp.exp()
             mean_others = torch.where(s > 0, m + stats[SZ] / s, lse)
             entropy = numbers[ENTROPY] = p_others * (lse - mean_others) - torch.where(p > 0, p * logp, 0.0)
-            if spec.entropy_grad:
+            if spec.entropy_grad and e:
                 numbers[ENTROPY_TARGET] = torch.where(p > 0, -p * (logp + entropy), 0.0) * slope
                 numbers[SHIFT] = torch.where(s > 0, stats[CENTER] - lse + entropy, 0.0)
         if spec.squares:
@@ -79,7 +75,12 @@ class Kernels(Folds):
             numbers[LOGSUMSQ] = torch.logaddexp(2 * logp, rest)
         if spec.total:
             numbers[MEAN_LOGIT] = stats[TOTAL] / vocab
-        # The same for E, if it is kept. (Its sum may be beyond fp16: normalise.)
+        # What the gradients of the inputs are made with, and P - Y. (The sum of E may be beyond fp16: normalise.)
+        if e:
+            written = stats[WRITTEN]
+            inverse = torch.where(written > 0, 1 / written, 0.0)
+            others = p_others * inverse / spec.temperature
+            numbers[TARGET], numbers[OTHERS] = p_others * slope, -others
         if bases is not None:
             bases.copy_(
                 torch.where(bases > -torch.inf, (bases - stats[BASE]).exp(), 1.0) * (inverse if normalise else 1.0)

@@ -114,7 +114,7 @@ def _forward_block(head: Head, spec: HeadSpec, folds: Kernels, kept: Tensor | No
             for g, (_, w) in zip(tensors, head.terms(), strict=bool(tensors)):
                 assert e is not None
                 folds.product(e, w[start:stop].to(e.dtype), g, accumulate=start > 0)
-    told, numbers = folds.outcome(stats, bases, vocab, spec, store == torch.float16)
+    told, numbers = folds.outcome(stats, bases, vocab, spec, kept is not None or want_g, store == torch.float16)
     if kept is not None and bases is not None and rows:
         folds.finish(kept, bases, width, head.targets, numbers[ENTRY])
     gradients = input_gradients(folds, head.terms(), head.targets, numbers, g_sums, entropy_sums) if want_g else []
