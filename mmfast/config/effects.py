@@ -108,6 +108,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
             benched and c.evaluate.every > 0,
             "there is no choice between evaluations: set evaluate.bench and evaluate.every",
         ),
+        "evaluate.margin": (bool(c.evaluate.best), "no checkpoint is chosen: name a metric in evaluate.best"),
         "data.options": (not unread_options(c), unread_options(c)),
         "parallel.shard_size": (
             c.parallel.shard == "hybrid",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ from mmfast.models.vision_cache import VisionCache, cache_vision
 from mmfast.packing import PlanSettings
 from mmfast.packing.build import LoadImages
 
+Open = Callable[[], bytes]
+NONE: Mapping[str, Open] = {}
+
 
 class Model(NamedTuple):
     scorer: Scorer
@@ -62,6 +65,8 @@ class Job:
             whole_step=config.objective.whole_step,
         )
         self.of_images = keys_of_images(config)
+        # Images beside the data's that the policy is shown, by their ids: what gives their bytes
+        self.more_images: Callable[[], Mapping[str, Open]] = dict
 
     # data
 
@@ -143,9 +148,7 @@ class Job:
         m, runtime, train = self.model, self.runtime, not path
         self.fetch_models(weights=True)
         freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
-        load_images = self.image_loader()
-        if m.cache_vision:
-            load_images = self._cached_features(path or m.path, freeze, load_images)
+        load_images = self._cached_features(path, freeze) if m.cache_vision else self.image_loader()
         lora = self.lora if train else None
         options: dict[str, Any] = {"dtype": m.dtype, "freeze": freeze, "lora": lora, "attention": m.attention}
         mesh = self._mesh()
@@ -201,28 +204,35 @@ class Job:
 
     # images
 
-    def image_loader(self) -> LoadImages:
+    def image_loader(self, more: Mapping[str, Open] = NONE) -> LoadImages:
+        """Of the stores' images, and of `more`."""
         if self.adapter.image_token_id is None:
             return lambda ids: {}
         m, adapter = self.model, self.adapter
         folder = directory(m.path)
         processor = ImageProcessor.from_model_dir(folder, self.data.aspect, m.min_pixels, m.max_pixels)
-        owner = {name: store for store in self.stores for name in store.images}
+        opened: dict[str, Open] = {
+            **more,
+            **{name: partial(s.open_image, name) for s in self.stores for name in s.images},
+        }
 
         def load_images(ids: list[str]) -> dict[str, Tensor]:
-            return adapter.prepare(processor.collate([processor.load(owner[i].open_image(i)) for i in ids]))
+            return adapter.prepare(processor.collate([processor.load(opened[i]()) for i in ids]))
 
         return load_images
 
-    def _cached_features(self, path: str, freeze: Sequence[str], pixels: LoadImages) -> VisionCache:
-        """Rank 0 encodes what is missing, with the tower; every rank reads it, without."""
+    def _cached_features(self, other: str, freeze: Sequence[str]) -> VisionCache:
+        """Rank 0 encodes what is missing, with the tower; every rank reads it, without. `other`: no policy, which is
+        shown the data's images alone."""
+        path = other or self.model.path
 
         def encode() -> str:
+            more = {} if other else self.more_images()
             cache = cache_vision(
                 path,
                 self.cache / "vision",
-                [name for store in self.stores for name in store.images],
-                pixels,
+                [*(name for store in self.stores for name in store.images), *more],
+                self.image_loader(more),
                 dtype=getattr(torch, self.model.dtype),
                 freeze=freeze,
                 processing=self.store.manifest["processor"],
