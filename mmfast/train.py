@@ -302,7 +302,8 @@ class Run:
             if held_out and self.evaluation is not None:
                 measured, samples = self.evaluation.run(), self._samples()
             if benchmarks and self.benchmarks is not None:
-                measured |= self.benchmarks.run(self.step, self.job, self._say)
+                path, job = self.config.model.path, self.job
+                measured |= self.benchmarks.run(self.step, path, job.policy, job.data, self._say)
         self.last.update(measured)
         if self.metrics:
             self.metrics.log(self.step, measured)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.settings import DataSettings
 from mmfast.engines.base import Picture, canonical
 from mmfast.engines.local import Local
 from mmfast.evals.answering import ANSWERS, Asking, answer, asking
@@ -20,7 +21,7 @@ from mmfast.evals.base import JudgeNeeded
 from mmfast.evals.scoring import metric_names, score
 from mmfast.evals.tables import write_result
 from mmfast.job.checkpoint_files import complete, number
-from mmfast.job.opening import Job
+from mmfast.job.opening import Model
 from mmfast.job.runfolder import EVALUATED
 from mmfast.job.runtime import Runtime
 from mmfast.training.best import RESULT, Best, lowest_is_best
@@ -107,13 +108,14 @@ class Benchmarks:
         """After the last step, and every so many from `start` on."""
         return step == total or bool(self.every and step >= self.start and step % self.every == 0)
 
-    def run(self, step: int, job: Job, say: Callable[[str], None]) -> dict[str, float]:
+    def run(
+        self, step: int, path: str, policy: Model, data: DataSettings, say: Callable[[str], None]
+    ) -> dict[str, float]:
         """The metrics of every benchmark, named eval/NAME.METRIC: on every rank, which all call it."""
-        data, (scorer, features) = job.data, job.policy
+        features = None if policy.scorer.tower_loaded else policy.load_images
         pixels = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
-        reads: dict[str, Any] = {"template": data.template, "aspect": data.aspect, **pixels}
-        reads |= {"features": features} if job.model.cache_vision else {}
-        engine = Local(job.model.path, scorer=scorer, runtime=self.runtime, **reads)
+        reads: dict[str, Any] = {"template": data.template, "aspect": data.aspect, **pixels, "features": features}
+        engine = Local(path, scorer=policy.scorer, runtime=self.runtime, **reads)
         measured: dict[str, float] = {}
         for one in self.asked:
             # An earlier start may have been killed here: what it answered is answered again, by these weights
