@@ -18,13 +18,13 @@ from mmfast.engines.base import Picture, canonical
 from mmfast.engines.local import Local
 from mmfast.evals.answering import ANSWERS, Asking, answer, asking
 from mmfast.evals.base import JudgeNeeded
+from mmfast.evals.best import RESULT, Best, lowest_is_best
 from mmfast.evals.scoring import metric_names, score
 from mmfast.evals.tables import write_result
 from mmfast.job.checkpoint_files import complete, number
 from mmfast.job.opening import Model
 from mmfast.job.runfolder import EVALUATED
 from mmfast.job.runtime import Runtime
-from mmfast.training.best import RESULT, Best, lowest_is_best
 
 
 class Benchmarks:

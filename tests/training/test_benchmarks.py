@@ -11,6 +11,7 @@ from mmfast.evals.answering import asking, header_of, write_answers
 from mmfast.evals.base import Wording
 from mmfast.evals.benches import benches
 from mmfast.evals.benches.pope import Pope
+from mmfast.evals.best import lowest_is_best
 from mmfast.evals.scoring import score
 from mmfast.evals.tables import read_result
 from mmfast.job.checkpoint_files import best_checkpoint, better, complete, read_info
@@ -18,7 +19,6 @@ from mmfast.job.rows import read
 from mmfast.job.runtime import join
 from mmfast.train import train
 from mmfast.training.benchmarks import Benchmarks
-from mmfast.training.best import lowest_is_best
 from mmfast.training.report import _benchmarks
 from tests.make.eval_cases import Rater, Talk, ask, write_pope, write_talk
 from tests.make.rank_processes import run_ranks

@@ -5,8 +5,8 @@ import pytest
 
 from mmfast.evals.base import Mark, Result
 from mmfast.evals.benches import benches
+from mmfast.evals.best import Best
 from mmfast.evals.tables import write_result
-from mmfast.training.best import Best
 from tests.make.eval_cases import Toy
 
 IMAGES = 60
