@@ -18,6 +18,7 @@ from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import build, reopen
 from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
@@ -35,8 +36,8 @@ from mmfast.models.vision_cache import VisionCache, cache_vision
 from mmfast.packing import PlanSettings
 from mmfast.packing.build import LoadImages
 
-Open = Callable[[], bytes]
-NONE: Mapping[str, Open] = {}
+Shown = tuple[str, Callable[[], bytes]]  # an image's file, and what gives its bytes
+NONE: Mapping[str, Shown] = {}
 
 
 class Model(NamedTuple):
@@ -65,8 +66,8 @@ class Job:
             whole_step=config.objective.whole_step,
         )
         self.of_images = keys_of_images(config)
-        # Images beside the data's that the policy is shown, by their ids: what gives their bytes
-        self.more_images: Callable[[], Mapping[str, Open]] = dict
+        # Images beside the data's that the policy is shown, by their ids
+        self.more_images: Callable[[], Mapping[str, Shown]] = dict
 
     # data
 
@@ -204,20 +205,26 @@ class Job:
 
     # images
 
-    def image_loader(self, more: Mapping[str, Open] = NONE) -> LoadImages:
+    def image_loader(self, more: Mapping[str, Shown] = NONE) -> LoadImages:
         """Of the stores' images, and of `more`."""
         if self.adapter.image_token_id is None:
             return lambda ids: {}
         m, adapter = self.model, self.adapter
         folder = directory(m.path)
         processor = ImageProcessor.from_model_dir(folder, self.data.aspect, m.min_pixels, m.max_pixels)
-        opened: dict[str, Open] = {
-            **more,
-            **{name: partial(s.open_image, name) for s in self.stores for name in s.images},
-        }
+        shown = dict(more)
+        for store in self.stores:
+            shown |= {name: (info.source, partial(store.open_image, name)) for name, info in store.images.items()}
+
+        def pixels(name: str) -> Any:
+            source, read = shown[name]
+            try:
+                return processor.load(read())
+            except BadRow as error:
+                raise ValueError(f"{source}: {error}") from None
 
         def load_images(ids: list[str]) -> dict[str, Tensor]:
-            return adapter.prepare(processor.collate([processor.load(opened[i]()) for i in ids]))
+            return adapter.prepare(processor.collate([pixels(name) for name in ids]))
 
         return load_images
 

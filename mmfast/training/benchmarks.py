@@ -83,10 +83,10 @@ class Benchmarks:
         if margin and len({q.unit for q in asked.questions}) == 1:
             raise ValueError(f"best = {best!r}: questions about one image have no interval: raise limit")
 
-    def images_asked(self) -> dict[str, Callable[[], bytes]]:
-        """What gives the bytes of each image that is asked about, by the ids that a store's images have."""
+    def images_asked(self) -> dict[str, tuple[str, Callable[[], bytes]]]:
+        """Each image that is asked about, by the id that a store would give it: its file, and what gives its bytes."""
         shown = {p.source: p for one in self.asked for q in one.questions for p in q.images}
-        return {Picture(p.source, p.content).id: partial(_bytes, p) for p in shown.values()}
+        return {Picture(p.source, p.content).id: (p.source, partial(_bytes, p)) for p in shown.values()}
 
     def choice(self) -> dict[str, Any]:
         """By what the Checkpointer keeps the best; nothing where no benchmark decides."""
