@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm screenshots clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm lmms-eval screenshots clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -82,6 +82,10 @@ pythons:
 # The server engine against a real vLLM on this CPU, in a venv of its own (build/vllm, 3 GB, minutes). Not in CI.
 vllm: setup
 	OMP_NUM_THREADS=1 $(PY) -m bench.vllm --venv build/vllm
+
+# An exported checkpoint in lmms-eval and in ours, in a venv of its own (build/lmms, 2.4 GB, minutes). Not in CI.
+lmms-eval: setup
+	OMP_NUM_THREADS=1 $(PY) -m bench.lmms --venv build/lmms
 
 # The pictures of docs/correcting.md, taken of the page on the embedded world (needs a browser).
 screenshots: setup

@@ -112,6 +112,7 @@ def scores(folder: str, repeats: int) -> Iterator[dict[str, Any]]:
                 "best_s": best,
                 "processor_s": busy,
                 "bar": BARS.get(name),
+                "notes": result.notes,
             }
 
 

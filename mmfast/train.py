@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 
 from mmfast.config import Config, dump, load
-from mmfast.job.checkpoint_files import best_value, better
 from mmfast.job.opening import Job
 from mmfast.job.passes import Pass
 from mmfast.job.runfolder import begin, write_finished, write_stopped
@@ -31,7 +30,7 @@ from mmfast.progress import Steps
 from mmfast.reference.live import LiveReference
 from mmfast.reference.scoring import filled_cache, reference_model, rescore
 from mmfast.training import checkpoint
-from mmfast.training.benchmarks import Benchmarks, lowest_is_best
+from mmfast.training.benchmarks import Benchmarks
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
@@ -102,15 +101,13 @@ class Run:
         self.folder = job.folder
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
-        judged, best = config.evaluate, config.evaluate.best
+        judged, chosen = config.evaluate, dict[str, Any](best_metric=config.train.best_metric)
         self.benchmarks = Benchmarks(runtime, self.folder, **judged.model_dump()) if judged.bench else None
-        self.saver = checkpoint.Checkpointer(
-            self.folder / "checkpoints",
-            keep_last=config.train.keep_last,
-            best_metric=f"eval/{best}" if best else config.train.best_metric,
-            lowest=lowest_is_best(best) if best else None,
-            settings=dump(config),
-        )
+        if self.benchmarks:
+            job.more_images = self.benchmarks.images_asked
+            chosen |= self.benchmarks.choice()
+        keep, settings = config.train.keep_last, dump(config)
+        self.saver = checkpoint.Checkpointer(self.folder / "checkpoints", keep_last=keep, settings=settings, **chosen)
         self.start = choose(job, self.saver, self._identify, self._say)
         self.step = self.start.info["step"] if self.start else 0
         if self.start:
@@ -252,6 +249,8 @@ class Run:
         if aside := runtime.from_main(begin_here):
             self._say(f"what lay beyond step {self.step} is set aside in {aside}")
         self.metrics = self._open_metrics() if runtime.main else None
+        if self.benchmarks and runtime.main:
+            self.benchmarks.begin(self.step if start and start.evaluated else self.step - 1)
         self.progress = Steps(self.total, self.step, show=runtime.main and config.log.progress)
 
     def _end(self) -> None:
@@ -303,8 +302,8 @@ class Run:
             if held_out and self.evaluation is not None:
                 measured, samples = self.evaluation.run(), self._samples()
             if benchmarks and self.benchmarks is not None:
-                path, data = self.config.model.path, self.job.data
-                measured |= self.benchmarks.run(self.step, path, self.scorer, data, self._say)
+                path, job = self.config.model.path, self.job
+                measured |= self.benchmarks.run(self.step, path, job.policy, job.data, self._say)
         self.last.update(measured)
         if self.metrics:
             self.metrics.log(self.step, measured)
@@ -332,14 +331,14 @@ class Run:
         return [] if told else samples
 
     def _is_best(self, measured: dict[str, float]) -> bool:
-        name, lowest = self.saver.best_metric, self.saver.lowest
+        name = self.saver.best_metric
         if not name or (name not in measured and not (self.config.train.best_metric and self._due()[0])):
             return False  # nothing is chosen by, or it is of an evaluation that was not due
+        if "best/step" in measured:  # by a margin
+            return measured["best/step"] == self.step
         if name not in measured:
             raise ValueError(f"train.best_metric: {name!r} is not measured; these are: {', '.join(sorted(measured))}")
-        self.saver.finish()  # so that every rank sees the same checkpoints
-        best = best_value(self.folder / "checkpoints", name, self.saver.judged_on, lowest)
-        return bool(self.runtime.gather(best is None or better(name, measured[name], best, lowest))[0])
+        return bool(self.runtime.gather(self.saver.beats(measured[name]))[0])
 
     # checkpoints
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # An engine's name -> where it is made, and which of the options below it takes
 ENGINES = {
-    "local": ("mmfast.engines.local:Local", ("--adapter", "--dtype")),
-    "plain": ("mmfast.engines.plain:Plain", ("--adapter", "--dtype", "--remote-code")),
+    "local": ("mmfast.engines.local:Local", ("--adapter", "--dtype", "--template")),
+    "plain": ("mmfast.engines.plain:Plain", ("--adapter", "--dtype", "--remote-code", "--template")),
     "world": ("mmfast.engines.world:World", ("--noise",)),
     "server": ("mmfast.engines.server:Server", ("--concurrency", "--prices")),
     "people": ("mmfast.engines.people:People", ()),
@@ -42,6 +42,9 @@ Model = Annotated[
 ]
 Adapter = Annotated[str, typer.Option(help="A directory with a LoRA adapter (local, plain).")]
 Dtype = Annotated[str, typer.Option(help="Of the weights (local, plain); default: float32.")]
+PromptTemplate = Annotated[
+    str, typer.Option("--template", help="A named template, as data.template (local, plain); default: the model's own.")
+]
 RemoteCode = Annotated[bool, typer.Option("--remote-code", help="Run the model's own code (plain).")]
 Concurrency = Annotated[int, typer.Option(help="Requests at once (servers); 0: 16.", min=0)]
 Prices = Annotated[
@@ -70,14 +73,23 @@ class Chosen:
     def of(cls, engine: str, model: str, *, recorded: Path | None = None, prices: str = "", **given: Any) -> Chosen:
         """`given`: the engine options by their names in Python, those that were not given empty."""
         options = {f"--{k.replace('_', '-')}": v for k, v in {**given, "prices": two_prices(prices)}.items()}
-        return cls(engine=engine, model=model, options=taken(engine, options), recorded=recorded)
+        chosen = taken(engine, options)
+        if template := chosen.get("template"):
+            from mmfast.data.text.templates import NAMES
+
+            if template not in NAMES:
+                raise ValueError(f"--template: unknown template {template!r}; choose one of {', '.join(NAMES)}")
+        return cls(engine=engine, model=model, options=chosen, recorded=recorded)
 
     def check(self, needs: set[str]) -> None:
         """Refuse what the kind of engine cannot do, before weights are read."""
         honoured(needs, maker(self.engine), self.engine)
 
     def open(self, runtime: Runtime, needs: set[str]) -> Engine:
-        made = opened(maker(self.engine), self.engine, self.model, self.options, runtime)
+        try:
+            made = opened(maker(self.engine), self.engine, self.model, self.options, runtime)
+        except ValueError as error:  # in the words of a command, where a config's key has another name
+            raise ValueError(str(error).replace("data.template", "--template")) from error
         honoured(needs, made, self.engine)
         return behind(self.recorded, made, runtime) if self.recorded else made
 

@@ -22,10 +22,13 @@ from mmfast.cli.engine import (
     Debug,
     Dtype,
     Noise,
+    Prices,
+    PromptTemplate,
+    Recorded,
     RemoteCode,
     run_stage,
 )
-from mmfast.cli.eval_judge import JudgeModel, JudgeName, Record, Runs, judge_of
+from mmfast.cli.eval_judge import JudgeModel, JudgeName, JudgeRecord, Runs, judge_of
 from mmfast.cli.eval_tables import register
 
 if TYPE_CHECKING:
@@ -83,8 +86,11 @@ def both(
     adapter: Adapter = "",
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
+    template: PromptTemplate = "",
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     images: Images = "",
     wording: WordingName = "",
     preset: Preset = "",
@@ -96,19 +102,19 @@ def both(
     strict: Strict = False,
     judge: JudgeName = "",
     judge_model: JudgeModel = "",
-    recorded: Record = "",
+    judge_recorded: JudgeRecord = "",
     runs: Runs = 1,
     option: Options = None,
 ) -> None:
     """Ask a model the questions of benchmarks and score its answers: FOLDER/NAME/answers.jsonl and result.json."""
     # Ask; every mistake in the options is told before a model is opened
     names = _listed(bench)
-    given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code}
-    given |= {"concurrency": concurrency, "noise": noise}
-    chosen = Chosen.of(engine, model, **given)
+    given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "template": template}
+    given |= {"concurrency": concurrency, "prices": prices, "noise": noise}
+    chosen = Chosen.of(engine, model, recorded=recorded, **given)
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
     takers = _check_scoring(names, flavour, strict, judge, runs)
-    open_judge = judge_of(judge, judge_model, recorded)
+    open_judge = judge_of(judge, judge_model, judge_recorded)
     options = _options(names, option)
     try:
         _run(out, chosen, asked, debug, 0.0)
@@ -137,8 +143,11 @@ def answer(
     adapter: Adapter = "",
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
+    template: PromptTemplate = "",
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     images: Images = "",
     wording: WordingName = "",
     preset: Preset = "",
@@ -150,9 +159,9 @@ def answer(
 ) -> None:
     """Ask a model the questions of benchmarks: FOLDER/NAME/answers.jsonl. A killed command goes on where it was; on
     several GPUs: torchrun --nproc-per-node N -m mmfast.cli eval answer ..."""
-    given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code}
-    given |= {"concurrency": concurrency, "noise": noise}
-    chosen = Chosen.of(engine, model, **given)
+    given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "template": template}
+    given |= {"concurrency": concurrency, "prices": prices, "noise": noise}
+    chosen = Chosen.of(engine, model, recorded=recorded, **given)
     asked = _asked(_listed(bench), data, images, wording, preset, max_tokens, attributes, limit)
     _run(out, chosen, asked, debug, allow)
 
@@ -168,7 +177,7 @@ def score(
     strict: Strict = False,
     judge: JudgeName = "",
     judge_model: JudgeModel = "",
-    recorded: Record = "",
+    judge_recorded: JudgeRecord = "",
     runs: Runs = 1,
     allow: Allow = 0.0,
     option: Options = None,
@@ -181,7 +190,7 @@ def score(
     options = _options([bench], option)[bench]
     beside = answers / "judge.jsonl" if answers.is_dir() else answers.with_suffix(".judge.jsonl")
     settings = {"data": data, "images": images, "flavour": flavour, "wording": wording, "strict": strict, "runs": runs}
-    with judge_of(judge, judge_model, recorded, allow)(beside) as opened:
+    with judge_of(judge, judge_model, judge_recorded, allow)(beside) as opened:
         _scored(bench, answers, json_file, judge=opened, options=options, **settings)
 
 

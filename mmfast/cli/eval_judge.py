@@ -21,8 +21,8 @@ JudgeName = Annotated[
     typer.Option("--judge", help="An engine as --engine; recorded:FILE or replies:FILE for replies that are there."),
 ]
 JudgeModel = Annotated[str, typer.Option(help="The judge's model.")]
-Record = Annotated[
-    str, typer.Option("--recorded", help="The judge's replies are kept here; default: beside the answers.")
+JudgeRecord = Annotated[
+    str, typer.Option("--judge-recorded", help="The judge's replies are kept here; default: beside the answers.")
 ]
 Runs = Annotated[int, typer.Option(help="How often the judge is asked, each time with other seeds.", min=1)]
 
@@ -30,7 +30,7 @@ Runs = Annotated[int, typer.Option(help="How often the judge is asked, each time
 def judge_of(
     judge: str, model: str, recorded: str = "", allow: float = 0.0
 ) -> Callable[[Path], AbstractContextManager[Judge | None]]:
-    """What opens the judge, given where its replies are kept if --recorded names no file."""
+    """What opens the judge, given where its replies are kept if --judge-recorded names no file."""
     # Mistakes in the options
     kind, _, file = judge.partition(":")
     given = kind in ("recorded", "replies")
@@ -40,7 +40,7 @@ def judge_of(
         raise ValueError("--judge-model has no effect: " + ("replies are given" if given else "there is no --judge"))
     if given and not Path(file).is_file():
         raise ValueError(f"--judge {judge}: there is no such file")
-    for name, value in (("--recorded", recorded), ("--allow", allow)):
+    for name, value in (("--judge-recorded", recorded), ("--allow", allow)):
         if value and (given or not judge):
             raise ValueError(f"{name} has no effect: it is for a judge that is asked")
     # An engine, a record of one, or a list of replies

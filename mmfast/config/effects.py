@@ -98,8 +98,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
         "train.eval_every": (held_out, EVAL),
         "train.eval_samples": (held_out, EVAL),
         "train.eval_tokens": (t.eval_samples > 0, "no answer is generated: set train.eval_samples above 0"),
-        **dict.fromkeys(("evaluate.data", "evaluate.images", "evaluate.limit"), (benched, BENCH)),
-        "evaluate.every": (benched, BENCH),
+        **dict.fromkeys((f"evaluate.{key}" for key in ("data", "images", "limit", "every")), (benched, BENCH)),
         "evaluate.start": (
             benched and c.evaluate.every > 0,
             "the end alone is evaluated: set evaluate.every, the steps between evaluations",
@@ -108,6 +107,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
             benched and c.evaluate.every > 0,
             "there is no choice between evaluations: set evaluate.bench and evaluate.every",
         ),
+        "evaluate.margin": (bool(c.evaluate.best), "no checkpoint is chosen: name a metric in evaluate.best"),
         "data.options": (not unread_options(c), unread_options(c)),
         "parallel.shard_size": (
             c.parallel.shard == "hybrid",

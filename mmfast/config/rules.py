@@ -71,8 +71,6 @@ def contradictions(c: Config) -> Iterator[str]:
         yield f"train.best_metric = {t.best_metric!r} is not measured; these are: {', '.join(metrics)}"
     if c.evaluate.bench and not c.evaluate.data:
         yield "evaluate.bench needs evaluate.data: the folder of the benchmarks' files"
-    if c.evaluate.bench and m.cache_vision:
-        yield "model.cache_vision reads features of the training images alone: take evaluate.bench out, or set it false"
     if c.evaluate.best and c.evaluate.best.partition(".")[0] not in c.evaluate.bench:
         yield f"evaluate.best = {c.evaluate.best!r} is no metric of evaluate.bench: it is BENCHMARK.METRIC"
     if c.evaluate.best and t.best_metric:

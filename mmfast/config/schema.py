@@ -236,7 +236,7 @@ class Train(Section):
 
 class Evaluate(Section):
     bench: Annotated[list[str], Names] = []
-    """Benchmarks that the model answers in the run (docs/evaluation.md): none that needs a judge."""
+    """Benchmarks that the model answers in the run (docs/evaluation.md); what needs a judge is scored afterwards."""
     data: str = ""
     """Their files: a folder, or one with a folder of each benchmark's name."""
     images: str = ""
@@ -249,6 +249,8 @@ class Evaluate(Section):
     """Only the first so many questions of each; 0: all."""
     best: str = ""
     """Keep the best checkpoint by this metric of a benchmark: "pope.f1"."""
+    margin: bool = True
+    """A later one is better only beyond chance: the paired 95% interval, over images. false: by the figure alone."""
 
 
 class Parallel(Section):

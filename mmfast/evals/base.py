@@ -136,6 +136,10 @@ class Judge(Protocol):
         """The reply to each call, by its key; one that failed has an error."""
 
 
+class JudgeNeeded(ValueError):
+    """There is no judge, and the answers cannot be scored without one."""
+
+
 @dataclass(kw_only=True)
 class Scoring:
     """How answers are marked: given to the benchmark, which counts and notes in it what a reader must know."""
@@ -153,7 +157,9 @@ class Scoring:
     def judged_by(self) -> Judge:
         self.judged = True
         if self.judge is None:
-            raise ValueError(f"{self.data.bench.name} needs a judge: give --judge (officially {self.data.bench.judge})")
+            raise JudgeNeeded(
+                f"{self.data.bench.name} needs a judge: give --judge (officially {self.data.bench.judge})"
+            )
         return self.judge
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import build, reopen
 from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
@@ -34,6 +35,9 @@ from mmfast.models.sharded import draw_lora, load_sharded
 from mmfast.models.vision_cache import VisionCache, cache_vision
 from mmfast.packing import PlanSettings
 from mmfast.packing.build import LoadImages
+
+Shown = tuple[str, Callable[[], bytes]]  # an image's file, and what gives its bytes
+NONE: Mapping[str, Shown] = {}
 
 
 class Model(NamedTuple):
@@ -62,6 +66,8 @@ class Job:
             whole_step=config.objective.whole_step,
         )
         self.of_images = keys_of_images(config)
+        # Images beside the data's that the policy is shown, by their ids
+        self.more_images: Callable[[], Mapping[str, Shown]] = dict
 
     # data
 
@@ -143,9 +149,7 @@ class Job:
         m, runtime, train = self.model, self.runtime, not path
         self.fetch_models(weights=True)
         freeze = tuple(m.freeze) if train else ("vision", "projector", "language")
-        load_images = self.image_loader()
-        if m.cache_vision:
-            load_images = self._cached_features(path or m.path, freeze, load_images)
+        load_images = self._cached_features(path, freeze) if m.cache_vision else self.image_loader()
         lora = self.lora if train else None
         options: dict[str, Any] = {"dtype": m.dtype, "freeze": freeze, "lora": lora, "attention": m.attention}
         mesh = self._mesh()
@@ -201,28 +205,41 @@ class Job:
 
     # images
 
-    def image_loader(self) -> LoadImages:
+    def image_loader(self, more: Mapping[str, Shown] = NONE) -> LoadImages:
+        """Of the stores' images, and of `more`."""
         if self.adapter.image_token_id is None:
             return lambda ids: {}
         m, adapter = self.model, self.adapter
         folder = directory(m.path)
         processor = ImageProcessor.from_model_dir(folder, self.data.aspect, m.min_pixels, m.max_pixels)
-        owner = {name: store for store in self.stores for name in store.images}
+        shown = dict(more)
+        for store in self.stores:
+            shown |= {name: (info.source, partial(store.open_image, name)) for name, info in store.images.items()}
+
+        def pixels(name: str) -> Any:
+            source, read = shown[name]
+            try:
+                return processor.load(read())
+            except BadRow as error:
+                raise ValueError(f"{source}: {error}") from None
 
         def load_images(ids: list[str]) -> dict[str, Tensor]:
-            return adapter.prepare(processor.collate([processor.load(owner[i].open_image(i)) for i in ids]))
+            return adapter.prepare(processor.collate([pixels(name) for name in ids]))
 
         return load_images
 
-    def _cached_features(self, path: str, freeze: Sequence[str], pixels: LoadImages) -> VisionCache:
-        """Rank 0 encodes what is missing, with the tower; every rank reads it, without."""
+    def _cached_features(self, other: str, freeze: Sequence[str]) -> VisionCache:
+        """Rank 0 encodes what is missing, with the tower; every rank reads it, without. `other`: no policy, which is
+        shown the data's images alone."""
+        path = other or self.model.path
 
         def encode() -> str:
+            more = {} if other else self.more_images()
             cache = cache_vision(
                 path,
                 self.cache / "vision",
-                [name for store in self.stores for name in store.images],
-                pixels,
+                [*(name for store in self.stores for name in store.images), *more],
+                self.image_loader(more),
                 dtype=getattr(torch, self.model.dtype),
                 freeze=freeze,
                 processing=self.store.manifest["processor"],

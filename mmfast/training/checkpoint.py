@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mmfast.job.checkpoint_files import (
     Planner,
     Reader,
     best_checkpoint,
+    best_value,
+    better,
     complete,
     damage,
     find,
@@ -78,12 +81,15 @@ class Checkpointer:
         keep_last: int = 3,
         best_metric: str = "",
         lowest: bool | None = None,
+        best_step: Callable[[], int | None] | None = None,
         settings: str = "",
     ) -> None:
-        """`lowest`: whether the smallest value of best_metric is the best; None: its name tells."""
+        """`lowest`: whether the smallest value of best_metric is the best; None: its name tells. `best_step` gives the
+        best's step, on rank 0, where something else than the value decides; None where the value does."""
         self.folder, self.keep_last, self.best_metric, self.settings = folder, keep_last, best_metric, settings
         self.judged_on = ""  # digest of the held-out examples (or benchmarks) that best_metric is of
         self.lowest = lowest
+        self.best_step = best_step or (lambda: None)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # its own: it runs in a thread
@@ -170,10 +176,20 @@ class Checkpointer:
             measured = {"data": self.judged_on, "metrics": metrics}
             write_json(self.folder / f"step-{step}" / "evaluation.json", seal(measured))
 
+    def beats(self, value: float) -> bool:
+        """Whether a value of best_metric is better than that of every checkpoint."""
+        self.finish()  # so that every rank sees the same checkpoints
+        best = best_value(self.folder, self.best_metric, self.judged_on, self.lowest)
+        return best is None or better(self.best_metric, value, best, self.lowest)
+
     def _prune(self) -> None:
         paths = complete(self.folder)
         keep = set(paths[-self.keep_last :])
-        best = best_checkpoint(self.folder, self.best_metric, self.judged_on, self.lowest) if self.best_metric else None
+        best: Path | None = None
+        if (step := self.best_step()) is not None:
+            best = self.folder / f"step-{step}"
+        elif self.best_metric:
+            best = best_checkpoint(self.folder, self.best_metric, self.judged_on, self.lowest)
         for path in paths:
             if path not in keep and path != best:
                 gone = self.folder / f".tmp-gone-{path.name}"  # a kill must not leave half of a checkpoint

@@ -119,13 +119,25 @@ Data: `{data}` (digest of the examples: file contents, template, tokenizer, imag
 |---|---|---|
 {rows}
 
-<details><summary>config</summary>
+{best_of(config, step, metrics)}<details><summary>config</summary>
 
 ```toml
 {dump(config)}```
 
 </details>
 """
+
+
+def best_of(config: Config, step: int, metrics: dict[str, tuple[Any, int]]) -> str:
+    """What the run's choice among its checkpoints was, where it made one by a margin."""
+    if "best/step" not in metrics or not config.evaluate.best:
+        return ""
+    best = int(metrics["best/step"][0])
+    this = "this one" if best == step else f"step {best}, not this one"
+    return (
+        f"The best checkpoint until step {step} by `{config.evaluate.best}` is {this}: a later one took an earlier "
+        "one's place only where the 95% interval of their difference, over the same images, lay beyond zero.\n\n"
+    )
 
 
 def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge: bool = False) -> Path:

@@ -56,7 +56,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("train.best_metric", "train.eval_every", "train.eval_samples", "train.eval_tokens"), "free"),
     "train.nonfinite_limit": "free",
     **dict.fromkeys(("evaluate.bench", "evaluate.data", "evaluate.images", "evaluate.every"), "free"),
-    **dict.fromkeys(("evaluate.start", "evaluate.limit", "evaluate.best"), "free"),
+    **dict.fromkeys(("evaluate.start", "evaluate.limit", "evaluate.best", "evaluate.margin"), "free"),
     **dict.fromkeys(("parallel.shard", "parallel.shard_size", "parallel.activation_checkpointing"), "free"),
     **dict.fromkeys(("parallel.compile", "parallel.offload", "parallel.threads"), "free"),
     **dict.fromkeys(("log.every", "log.trackers", "log.project", "log.name", "log.progress"), "free"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from mmfast.cli.app import app
 from mmfast.evals.benches import benches
 from mmfast.evals.tables import read_result
+from mmfast.world.models import tiny_model
 from tests.make.engine_cases import Fake
 from tests.make.eval_cases import Rater, Talk, Toy, write_pope, write_talk, write_toy
 from tests.make.rank_processes import run_ranks
@@ -117,12 +118,47 @@ def test_judges_are_compared(engines, tmp_path):
     replies.write_text(json.dumps(["Rating: 5"] * 7))
     assert "5.000" in run("score", answers, "-b", "talk", "-d", data, "--judge", f"replies:{replies}")[1]
     record = tmp_path / "kept.jsonl"
-    told = ("--judge", "local", "--judge-model", "rater", "--recorded", record)
+    told = ("--judge", "local", "--judge-model", "rater", "--judge-recorded", record)
     run("score", answers, "-b", "talk", "-d", data, *told)
     assert run("score", answers, "-b", "talk", "-d", data, "--judge", f"recorded:{record}")[0] == 0
     assert engines["rater"].asks == 14
     code, text = run("score", answers, "-b", "talk", "-d", data, *told, "--runs", "2", "--option", "official=true")
     assert code == 0 and "flavour official, parser" in text and engines["rater"].asks == 21
+
+
+def test_the_answering_engine_has_a_record_of_its_own(engines, tmp_path):
+    """--recorded is the model's, --judge-recorded the judge's: a second folder asks neither for anything."""
+    data = write_toy(tmp_path / "data" / "toy").parent
+    write_talk(data / "talk")
+    told = ["--bench", "toy,talk", "--data", data, "--recorded", tmp_path / "said.jsonl"]
+    told += ["--judge", "local", "--judge-model", "rater", "--judge-recorded", tmp_path / "judged.jsonl"]
+    for name in ("one", "two"):
+        assert run("fake", *told, "--out", tmp_path / name)[0] == 0
+    assert engines["fake"].asks == 12 + 7 and engines["rater"].asks == 7
+    for file in ("toy/answers.jsonl", "talk/answers.jsonl", "talk/result.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert run("answer", "fake", "-b", "toy", "-d", data, "--out", tmp_path / "three", *told[4:6])[0] == 0
+    assert engines["fake"].asks == 12 + 7
+
+
+def test_a_template_is_the_trainings(tmp_path):
+    """A named one, of a model that has another or none: its digest is part of what made the answers."""
+    data, model = write_toy(tmp_path / "data", images=1, each=1), tiny_model("llava", tmp_path / "llava")
+    for name, more in (("own", ()), ("named", ("--template", "vicuna_v1")), ("again", ("--template", "vicuna_v1"))):
+        assert run("answer", model, "-b", "toy", "-d", data, "-o", tmp_path / name, *more)[0] == 0
+    headers = [
+        json.loads((tmp_path / name / "toy" / "answers.jsonl").read_text().splitlines()[0])["template"]
+        for name in ("own", "named", "again")
+    ]
+    assert headers[0] != headers[1] == headers[2]
+    for file in (*model.glob("chat_template*"), model / "tokenizer_config.json"):
+        if file.suffix == ".json" and file.name == "tokenizer_config.json":
+            file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "chat_template"}))
+        else:
+            file.unlink()
+    with pytest.raises(ValueError, match="--template: the model has no chat template; choose one of vicuna_v1"):
+        run("answer", model, "-b", "toy", "-d", data, "-o", tmp_path / "none")
+    assert run("answer", model, "-b", "toy", "-d", data, "-o", tmp_path / "given", "--template", "vicuna_v1")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -136,12 +172,22 @@ def test_judges_are_compared(engines, tmp_path):
         (["--bench", "toy", "--attributes", "1,2"], "five numbers are wanted"),
         (["--bench", "toy", "--flavour", "x"], "toy has no 'x'"),
         (["--bench", "toy", "--noise", "0.5"], "--noise has no effect on the engine local"),
+        (["--bench", "toy", "--template", "x"], "--template: unknown template 'x'; choose one of auto, vicuna_v1"),
+        (
+            ["--bench", "toy", "--template", "chatml", "--engine", "world"],
+            "--template has no effect on the engine world",
+        ),
+        (["--bench", "toy", "--prices", "1"], "--prices 1: give two numbers"),
+        (["--bench", "toy", "--prices", "1,2"], "--prices has no effect on the engine local: it is for server"),
         (["--bench", "toy", "--images", "nowhere"], "name the folder of toy's images with --images"),
         (["--bench", "talk", "--judge", "local"], "give its model in --judge-model"),
         (["--bench", "talk", "--judge-model", "m"], "--judge-model has no effect: there is no --judge"),
         (["--bench", "talk", "--judge", "recorded:none.jsonl"], "there is no such file"),
         (["--bench", "talk", "--judge", "gpt", "--judge-model", "m"], "unknown engine 'gpt'"),
-        (["--bench", "talk", "--recorded", "x.jsonl"], "--recorded has no effect: it is for a judge that is asked"),
+        (
+            ["--bench", "talk", "--judge-recorded", "x.jsonl"],
+            "--judge-recorded has no effect: it is for a judge that is asked",
+        ),
         (["--bench", "talk", "--runs", "2"], "--runs has no effect without a --judge"),
         (["--bench", "talk", "--strict"], "--strict has no effect: talk"),
         (["--bench", "toy", "--option", "x"], "--option 'x' is not NAME=VALUE"),

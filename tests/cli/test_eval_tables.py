@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mmfast.cli.eval_tables import register
 from mmfast.evals.coco import Vocabulary, object_table
-from tests.evals.marked import GOLDEN
+from tests.make.marking import GOLDEN
 
 CHAIR = GOLDEN / "chair"
 

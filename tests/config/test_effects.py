@@ -205,6 +205,11 @@ GATED = {
         "evaluate.every",
         [*BENCH, "evaluate.every=2", "evaluate.best=pope.f1"],
     ),
+    "evaluate.margin": (
+        [*BENCH, "evaluate.every=2", "evaluate.margin=false"],
+        "evaluate.best",
+        [*BENCH, "evaluate.every=2", "evaluate.best=pope.f1", "evaluate.margin=false"],
+    ),
     "parallel.shard_size": (["parallel.shard_size=2"], "hybrid", ["parallel.shard_size=2", "parallel.shard=hybrid"]),
     "log.project": (
         ["log.project=p", "log.trackers=tensorboard"],
@@ -295,7 +300,6 @@ def test_names_that_stand_in_two_files_are_the_same():
         (["model.adapter=a", "model.freeze=vision,language"], 'take "language" out of model.freeze'),
         (["data.options={ names = 'n.json' }"], 'it is an option of data.format = "dgpref"'),
         (["evaluate.bench=pope"], "evaluate.bench needs evaluate.data"),
-        ([*BENCH, "model.cache_vision=true"], "features of the training images alone"),
         ([*BENCH, "evaluate.every=1", "evaluate.best=mme.sum"], "evaluate.best = 'mme.sum' is no metric of"),
         ([*BENCH, *EVAL, "evaluate.every=1", "evaluate.best=pope.f1", "train.eval_every=1",
           "train.best_metric=eval/loss"], "exclude each other"),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmfast.engines.base import Reply
-from mmfast.evals.benches.alpaca import Alpaca, _switched, ranked, weighed
+from mmfast.evals.alpaca_judge import ranked, weighed
+from mmfast.evals.benches.alpaca import Alpaca, _switched
 from tests.make.marking import GOLDEN, Marked, Said, asked, golden
 
 BENCH, ROWS, EXPECTED = Alpaca(), golden("alpaca/annotations.json"), golden("alpaca/expected.json")

@@ -18,7 +18,7 @@ from mmfast.evals.benches.amber import GROUPS, discriminative, generative
 from mmfast.evals.intervals import intervals
 from mmfast.evals.make_tables import amber_table
 from mmfast.evals.text.tagger import tagger
-from tests.evals.marked import GOLDEN, marked, official
+from tests.make.marking import GOLDEN, marked, official
 
 pytest.importorskip("nltk")
 HERE = GOLDEN / "amber"

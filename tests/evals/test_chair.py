@@ -17,7 +17,7 @@ from mmfast.evals.benches import bench
 from mmfast.evals.coco import Vocabulary, image_id, object_table
 from mmfast.evals.intervals import intervals
 from mmfast.evals.make_tables import chair_table
-from tests.evals.marked import GOLDEN, marked, official
+from tests.make.marking import GOLDEN, marked, official
 
 pytest.importorskip("nltk")
 HERE = GOLDEN / "chair"

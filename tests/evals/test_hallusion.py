@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmfast.engines.base import Reply
-from mmfast.evals.benches.hallusion import Hallusion, verdict, yes_or_no
+from mmfast.evals.benches.hallusion import Hallusion, yes_or_no
+from mmfast.evals.hallusion_judge import verdict
 from tests.make.marking import Marked, Said, asked, golden
 
 BENCH, INPUTS = Hallusion(), golden("hallusionbench/inputs.json")

@@ -1,4 +1,5 @@
-"""What a model is shown for each benchmark is what LLaVA's own loaders show it: text, token ids and pixels.
+"""What a model is shown for each benchmark is what LLaVA's own loaders show it: text, token ids and pixels. So too
+RLAIF-V's loader, and the text of FastChat's two turns.
 
 golden/prompts was made by running the loaders (golden/README.md) on items of our own wording; ids with LLaVA-1.5's own
 tokenizer, which is looked for above this folder as shared/tokenizers/llava15.
@@ -56,6 +57,22 @@ def test_the_text_is_the_official_loaders(name, tmp_path):
     assert len(EXPECTED[name]) == 3
     for key, official in EXPECTED[name].items():
         assert template(name, False).opening(messages(found[key])) == official["text"]
+
+
+def test_the_text_of_both_turns_is_fastchats(tmp_path):
+    """MT-Bench's second turn stands behind the model's own answer to the first."""
+    given = golden("prompts/fastchat.json")
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given["questions"]))
+    references = [{"question_id": row["question_id"], "choices": [{"turns": ["a", "b"]}]} for row in given["questions"]]
+    (tmp_path / "reference_gpt-4.jsonl").write_text("".join(json.dumps(row) + "\n" for row in references))
+    found = asked(benches()["mt-bench"], tmp_path)
+    assert len(found) == 3
+    for question in found:
+        told: list = []
+        for turn, text in enumerate(question.turns):
+            told.append({"role": "user", "content": [{"type": "text", "text": text}]})
+            assert template("vicuna_v1", False).opening(told) == given["turns"][question.id][turn]
+            told.append({"role": "assistant", "content": [{"type": "text", "text": f"Said {turn}."}]})
 
 
 @pytest.mark.skipif(REAL is None, reason="needs LLaVA-1.5's own tokenizer")

@@ -12,7 +12,7 @@ from mmfast.evals.base import Data
 from mmfast.evals.benches import bench
 from mmfast.evals.intervals import intervals
 from mmfast.evals.synonym_graphs import CLASSES, LISTS, compared, graph_of, official_lists, replaced, strict_lists
-from tests.evals.marked import GOLDEN, Replies, marked, official
+from tests.make.marking import GOLDEN, marked, official, recorded
 
 HERE = GOLDEN / "mementos"
 GIVEN = json.loads((HERE / "expected.json").read_text())
@@ -37,7 +37,7 @@ def home(tmp_path):
 
 
 def test_recall_precision_and_f1_of_the_notebook(home):
-    judge = Replies(REPLIES)
+    judge = recorded(REPLIES)
     metrics, marks, scoring = marked("mementos", home, TEXTS, judge=judge)
     for part, expected in GIVEN["expected"].items():
         for name in NAMES:
@@ -46,7 +46,7 @@ def test_recall_precision_and_f1_of_the_notebook(home):
             if mark.id in expected["items"]:
                 assert [mark.sums[f"{part}.{name}"] for name in NAMES] == expected["items"][mark.id]
     assert len(metrics) == 12 and not scoring.own_prompt
-    asked = judge.asked[0]
+    asked = judge.calls[0]
     assert asked.messages[0]["content"] == PROMPT.format(
         "What people saw in rw_1, at length.", "A model tells of rw_1."
     )
@@ -66,7 +66,7 @@ def test_fixed_counts_each_word_that_is_left():
 
 
 def test_fixed_is_a_flavour_of_its_own(home):
-    metrics, marks, _ = marked("mementos", home, TEXTS, judge=Replies(REPLIES), flavour="fixed")
+    metrics, marks, _ = marked("mementos", home, TEXTS, judge=recorded(REPLIES), flavour="fixed")
     precision = {mark.id: mark.sums["dl.object.precision"] for mark in marks if mark.id.startswith("rw")}
     officially = {key: items[1] for key, items in GIVEN["expected"]["dl.object"]["items"].items()}
     assert (precision["rw_2"], officially["rw_2"]) == (0.25, 0.5)
@@ -108,16 +108,16 @@ def test_an_empty_list_has_one_empty_word_officially_and_none_strictly():
 
 def test_what_does_not_parse_is_asked_again_and_then_left_out(home):
     again = {**REPLIES, "rw_3": ["no", *REPLIES["rw_3"]], "rw_6": ["no"] * 3}
-    metrics, marks, scoring = marked("mementos", home, TEXTS, judge=Replies(again))
+    metrics, marks, scoring = marked("mementos", home, TEXTS, judge=recorded(again))
     assert len(marks) == 7 and scoring.counts["unparsed"] == 1 and scoring.counts["asked again"] == 3
     assert scoring.notes == ["1 items are left out, for no reply of the judge had the four lists (the first: rw_6)"]
     assert metrics["robo.object.f1"] / 100 == pytest.approx(GIVEN["expected"]["robo.object"]["f1"])
 
 
 def test_an_empty_answer_is_not_shown_to_the_judge(home):
-    judge = Replies(REPLIES)
+    judge = recorded(REPLIES)
     _, marks, _ = marked("mementos", home, {**TEXTS, "rw_1": "  "}, judge=judge)
-    assert "rw_1" not in {call.key for call in judge.asked}
+    assert "rw_1" not in {call.key for call in judge.calls}
     assert marks[0].id == "rw_1" and marks[0].sums["dl.object.f1"] == 0
     silent = marked("mementos", home, dict.fromkeys(TEXTS, ""))[0]  # asks for no judge
     assert len(silent) == 12 and set(silent.values()) == {0}
@@ -139,11 +139,11 @@ def test_frames_are_a_folder_or_one_image_and_domains_those_that_are_there(home)
 def test_what_is_missing_is_told(home):
     (home / "GPT-4-assisted_evaluation.ipynb").write_text(json.dumps({"cells": []}))
     with pytest.raises(ValueError, match="no prompt for two paragraphs"):
-        marked("mementos", home, TEXTS, judge=Replies(REPLIES))
+        marked("mementos", home, TEXTS, judge=recorded(REPLIES))
     (home / "GPT-4-assisted_evaluation.ipynb").unlink()
-    judge = Replies(REPLIES)
+    judge = recorded(REPLIES)
     assert marked("mementos", home, TEXTS, judge=judge)[2].own_prompt
-    assert all(name in judge.asked[0].messages[0]["content"] for name in LISTS)
+    assert all(name in judge.calls[0].messages[0]["content"] for name in LISTS)
     with pytest.raises(ValueError, match="mementos needs a judge"):
         marked("mementos", home, TEXTS)
     (home / "dl_object_graph_v1.json").unlink()

@@ -9,7 +9,7 @@ import pytest
 from mmfast.evals.base import Data
 from mmfast.evals.benches import bench
 from mmfast.evals.intervals import intervals
-from tests.evals.marked import marked
+from tests.make.marking import marked
 
 TEXTS = {"a": "A red dog sits.", "b": "Two cats left of a box.", "c": "A lamp.", "d": "Rain falls on it."}
 
@@ -75,12 +75,12 @@ def test_three_people_make_three_pairs(home):
 def test_judgements_may_lie_elsewhere_and_are_no_part_of_the_data(home, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "theirs.jsonl"
     other.write_text("\n".join(map(json.dumps, ONE)))
-    metrics, _, scoring = marked("mhumaneval", home, TEXTS, options={"judgements": str(other)})
+    metrics, _, scoring = marked("mhumaneval", home, TEXTS, judgements=str(other))
     assert metrics["All"] == 50 and list(scoring.data.hashes) == ["questions.jsonl"]
     with pytest.raises(ValueError, match="MHumanEval needs what people marked"):
         marked("mhumaneval", home, TEXTS)
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: MHumanEval needs"):
-        marked("mhumaneval", home, TEXTS, options={"judgements": "nowhere.jsonl"})
+        marked("mhumaneval", home, TEXTS, judgements="nowhere.jsonl")
 
 
 @pytest.mark.parametrize(

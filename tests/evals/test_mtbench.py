@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmfast.engines.base import Reply
-from mmfast.evals.benches.mtbench import MtBench, MtBenchNoise, rated, strictly, winner
+from mmfast.evals.benches.mtbench import MtBench, MtBenchNoise
+from mmfast.evals.mtbench_judge import rated, strictly, winner
 from tests.make.marking import Marked, Said, asked, golden, lines
 
 BENCH, INPUTS, EXPECTED = MtBench(), golden("mtbench/inputs.json"), golden("mtbench/expected.json")

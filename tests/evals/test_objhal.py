@@ -15,7 +15,7 @@ from mmfast.evals.base import Data
 from mmfast.evals.benches import bench
 from mmfast.evals.extraction import matched, parsed
 from mmfast.evals.make_tables import chair_table
-from tests.evals.marked import GOLDEN, Replies, marked, official
+from tests.make.marking import GOLDEN, marked, official, recorded
 
 pytest.importorskip("nltk")
 HERE, CHAIR = GOLDEN / "objhal", GOLDEN / "chair"
@@ -68,13 +68,13 @@ def test_rules_by_our_own_synonyms(tmp_path):
 
 
 def test_the_extractor_by_our_own_synonyms_asks_again_and_spares_short_answers(tmp_path, analysis):
-    judge = Replies(REPLIES)
-    metrics, marks, scoring = marked("objhal", folder(tmp_path), TEXTS, judge=judge, options={"spacy": "small"})
+    judge = recorded(REPLIES)
+    metrics, marks, scoring = marked("objhal", folder(tmp_path), TEXTS, judge=judge, spacy="small")
     check(metrics, OWN["objhal_llm"])
     assert analysis == ["small"] and [mark.id for mark in marks] == list(TEXTS)
-    assert {call.key for call in judge.asked} == (TEXTS.keys() - {"122"}) | {"105#1"}
+    assert {call.key for call in judge.calls} == (TEXTS.keys() - {"122"}) | {"105#1"}
     assert scoring.counts["asked again"] == 1 and scoring.counts["unparsed"] == 0 and not scoring.own_prompt
-    first = judge.asked[0]
+    first = judge.calls[0]
     assert first.messages == ({"role": "system", "content": f"Q: {ROWS[0]['prompt']} A: {TEXTS['101'][11:]}"},)
     assert (first.decode.temperature, first.decode.max_tokens) == (0.2, 512)
 
@@ -84,7 +84,7 @@ def test_the_published_synonyms_give_the_published_golden_vectors(tmp_path, flav
     (synonyms,) = official("chair/synonyms_refine.txt")
     expected = json.loads((HERE / f"expected_{name}.json").read_text())
     home = folder(tmp_path, synonyms)
-    metrics, marks, _ = marked("objhal", home, TEXTS, flavour=flavour, judge=Replies(REPLIES))
+    metrics, marks, _ = marked("objhal", home, TEXTS, flavour=flavour, judge=recorded(REPLIES))
     check(metrics, expected["overall_metrics"])
     printed = expected["summary_script"]
     assert round(metrics["CHAIRs_refine"], 2) == printed["Response Hall"]
@@ -98,7 +98,7 @@ def test_the_published_synonyms_give_the_published_golden_vectors(tmp_path, flav
 
 
 def test_what_is_no_list_is_left_out_and_told(tmp_path):
-    judge = Replies({**REPLIES, "103": ["none", "{}", '"dog"', "never asked"]})
+    judge = recorded({**REPLIES, "103": ["none", "{}", '"dog"', "never asked"]})
     _, marks, scoring = marked("objhal", folder(tmp_path), TEXTS, judge=judge)
     assert "103" not in {mark.id for mark in marks} and len(marks) == 21
     assert scoring.counts["unparsed"] == 1 and scoring.counts["asked again"] == 3
@@ -107,9 +107,9 @@ def test_what_is_no_list_is_left_out_and_told(tmp_path):
 
 def test_three_words_are_no_description_and_four_are(tmp_path):
     texts = {**TEXTS, "101": "A dog sits.", "102": " A dog  sits there.\n"}
-    judge = Replies(REPLIES)
+    judge = recorded(REPLIES)
     marked("objhal", folder(tmp_path), texts, judge=judge)
-    asked = {call.key for call in judge.asked}
+    asked = {call.key for call in judge.calls}
     assert "101" not in asked and "102" in asked
 
 
@@ -140,12 +140,12 @@ def test_known_pairs_win_over_runs_of_nouns(tmp_path):
 def test_texts_of_a_hindsight_model_lose_their_markers(tmp_path):
     texts = dict.fromkeys(TEXTS, "A clock. The following is a response without hallucination. A zebra and a dog")
     home = folder(tmp_path)
-    told = marked("objhal", home, texts, flavour="rules", options={"hindsight": "yes"})[1][0]
+    told = marked("objhal", home, texts, flavour="rules", hindsight="yes")[1][0]
     assert told.sums["mentions"] == 1 and told.sums["words"] == 5
     assert marked("objhal", home, texts, flavour="rules")[1][0].sums["mentions"] == 2
     assert bench("objhal").text("A dog. Generate a response with errors. A cat", True) == "A dog."
     with pytest.raises(ValueError, match="hindsight is yes or no"):
-        marked("objhal", home, texts, flavour="rules", options={"hindsight": "coh"})
+        marked("objhal", home, texts, flavour="rules", hindsight="coh")
 
 
 def test_images_may_lie_in_the_questions(tmp_path):
@@ -166,14 +166,14 @@ def test_mistakes_are_told_before_the_judge_is_asked(tmp_path, monkeypatch):
     home = folder(tmp_path)
     with pytest.raises(ValueError, match="objhal needs a judge"):
         marked("objhal", home, TEXTS)
-    judge = Replies(REPLIES)
+    judge = recorded(REPLIES)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="spaCy's no_such_model, which is not installed"):
-        marked("objhal", home, TEXTS, judge=judge, options={"spacy": "no_such_model"})
+        marked("objhal", home, TEXTS, judge=judge, spacy="no_such_model")
     (home / "eval_gpt_obj_halbench.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="has no prompt_template"):
         marked("objhal", home, TEXTS, judge=judge)
-    assert judge.asked == []
+    assert judge.calls == []
     (home / "eval_gpt_obj_halbench.py").unlink()
     _, _, scoring = marked("objhal", home, dict.fromkeys(TEXTS, ""))
     assert scoring.own_prompt

@@ -6,7 +6,7 @@ import pytest
 
 from mmfast.evals.base import Data
 from mmfast.evals.benches.qbench import QBench
-from tests.make.marking import Marked, asked
+from tests.make.marking import Marked, Said, asked
 
 BENCH = QBench()
 KEYS = ("img_path", "question", "candidates", "correct_ans", "type", "concern")
@@ -34,6 +34,36 @@ def test_letters_by_either_rule(tmp_path):
         ("concern.0", "concern.1", "type.0", "type.1", "type.2"), 1.0
     )
     assert Marked(BENCH, tmp_path, texts | {"0": "?"}).scoring.counts["no letter"] == 1
+
+
+SCRIPT = """
+def build_prompt(question, options, prediction):
+    tmpl = ("Match it. {} {} {}")
+def build_prompt_cn(question, options, prediction):
+    tmpl = ("配对。{} {} {}")
+"""
+
+
+def test_a_judge_says_what_an_answer_without_a_letter_means(tmp_path):
+    """As VLMEvalKit: only that one is asked about, in the language of its question; a lot where nothing helps."""
+    rows = [*ROWS[:2], ROWS[2] | {"question": "什么模糊了它?"}]
+    (folder_of(tmp_path, rows) / "multiple_choice.py").write_text(SCRIPT)
+    texts = {"0": "rather dim", "1": "B", "2": "it was not sharp"}
+    judge = Said(lambda call: "B" if call.key == "0" else "C. Focus")
+    found = Marked(BENCH, tmp_path, texts, flavour="judge", judge=judge)
+    assert found.told("right") == {"0": True, "1": False, "2": True} and not found.scoring.own_prompt
+    asked_in = {call.key: call.messages[0]["content"] for call in judge.calls}
+    assert asked_in == {
+        "0": "Match it. How is the light? There are several options: \nA. High\nB. Low\n rather dim",
+        "2": "配对。什么模糊了它? There are several options: \nA. Noise\nB. Motion\nC. Focus\n it was not sharp",
+    }
+    vague = Said(lambda call: "?")
+    lot = Marked(BENCH, tmp_path, texts, flavour="judge", judge=vague)
+    assert len(vague.calls) == 6 and lot.scoring.counts["drawn by lot"] == 2
+    (tmp_path / "multiple_choice.py").unlink()
+    assert Marked(BENCH, tmp_path, texts, flavour="judge", judge=judge).scoring.own_prompt
+    with pytest.raises(ValueError, match="qbench needs a judge"):
+        Marked(BENCH, tmp_path, texts, flavour="judge")
 
 
 def test_prompts_end_with_a_line_end_as_in_llavas_script(tmp_path):

@@ -156,4 +156,4 @@ def test_figures_of_all_marks_have_no_interval(made):
 
 def test_what_is_measured_is_known_before_any_answer(made):
     asked = toy(made[0])
-    assert metric_names(asked.bench, list(asked.questions), asked.data) == ["accuracy", "wrong"]
+    assert metric_names(asked.bench, list(asked.questions), asked.data) == (["accuracy", "wrong"], [])

@@ -9,7 +9,7 @@ from mmfast.evals.coco import Vocabulary
 from mmfast.evals.make_tables import wordnet_table
 from mmfast.evals.text import SHORT_FORMS, words
 from mmfast.evals.text.lemmas import ENDINGS, HERE, WORDNET, singular, wordnet
-from tests.evals.marked import GOLDEN
+from tests.make.marking import GOLDEN
 
 pytest.importorskip("nltk")
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmfast.evals.base import Data
-from mmfast.evals.benches.vqa import TextVqa, VizWiz, VqaV2
+from mmfast.evals.benches.textvqa import TextVqa
+from mmfast.evals.benches.vqa import VizWiz, VqaV2
 from mmfast.evals.vqa_text import evalai, m4c, official, vqaeval
 from tests.make.marking import Marked, asked, golden, lines
 

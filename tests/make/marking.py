@@ -1,6 +1,7 @@
 """Marks answers given as texts, by a benchmark alone: without engines, layouts or records."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mmfast.engines.base import Reply
 from mmfast.evals.base import Answer, Data, Scoring
+from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.intervals import totals
 
 GOLDEN = Path(__file__).parents[1] / "evals" / "golden"
@@ -16,6 +18,15 @@ GOLDEN = Path(__file__).parents[1] / "evals" / "golden"
 def golden(name):
     """A file of tests/evals/golden, made by the official script (golden/README.md there)."""
     return json.loads((GOLDEN / name).read_text())
+
+
+def official(*names, variable="MMFAST_EVAL_DATA"):
+    """Files of the official data; skips where they are not here."""
+    folder = os.environ.get(variable, "")
+    paths = [Path(folder) / name for name in names]
+    if not folder or not all(path.exists() for path in paths):
+        pytest.skip(f"{variable} names no folder with {', '.join(names)}")
+    return paths
 
 
 def lines(path, rows):
@@ -45,13 +56,25 @@ class Said:
         return replies
 
 
-class Marked:
-    """What marks and metrics give for texts by the questions' ids."""
+def recorded(replies):
+    """A judge that was recorded: key -> its replies, the first one first."""
 
-    def __init__(self, bench, folder, texts, *, flavour=None, wording=None, strict=False, judge=None, **options):
+    def say(call):
+        key, _, number = call.key.partition("#")
+        return replies[key][int(number or 0)]
+
+    return Said(say)
+
+
+class Marked:
+    """What marks and metrics give for texts by the questions' ids. `only`: those that have a text are all there are."""
+
+    def __init__(
+        self, bench, folder, texts, *, flavour=None, wording=None, strict=False, judge=None, only=False, **options
+    ):
         data = Data(folder, bench)
         words = bench.wordings[wording] if wording else next(iter(bench.wordings.values()))
-        self.questions = list(bench.questions(data, words))
+        self.questions = [q for q in bench.questions(data, words) if not only or q.id in texts]
         answers = {
             name: text
             if isinstance(text, Answer)
@@ -73,3 +96,9 @@ class Marked:
 
     def told(self, name):
         return {mark.id: mark.told.get(name) for mark in self.marks}
+
+
+def marked(name, folder, texts, **given):
+    """(metrics, marks, scoring) of a benchmark by its name."""
+    found = Marked(bench_of(name), folder, texts, **given)
+    return found.metrics, found.marks, found.scoring

@@ -4,18 +4,23 @@ import json
 
 import pytest
 
+from mmfast.engines.base import Decode
 from mmfast.engines.local import Local
-from mmfast.evals.answering import asking
+from mmfast.engines.stage import Tally
+from mmfast.evals.answering import asking, header_of, write_answers
+from mmfast.evals.base import Wording
 from mmfast.evals.benches import benches
 from mmfast.evals.benches.pope import Pope
+from mmfast.evals.best import lowest_is_best
+from mmfast.evals.scoring import score
 from mmfast.evals.tables import read_result
 from mmfast.job.checkpoint_files import best_checkpoint, better, complete, read_info
 from mmfast.job.rows import read
 from mmfast.job.runtime import join
 from mmfast.train import train
-from mmfast.training.benchmarks import Benchmarks, lowest_is_best
+from mmfast.training.benchmarks import Benchmarks
 from mmfast.training.report import _benchmarks
-from tests.make.eval_cases import Talk, ask, write_pope, write_talk
+from tests.make.eval_cases import Rater, Talk, ask, write_pope, write_talk
 from tests.make.rank_processes import run_ranks
 from tests.make.tiny_run import make_config
 
@@ -40,19 +45,21 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+CHOSEN = {
+    "train.steps": 4,
+    "evaluate.every": 1,
+    "evaluate.start": 2,
+    "evaluate.best": "pope.random.accuracy",
+    "train.checkpoint_every": 0,
+    "train.keep_last": 1,
+    "export.formats": ["hf"],
+}
+
+
 def test_a_run_is_evaluated_and_its_best_checkpoint_kept(tiny, pope, tmp_path):
-    changes = {
-        "train.steps": 4,
-        "evaluate.every": 1,
-        "evaluate.start": 2,
-        "evaluate.best": "pope.random.accuracy",
-        "train.checkpoint_every": 0,
-        "train.keep_last": 1,
-        "export.formats": ["hf"],
-    }
-    last = train(config_of(tmp_path, tiny, pope, **changes))
+    last = train(config_of(tmp_path, tiny, pope, **CHOSEN | {"evaluate.margin": False}))
     rows = measured(tmp_path)
-    assert [row["step"] for row in rows] == [2, 3, 4] and last[PART] == rows[-1][PART]
+    assert [row["step"] for row in rows] == [2, 3, 4] and last[PART] == rows[-1][PART] and "best/step" not in last
     for row in rows:
         out = tmp_path / "run" / "eval" / f"step-{row['step']}" / "pope"
         result = read_result(out)
@@ -66,6 +73,58 @@ def test_a_run_is_evaluated_and_its_best_checkpoint_kept(tiny, pope, tmp_path):
     ask(asking("pope", pope, limit=4), tmp_path / "again", Local(str(exported)))
     final = tmp_path / "run" / "eval" / "step-4" / "pope" / "answers.jsonl"
     assert lines(final)[1:] == lines(tmp_path / "again" / "answers.jsonl")[1:]
+
+
+def right_from(monkeypatch, pope, many):
+    """The run's model answers as the annotation does from its step's number of right answers on: `many` by step."""
+    wanted = {q.id: q.truth["yes"] for q in asking("pope", pope).questions}
+
+    def answers(asked, out, *_, **__):
+        step = int(out.parent.name[5:])
+        right = {q.id: wanted[q.id] == (n < many[step]) for n, q in enumerate(asked.questions)}
+        told = {name: ["yes" if yes else "no"] for name, yes in right.items()}
+        write_answers(out / "answers.jsonl", header_of(asked, {"engine": "local"}), told)
+        return Tally()
+
+    monkeypatch.setattr("mmfast.training.benchmarks.answer", answers)
+
+
+def test_a_later_checkpoint_is_the_best_only_beyond_chance(tiny, tmp_path, monkeypatch, capsys):
+    """By value step 3 would have the place of step 2; by the margin step 5 has it first, and a later start knows it."""
+    folder = write_pope(tmp_path / "pope", 8)[0]
+    right_from(monkeypatch, folder, {2: 6, 3: 7, 4: 5, 5: 16, 6: 15, 7: 16})
+    changes = CHOSEN | {"evaluate.limit": 16, "train.steps": 4}
+    train(config_of(tmp_path, tiny, folder, **changes))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    told = capsys.readouterr().err
+    assert "at step 3" in told and "not beyond chance: step 2 stays the best" in told and "1.0 words an answer" in told
+    assert [row["best/step"] for row in measured(tmp_path)] == [2, 2, 2]
+    assert [path.name for path in complete(checkpoints)] == ["step-2", "step-4"]
+    (card,) = (tmp_path / "run" / "export").rglob("README.md")
+    assert "until step 4 by `pope.random.accuracy` is step 2, not this one: a later one" in card.read_text()
+    # It goes on: the best is found in the files, and its checkpoint outlives those that came after it
+    train(config_of(tmp_path, tiny, folder, **changes | {"train.steps": 7}))
+    assert [row["best/step"] for row in measured(tmp_path)] == [2, 2, 2, 5, 5, 5]
+    assert [path.name for path in complete(checkpoints)] == ["step-5", "step-7"]
+    row = measured(tmp_path)[3]
+    assert row["best/low"] > 0 and row["best/difference"] == pytest.approx(10 / 16)
+    (card,) = (tmp_path / "run" / "export").rglob("README.md")
+    assert "is step 5, not this one" in card.read_text()
+
+
+def test_a_cached_tower_answers_what_the_tower_does(tiny, pope, tmp_path):
+    """The benchmark's pictures are encoded before the tower goes; a second start encodes none."""
+    frozen = {"train.steps": 2, "model.freeze": ["vision"], "evaluate.limit": 12}
+    told = {}
+    for cached in (False, True):
+        folder = tmp_path / str(cached)
+        folder.mkdir()
+        train(config_of(folder, tiny, pope, **frozen | {"model.cache_vision": cached}))
+        told[cached] = lines(folder / "run" / "eval" / "step-2" / "pope" / "answers.jsonl")[1:]
+    assert told[False] == told[True] and len(told[True]) == 12
+    files = list((tmp_path / "True" / "cache" / "vision").rglob("*.safetensors"))
+    train(config_of(tmp_path / "True", tiny, pope, **frozen | {"model.cache_vision": True, "train.steps": 3}))
+    assert list((tmp_path / "True" / "cache" / "vision").rglob("*.safetensors")) == files
 
 
 @pytest.mark.parametrize("shard", ["full", pytest.param("none", marks=pytest.mark.slow)])
@@ -145,15 +204,37 @@ def test_a_mistake_is_told_before_a_model_is_opened(tiny, pope, tmp_path, monkey
         train(config_of(tmp_path, tiny, pope, **changes))
 
 
-def test_a_benchmark_with_a_judge_and_one_without_its_images_are_refused(pope, tmp_path, monkeypatch):
-    runtime = join()
+def test_what_a_judge_has_to_score_is_answered_for_it(tiny, tmp_path, monkeypatch, capsys):
+    """A run waits for no service: the answers lie there for `mmfast eval score`."""
+    monkeypatch.setitem(benches(), "talk", Talk())
+    monkeypatch.setattr(Talk, "wordings", {"short": Wording(decode=Decode(max_tokens=4))})
+    folder = write_talk(tmp_path / "talk")
+    last = train(config_of(tmp_path, tiny, folder, **{"evaluate.bench": ["talk"], "train.steps": 1}))
+    out = tmp_path / "run" / "eval" / "step-1" / "talk"
+    assert f"talk at step 1 is answered; to be scored by a judge: mmfast eval score {out}" in capsys.readouterr().err
+    assert not any("talk" in name for name in last) and not (out / "result.json").exists()
+    result = score(Talk(), out, data=folder, judge=Rater(fails="\0", mumbles="\0"))
+    assert result.counts["questions"] and result.metrics["rating"] > 0
+    with pytest.raises(ValueError, match=r"best = 'talk.rating' is not measured in the run: talk needs a judge"):
+        Benchmarks(join(), tmp_path, bench=["talk"], data=str(folder), every=1, best="talk.rating")
+
+
+def test_a_benchmark_without_its_images_is_refused(tmp_path):
     folder, scenes = write_pope(tmp_path / "pope", 2)
     (folder / f"{scenes[1].name}.png").unlink()
     with pytest.raises(ValueError, match="1 of pope's images are not there"):
-        Benchmarks(runtime, tmp_path, bench=["pope"], data=str(folder))
-    monkeypatch.setitem(benches(), "talk", Talk())
-    with pytest.raises(ValueError, match=r"\[evaluate\] talk needs a judge"):
-        Benchmarks(runtime, tmp_path, bench=["talk"], data=str(write_talk(tmp_path / "talk")))
+        Benchmarks(join(), tmp_path, bench=["pope"], data=str(folder))
+
+
+def test_what_has_no_interval_is_not_chosen_by_one(tmp_path, monkeypatch):
+    folder = write_pope(tmp_path / "pope", 2)[0]
+    monkeypatch.setattr(Pope, "extra", lambda *_: {"fit": 1.0})
+    given = {"bench": ["pope"], "data": str(folder), "every": 1}
+    with pytest.raises(ValueError, match=r"best = 'pope.fit' has no interval: set margin = false, or take one of"):
+        Benchmarks(join(), tmp_path, best="pope.fit", **given)
+    assert Benchmarks(join(), tmp_path, best="pope.fit", margin=False, **given).best_step() is None
+    with pytest.raises(ValueError, match="questions about one image have no interval: raise limit"):
+        Benchmarks(join(), tmp_path, best="pope.random.accuracy", limit=2, **given)
 
 
 def test_when_and_which_way(pope, tmp_path, monkeypatch):

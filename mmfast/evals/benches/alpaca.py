@@ -8,27 +8,25 @@ draw without a call; a reply that cannot be read is left out.
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from mmfast.engines.base import Decode, Reply
-from mmfast.evals.asking import answered, call, own
-from mmfast.evals.base import Answer, Benchmark, Call, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.engines.base import Decode
+from mmfast.evals.alpaca_judge import OWN, pair_call, ranked, weighed
+from mmfast.evals.asking import answered, own
+from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.length_control import win_rate
 from mmfast.evals.reading import need, rows
 
 HUB = "huggingface.co/datasets/tatsu-lab/alpaca_eval"
 SCRIPTS = "github.com/tatsu-lab/alpaca_eval, src/alpaca_eval/evaluators_configs"
 DRAW = 1.5
-FIRST, SECOND = "m", "M"  # the names of the two answers, of which the judge says one
 
 
 def _file(what: str, source: str, *names: str) -> File:
@@ -100,7 +98,7 @@ class Alpaca(Benchmark):
                 continue
             switched[question.id] = _switched(question.truth["instruction"])
             first, second = reversed(pair) if switched[question.id] else pair
-            calls.append(_call(question.id, prompt, question.truth["instruction"], first, second, old))
+            calls.append(pair_call(question.id, prompt, question.truth["instruction"], first, second, old))
         said = answered(scoring, calls)
         for question in questions:
             preference: float | None = None if question.id in switched else DRAW
@@ -160,56 +158,5 @@ def _switched(instruction: str) -> bool:
     """Whether the package shows the model's answer first."""
     return random.Random(f"is_switched_outputs{instruction}0").choices([False, True], k=1)[0]
 
-
-def _call(name: str, prompt: str, instruction: str, first: str, second: str, old: bool) -> Call:
-    """A prompt of ChatML: its messages, each place filled once."""
-    for place, text in (("{instruction}", instruction), ("{output_1}", first), ("{output_2}", second)):
-        prompt = prompt.replace(place, text, 1)
-    messages = []
-    for part in prompt.strip().split("<|im_start|>")[1:]:
-        role, _, content = part.partition("\n")
-        messages.append({"role": role.strip(), "content": content.split("<|im_end|>", 1)[0].strip()})
-    if [message["role"] for message in messages] != ["system", "user"]:
-        raise ValueError("AlpacaEval's prompt is not a system and a user message in ChatML: is it of another version?")
-    decode = Decode(max_tokens=100) if old else Decode(max_tokens=1, temperature=1.0)
-    return replace(call(name, ""), messages=tuple(messages), decode=decode, labels=() if old else (FIRST, SECOND))
-
-
-def ranked(text: str) -> float | None:
-    """1 where the first answer has rank 1 in a list of two dictionaries, 2 where it has rank 2."""
-    try:
-        rank = next(row for row in ast.literal_eval(text) if row["model"] == "model_1")["rank"]
-    except (ValueError, SyntaxError, TypeError, KeyError, StopIteration, MemoryError, RecursionError, IndexError):
-        return None
-    return float(rank) if rank in (1, 2) else None
-
-
-def weighed(reply: Reply) -> float | None:
-    """2 minus the first name's share of the two probabilities; a name that the server did not show has none."""
-    shown = {name: p for name, p in reply.labels.items() if name not in reply.bounded}
-    if not any(shown.get(name, -math.inf) > -math.inf for name in (FIRST, SECOND)):
-        return None
-    first, second = (shown.get(name, -math.inf) for name in (FIRST, SECOND))
-    return 2 - math.exp(first - np.logaddexp(first, second))
-
-
-def _own(names: tuple[str, str], end: str) -> str:
-    return (
-        "<|im_start|>system\nYou compare two answers to an instruction, without favour for the longer or the first.\n"
-        "<|im_end|>\n<|im_start|>user\nThe instruction:\n{instruction}\n\n"
-        f"The answer of {names[0]}:\n{{output_1}}\n\nThe answer of {names[1]}:\n{{output_2}}\n\n{end}\n<|im_end|>"
-    )
-
-
-OWN = {
-    "ranking": _own(
-        ("model_1", "model_2"),
-        "Which would most people prefer? Write nothing but a Python list with the better one at rank 1, such as "
-        "[{'model': 'model_2', 'rank': 1}, {'model': 'model_1', 'rank': 2}].",
-    ),
-    "choice": _own(
-        (FIRST, SECOND), f"Which would most people prefer? Write its name, nothing else: {FIRST} or {SECOND}."
-    ),
-}
 
 BENCHES = (Alpaca(),)

@@ -9,15 +9,13 @@ question where their index is the same but for millions.
 from __future__ import annotations
 
 import base64
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 from mmfast.engines.base import Decode, Picture
-from mmfast.evals.asking import call, read, script
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.letters import RULES, Rule, alone
+from mmfast.evals.letters import RULES, alone
+from mmfast.evals.meant import PROMPTS, ask
 from mmfast.evals.reading import LETTER, LETTER_CN, listed, need, options, table
 from mmfast.evals.sheet import workbook
 
@@ -30,12 +28,10 @@ SHORT_NAMES = {
     "attribute_reasoning": "AR",
 }
 MILLION = 1_000_000
-TRIES = 3
 NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
 def _files(*names: str) -> dict[str, File]:
-    home = "github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/multiple_choice.py"
     return {
         "questions": File(
             names=names,
@@ -43,13 +39,7 @@ def _files(*names: str) -> dict[str, File]:
             source="download.openmmlab.com/mmclassification/datasets/mmbench",
             licence="Apache-2.0",
         ),
-        "prompts": File(
-            names=("multiple_choice.py", "mmbench_evals.py"),
-            what="the judge's prompt",
-            source=f"{home} (2023: lmms_eval/tasks/mmbench/mmbench_evals.py)",
-            licence="Apache-2.0",
-            optional=True,
-        ),
+        "prompts": PROMPTS,
     }
 
 
@@ -67,7 +57,7 @@ class MmBench(Benchmark):
     layout = "mmbench"
     published = "dev, by the server: LLaVA-1.5 7B 64.3, 13B 67.7 (LLaVA docs/MODEL_ZOO.md)"
     parsers_differ = True
-    language: ClassVar = "en"
+    chinese: ClassVar = False
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         listed_rows = table(data, "questions")
@@ -105,7 +95,7 @@ class MmBench(Benchmark):
         said = {q.id: rule(answers[q.id].text, q.truth["options"]) for q in questions}
         scoring.counts["no letter"] += sum(not letter for letter in said.values())
         if kind == "judge":
-            self._ask(groups, answers, said, scoring)
+            ask(scoring, groups, answers, said, rule=RULES[year or "today"], year=year, chinese=lambda _: self.chinese)
         several = len({q.truth["split"] for q in questions}) > 1
         for group, rows in groups.items():
             first = next((q for q in rows if int(q.id) == group), None)
@@ -122,35 +112,6 @@ class MmBench(Benchmark):
                 sums=sums,
                 told={"said": [said[q.id] for q in rows], "right": bool(good)},
             )
-
-    def _ask(
-        self,
-        groups: Mapping[int, list[Question]],
-        answers: Mapping[str, Answer],
-        said: dict[str, str],
-        scoring: Scoring,
-    ) -> None:
-        """Fills in what the judge reads, row by row: a question that is wrong already is not asked about."""
-        year = scoring.flavour.partition("-")[2]
-        rule, known = RULES[year or "today"], script(scoring, "prompts")
-        prompt = _prompt(known, year, self.language)
-        while True:
-            wrong = {
-                g for g, rows in groups.items() if any(said[q.id] and said[q.id] != q.truth["answer"] for q in rows)
-            }
-            open_rows = [
-                next((q for q in rows if not said[q.id]), None) for g, rows in groups.items() if g not in wrong
-            ]
-            asked = [question for question in open_rows if question is not None]
-            if not asked:
-                return
-            choices = {q.id: q.truth["options"] for q in asked}
-            calls = [call(q.id, _filled(prompt, q, answers[q.id].text)) for q in asked]
-            for name, (letter, _) in read(scoring, calls, partial(_letter, rule, choices), TRIES).items():
-                if letter is None and not scoring.strict:
-                    scoring.counts["drawn by lot"] += 1
-                    letter = random.Random(f"mmbench:{name}").choice([*choices[name], "E" if year else "Z"])
-                said[name] = letter or "none"
 
     def metrics(self, sums: Sums, flavour: str) -> dict[str, Any]:
         names = [name.removesuffix(":asked") for name in sums if name.endswith(":asked")]
@@ -173,7 +134,7 @@ class MmBenchCn(MmBench):
     }
     files: ClassVar = _files("mmbench_dev_cn*.tsv", "mmbench_test_cn*.tsv", "MMBench_*CN*.tsv")
     published = "dev, by the server: LLaVA-1.5 7B 58.3, 13B 63.6 (LLaVA docs/MODEL_ZOO.md)"
-    language: ClassVar = "cn"
+    chinese: ClassVar = True
 
 
 def _picture(row: Mapping[str, str], rows: Mapping[str, Mapping[str, str]], data: Data) -> Picture:
@@ -186,30 +147,5 @@ def _picture(row: Mapping[str, str], rows: Mapping[str, Mapping[str, str]], data
     except ValueError as error:
         raise ValueError(f"{data.path('questions')}, index {row['index']}: its image is no base64 ({error})") from None
 
-
-def _prompt(known: Mapping[str, str], year: str, language: str) -> str:
-    """The official prompt with three places, or ours."""
-    if not known:
-        return OWN
-    cn = "_cn" if language == "cn" else ""
-    name = "MMBench_Evaluator.build_prompt.tmpl" if year else f"build_prompt{cn}.tmpl"
-    if known.get(name, "").count("{}") != 3:
-        raise ValueError(f"the script of MMBench's prompts has no {name} with three places: is it of another version?")
-    return known[name]
-
-
-def _filled(prompt: str, question: Question, answer: str) -> str:
-    choices = "".join(f"{letter}. {text}\n" for letter, text in question.truth["options"].items())
-    return prompt.format(question.truth["asked"], f"There are several options: \n{choices}", answer)
-
-
-def _letter(rule: Rule, choices: Mapping[str, Mapping[str, str]], name: str, reply: str) -> str | None:
-    return rule(reply, choices[name]) or None
-
-
-OWN = (
-    "Which option does an answer mean? Reply with its letter alone, or with Z where the answer means none of them.\n"
-    "Question: {}\n{}The answer: {}\nLetter: "
-)
 
 BENCHES = (MmBench(), MmBenchCn())

@@ -9,18 +9,17 @@ GPT-4's reference. `mt-bench-noise` asks the same with a picture of noise before
 
 from __future__ import annotations
 
-import ast
 import io
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mmfast.engines.base import Decode, Picture
-from mmfast.evals.asking import call, own, replies
-from mmfast.evals.base import Answer, Benchmark, Call, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.evals.asking import own, replies
+from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
+from mmfast.evals.mtbench_judge import OWN, rated, strictly, turn_call, winner
 from mmfast.evals.reading import need, rows
 
 TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -29,8 +28,6 @@ OTHERWISE = 0.7
 WITH_REFERENCE = ("math", "reasoning", "coding")
 HOME = "github.com/lm-sys/FastChat, fastchat/llm_judge/data"
 SIZE = 336  # of the noise, in pixels
-MOST = 1e9  # a larger "rating" is a number of something else
-NAMES = {"single": ("single-v1", "single-math-v1"), "pairwise": ("pair-v2", "pair-math-v1")}
 
 
 class MtBench(Benchmark):
@@ -117,7 +114,7 @@ class MtBench(Benchmark):
         templates: Mapping[str, Mapping[str, str]],
     ) -> Iterator[Mark]:
         calls = [
-            _call(f"{q.id}:{turn}", q, turn, "single", templates, {"": answers[q.id].turns})
+            turn_call(f"{q.id}:{turn}", q, turn, "single", templates, {"": answers[q.id].turns})
             for q in questions
             for turn in _judged(q)
         ]
@@ -156,7 +153,9 @@ class MtBench(Benchmark):
             for turn in _judged(question):
                 for order, (a, b) in enumerate((pair, pair[::-1]), 1):
                     sides = {"a": a, "b": b}
-                    calls.append(_call(f"{question.id}:{turn}:{order}", question, turn, "pairwise", templates, sides))
+                    calls.append(
+                        turn_call(f"{question.id}:{turn}:{order}", question, turn, "pairwise", templates, sides)
+                    )
         said = replies(scoring, calls)
         for question in questions:
             told, sums = [], {"win": 0.0, "loss": 0.0, "tie": 0.0}
@@ -215,79 +214,5 @@ def _judged(question: Question) -> range:
     """The turns that are judged: the second only where there are two."""
     return range(1, 3 if len(question.turns) == 2 else 2)
 
-
-def _call(
-    key: str,
-    question: Question,
-    turn: int,
-    kind: str,
-    templates: Mapping[str, Mapping[str, str]],
-    sides: Mapping[str, Sequence[str]],
-) -> Call:
-    """The judge's call about a turn, of one answer or of two; the second turn is shown with the first."""
-    reference = question.truth["reference"]
-    name = NAMES[kind][reference is not None] + ("-multi-turn" if turn == 2 else "")
-    if name not in templates:
-        raise ValueError(f"judge_prompts.jsonl has no prompt {name}: is it of another version?")
-    filled = {f"ref_answer_{n}": text for n, text in enumerate(reference or (), 1)}
-    for side, turns in sides.items():
-        stem = f"answer_{side}" if side else "answer"
-        filled |= {f"{stem}_{n}": text for n, text in enumerate(turns, 1)} if turn == 2 else {stem: turns[0]}
-    asked = {f"question_{n}": text for n, text in enumerate(question.turns, 1)}
-    filled |= asked if turn == 2 else {"question": question.turns[0]}
-    try:
-        text = templates[name]["prompt_template"].format(**filled)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"judge_prompts.jsonl, {name}: its template asks for {error}, an unknown place") from None
-    return call(key, text, system=templates[name]["system_prompt"], max_tokens=2048)
-
-
-def rated(reply: str) -> float | None:
-    """The official rating: the first number in double brackets, else the first in single ones."""
-    found = re.search(r"\[\[(\d+\.?\d*)\]\]", reply) or re.search(r"\[(\d+\.?\d*)\]", reply)
-    try:
-        rating = ast.literal_eval(found[1]) if found else None
-    except (SyntaxError, ValueError):  # "08", on which the official script stops
-        return None
-    return rating if rating is None or rating < MOST else None
-
-
-def strictly(reply: str) -> float | None:
-    """The last number in double brackets, if it is from 1 to 10."""
-    found = re.findall(r"\[\[\s*(\d+(?:\.\d+)?)(?:/10)?\s*\]\]", reply, re.ASCII)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
-
-
-def winner(reply: str) -> str | None:
-    """A, B or C (a tie): the first of them in this order that is in the reply in double brackets."""
-    return next((name for name in "ABC" if f"[[{name}]]" in reply), None)
-
-
-def _own(kind: str, math: bool, both: bool) -> dict[str, str]:
-    """Our words for one of the eight prompts."""
-    sides = ("",) if kind == "single" else ("_a", "_b")
-    numbers = ("_1", "_2") if both else ("",)
-    parts = []
-    for number in numbers:
-        parts.append(f"Question:\n{{question{number}}}")
-        if math:
-            parts.append(f"A reference answer:\n{{ref_answer{number or '_1'}}}")
-        parts += [f"Answer{side.upper().replace('_', ' ')}:\n{{answer{side}{number}}}" for side in sides]
-    what = "the answer to the last question" if both else "the answer"
-    ask = (
-        f"Explain in a few sentences how good {what} is, then rate it from 1 to 10 in double brackets, as in [[5]]."
-        if kind == "single"
-        else f"Explain in a few sentences for which of the two {what} is better, whichever comes first or is longer; "
-        "then end with [[A]], [[B]] or, for a tie, [[C]]."
-    )
-    return {"system_prompt": "You judge answers fairly.", "prompt_template": "\n\n".join([*parts, ask])}
-
-
-OWN = {
-    name + end: _own(kind, "math" in name, bool(end))
-    for kind, names in NAMES.items()
-    for name in names
-    for end in ("", "-multi-turn")
-}
 
 BENCHES = (MtBench(), MtBenchNoise())

@@ -1,7 +1,7 @@
-"""TextVQA, VQAv2 and VizWiz: an answer counts as far as ten people gave it (vqa_text.py), and the files for servers.
+"""VQAv2 and VizWiz: an answer counts as far as ten people gave it (vqa_text.py), and the files for servers. What they
+share with TextVQA (textvqa.py).
 
-The flavours are two normalisers: `m4c`, which LLaVA uses, and `official`, VQA's own. LLaVA shows TextVQA's OCR words in
-the prompt (of Rosetta, in its own question file or TextVQA's OCR file); without them the figures are others.
+The flavours are two normalisers: `m4c`, which LLaVA uses, and `official`, VQA's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GREEDY = Decode(max_tokens=128)
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 
-class _Vqa(Benchmark):
+class Vqa(Benchmark):
     """What the three have in common: marks, figures, and the file for a server."""
 
     flavours: ClassVar = ("m4c", "official")
@@ -53,57 +53,7 @@ class _Vqa(Benchmark):
         return {f"{self.name}_upload.json": json.dumps(out).encode()}
 
 
-class TextVqa(_Vqa):
-    name = "textvqa"
-    about = "reading: short answers about texts in pictures"
-    published = "LLaVA-1.5 7B 58.2, 13B 61.3 (LLaVA docs/MODEL_ZOO.md)"
-    wordings: ClassVar = {
-        "llava": Wording(suffix="\nReference OCR token: {ocr}" + SHORT, decode=GREEDY, about="LLaVA's, with OCR words"),
-        "no-ocr": Wording(suffix=SHORT, decode=GREEDY, about="the same without OCR words"),
-    }
-    files: ClassVar = {
-        "questions": File(
-            names=("TextVQA_[0-9]*_val.json",),
-            what="its validation questions with answers",
-            source="textvqa.org/dataset (TextVQA_0.5.1_val.json)",
-            licence="CC BY 4.0",
-        ),
-        "ocr": File(
-            names=("TextVQA_Rosetta_OCR_*_val.json",),
-            what="its OCR words (Rosetta)",
-            source="textvqa.org/dataset",
-            licence="CC BY 4.0",
-            optional=True,
-        ),
-        "llava": File(
-            names=("llava_textvqa_val_v051_ocr.jsonl",),
-            what="LLaVA's questions with OCR words",
-            source="LLaVA's eval.zip (docs/Evaluation.md of haotian-liu/LLaVA)",
-            licence="CC BY 4.0",
-            optional=True,
-        ),
-    }
-
-    def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
-        words = _ocr(data) if "{ocr}" in wording.suffix else {}
-        for row in value(data, "questions", "data:list")["data"]:
-            need(row, ("question_id:id", "image_id", "question"), data, "questions")
-            text = row["question"].capitalize()
-            key = (row["image_id"], row["question"].lower())
-            if "{ocr}" in wording.suffix and key not in words and (row["image_id"], "") not in words:
-                raise ValueError(f"the OCR words of {data.folder} have none for image {row['image_id']}")
-            ocr = words.get(key, words.get((row["image_id"], ""), ""))
-            yield Question(
-                id=str(row["question_id"]),
-                turns=(text + wording.suffix.replace("{ocr}", ocr),),
-                images=(data.picture(f"{row['image_id']}.jpg"),),
-                unit=row["image_id"],
-                official={"question_id": row["image_id"]},  # LLaVA's; prompts tell an image's questions apart
-                truth={"people": _people(row.get("answers", []), data), "row": row["question_id"]},
-            )
-
-
-def _people(answers: Any, data: Data) -> list[str]:
+def people_said(answers: Any, data: Data) -> list[str]:
     """What people said: texts, or objects with an answer."""
     told = answers if isinstance(answers, list) else [None]
     said = [one.get("answer") if isinstance(one, dict) else one for one in told]
@@ -113,29 +63,7 @@ def _people(answers: Any, data: Data) -> list[str]:
     return texts
 
 
-def _ocr(data: Data) -> dict[tuple[str, str], str]:
-    """OCR words as LLaVA lists them: by (image, question) of its own file, by (image, "") of TextVQA's."""
-    if data.path("llava"):
-        found = {}
-        for row in rows(data, "llava"):
-            need(row, ("question_id", "text"), data, "llava")
-            question, _, rest = row["text"].removesuffix(SHORT).partition("\nReference OCR token: ")
-            found[row["question_id"], question.lower()] = rest
-        return found
-    if data.path("ocr"):
-        found = {}
-        for row in value(data, "ocr", "data:list")["data"]:
-            need(row, ("image_id", "ocr_tokens:texts"), data, "ocr")
-            found[row["image_id"], ""] = ", ".join(row["ocr_tokens"])
-        return found
-    names = [*data.bench.files["llava"].names, *data.bench.files["ocr"].names]
-    raise ValueError(
-        f"{data.folder} has no {' or '.join(names)}: LLaVA's wording shows OCR words (from LLaVA's eval.zip or "
-        "textvqa.org/dataset); --wording no-ocr asks without them, and its figures are others"
-    )
-
-
-class VqaV2(_Vqa):
+class VqaV2(Vqa):
     name = "vqav2"
     about = "short answers about COCO's pictures"
     published = "test-dev: LLaVA-1.5 7B 78.5, 13B 80.0 (LLaVA docs/MODEL_ZOO.md)"
@@ -197,7 +125,7 @@ class VqaV2(_Vqa):
                 images=(data.picture(image),),
                 unit=image,
                 truth={
-                    "people": _people(known.get("answers", []), data),
+                    "people": people_said(known.get("answers", []), data),
                     "kind": known.get("answer_type", ""),
                     "row": row["question_id"],
                 },
@@ -211,7 +139,7 @@ class VqaV2(_Vqa):
         return {f"{self.name}_upload.json": json.dumps(out).encode()}
 
 
-class VizWiz(_Vqa):
+class VizWiz(Vqa):
     name = "vizwiz"
     about = "questions of blind people about their pictures; many cannot be answered"
     published = "test: LLaVA-1.5 7B 50.0, 13B 53.6 (LLaVA docs/MODEL_ZOO.md)"
@@ -237,7 +165,7 @@ class VizWiz(_Vqa):
                 images=(data.picture(row["image"]),),
                 unit=row["image"],
                 truth={
-                    "people": _people(row.get("answers", []), data),
+                    "people": people_said(row.get("answers", []), data),
                     "kind": row.get("answer_type", ""),
                     "row": row["image"],
                 },
@@ -248,4 +176,4 @@ class VizWiz(_Vqa):
         return {f"{self.name}_upload.json": json.dumps(out).encode()}
 
 
-BENCHES = (TextVqa(), VqaV2(), VizWiz())
+BENCHES = (VqaV2(), VizWiz())
