@@ -137,6 +137,7 @@ INSTEAD = {
     "correct": "it holds corrections (mmfast data pairs --rule rlhfv)",
     "decompose": "its items are no scores yet (mmfast check, then mmfast grade)",
     "check": "its verdicts are no scores yet (mmfast grade)",
+    "logprobs": "its log-probs are no scores yet (mmfast grade --beta)",
 }
 
 
