@@ -41,7 +41,7 @@ def critique(
     preset: Annotated[str, typer.Option(help="sima: its self-critic's conditions.")] = "",
     prompt: PromptName = "",
     pairs: Annotated[str, typer.Option(help="all (the default), adjacent, greedy-sample.")] = "",
-    order: Annotated[str, typer.Option(help="both (the default): a verdict counts if they agree; one.")] = "",
+    order: Annotated[str, typer.Option(help="both (the default): a verdict counts if they agree; one; random.")] = "",
     read: Annotated[str, typer.Option(help="text (the default), or labels: the probability of either verdict.")] = "",
     retries: Retries = None,
     temperature: Temperature = None,

@@ -40,6 +40,10 @@ def judge(
     noise: Noise = 0.0,
     preset: Annotated[str, typer.Option(help="mllm_dpo: five metrics from 0 to 4.")] = "",
     prompt: PromptName = "",
+    order: Annotated[
+        str,
+        typer.Option(help="one (the default): as answers come; random: drawn for each group; both: and turned round."),
+    ] = "",
     retries: Retries = None,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
@@ -61,7 +65,7 @@ def judge(
     how = planned(
         preset,
         decode=given(temperature=temperature, max_tokens=max_tokens, seed=seed),
-        **given(prompt=prompt, retries=retries),
+        **given(prompt=prompt, order=order, retries=retries),
     )
 
     def check() -> None:
