@@ -18,6 +18,8 @@ from mmfast.cli.engine import (
     Model,
     Noise,
     Out,
+    Prices,
+    Recorded,
     RemoteCode,
     run_stage,
 )
@@ -37,7 +39,9 @@ def judge(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     preset: Annotated[str, typer.Option(help="mllm_dpo: five metrics from 0 to 4.")] = "",
     prompt: PromptName = "",
     order: Annotated[
@@ -60,7 +64,15 @@ def judge(
     from mmfast.feedback.judge import judge as run
 
     chosen = Chosen.of(
-        engine, model, adapter=adapter, dtype=dtype, remote_code=remote_code, concurrency=concurrency, noise=noise
+        engine,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        remote_code=remote_code,
+        concurrency=concurrency,
+        noise=noise,
+        prices=prices,
+        recorded=recorded,
     )
     how = planned(
         preset,

@@ -127,9 +127,15 @@ class Prompts:
             told = f"{slots + len(own)} tokens, the model's window is {self.window}"
             raise BadRow("too-long", f"prompt and answer: {told}")
         return Prompt(
-            key=request.key, n=0, decode=request.decode, ids=ids, pictures=tuple(known[name] for name in branch.images),
-            slots=slots, labels={ANSWER: own}, scored=True,
-        )  # fmt: skip
+            key=request.key,
+            n=0,
+            decode=request.decode,
+            ids=ids,
+            pictures=tuple(known[name] for name in branch.images),
+            slots=slots,
+            labels={ANSWER: own},
+            scored=True,
+        )
 
     def stored(self, key: str, branch: Branch, store: ExampleStore, decode: Decode) -> Prompt:
         """Of an example as it lies in a store: the ids before its last response, and its pictures."""

@@ -104,6 +104,7 @@ def follows_schemas(engine: Engine) -> bool:
     """An engine may know constraints and lack the package, or be a server that honours choices alone."""
     if "constraint" not in engine.can:
         return False
+    engine = getattr(engine, "engine", None) or engine  # behind a record
     own, honours = getattr(engine, "constraints", None), getattr(engine, "honours", None)
     return not (own and own.why_not(Constraint(schema="{}"))) and not (honours and not honours.schema)
 

@@ -305,6 +305,15 @@ def test_the_command(world, found, tmp_path):
     made = CliRunner().invoke(app, [*command, "--preset", "mllm_dpo", "--debug", "1", "--limit", "5"])
     assert made.exit_code == 0, made.output
     assert "20 answers rated" in made.output and "There are" in made.output
+    # Behind a record: the second time nothing is asked
+    kept = [*command[:-1], str(tmp_path / "r"), "--recorded", str(tmp_path / "replies.jsonl")]
+    made = []
+    for _ in range(2):
+        assert CliRunner().invoke(app, kept).exit_code == 0
+        assert (tmp_path / "replies.jsonl").read_text().count('"asked"') == 60
+        made.append(list(rows(tmp_path / "r")))
+        (tmp_path / "r" / "rows-0.jsonl").unlink()
+    assert len(made[0]) == 60 and made[0] == made[1]
     whole = CliRunner().invoke(app, command)
     assert "60 rows, 55 of them new" in whole.output
     for options, told_ in (
