@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow
+from mmfast.data.text.segments import without_blanks
 from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, read_claims
 from mmfast.feedback.compared import Verdict, paired
@@ -234,12 +235,16 @@ def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pa
 
 
 def _marked(segments: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
-    """What was marked, and what stands for it in the corrected answer."""
-    new, old, shift = [], [], 0
+    """What was marked, and what stands for it in the corrected answer; without blanks at the ends, which belong to the
+    tokens of the words behind them. Added words have no place in what was."""
+    new: list[tuple[int, int]] = []
+    old: list[tuple[int, int]] = []
+    shift = 0
     for one in sorted(segments, key=lambda one: one["span"]):
         first, end = one["span"]
-        old.append((first, end))
-        new.append((first + shift, first + shift + len(one["to"])))
+        for side, said, at in ((old, one["from"], first), (new, one["to"], first + shift)):
+            a, b = without_blanks(said, 0, len(said))
+            side.append((at + a, at + b))
         shift += len(one["to"]) - (end - first)
     return {"chosen": new, "rejected": old}
 
