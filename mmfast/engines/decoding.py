@@ -17,7 +17,7 @@ from torch import Tensor
 from mmfast.engines.base import Decode, Finish
 from mmfast.engines.beams import Beam, Beams, inherit
 from mmfast.engines.decode_attention import NAME, PAGE, Stack, Step
-from mmfast.engines.prefill import Node, Prefilled
+from mmfast.engines.prefill import LEAST, Node, Prefilled
 from mmfast.engines.sampling import choose, draw, stream_of
 from mmfast.engines.transfers import fetch, send
 from mmfast.models.attention import Tree, attention
@@ -25,7 +25,6 @@ from mmfast.models.scorer import Scorer, idle
 from mmfast.packing import build_pack
 
 ROWS = 256  # at once, for the sake of their logits
-LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
 
 
 @dataclass(eq=False)

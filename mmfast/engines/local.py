@@ -27,8 +27,8 @@ from mmfast.engines import prefill, row_by_row
 from mmfast.engines.base import ABILITIES, Finish, Picture, Reply, Request, refuse
 from mmfast.engines.constraints import Constraints
 from mmfast.engines.decode_attention import PAGE
-from mmfast.engines.decoding import LEAST, Answer, Decoding
-from mmfast.engines.prefill import Prefilled
+from mmfast.engines.decoding import Answer, Decoding
+from mmfast.engines.prefill import LEAST, Prefilled
 from mmfast.engines.prompts import ANSWER, Prompt, Prompts
 from mmfast.files import weight_digests
 from mmfast.job.runtime import Runtime

@@ -23,6 +23,7 @@ from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, build_pack
 
 PADDING = 4  # stacks to a doubling of the length: at most 2^(1/4) of a stack is padding
+LEAST = 4  # rows of a GEMM: from here on a row's bits do not depend on its mates; spare ones are empty
 SHORT = 16  # tokens: nodes up to this length stand in one stack
 
 
@@ -82,7 +83,7 @@ def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled
     labelled = any(prompt.labels for prompt in plan.prompts)
     logps: Any = torch.zeros(len(pack.rows))
     if scorer.shared:
-        hidden = scorer.hidden_states(pack, kept)
+        hidden = scorer.hidden_states(pack, kept, read_of(pack.rows, len(pack.tokens)))
         logps = scorer.logprobs(hidden, pack) if labelled else logps
     elif labelled:
         logps = scorer(pack)
@@ -109,6 +110,16 @@ def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled
             one.hidden = hidden[last[number]].clone()
             one.position = int(positions[..., paths[number]].max()) + 1
     return out
+
+
+def read_of(rows: Tensor, size: int) -> Tensor:
+    """The rows of a pack that are read, each once; so many at least that a row's bits depend on no other (LEAST)."""
+    found = rows.to(torch.int64).unique()
+    if len(found) >= min(LEAST, size):
+        return found
+    rest = torch.ones(size, dtype=torch.bool, device=rows.device)
+    rest[found] = False
+    return torch.cat([found, rest.nonzero().flatten()[: LEAST - len(found)]])
 
 
 def path_to(pack: Pack, row: int) -> Tensor:
