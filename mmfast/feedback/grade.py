@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfast.engines.base import Picture, canonical
+from mmfast.engines.base import Picture
 from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.folders import current, whole_rows
+from mmfast.feedback.items import KINDS, Item
 from mmfast.feedback.logprobs import Scored
 from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds.rlaifv import question_of
@@ -27,7 +28,6 @@ from mmfast.job.runtime import Runtime
 
 NAME, VERSION = "grade", 1
 TRUE, FALSE = 1, -1  # verdicts; 0 and -2 (its thing is not there) judge nothing
-KINDS = ("object", "attribute", "count", "relation", "scale", "spatial", "text", "claim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +123,13 @@ class Checked:
     def __init__(self, folder: Path, notes: list[str]) -> None:
         _told(folder, notes)
         self.notes = notes
-        found = whole_rows(rows(folder), folder, image=str, kind=str, verdict=int)
-        self.rows = {(row["image"], item_name(row)): row for row in found}
+        found = whole_rows(rows(folder), folder, image=str, kind=str, claim=str, verdict=int)
+        self.rows = {(row["image"], Item.of(row).name): row for row in found}
         self.ids: dict[Any, str] = {}  # image -> id: each file is read once
 
     def of(self, one: Answer, item: dict[str, Any]) -> dict[str, Any] | None:
         """None where it was not checked."""
-        return self.rows.get(("+".join(self._id(picture) for picture in one.images), item_name(item)))
+        return self.rows.get(("+".join(self._id(picture) for picture in one.images), Item.of(item).name))
 
     def _id(self, image: Any) -> str:
         """The image's name in the rows; "" where it is gone, so that nothing is found of it."""
@@ -145,13 +145,6 @@ class Checked:
 def _told(folder: Path, notes: list[str]) -> None:
     if (manifest_of(folder) or {}).get("complete") is not True:
         notes.append(f"{folder} is not complete: what it holds is read")
-
-
-def item_name(row: dict[str, Any]) -> str:
-    """What is checked: equal for items of several answers that ask the same of an image."""
-    asked = str(row.get("question") or "")
-    told = "" if asked else row.get("claim")
-    return canonical([row["kind"], list(row.get("args") or ()), asked, bool(row.get("negated")), told])
 
 
 class _Grader:
