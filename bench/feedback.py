@@ -1,6 +1,6 @@
 """The stages of feedback against a row at a time and the best padded batch: rows in results/feedback.jsonl.
 
-python -m bench.feedback [--quick] [--only critique] [--answers 8] [--tokenizer FOLDER] [--write]
+python -m bench.feedback [--quick] [--only critique|logprobs] [--answers 8] [--tokenizer FOLDER] [--write]
 
 A 64M model with 576 image tokens and a Llama tokenizer, one thread, peers interleaved. A case is a table of peers: what
 each runs, and how many items (comparisons, checks) that is. `times_row` is against the seed's own way, a row at a time;
@@ -23,10 +23,14 @@ import torch
 
 from bench.generate import Bench
 from bench.timing import interleave, machine, summary, write_rows
+from mmfast.data.symbols import expanded
 from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.local import Local
+from mmfast.engines.prompts import ANSWER
 from mmfast.feedback import critique as critics
 from mmfast.feedback.answers import Answer
+from mmfast.models.attention import attention
+from mmfast.models.proof import own_inputs
 from mmfast.world.dataset import flawed_caption
 from mmfast.world.grammar import Flaws
 from mmfast.world.scenes import Scene, render, scenes
@@ -91,6 +95,32 @@ class Models(Bench):
             for n, ask in enumerate(asks)
         ]  # fmt: skip
 
+    def finished(self, answer: Answer, image: int) -> Request:
+        content = [{"type": "image"}, {"type": "text", "text": answer.question}]
+        messages = ({"role": "user", "content": content}, {"role": "assistant", "content": answer.text})
+        return Request(key=answer.key, messages=messages, images=(self.pictures[image],), n=0, scored=True)
+
+    def scored(self, requests: list[Request]) -> list[float]:
+        """transformers' forward, one batch padded on the left; logits of the answers' places alone."""
+        engine, made = self.engine, self.engine.prompts
+        prompts = [made.read(one) for one in requests]
+        own = [prompt.labels[ANSWER] for prompt in prompts]
+        branches = [prompt.example(ids).chosen for prompt, ids in zip(prompts, own, strict=True)]
+        ids = [expanded(branch, made.infos, made.image_id)[0] for branch in branches]
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        inputs = own_inputs(engine.scorer, ids[0], made.load_images(pictures), engine.scorer.dtype)
+        longest, most = max(map(len, ids)), max(map(len, own))
+        inputs["input_ids"] = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
+        inputs["attention_mask"] = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+        model: Any = engine.scorer.model
+        with attention(engine.scorer.decoder.config, engine.scorer.own_attention), torch.no_grad():
+            logits = model(**inputs, use_cache=False, logits_to_keep=most + 1).logits[:, :-1]
+        logps = logits.log_softmax(-1)
+        return [
+            float(logps[n, -len(row) :].gather(1, torch.tensor(row)[:, None]).double().sum())
+            for n, row in enumerate(own)
+        ]
+
 
 def critique(models: Models) -> Iterator[Case]:
     """Two answers an image, as SIMA has them, and more. The seed's critic writes a reason and a verdict, greedily, in
@@ -130,7 +160,24 @@ def critique(models: Models) -> Iterator[Case]:
         )  # fmt: skip
 
 
-CASES: dict[str, Callable[[Models], Iterator[Case]]] = {"critique": critique}
+def logprobs(models: Models) -> Iterator[Case]:
+    """Answers of about 100 tokens that are there already, scored."""
+    images = range(len(models.pictures))
+    for number in models.numbers:
+        asked = [[models.finished(answer, image) for answer in models.answers(image, number)] for image in images]
+        yield Case(
+            "logprobs", f"{number} answers an image",
+            {
+                f"transformers, {ROW}": (partial(models.scored, asked[0][:1]), 1),
+                f"transformers, {BATCH}": (partial(models.scored, asked[0]), number),
+                "mmfast, 1 image": (partial(models.ours, asked[0]), number),
+                f"mmfast, {len(images)} images": (partial(models.ours, [*chain(*asked)]), number * len(images)),
+            },
+            row=f"transformers, {ROW}", batch=f"transformers, {BATCH}", bar=0,  # the issue names none
+        )  # fmt: skip
+
+
+CASES: dict[str, Callable[[Models], Iterator[Case]]] = {"critique": critique, "logprobs": logprobs}
 
 
 def measured(case: Case, repeats: int) -> Iterator[dict[str, Any]]:

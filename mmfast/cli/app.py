@@ -30,6 +30,7 @@ try:
     from mmfast.cli.generate import generate
     from mmfast.cli.grade import grade
     from mmfast.cli.judge import judge
+    from mmfast.cli.logprobs import logprobs
     from mmfast.cli.rounds import rounds
 except ModuleNotFoundError as error:
     missing(error)
@@ -51,6 +52,7 @@ app.command()(grade)
 app.command()(decompose)
 app.command()(check)
 app.command(context_settings={"ignore_unknown_options": True})(rounds)
+app.command()(logprobs)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]

@@ -14,7 +14,7 @@ Retries = Annotated[
 ]
 Temperature = Annotated[float | None, typer.Option(help="0: greedy (the default); retries are then drawn at 0.7.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Of a reply.", min=1)]
-Seed = Annotated[int | None, typer.Option(help="Of the replies; default: 0.")]
+Seed = Annotated[int | None, typer.Option(help="Of the replies, and of orders that are drawn; default: 0.")]
 Groups = Annotated[int, typer.Option("--limit", help="How many groups of answers are asked about; 0: all.", min=0)]
 
 

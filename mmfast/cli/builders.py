@@ -112,7 +112,9 @@ def pairs(
     scores: Path = SCORES,
     out: Path = TARGET,
     rule: str = typer.Option(
-        ..., help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; sima: a critic's verdicts; rlhfv: people's corrections."
+        ...,
+        help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; reward: highest implicit reward over lowest; sima: a critic's "
+        "verdicts; rlhfv: people's corrections.",
     ),
     score: str = typer.Option("", help="Score expression instead of the rule's own, e.g. 'Helpfulness + Coherence'."),
     margin: float = typer.Option(-1.0, help="Least difference of a pair; default: the rule's."),

@@ -135,7 +135,15 @@ def _told(report: dict[str, Any]) -> Iterator[str]:
     for name, own in report["people"].items():
         pace = f", {own['seconds']} s each" if own["seconds"] is not None else ""
         yield f"  {name}: {own['done']} done, {own['skipped']} skipped, {own['open']} open{pace}"
-    for name in ("skipped", "segments", "segments an answer", "rates", "verdicts", "mean scores"):
+    for name in (
+        "skipped",
+        "segments",
+        "places where words were added",
+        "segments an answer",
+        "rates",
+        "verdicts",
+        "mean scores",
+    ):
         if value := report.get(name):
             yield f"{name}: {_line(value)}"
     for name, value in report["agreement"].items():

@@ -18,6 +18,8 @@ from mmfast.cli.engine import (
     Model,
     Noise,
     Out,
+    Prices,
+    Recorded,
     RemoteCode,
     run_stage,
 )
@@ -37,11 +39,13 @@ def critique(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     preset: Annotated[str, typer.Option(help="sima: its self-critic's conditions.")] = "",
     prompt: PromptName = "",
     pairs: Annotated[str, typer.Option(help="all (the default), adjacent, greedy-sample.")] = "",
-    order: Annotated[str, typer.Option(help="both (the default): a verdict counts if they agree; one.")] = "",
+    order: Annotated[str, typer.Option(help="both (the default): a verdict counts if they agree; one; random.")] = "",
     read: Annotated[str, typer.Option(help="text (the default), or labels: the probability of either verdict.")] = "",
     retries: Retries = None,
     temperature: Temperature = None,
@@ -59,7 +63,15 @@ def critique(
     from mmfast.feedback.critique import critique as run
 
     chosen = Chosen.of(
-        engine, model, adapter=adapter, dtype=dtype, remote_code=remote_code, concurrency=concurrency, noise=noise
+        engine,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        remote_code=remote_code,
+        concurrency=concurrency,
+        noise=noise,
+        prices=prices,
+        recorded=recorded,
     )
     changes = given(prompt=prompt, pairs=pairs, order=order, read=read, retries=retries)
     critic = planned(preset, decode=given(temperature=temperature, max_tokens=max_tokens, seed=seed), **changes)

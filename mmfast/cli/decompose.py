@@ -19,6 +19,8 @@ from mmfast.cli.engine import (
     Model,
     Noise,
     Out,
+    Prices,
+    Recorded,
     RemoteCode,
     run_stage,
 )
@@ -38,7 +40,9 @@ def decompose(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     preset: Annotated[
         str, typer.Option(help="dgpref or rlaifv; with _compat: to the letter, its cuts and faults included.")
     ] = "dgpref",
@@ -65,7 +69,15 @@ def decompose(
     from mmfast.feedback.decompose import planned
 
     chosen = Chosen.of(
-        engine, model, adapter=adapter, dtype=dtype, remote_code=remote_code, concurrency=concurrency, noise=noise
+        engine,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        remote_code=remote_code,
+        concurrency=concurrency,
+        noise=noise,
+        prices=prices,
+        recorded=recorded,
     )
     own = dict(_named(text) for text in prompt or ())
     drawn = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}

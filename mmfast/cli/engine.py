@@ -33,6 +33,7 @@ ABILITY = {
     "repetition_penalty": "--repetition-penalty",
     "beams": "--beams",
     "stop": "--stop",
+    "score": "mmfast logprobs",
 }
 
 # The options, for the signatures of commands

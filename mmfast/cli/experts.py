@@ -26,7 +26,7 @@ from mmfast.cli.engine import (
 if TYPE_CHECKING:
     from mmfast.engines.base import Engine
     from mmfast.engines.stage import Tally
-    from mmfast.feedback.table import Table
+    from mmfast.feedback.routing import Routing
     from mmfast.job.runtime import Runtime
 
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Panelled(Chosen):
     """The experts of a table; those that ask an engine and name none ask the command's own."""
 
-    table: Table
+    routing: Routing
     own: dict[str, Any] = field(default_factory=dict)  # options of the command's engine
 
     def check(self, needs: set[str]) -> None:
@@ -46,17 +46,17 @@ class Panelled(Chosen):
 
     def open(self, runtime: Runtime, needs: set[str]) -> Engine:
         from mmfast.feedback.panel import Panel
-        from mmfast.feedback.table import open_experts
+        from mmfast.feedback.routing import open_experts
 
         def engine(options: Mapping[str, Any]) -> Engine:
             return self._chosen(options).open(runtime, needs)
 
-        return Panel(open_experts(self.table, engine, runtime.device))
+        return Panel(open_experts(self.routing, engine, runtime.device))
 
     def _engines(self) -> list[tuple[str, dict[str, Any]]]:
-        from mmfast.feedback.table import ENGINES, OF_ENGINE
+        from mmfast.feedback.routing import ENGINES, OF_ENGINE
 
-        used = [self.table.content.experts[name] for name in self.table.used]
+        used = [self.routing.content.experts[name] for name in self.routing.used]
         asking = [own for own in used if own["use"] in ENGINES]
         return [(own["use"], {key: own[key] for key in OF_ENGINE if key in own}) for own in asking]
 
@@ -89,9 +89,9 @@ def check(
     """Check each distinct item of an image once: verdict 1 (true), -1 (false), 0 (cannot be judged), -2 (what it is
     about is not there). A stopped command goes on where it was. Exit code 1 if more items failed than --allow."""
     # Every mistake in the options and the table is told before anything is opened
-    from mmfast.feedback.table import read_table
+    from mmfast.feedback.routing import read_routing
 
-    table = read_table(experts)
+    routing = read_routing(experts)
     own: dict[str, Any] = {
         "adapter": adapter,
         "dtype": dtype,
@@ -100,14 +100,14 @@ def check(
         "noise": noise,
     }
     given = {name: value for name, value in {"engine": engine, "model": model, **own}.items() if value}
-    if table.asks and not (engine and model):
-        raise ValueError(f"--experts {table.name}: its experts ask an engine: give --engine and --model")
-    if not table.asks and given:
+    if routing.asks and not (engine and model):
+        raise ValueError(f"--experts {routing.name}: its experts ask an engine: give --engine and --model")
+    if not routing.asks and given:
         raise ValueError(
-            f"--{next(iter(given)).replace('_', '-')} has no effect: every expert of {table.name} brings its own"
+            f"--{next(iter(given)).replace('_', '-')} has no effect: every expert of {routing.name} brings its own"
         )
-    chosen = Panelled(engine=engine, model=model, options={}, table=table, own=own)
-    if table.asks:
+    chosen = Panelled(engine=engine, model=model, options={}, routing=routing, own=own)
+    if routing.asks:
         Chosen.of(engine, model, **own)
 
     # Open, ask, count
@@ -116,7 +116,7 @@ def check(
 
         if out.resolve() == file.resolve() or out.resolve() in file.resolve().parents:
             raise ValueError(f"--out {out} holds the input {file}: name another folder")
-        check_routes(table, kinds_of(file, limit))
+        check_routes(routing, kinds_of(file, limit))
 
     def answered(made: Engine, runtime: Runtime) -> Tally:
         from mmfast.feedback.check import check as run

@@ -1,4 +1,5 @@
-"""`mmfast feedback import|export`: into our stages from the seeds' own files, and out of them again."""
+"""`mmfast feedback import|export|prompts`: into our stages from the seeds' own files, and out of them again; what is
+said to models."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import typer
 from mmfast.cli.builders import ANSWER, OPTION, QUESTIONS, options_of
 
 app = typer.Typer(
-    help="Enter and leave at any stage of a published pipeline (docs/pipelines.md).", no_args_is_help=True
+    help="Enter and leave at any stage of a published pipeline (docs/pipelines.md); prompts of the stages.",
+    no_args_is_help=True,
 )
 
 Images = Annotated[str, typer.Option(help="Root of relative image paths; default: beside the file of answers.")]
@@ -75,3 +77,30 @@ def leave(
         source, out, name, answers=answers, items=items, verdicts=verdicts, images=images, options=options_of(option)
     )
     typer.echo("\n".join([f"{out}: {left.rows} rows", *left.lines]))
+
+
+@app.command()
+def prompts(
+    name: Annotated[str, typer.Argument(help="Show this one; default: list them.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Copy it to this .toml file, to be edited.")] = None,
+) -> None:
+    """List the prompts of critics, judges and decomposing models, show one, or copy one out for --prompt FILE."""
+    from mmfast.feedback.prompts import known, place, prompt
+
+    if not name:
+        if out is not None:
+            raise ValueError("--out copies one prompt: name it (mmfast feedback prompts NAME --out FILE.toml)")
+        for each in known():
+            typer.echo(f"{each:20} {prompt(each).wording.about}")
+        return
+    prompt(name)  # an unknown one is told
+    if out is None:
+        typer.echo(place(name).read_text(encoding="utf-8"), nl=False)
+        return
+    if out.suffix != ".toml":
+        raise ValueError(f"{out.name}: a prompt is a .toml file")
+    if out.exists():
+        raise ValueError(f"{out} is there already: remove it, or name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(place(name).read_bytes())
+    typer.echo(f"{out}: edit it, and give it with --prompt (docs/feedback.md)")

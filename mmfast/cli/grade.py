@@ -28,8 +28,10 @@ def grade(
         str, typer.Option(help="The score of an answer of which nothing was judged: none, or best (0, as in DGPref).")
     ] = "none",
     beta: Annotated[float, typer.Option(help="Give the implicit reward: beta x (policy - reference).", min=0)] = 0.0,
-    policy: Annotated[str, typer.Option(help="Field of the policy's log-prob of an answer.")] = "logp",
-    reference: Annotated[str, typer.Option(help="Field of the reference's.")] = "ref_logp",
+    policy: Annotated[
+        str, typer.Option(help="The policy's log-probs: a folder of mmfast logprobs, or a field of the answers.")
+    ] = "logp",
+    reference: Annotated[str, typer.Option(help="The reference's: likewise.")] = "ref_logp",
     whole: Annotated[bool, typer.Option("--whole", help="The reward is the answer's, not a token's mean.")] = False,
     images: Annotated[str, typer.Option(help="Root of relative image paths of a file; default: beside it.")] = "",
 ) -> None:

@@ -18,6 +18,8 @@ from mmfast.cli.engine import (
     Model,
     Noise,
     Out,
+    Prices,
+    Recorded,
     RemoteCode,
     run_stage,
 )
@@ -37,9 +39,15 @@ def judge(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     concurrency: Concurrency = 0,
+    prices: Prices = "",
     noise: Noise = 0.0,
+    recorded: Recorded = None,
     preset: Annotated[str, typer.Option(help="mllm_dpo: five metrics from 0 to 4.")] = "",
     prompt: PromptName = "",
+    order: Annotated[
+        str,
+        typer.Option(help="one (the default): as answers come; random: drawn for each group; both: and turned round."),
+    ] = "",
     retries: Retries = None,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
@@ -56,12 +64,20 @@ def judge(
     from mmfast.feedback.judge import judge as run
 
     chosen = Chosen.of(
-        engine, model, adapter=adapter, dtype=dtype, remote_code=remote_code, concurrency=concurrency, noise=noise
+        engine,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        remote_code=remote_code,
+        concurrency=concurrency,
+        noise=noise,
+        prices=prices,
+        recorded=recorded,
     )
     how = planned(
         preset,
         decode=given(temperature=temperature, max_tokens=max_tokens, seed=seed),
-        **given(prompt=prompt, retries=retries),
+        **given(prompt=prompt, order=order, retries=retries),
     )
 
     def check() -> None:

@@ -21,6 +21,7 @@ ABILITIES = (
     "beams",
     "stop",  # stop strings
     "labels",  # log-probs of given continuations
+    "score",  # the log-prob of a finished answer
     "constraint",
     "logp",  # the answer's own log-prob
     "prefix",  # a last assistant message is continued
@@ -129,7 +130,8 @@ class About:
 class Request:
     """`messages` in TRL's form: {"role", "content": a text or a list of text and image parts}, images in the order of
     their parts. A last message of the assistant is a beginning that the answer continues. `labels`: continuations whose
-    log-prob is asked for; with n = 0 nothing is generated beside them."""
+    log-prob is asked for; with n = 0 nothing is generated beside them. `scored`: the last message is a finished answer,
+    whose own log-prob is asked for and nothing else: of the tokens that training scores, the end's among them."""
 
     key: str
     messages: tuple[dict[str, Any], ...]
@@ -138,10 +140,13 @@ class Request:
     decode: Decode = Decode()
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    scored: bool = False
     about: About | None = field(default=None, compare=False, repr=False)  # not part of its key
 
     def __post_init__(self) -> None:
-        if self.n < 0 or (self.n == 0 and not self.labels):
+        if self.scored and (self.n or self.labels or not self.messages or self.messages[-1]["role"] != "assistant"):
+            raise ValueError(f"request {self.key}: a finished answer is scored by itself, as the last message")
+        if self.n < 0 or (self.n == 0 and not self.labels and not self.scored):
             raise ValueError(f"request {self.key}: n = {self.n}, and there are no labels: nothing is asked for")
         if not self.messages or self.messages[-1]["role"] not in ("user", "assistant"):
             raise ValueError(f"request {self.key}: its last message must be the user's (or the answer's beginning)")
@@ -153,7 +158,8 @@ class Request:
         own = {
             "labels": bool(self.labels),
             "constraint": self.constraint is not None,
-            "prefix": self.messages[-1]["role"] == "assistant",
+            "score": self.scored,
+            "prefix": self.messages[-1]["role"] == "assistant" and not self.scored,
             "images": bool(self.images),
         }
         return self.decode.needs | {name for name, needed in own.items() if needed}
@@ -161,7 +167,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """One answer. A request of n samples gets n replies; one with n = 0 gets one, with its labels' log-probs."""
+    """One answer. A request of n samples gets n replies; one with n = 0 gets one, with its labels' log-probs, or with
+    `tokens` and `logp` of the answer that it scored."""
 
     key: str
     sample: int = 0
@@ -201,7 +208,7 @@ def canonical(value: Any) -> str:
 def key_of(*, stage: str, version: int, engine: dict[str, Any], request: Request, template: str = "") -> str:
     """Names what a stage makes of a request: all that makes the answer, but not where its images lie or how often it is
     asked for. A row is named by this and its sample's number."""
-    parts = {
+    parts: dict[str, Any] = {
         "stage": [stage, version],
         "engine": engine,
         "images": [picture.id for picture in request.images],
@@ -211,4 +218,5 @@ def key_of(*, stage: str, version: int, engine: dict[str, Any], request: Request
         "constraint": None if request.constraint is None else asdict(request.constraint),
         "template": template,
     }
+    parts |= {"scored": True} if request.scored else {}  # keys of before there were such requests stay
     return hashlib.sha256(canonical(parts).encode()).hexdigest()

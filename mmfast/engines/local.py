@@ -31,7 +31,7 @@ from mmfast.engines.constraints import Constraints
 from mmfast.engines.decode_attention import LEAST, PAGE, spare
 from mmfast.engines.decoding import Answer, Decoding
 from mmfast.engines.prefill import Prefilled
-from mmfast.engines.prompts import Prompt, Prompts
+from mmfast.engines.prompts import ANSWER, Prompt, Prompts
 from mmfast.files import weight_digests
 from mmfast.job.runtime import Runtime
 from mmfast.models.loading import PARTS, load
@@ -253,7 +253,7 @@ class Local:
         self.counts["prefilled"] += len(plan.pack.tokens)
         for one in found:
             if not one.prompt.n:
-                yield Reply(key=one.prompt.key, labels=one.labels)
+                yield _read(one)
             run.waiting.extend(self._answer(one, sample) for sample in range(one.prompt.n))
 
     def _loaded(self, plan: prefill.Plan) -> tuple[prefill.Plan | None, dict[str, Tensor], list[Reply]]:
@@ -291,7 +291,7 @@ class Local:
             self.counts["prefilled"] += len(kept.pack.tokens)
             for one in found:
                 if not one.prompt.n:
-                    replies.append(Reply(key=one.prompt.key, labels=one.labels))
+                    replies.append(_read(one))
                 for answer in [self._answer(one, sample) for sample in range(one.prompt.n)]:
                     generate = partial(row_by_row.generate, answer, self.prompts, self.scorer, self.ends)
                     self.scorer.inside(generate)
@@ -359,6 +359,14 @@ class Local:
         examples = [prompt.example(ids) for ids in prompt.labels.values()]
         prove(self.scorer, examples, self.prompts.infos, lambda _: self.prompts.load_images(prompt.pictures))
         self.proved = True
+
+
+def _read(one: Prefilled) -> Reply:
+    """Of a request that writes nothing: its labels' log-probs, or those of a finished answer."""
+    prompt = one.prompt
+    if prompt.scored:
+        return Reply(key=prompt.key, tokens=len(prompt.labels[ANSWER]), logp=one.labels[ANSWER])
+    return Reply(key=prompt.key, labels=one.labels)
 
 
 def _failed(asked: Request | Prompt, error: Exception) -> list[Reply]:

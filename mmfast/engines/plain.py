@@ -79,7 +79,7 @@ class Plain:
                 raise ValueError(f"{adapter} is no adapter of {model}: {cause}") from None
         self.model = self.model.to(self.device).eval()
         # What it can do
-        can = {"sample", "repetition_penalty", "beams", "stop", "labels", "logp"}
+        can = {"sample", "repetition_penalty", "beams", "stop", "labels", "score", "logp"}
         can |= {"prefix"} if self.prompts.continues else set()
         can |= {"images"} if reads_images(config) or remote_code else set()
         self.can = frozenset(can)
@@ -109,8 +109,13 @@ class Plain:
 
     def _answers(self, request: Request) -> list[Reply]:
         """All replies of a request, or none: an error is of the request as a whole."""
-        prompt = self.prompts.prompt(request)
         window = getattr(self.base.config.get_text_config(), "max_position_embeddings", None) or 0
+        if request.scored:
+            prompt, ids = self.prompts.answer(request)
+            if window and (length := len(prompt.ids) + len(ids)) > window:
+                raise BadRow("too-long", f"prompt and answer: {length} tokens, the model's window is {window}")
+            return [Reply(key=request.key, tokens=len(ids), logp=self._continuation(prompt, ids))]
+        prompt = self.prompts.prompt(request)
         room = window - len(prompt.ids) if window else request.decode.max_tokens
         if room < 1:
             raise BadRow("too-long", f"the prompt has {len(prompt.ids)} tokens, and the model's window is {window}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,9 @@ class Prompts(Protocol):
     def label(self, request: Request, prompt: Prompt, label: str) -> list[int]:
         """The ids of a label as the template continues the prompt with it, without what would close the answer."""
 
+    def answer(self, request: Request) -> tuple[Prompt, list[int]]:
+        """A finished answer, which is the last message: what stands before it, and its ids, the end's among them."""
+
     def inputs(self, prompt: Prompt, ids: Sequence[int]) -> dict[str, Tensor]:
         """The forward's inputs of these ids, which begin with the prompt's."""
 
@@ -68,7 +71,16 @@ class Rendered:
 
     def prompt(self, request: Request) -> Prompt:
         infos = self._infos(request.images)
-        branch, start = self._branch(request, infos, "")
+        return self._before(request, *self._branch(request, infos, ""), infos)
+
+    def answer(self, request: Request) -> tuple[Prompt, list[int]]:
+        infos = self._infos(request.images)
+        before = replace(request, messages=request.messages[:-1], scored=False, n=1)
+        branch, start = self._branch(before, infos, text_of(request.messages[-1]))
+        return self._before(request, branch, start, infos), branch.ids[start : branch.spans[-1][1]].tolist()
+
+    def _before(self, request: Request, branch: Branch, start: int, infos: Mapping[str, ImageInfo]) -> Prompt:
+        """What stands before the branch's id number `start`."""
         ids, starts = expanded(branch, infos, self.template.tokenizer.image_token_id)
         pixels: Mapping[str, Tensor] = {}
         if branch.images:
@@ -157,6 +169,14 @@ class Processed:
         lead = self._lead(request, text, label)
         before, whole = encoded(text), encoded(text + lead + label)
         return whole[len(before) :] if whole[: len(before)] == before else encoded(lead + label)
+
+    def answer(self, request: Request) -> tuple[Prompt, list[int]]:
+        text = text_of(request.messages[-1])
+        if not text.strip():
+            raise BadRow("empty-response", "the answer is empty")
+        before = replace(request, messages=request.messages[:-1], scored=False, n=1)
+        prompt, end = self.prompt(before), self.tokenizer.eos_token_id
+        return prompt, self.label(before, prompt, text) + ([] if end is None else [end])
 
     def inputs(self, prompt: Prompt, ids: Sequence[int]) -> dict[str, Tensor]:
         """An encoder reads the prompt alone; what follows it goes to the decoder."""

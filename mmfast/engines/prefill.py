@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmfast.engines.base import Picture
-from mmfast.engines.decode_attention import Stack
+from mmfast.engines.decode_attention import LEAST, Stack
 from mmfast.engines.prompts import Prompt, Prompts
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack, build_pack
@@ -84,7 +84,7 @@ def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled
     labelled = any(prompt.labels for prompt in plan.prompts)
     logps: Any = torch.zeros(len(pack.rows))
     if scorer.shared:
-        hidden = scorer.hidden_states(pack, kept)
+        hidden = scorer.hidden_states(pack, kept, read_of(pack.rows, len(pack.tokens)))
         logps = scorer.logprobs(hidden, pack) if labelled else logps
     elif labelled:
         logps = scorer(pack)
@@ -111,6 +111,16 @@ def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled
             one.hidden = hidden[last[number]].clone()
             one.position = int(positions[..., paths[number]].max()) + 1
     return out
+
+
+def read_of(rows: Tensor, size: int) -> Tensor:
+    """The rows of a pack that are read, each once; so many at least that a row's bits depend on no other (LEAST)."""
+    found = rows.to(torch.int64).unique()
+    if len(found) >= min(LEAST, size):
+        return found
+    rest = torch.ones(size, dtype=torch.bool, device=rows.device)
+    rest[found] = False
+    return torch.cat([found, rest.nonzero().flatten()[: LEAST - len(found)]])
 
 
 def path_to(pack: Pack, row: int) -> Tensor:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.images.index import measured
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
-from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.records import Branch, Example, ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
 from mmfast.data.text.templates import Template, parts, text_of
 from mmfast.data.text.tokens import Tokenizer
@@ -23,6 +25,8 @@ from mmfast.directory import directory
 from mmfast.engines.base import Constraint, Decode, Picture, Request
 from mmfast.families.base import Adapter
 from mmfast.packing.build import LoadImages
+
+ANSWER = ""  # the label under which a finished answer stands
 
 
 @dataclass(eq=False, kw_only=True)
@@ -37,6 +41,7 @@ class Prompt:
     slots: int  # its length, images expanded
     lead: str = ""  # what the template writes between the prompt and an answer; where there is a constraint
     labels: dict[str, list[int]] = field(default_factory=dict)  # the ids of each label, as the prompt's continuation
+    scored: bool = False  # the one label is a finished answer, under ANSWER
     choices: list[list[int]] = field(default_factory=list)  # of a choice constraint
 
     @property
@@ -72,6 +77,8 @@ class Prompts:
 
     def read(self, request: Request) -> Prompt:
         """Raises ValueError (BadRow) where the model cannot read it."""
+        if request.scored:
+            return self._answered(request)
         # The text and its ids
         text, _ = self._text(request, "")
         ids = self._with_bos(self.tokenizer.encode(text).ids)
@@ -104,6 +111,31 @@ class Prompts:
             if request.messages[-1]["role"] != "assistant":
                 prompt.lead = self._lead(self.template.messages_masked(request.messages)[0])
         return prompt
+
+    def _answered(self, request: Request) -> Prompt:
+        """A finished answer, by the tokens that training makes of it."""
+        shown = [self._look_up(picture) for picture in request.images]
+        builder = ExampleBuilder(self.template, DataSettings(max_length=1 << 30, turns="last"))
+        *before, answer = request.messages
+        record = Record(id=request.key, source=request.key, prompt=tuple(before), chosen=(answer,))
+        branch = builder.build(record, shown)[0].chosen
+        known = {picture.id: picture for picture in request.images}
+        begin, end = branch.spans[-1]
+        ids, own = branch.ids[:begin].tolist(), branch.ids[begin:end].tolist()
+        slots = self._slots(ids, [self.infos[name] for name in branch.images])
+        if self.window and slots + len(own) > self.window:
+            told = f"{slots + len(own)} tokens, the model's window is {self.window}"
+            raise BadRow("too-long", f"prompt and answer: {told}")
+        return Prompt(
+            key=request.key,
+            n=0,
+            decode=request.decode,
+            ids=ids,
+            pictures=tuple(known[name] for name in branch.images),
+            slots=slots,
+            labels={ANSWER: own},
+            scored=True,
+        )
 
     def stored(self, key: str, branch: Branch, store: ExampleStore, decode: Decode) -> Prompt:
         """Of an example as it lies in a store: the ids before its last response, and its pictures."""

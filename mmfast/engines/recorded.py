@@ -121,6 +121,7 @@ class Recorded:
                 "constraint": None if request.constraint is None else asdict(request.constraint),
                 "sample": sample if request.n else None,
             }
+            | ({"scored": True} if request.scored else {})
         )
 
     def _names(self, request: Request) -> list[str]:

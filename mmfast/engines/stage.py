@@ -302,7 +302,7 @@ def _why_unreadable(picture: Picture) -> str:
 
 def _debugged(request: Request, reply: Reply, row: dict[str, Any]) -> str:
     said = "\n".join(f"  {m['role']}: {_shown(m['content'])}" for m in request.messages)
-    said_back = repr(reply.text) if request.n else json.dumps(reply.labels)
+    said_back = repr(reply.text) if request.n else json.dumps(reply.labels or {"logp": reply.logp})
     shown = f"  reply ({reply.finish}): {said_back}\n  row: {json.dumps(row, ensure_ascii=False)}"
     return f"--- {row['key']}\n{said}\n{shown}"
 

@@ -18,6 +18,7 @@ from typing import Any
 from mmfast.data.text.templates import text_of
 from mmfast.engines.base import About, Picture, Reply, Request, refuse
 from mmfast.engines.presets import EIGHT
+from mmfast.engines.world_claims import DECOMPOSE, decomposed
 from mmfast.engines.world_verdicts import TASKS, chances
 from mmfast.files import sha256_of
 from mmfast.world.dataset import flawed_caption, read_lines
@@ -63,6 +64,9 @@ class World:
                     yield Reply(key=request.key, sample=sample, finish="error", error=str(error))
 
     def _reply(self, request: Request, sample: int) -> Reply:
+        about = request.about
+        if about is not None and about.task == DECOMPOSE:  # of a text alone
+            return Reply(key=request.key, text=about.say(decomposed(about.more["aspect"], about.answers[0])))
         if len(request.images) != 1:
             raise Unanswerable(f"the world answers about one picture, and the request has {len(request.images)}")
         scene = self._scene(request.images[0])

@@ -76,7 +76,7 @@ def overlapping(a: list[Row], b: list[Row]) -> list[tuple[Row, Row]]:
     out, i, j = [], 0, 0
     while i < len(a) and j < len(b):
         (first, end), (other, last) = a[i]["span"], b[j]["span"]
-        if first < last and other < end:
+        if (first < last and other < end) or (first, end) == (other, last):  # words added at one place are alike
             out.append((a[i], b[j]))
             i, j = i + 1, j + 1
         elif end <= other:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,12 @@ def unlike(answers: Iterable[Answer]) -> tuple[list[Answer], list[Answer]]:
             same.append(answer)
     chosen = {id(answer) for answer in kept.values()}
     return [answer for answer in answers if id(answer) in chosen], same
+
+
+def drawn_order(answers: Sequence[Answer], seed: int) -> list[Answer]:
+    """In an order that follows from the seed and these answers' keys alone."""
+    together = canonical([seed, sorted(answer.key for answer in answers)])
+    return sorted(answers, key=lambda answer: hashlib.sha256(f"{together}{answer.key}".encode()).digest())
 
 
 def lacking(prompt: Prompt, said: dict[str, str], *names: str) -> str:

@@ -22,7 +22,7 @@ from mmfast.engines.stage import MANIFEST, Owned, Stage, Tally
 from mmfast.feedback.experts import FALSE, OPEN, TRUE, UNSEEN, Verdict, names_of
 from mmfast.feedback.items import Decomposed, Item, read_items
 from mmfast.feedback.panel import Panel, Question
-from mmfast.feedback.table import Table
+from mmfast.feedback.routing import Routing
 from mmfast.job.runtime import Runtime
 from mmfast.progress import Parts
 
@@ -47,8 +47,8 @@ def check(
     """Check the items of a folder that `decompose` wrote. `limit`: how many answers are read (0: all)."""
     # What is to be checked, and by whom
     wanted = gathered(source, Pictures(Path("/"), out), limit)
-    check_routes(panel.opened.table, {item.kind for some in wanted.values() for item, _, _ in some.items.values()})
-    table, identity = panel.opened.table, agreed(panel, runtime)
+    check_routes(panel.opened.routing, {item.kind for some in wanted.values() for item, _, _ in some.items.values()})
+    routing, identity = panel.opened.routing, agreed(panel, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
 
     def items(owned: Owned) -> Iterator[stage.Item | None]:
@@ -63,7 +63,7 @@ def check(
         "stage": NAME,
         "version": VERSION,
         "engine": identity,
-        "template": {table.name: {"digest": table.digest}},
+        "template": {routing.name: {"digest": routing.digest}},
         "input": source.name,
     }
     work = Stage(out=out, made_by=made_by, items=items, row=row, whole=not limit, counts=counted)
@@ -114,10 +114,10 @@ def kinds_of(source: Path, limit: int = 0) -> set[str]:
     return {item.kind for answer in chain([first], answers) for item in answer.items}
 
 
-def check_routes(table: Table, kinds: set[str]) -> None:
-    if missing := sorted(kinds - set(table.content.route)):
+def check_routes(routing: Routing, kinds: set[str]) -> None:
+    if missing := sorted(kinds - set(routing.content.route)):
         raise ValueError(
-            f"--experts {table.name}: no expert is given the kind {missing[0]}: add it to [route] "
+            f"--experts {routing.name}: no expert is given the kind {missing[0]}: add it to [route] "
             f'({missing[0]} = "skip" leaves it unchecked)'
         )
 

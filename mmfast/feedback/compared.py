@@ -32,8 +32,8 @@ class Verdict:
 
 
 def paired(rows: Iterable[dict[str, Any]], orders: tuple[str, ...]) -> Iterator[Verdict]:
-    """Every pair once, in the order of its first row. Where several orders were asked for, a verdict counts only if
-    they agree."""
+    """Every pair once, in the order of its first row. `orders`: those that were asked for; a verdict counts only if all
+    agree. None: each pair was shown in one that was drawn."""
     pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
         pairs.setdefault((row["a"], row["b"]), {})[row.get("order", "ab")] = row
@@ -57,7 +57,7 @@ def _together(a: str, b: str, shown: dict[str, dict[str, Any]], orders: tuple[st
         a=a,
         b=b,
         verdict=None if problems else said.pop(),
-        p=sum(ps) / len(ps) if len(ps) == len(orders) else None,
+        p=sum(ps) / len(ps) if len(ps) == max(len(orders), 1) else None,
         problem=problems[0] if problems else "",
         rows=found,
     )

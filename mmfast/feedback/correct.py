@@ -178,7 +178,7 @@ def _checks(answer: str, task: str) -> Callable[[dict[str, Any]], dict[str, Any]
 
 def segments(answer: str, given: Any, *, rewritten: bool) -> list[dict[str, Any]]:
     """Segments in the answer's order: {span, kind, from, to}, spans in code points. They do not overlap; `rewritten`:
-    each must say something else than before (or nothing)."""
+    each must say something else than before (or nothing), and one without characters adds words at its place."""
     if not isinstance(given, list):
         raise ValueError("segments are a list")
     out = []
@@ -187,19 +187,25 @@ def segments(answer: str, given: Any, *, rewritten: bool) -> list[dict[str, Any]
             (first, end), kind, told = one["span"], one["kind"], one["to"]
         except (KeyError, TypeError, ValueError):
             raise ValueError("a segment has a span, a kind and what it is rewritten to") from None
-        if any(type(n) is not int for n in (first, end)) or not 0 <= first < end <= len(answer):
+        least = 0 if rewritten else 1
+        if any(type(n) is not int for n in (first, end)) or not (
+            0 <= first <= end <= len(answer) and end - first >= least
+        ):
             raise ValueError(f"the segment {[first, end]} is not within the answer's {len(answer)} characters")
         if kind not in KINDS:
             raise ValueError(f"“{answer[first:end]}” has no kind: name one of {', '.join(KINDS)}")
         if not isinstance(told, str):
             raise ValueError(f"“{answer[first:end]}” is rewritten to no text")
+        if first == end and not told.strip():
+            raise ValueError("words are to be added, and there are none: write them, or unmark the place")
         if rewritten and told == answer[first:end]:
             raise ValueError(f"“{answer[first:end]}” is marked, but not rewritten: rewrite it, or unmark it")
         out.append({"span": [first, end], "kind": kind, "from": answer[first:end], "to": told})
     out.sort(key=lambda one: one["span"])
     for one, other in pairwise(out):
-        if one["span"][1] > other["span"][0]:
-            raise ValueError(f"“{one['from']}” and “{other['from']}” overlap: they are one segment")
+        if one["span"][1] > other["span"][0] or one["span"] == other["span"]:
+            said, beside = (f"“{part['from']}”" if part["from"] else "what is added" for part in (one, other))
+            raise ValueError(f"{said} and {beside} overlap: they are one segment")
     return out
 
 

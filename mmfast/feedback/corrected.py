@@ -14,6 +14,7 @@ from typing import Any
 from mmfast.data.convert import Conversion, write_records
 from mmfast.data.formats.messages import answer as said
 from mmfast.data.records import Record
+from mmfast.data.text.segments import without_blanks
 from mmfast.data.text.templates import text_of
 from mmfast.engines.people_desk import Work
 from mmfast.engines.stage import MANIFEST
@@ -101,13 +102,16 @@ class Folder:
 
 
 def _found(done: list[Done]) -> dict[str, Any]:
-    """Segments by kind, and the share of works with at least one: MHumanEval's rates, in percent."""
-    kinds = Counter(one["kind"] for d in done for one in d.row["segments"])
-    types = [{_type(one["kind"]) for one in d.row["segments"]} for d in done]
+    """Segments by kind, and the share of works with at least one: MHumanEval's rates, in percent. Words that were added
+    are no fault of what was said."""
+    kinds = Counter(one["kind"] for d in done for one in d.row["segments"] if one["from"])
+    types = [{_type(one["kind"]) for one in d.row["segments"] if one["from"]} for d in done]
+    added = sum(not one["from"] for d in done for one in d.row["segments"])
     rates = {name: sum(name in found for found in types) for name in (*TYPES.values(), OTHERS)}
     rates["all"] = sum(map(bool, types))
     return {
         "segments": dict(kinds.most_common()),
+        **({"places where words were added": added} if added else {}),
         "segments an answer": round(kinds.total() / len(done), 2) if done else None,
         "rates": {name: round(100 * number / len(done), 2) for name, number in rates.items()} if done else {},
     }
@@ -147,7 +151,9 @@ def _corrected_pairs(folder: Folder) -> tuple[list[Record], dict[str, int]]:
             counts["corrected alike by another"] += 1
             continue
         made.add((one.shown.key, text))
-        spans = {"chosen": corrected(old, found)[1], "rejected": [tuple(s["span"]) for s in found]}
+        # Blanks at the ends belong to the tokens of the words behind them
+        new = [without_blanks(text, *span) for span in corrected(old, found)[1]]
+        spans = {"chosen": new, "rejected": [without_blanks(old, *s["span"]) for s in found]}
         meta = {"kinds": [s["kind"] for s in found], "seconds": one.row["seconds"]}
         out.append(
             _record(
@@ -247,6 +253,7 @@ def write_mhumaneval(folder: Folder, target: Path) -> list[str]:
             "hallucinations": [
                 {"span": s["span"], "text": s["from"], "kind": s["kind"], "type": _type(s["kind"])}
                 for s in one.row["segments"]
+                if s["from"]  # an addition marks nothing that was said
             ],
         }
 

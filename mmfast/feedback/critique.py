@@ -1,6 +1,7 @@
 """The stage `critique`: which of two answers is better. A row is one comparison, the two shown in one order.
 
 A critic that likes what it sees first is found out by showing both orders: then a verdict counts only if they agree.
+In an order that is drawn for each pair such a liking falls on both alike.
 `verdicts` puts the rows of a pair together.
 """
 
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from mmfast.engines.base import About, Decode, Engine, Reply
 from mmfast.engines.stage import Tally
 from mmfast.feedback.answers import Answer, read_answers
-from mmfast.feedback.asking import Ask, Asking, Read, dialogue, lacking, manifest, one_question, unlike
+from mmfast.feedback.asking import Ask, Asking, Read, dialogue, drawn_order, lacking, manifest, one_question, unlike
 from mmfast.feedback.compared import DISAGREE, Verdict, paired
 from mmfast.feedback.folders import current
 from mmfast.feedback.prompts import Prompt, prompt
@@ -26,10 +27,9 @@ from mmfast.job.runtime import Runtime
 
 NAME, VERSION = "critique", 1
 NEEDS, OFFERS = ("a", "b"), ("question", "truth")  # slots of its prompts
-ORDERS = {"one": ("ab",), "both": ("ab", "ba")}
+ORDERS = {"one": ("ab",), "both": ("ab", "ba"), "random": ()}  # orders that a pair must have; (): whichever was drawn
 READS = ("text", "labels")
 PAIRS = ("greedy-sample", "all", "adjacent")
-GENERATES = ("decode", "retries")  # what only a text needs
 PRESETS: dict[str, dict[str, Any]] = {
     # SIMA shows the sampled answer first and the greedy one second, once, and drops what its parser cannot read
     "sima": {
@@ -45,7 +45,8 @@ class Critic:
     """How a critic is asked."""
 
     prompt: Prompt
-    order: Literal["one", "both"] = "both"
+    order: Literal["one", "both", "random"] = "both"
+    order_seed: int = 0  # of the orders that are drawn
     read: Literal["text", "labels"] = "text"
     pairs: Literal["greedy-sample", "all", "adjacent"] = "all"
     retries: int = 2
@@ -69,9 +70,14 @@ def planned(preset: str = "", *, decode: dict[str, Any] | None = None, **changes
     for name, known in (("order", (*ORDERS,)), ("read", READS), ("pairs", PAIRS)):
         if (value := settings.get(name, known[0])) not in known:
             raise ValueError(f"--{name} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
+    # The seed is of what is drawn: orders, and replies
+    decode = decode or {}
+    if settings.get("order") == "random" and "seed" in decode:
+        settings["order_seed"] = decode["seed"]
+        decode = {k: v for k, v in decode.items() if k != "seed" or settings.get("read") != "labels"}
     # What only a text needs
     if settings.get("read") == "labels":
-        given = [f"--{name.replace('_', '-')}" for name in (*(decode or {}), *(n for n in changes if n == "retries"))]
+        given = [f"--{name.replace('_', '-')}" for name in (*decode, *(n for n in changes if n == "retries"))]
         if given:
             raise ValueError(f"{given[0]} has no effect with --read labels: nothing is generated")
         settings |= {"retries": 0, "decode": Decode()}
@@ -110,7 +116,8 @@ def critique(
         read=lambda ask, reply: _read(critic, ask, reply),
         decode=critic.decode,
         retries=critic.retries,
-        made_by={"order": critic.order, "read": critic.read},
+        made_by={"order": critic.order, "read": critic.read}
+        | ({"order_seed": critic.order_seed} if critic.order == "random" else {}),
         counts=lambda rows: counts(rows, ORDERS[critic.order]),
     )
     told = f"{source.name}, pairs {critic.pairs}"
@@ -152,7 +159,8 @@ def _asks(critic: Critic, group: list[Answer]) -> Iterator[Ask]:
             problem=f"this question has {lacks} to compare",
         )  # fmt: skip
     for a, b in pairs:
-        for order in ORDERS[critic.order]:
+        drawn = "ab" if drawn_order([a, b], critic.order_seed)[0] is a else "ba"
+        for order in ORDERS[critic.order] or (drawn,):
             yield _ask(critic, a, b, order)
 
 

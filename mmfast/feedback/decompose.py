@@ -159,6 +159,8 @@ class Reader:
     def __init__(self, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.can = engine, plan, engine.can
         self.constrained = not plan.compat and follows_regex(engine)
+        # Also behind a record, and where that alone is left of it
+        self.world = engine.identity().get("engine") == "world"
         self.kept: dict[str, dict[str, Reply]] = {}  # what could be read of answers that are asked for again
 
     def identity(self) -> dict[str, Any]:
@@ -194,12 +196,12 @@ class Reader:
     def _ask(self, wanted: list[tuple[Request, str]], found: dict[str, dict[str, Reply]]) -> None:
         asked = {}
         for request, aspect in wanted:
-            if self.plan.prompts[aspect].wording.parser == QUOTED and not _is_world(self.engine):
+            if self.plan.prompts[aspect].wording.parser == QUOTED and not self.world:
                 found[request.key][aspect] = Reply(key=request.key)
             else:
                 made = self._request(request, aspect, self._claims(found[request.key]))
                 asked[made.key] = made, request.key, aspect
-        for reply in self._replies(made for made, *_ in asked.values()):
+        for reply in self.engine.answer(made for made, *_ in asked.values()):
             _, key, aspect = asked[reply.key]
             found[key][aspect] = reply
 
@@ -215,9 +217,6 @@ class Reader:
             constraint=Constraint(regex=regex) if regex else None,
             about=replace(about, say=partial(written, aspect), more={"aspect": aspect}),
         )
-
-    def _replies(self, requests: Iterable[Request]) -> Iterable[Reply]:
-        return map(of_world, requests) if _is_world(self.engine) else self.engine.answer(requests)
 
     def _whole(self, request: Request, found: dict[str, Reply]) -> Reply:
         silent = Reply(key="", finish="error", error="the engine gave no answer")
@@ -297,25 +296,8 @@ def follows_regex(engine: Engine) -> bool:
     """Can replies be held to a regular expression here?"""
     if "constraint" not in engine.can:
         return False
-    local = getattr(engine, "constraints", None)
+    local = getattr(getattr(engine, "engine", None) or engine, "constraints", None)  # also behind a record
     return local is None or not local.why_not(Constraint(regex="a"))
-
-
-def _is_world(engine: Engine) -> bool:
-    from mmfast.engines.world import World
-
-    return isinstance(engine, World)
-
-
-def of_world(request: Request) -> Reply:
-    from mmfast.feedback.experts.world import decomposed
-
-    about = request.about
-    assert about is not None
-    if about.more["aspect"] == QUESTIONS:
-        lines = "\n".join(f"- {question}" for _, question in decomposed(CLAIMS, about.answers[0]))
-        return Reply(key=request.key, text=lines)
-    return Reply(key=request.key, text=about.say(decomposed(about.more["aspect"], about.answers[0])))
 
 
 def counted(rows: Iterator[dict[str, Any]]) -> dict[str, int]:

@@ -7,7 +7,8 @@ images inside their rows, or whose images lie under another root.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,15 @@ from mmfast.feedback.answer import Answer
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.expert_scores import parse_decomposition
+from mmfast.feedback.items import Item, item_of, quoted
 from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds import rlaifv
+from mmfast.feedback.spans import span_of
 from mmfast.job.runtime import Runtime
 
 DECOMPOSE, GENERATE, VERSION = "decompose", "generate", 1
 IMPORTED = "imported"  # in a template's place: rows of stages say which wording made them
 DIGEST = hashlib.sha256(IMPORTED.encode()).hexdigest()
-KINDS = {"entity": "object", "attribute": "attribute", "count": "count", "relation": "relation"}
-ASKED = {
-    "object": "Is there a {0}?", "attribute": "Is the {1} {0}?", "count": "Are there {0} {1}?",
-    "relation": "Is the {0} {1} the {2}?",
-}  # fmt: skip
 
 
 def enter(
@@ -117,9 +115,11 @@ def _rows(answers: Iterator[Answer], items: Any, done: Done) -> Iterator[dict[st
         }  # fmt: skip
 
 
-def _item(kind: str, args: tuple[str, ...], claim: str, question: str) -> dict[str, Any]:
-    told = {"kind": kind, "args": list(args), "claim": claim, "question": question}
-    return {**told, "negated": False, "span": None}
+def _laid(items: Iterable[Item], one: Answer, done: Done) -> list[dict[str, Any]]:
+    """Each on the characters that it came from, as decompose lays its own."""
+    laid = [replace(item, span=span_of(one.text, item.claim)).row() for item in items]
+    done.counts["items without words of their own in the answer (span null)"] += sum(not row["span"] for row in laid)
+    return laid
 
 
 def _facts(done: Done) -> Any:
@@ -128,20 +128,28 @@ def _facts(done: Done) -> Any:
         if len(facts) != len(asked):
             done.counts["answers whose facts and questions differ in number: without questions"] += 1
             asked = [""] * len(facts)
-        return [_item("claim", (), fact, str(question)) for fact, question in zip(facts, asked, strict=True)]
+        pairs = zip(facts, map(str, asked), strict=True)
+        return _laid([Item(kind="claim", claim=fact, question=question) for fact, question in pairs], one, done)
 
     return of
 
 
 def _decompositions(source: Path, done: Done) -> Any:
-    """By the caption's name: "{idx}_{k}"."""
-    table: dict[str, list[dict[str, Any]]] = {}
+    """By the caption's name: "{idx}_{k}". Kinds and questions are those of our own decompositions, and what a caption
+    quotes is a text, as DGPref finds it."""
+    table: dict[str, list[Item]] = {}
     for row in iterate(source):
         if isinstance(row.value, BadRow) or pickles.kind_of(row.value["value"]) != "decomposition":
             raise ValueError(f"{row.source} is no decomposition")
         table[row.value["key"]] = [
-            _item(KINDS[aspect], parts, " ".join(parts), ASKED[KINDS[aspect]].format(*parts))
+            item_of(aspect, parts)
             for aspect, some in parse_decomposition(row.value["value"]).items()
             for parts in dict.fromkeys(some)
         ]
-    return lambda one: table.get(one.prompt_id)
+
+    def of(one: Answer) -> list[dict[str, Any]] | None:
+        if one.prompt_id not in table:
+            return None
+        return _laid([*table[one.prompt_id], *(item_of("text", (said,)) for said in quoted(one.text))], one, done)
+
+    return of

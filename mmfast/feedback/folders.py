@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.problems import BadRow
+from mmfast.data.text.segments import without_blanks
 from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, read_claims
 from mmfast.feedback.compared import Verdict, paired
@@ -105,18 +106,36 @@ def _answered(folder: Path, manifest: dict[str, Any], reading: Reading, base: Ba
 
 def _judged(folder: Path, manifest: dict[str, Any], reading: Reading, base: Base) -> Iterator[Answer]:
     """Every judged answer with its numbers and the judge's own answer. One that the judge said nothing of has no
-    scores: who asks for them is told why."""
+    scores: who asks for them is told why. Where answers were shown in several orders, numbers are means of these, and a
+    metric counts that has a number in each."""
     known = {one.key: one for one in base()}
+    orders = 2 if manifest.get("order") == "both" else 1
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in whole_rows(current(folder, manifest, reading.notes), folder, answers=list, scores=dict):
-        source, judged = f"{folder}:{row['key'][:12]}", row["scores"]
-        for key in map(str, row["answers"]):
+        found.setdefault(tuple(map(str, row["answers"])), []).append(row)
+    for keys, some in found.items():
+        source, alone = f"{folder}:{some[0]['key'][:12]}", len(some[0].get("shown") or ()) == 1
+        reference = next(({"reference": row["reference"]} for row in some if row.get("reference")), {})
+        for key in keys:
             if key not in known:
                 reading.bad(source, BadRow("answers", _unknown(folder, key)))
                 continue
-            one, scores = known[key], judged.get(key)
-            numbers = {name: value for name, value in (scores or {}).items() if _is_number(value)}
-            reference = {"reference": row["reference"]} if row.get("reference") else {}
-            yield replace(one, source=source, scores=numbers, meta={**one.meta, **reference})
+            numbers = _means([row["scores"].get(key) or {} for row in some], 1 if alone else orders)
+            yield replace(known[key], source=source, scores=numbers, meta={**known[key].meta, **reference})
+
+
+def _means(scores: list[dict[str, Any]], orders: int) -> dict[str, float]:
+    """Of the metrics that so many orders have a number for."""
+    found: dict[str, list[float]] = {}
+    for one in scores:
+        for name, value in one.items():
+            if _is_number(value):
+                found.setdefault(name, []).append(value)
+    return {
+        name: sum(numbers) / orders if orders > 1 else numbers[0]
+        for name, numbers in found.items()
+        if len(numbers) >= orders
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -137,6 +156,7 @@ INSTEAD = {
     "correct": "it holds corrections (mmfast data pairs --rule rlhfv)",
     "decompose": "its items are no scores yet (mmfast check, then mmfast grade)",
     "check": "its verdicts are no scores yet (mmfast grade)",
+    "logprobs": "its log-probs are no scores yet (mmfast grade --beta)",
 }
 
 
@@ -147,7 +167,7 @@ def compared(folder: Path, reading: Reading) -> Iterator[Verdict]:
     """Every pair of a folder of critique once."""
     manifest = _manifest(folder, "critique", "mmfast critique")
     _told(folder, manifest, reading)
-    orders = ("ab", "ba") if manifest.get("order") == "both" else ("ab",)
+    orders = {"both": ("ab", "ba"), "random": ()}.get(str(manifest.get("order")), ("ab",))
     yield from paired(whole_rows(current(folder, manifest, reading.notes), folder, a=str, b=str), orders)
 
 
@@ -215,12 +235,16 @@ def corrections(folder: Path, reading: Reading, base: Base) -> tuple[Iterator[Pa
 
 
 def _marked(segments: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
-    """What was marked, and what stands for it in the corrected answer."""
-    new, old, shift = [], [], 0
+    """What was marked, and what stands for it in the corrected answer; without blanks at the ends, which belong to the
+    tokens of the words behind them. Added words have no place in what was."""
+    new: list[tuple[int, int]] = []
+    old: list[tuple[int, int]] = []
+    shift = 0
     for one in sorted(segments, key=lambda one: one["span"]):
         first, end = one["span"]
-        old.append((first, end))
-        new.append((first + shift, first + shift + len(one["to"])))
+        for side, said, at in ((old, one["from"], first), (new, one["to"], first + shift)):
+            a, b = without_blanks(said, 0, len(said))
+            side.append((at + a, at + b))
         shift += len(one["to"]) - (end - first)
     return {"chosen": new, "rejected": old}
 

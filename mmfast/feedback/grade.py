@@ -2,7 +2,8 @@
 
     claims   minus the number of claims that do not hold (RLAIF-V's rule takes this)
     score    minus their share of the judged ones, or their number; aspects that are named twice count twice (DGPref's)
-    reward   beta x (policy's log-prob - reference's), a token's mean unless asked otherwise (RLAIF-V's best of N)
+    reward   beta x (policy's log-prob - reference's), a token's mean unless asked otherwise (RLAIF-V's best of N);
+             log-probs come from folders of `mmfast logprobs`, or from columns
 
 An answer of which nothing was judged has no `claims` and no `score`: it is neither good nor bad, and is counted.
 """
@@ -13,19 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfast.engines.base import Picture, canonical
+from mmfast.engines.base import Picture
 from mmfast.engines.stage import rows
 from mmfast.feedback.answer import Answer, Claim, false_claims
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.computed import Done, write_folder
 from mmfast.feedback.folders import current, whole_rows
+from mmfast.feedback.items import KINDS, Item
+from mmfast.feedback.logprobs import Scored
 from mmfast.feedback.reading import manifest_of
 from mmfast.feedback.seeds.rlaifv import question_of
 from mmfast.job.runtime import Runtime
 
 NAME, VERSION = "grade", 1
 TRUE, FALSE = 1, -1  # verdicts; 0 and -2 (its thing is not there) judge nothing
-KINDS = ("object", "attribute", "count", "relation", "scale", "spatial", "text", "claim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Grading:
     unjudged: str = "none"  # the score of an answer of which nothing was judged: "none", or "best" (0) as in DGPref
     beta: float = 0.0  # of the implicit reward; 0: none
     normalise: bool = True  # the reward is a token's mean
-    policy: str = "logp"  # fields of meta, or of the row, that hold the answer's log-probs
+    policy: str = "logp"  # a folder of logprobs; or the field of meta, or of the row, that holds the log-prob
     reference: str = "ref_logp"
 
     def __post_init__(self) -> None:
@@ -70,15 +72,18 @@ def grade(
         raise ValueError(f"--out {out} is or holds what is read: name another folder")
     # What was said, and what was found of it
     done = Done()
+    rewards = Rewards(grading, done) if grading.beta else None
     by_answer = None if items is None else items_of(items, done.notes)
     checked = None if verdicts is None else Checked(verdicts, done.notes)
-    grader = _Grader(grading, by_answer, checked, done)
+    grader = _Grader(grading, by_answer, checked, rewards, done)
     found = read_answers(answers, images=images, notes=done.notes)
     # A folder of rows, written whole
     made_by = {
         "stage": NAME,
         "version": VERSION,
         **asdict(grading),
+        "policy": Path(grading.policy).name,
+        "reference": Path(grading.reference).name,
         "input": answers.name,
         "items": "" if items is None else items.name,
         "verdicts": "" if verdicts is None else verdicts.name,
@@ -118,13 +123,13 @@ class Checked:
     def __init__(self, folder: Path, notes: list[str]) -> None:
         _told(folder, notes)
         self.notes = notes
-        found = whole_rows(rows(folder), folder, image=str, kind=str, verdict=int)
-        self.rows = {(row["image"], item_name(row)): row for row in found}
+        found = whole_rows(rows(folder), folder, image=str, kind=str, claim=str, verdict=int)
+        self.rows = {(row["image"], Item.of(row).name): row for row in found}
         self.ids: dict[Any, str] = {}  # image -> id: each file is read once
 
     def of(self, one: Answer, item: dict[str, Any]) -> dict[str, Any] | None:
         """None where it was not checked."""
-        return self.rows.get(("+".join(self._id(picture) for picture in one.images), item_name(item)))
+        return self.rows.get(("+".join(self._id(picture) for picture in one.images), Item.of(item).name))
 
     def _id(self, image: Any) -> str:
         """The image's name in the rows; "" where it is gone, so that nothing is found of it."""
@@ -142,22 +147,16 @@ def _told(folder: Path, notes: list[str]) -> None:
         notes.append(f"{folder} is not complete: what it holds is read")
 
 
-def item_name(row: dict[str, Any]) -> str:
-    """What is checked: equal for items of several answers that ask the same of an image."""
-    asked = str(row.get("question") or "")
-    told = "" if asked else row.get("claim")
-    return canonical([row["kind"], list(row.get("args") or ()), asked, bool(row.get("negated")), told])
-
-
 class _Grader:
     def __init__(
         self,
         grading: Grading,
         items: dict[str, list[dict[str, Any]]] | None,
         checked: Checked | None,
+        rewards: Rewards | None,
         done: Done,
     ) -> None:
-        self.grading, self.items, self.checked, self.done = grading, items, checked, done
+        self.grading, self.items, self.checked, self.rewards, self.done = grading, items, checked, rewards, done
 
     def row(self, one: Answer) -> dict[str, Any]:
         """The row of an answer."""
@@ -181,8 +180,8 @@ class _Grader:
                     [text, holds, None if span is None else list(span), p] for _, (text, holds, span, p) in claims
                 ]
                 told |= {"claims": rows_of, "questions": [question_of(item) for item in self.items[one.key]]}
-        if self.grading.beta:
-            told["scores"] |= self._reward(one)
+        if self.rewards is not None:
+            told["scores"] |= self.rewards.of(one)
         return told
 
     def _claims(
@@ -225,12 +224,42 @@ class _Grader:
         self.done.counts["short answers"] += words < least
         return (least - words) / least if words < least else 0.0
 
-    def _reward(self, one: Answer) -> dict[str, float]:
-        """beta x (log pi - log ref), a token's mean. Log-probs come from the answer's row or from its meta."""
-        names = (self.grading.policy, self.grading.reference, *(["tokens"] if self.grading.normalise else []))
-        found = [one.meta.get(name) for name in names]
-        numbers = [float(n) for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
-        if len(numbers) < len(names) or (self.grading.normalise and numbers[2] <= 0):
+
+class Rewards:
+    """beta x (log pi - log ref) of answers: a token's mean, or the whole."""
+
+    def __init__(self, grading: Grading, done: Done) -> None:
+        self.grading, self.done = grading, done
+        self.policy, self.reference = (
+            Scored(Path(name), done.notes) if manifest_of(Path(name)) is not None else name
+            for name in (grading.policy, grading.reference)
+        )
+        for option, side in (("--policy", self.policy), ("--reference", self.reference)):
+            if isinstance(side, str) and Path(side).name != side:
+                raise ValueError(f"{option} {side} is no folder of mmfast logprobs, and no name of a field")
+        sides = [side for side in (self.policy, self.reference) if isinstance(side, Scored)]
+        if len(sides) == 2 and sides[0].same_model(sides[1]):
+            raise ValueError("--policy and --reference were scored by the same model: every reward would be 0")
+
+    def of(self, one: Answer) -> dict[str, float]:
+        """Nothing where a log-prob is missing, or where the two are of other tokens: that is counted."""
+        logp, tokens = _logp(self.policy, one)
+        ref, own = _logp(self.reference, one)
+        if logp is None or ref is None or (self.grading.normalise and not tokens):
             self.done.counts["without log-probs"] += 1
             return {}
-        return {"reward": self.grading.beta * (numbers[0] - numbers[1]) / (numbers[2] if self.grading.normalise else 1)}
+        if isinstance(self.reference, Scored) and tokens and tokens != own:
+            self.done.counts["whose tokens are others for policy and reference: without a reward"] += 1
+            return {}
+        return {"reward": self.grading.beta * (logp - ref) / (tokens if self.grading.normalise else 1)}
+
+
+def _logp(side: Scored | str, one: Answer) -> tuple[float | None, float]:
+    """(The answer's log-prob, its number of tokens; 0 where that is not known.)"""
+    if isinstance(side, Scored):
+        return side.rows.get(one.key, (None, 0))
+    logp, tokens = (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        for value in (one.meta.get(side), one.meta.get("tokens"))
+    )
+    return logp, tokens if tokens and tokens > 0 else 0

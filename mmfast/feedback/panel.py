@@ -14,7 +14,7 @@ from typing import Any
 from mmfast.engines.base import ABILITIES, Picture, Reply, Request, canonical
 from mmfast.feedback.experts import UNSEEN, Case, Verdict
 from mmfast.feedback.items import Item
-from mmfast.feedback.table import SKIP, Opened, Route
+from mmfast.feedback.routing import SKIP, Opened, Route
 
 TOGETHER = 512  # items of one window, and the rest of its last image
 
@@ -36,7 +36,7 @@ class Panel:
     can = frozenset(ABILITIES)
 
     def __init__(self, opened: Opened) -> None:
-        self.opened, self.content = opened, opened.table.content
+        self.opened, self.content = opened, opened.routing.content
         self.whole = frozenset(word.lower() for word in self.content.skip.whole)
         self.unseen = frozenset(word.lower() for word in self.content.skip.attributes)
         self.questions: dict[str, Question] = {}  # request key -> what it is about; put there by who asks

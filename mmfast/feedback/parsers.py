@@ -109,7 +109,7 @@ def no_reply(reply: str, aspect: str, cut: bool = False) -> Pieces:
 
 def written(aspect: str, pieces: Sequence[tuple[str, ...]]) -> str:
     """What these parsers read back. Of claims the first part, which may be followed by its question."""
-    if aspect == "claims":
+    if aspect in ("claims", "questions"):
         return "\n".join(f"- {piece[0]}" for piece in pieces) or "NONE"
     if aspect == "entity":
         return f"({', '.join(name for (name,) in pieces)})" if pieces else "NONE"

@@ -135,6 +135,11 @@ def _joined(opening: str, reply: str) -> str:
     return f"{opening} {reply}".strip() if opening and not opening.endswith(("[", "(", '"')) else opening + reply
 
 
+def place(name: str) -> Path:
+    """Where a prompt of that name lies, or a file of one's own."""
+    return Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+
+
 def known() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
@@ -142,7 +147,7 @@ def known() -> list[str]:
 def prompt(name: str, *, parsers: Any = None, needs: Iterable[str] = (), offers: Iterable[str] = ()) -> Prompt:
     """The prompt of that name, or of a file of one's own. `parsers`: the names that its stage knows; `needs`: the slots
     that it must have; `offers`: the others that the stage can fill (none given: any)."""
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = place(name)
     if not path.is_file():
         near = get_close_matches(name, known(), 1)
         hint = f": did you mean {near[0]}?" if near else f" (there are {', '.join(known())}, or a path of a .toml file)"

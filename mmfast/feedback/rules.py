@@ -121,6 +121,7 @@ RULES = {
     "mllm_dpo_minmax": Rule(choose=best_against_worst, score="Helpfulness + Correctness + Coherence", margin=2),
     "rlaifv": Rule(choose=every_pair, score="claims", margin=1, per_prompt=2, balance=True),
     "dgpref": Rule(choose=every_pair, score="score", margin=0.3),
+    "reward": Rule(choose=best_against_worst, score="reward", margin=0),
 }
 
 

@@ -4,7 +4,7 @@ that under FSDP2 it is the root and the ops see plain gathered tensors."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mmfast.families.base import Adapter
 from mmfast.models.attention import NAME, Tree, add_deepstack, own_attention
+from mmfast.models.last_layer import only
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
@@ -99,14 +100,19 @@ class Scorer(nn.Module):
             return_entropy=return_entropy,
         )
 
-    def hidden_states(self, pack: Pack, kept: dict[int, tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """[T, D], after the decoder's last norm. `kept` is filled with the keys and values of each layer."""
+    def hidden_states(
+        self, pack: Pack, kept: dict[int, tuple[Tensor, Tensor]] | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """[T, D], after the decoder's last norm. `kept` is filled with the keys and values of each layer. `rows`: those
+        that are read, without gradients; the others are then of no use."""
         if not len(pack.tokens):
-            pack = idle(pack)
+            pack, rows = idle(pack), None
         inputs, addends = self.embed(pack)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
         tree = Tree(pack, self.backend, addends, kept)
-        output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
+        few = nullcontext() if rows is None else only(self.adapter.layers(self.model)[-1], rows)
+        with few:
+            output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
         return output.last_hidden_state[0]
 
     def embed(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:

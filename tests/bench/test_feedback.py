@@ -18,3 +18,10 @@ def test_every_case_gives_rows(monkeypatch, name):
         by_peer = {row["peer"]: row for row in rows}
         assert by_peer[case.row]["times_row"] == by_peer[case.batch]["times_batch"] == 1
         assert BATCH in case.batch and any(peer.startswith("mmfast") for peer in case.peers)
+
+
+def test_both_sides_score_the_same_answers():
+    models = Models("tiny", 3, 1, None, numbers=(3,))
+    asked = [models.finished(answer, 0) for answer in models.answers(0, 3)]
+    found = {reply.key: reply.logp for reply in models.ours(asked)}
+    assert models.scored(asked) == pytest.approx([found[one.key] for one in asked], abs=1e-3)

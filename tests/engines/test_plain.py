@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from mmfast.data.build import build
 from mmfast.data.settings import DataSettings
 from mmfast.data.symbols import expanded
-from mmfast.engines.base import Decode, Picture
+from mmfast.engines.base import Decode, Picture, Request
 from mmfast.engines.plain import Plain, cut
 from mmfast.families import adapter_for, family_of
 from mmfast.world import models as world
@@ -280,6 +280,10 @@ def test_models_that_cannot_be_packed_answer(kind, engine, folder):
         logits = model(**both).logits[0, -ids.shape[1] - 1 : -1]
     logp = logits.log_softmax(-1).gather(1, ids[0][:, None]).sum()
     assert reply.labels["yes"] == pytest.approx(float(logp), abs=1e-5, rel=2e-6)
+    # A finished answer is the label and its end
+    whole = (*ask(QUESTION, picture()).messages, {"role": "assistant", "content": "yes"})
+    (score,) = engine(kind).answer([Request(key="s", messages=whole, images=(picture(),), n=0, scored=True)])
+    assert score.error == "" and score.tokens == ids.shape[1] + 1 and score.logp < reply.labels["yes"]
     assert engine(kind).can & {"prefix", "constraint"} == set()
     none, two = engine(kind).answer([ask("What?"), ask("What?", picture(), picture(1))])
     assert none.error.endswith("takes one image, not 0") and two.error.endswith("takes one image, not 2")

@@ -308,7 +308,7 @@ def test_corrections_mark_what_was_rewritten(answers, tmp_path, make):
     people = folder(tmp_path / "people", "correct", rows, input="answers", task="correct")
     said, (pair,) = make("pairs", people, "--rule", "rlhfv")
     assert sides([pair]) == [("A bright blue.", "A red mug.")] and pair.meta["annotator"] == "an"
-    assert pair.segments == {"chosen": [(2, 13)], "rejected": [(2, 5), (5, 9)]}
+    assert pair.segments == {"chosen": [(2, 13)], "rejected": [(2, 5), (6, 9)]}
     assert "right as they are: 1" in said and "corrected alike by another: 1" in said
     _, (pair,) = make("pairs", people, "--rule", "rlhfv", "--weight", "5")
     assert pair.segments["chosen"] == [(2, 13, 5.0)]

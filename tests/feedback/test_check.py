@@ -18,7 +18,7 @@ from mmfast.feedback.experts.grammar import Likely
 from mmfast.feedback.items import Item, item_of
 from mmfast.feedback.panel import TOGETHER
 from mmfast.feedback.prompts import prompt
-from mmfast.feedback.table import known, open_experts, read_table
+from mmfast.feedback.routing import known, open_experts, read_routing
 from mmfast.world.dataset import WorldSpec, read_scenes, write_world
 from tests.make.blip import write_blip
 from tests.make.detectors import classifier, write_owl
@@ -232,15 +232,15 @@ def test_several_images_are_for_who_can_look_at_them(tmp_path, two):
 )
 def test_mistakes_in_a_table_are_told_before_anything_is_opened(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
-        read_table(str(table(tmp_path, text)))
+        read_routing(str(table(tmp_path, text)))
 
 
 def test_tables_of_ours_are_whole():
     assert {"asked", "dgpref", "dgpref_compat", "rlaifv", "world"} <= set(known())
     for name in known():
-        assert read_table(name).content.about
-    assert not read_table("dgpref").asks and read_table("rlaifv").asks
-    compat = read_table("dgpref_compat").content.experts
+        assert read_routing(name).content.about
+    assert not read_routing("dgpref").asks and read_routing("rlaifv").asks
+    compat = read_routing("dgpref_compat").content.experts
     assert (compat["eyes"]["chunk"], compat["eyes"]["threshold"], compat["grammar"]["least"]) == (8, 0.25, 0.75)
 
 
@@ -370,7 +370,7 @@ def test_experts_that_cannot_be_packed_bring_their_own_engine(tmp_path, two):
 
 def test_the_annotation_is_the_worlds(tmp_path):
     with pytest.raises(ValueError, match="--engine world"):
-        open_experts(read_table("world"), lambda given: Asked())
+        open_experts(read_routing("world"), lambda given: Asked())
 
 
 def test_what_is_missing_is_told_before_weights_are_read(tmp_path, monkeypatch):
@@ -378,7 +378,7 @@ def test_what_is_missing_is_told_before_weights_are_read(tmp_path, monkeypatch):
     text = '[experts.eyes]\nuse = "owl"\nmodel = "no such model"\n[experts.reader]\nuse = "ocr"\n'
     mine = table(tmp_path, text + '[route]\nobject = "eyes"\ntext = "reader"\n')
     with pytest.raises(ValueError, match=r"experts\.reader: reading text needs rapidocr"):
-        open_experts(read_table(str(mine)), lambda given: Asked())
+        open_experts(read_routing(str(mine)), lambda given: Asked())
 
 
 def _two(folder):

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from mmfast.cli.app import app
 from mmfast.data.formats.known import detect, read_records
+from mmfast.data.preview import preview, tokens_of
+from mmfast.data.settings import DataSettings
 from mmfast.engines import stage
 from mmfast.engines.people_desk import Desk
 from mmfast.engines.people_server import Page
@@ -19,6 +21,7 @@ from mmfast.feedback.answers import read_answers
 from mmfast.feedback.correct import KINDS, Plan, corrected, fill, prepare, segments, shown
 from mmfast.feedback.corrected import WRITERS as WRITE
 from mmfast.feedback.corrected import Folder
+from mmfast.world.models import tiny_model
 from tests.make.people_cases import TEXTS, Client, write_answers
 
 
@@ -77,7 +80,14 @@ def test_segments_are_put_in_order_and_rewritten_together():
     ("given", "said"),
     [
         ([{"span": [0, 99], "kind": "object", "to": "x"}], "not within the answer's 31 characters"),
-        ([{"span": [3, 3], "kind": "object", "to": "x"}], "not within"),
+        ([{"span": [4, 3], "kind": "object", "to": "x"}], "not within"),
+        ([{"span": [32, 32], "kind": "object", "to": "x"}], "not within"),
+        ([{"span": [3, 3], "kind": "object", "to": " "}], "words are to be added, and there are none"),
+        ([{"span": [3, 3], "kind": "object", "to": "x"}, {"span": [3, 3], "kind": "other", "to": "y"}], "overlap"),
+        (
+            [{"span": [0, 5], "kind": "object", "to": "x"}, {"span": [3, 3], "kind": "other", "to": "y"}],
+            "is added overlap",
+        ),
         ([{"span": [True, 3], "kind": "object", "to": "x"}], "not within"),
         ([{"span": [0.0, 3], "kind": "object", "to": "x"}], "not within"),
         ([{"span": [0, 3], "kind": "shape", "to": "x"}], "has no kind"),
@@ -92,6 +102,21 @@ def test_segments_are_put_in_order_and_rewritten_together():
 def test_segments_that_cannot_be_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
         segments("Two red cats sit left of a dog.", given, rewritten=True)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_are_added_at_any_place_also_at_both_ends_and_beside_what_is_rewritten(text):
+    for at in range(len(text) + 1):
+        given = [{"span": [at, at], "kind": "other", "to": "猫🎉"}]
+        given += [{"span": [at - 1, at], "kind": "object", "to": "x🎉"}] if at else []
+        given += [{"span": [at, at + 1], "kind": "count", "to": ""}] if at < len(text) else []
+        found = segments(text, given, rewritten=True)
+        new, spans = corrected(text, found)
+        assert new == (text[: at - 1] + "x🎉" if at else "") + "猫🎉" + text[at + 1 :]
+        (a, b) = spans[[one["from"] for one in found].index("")]
+        assert new[a:b] == "猫🎉"
+    with pytest.raises(ValueError, match="not within"):  # there is nothing to mark
+        segments(text, [{"span": [0, 0], "kind": "other", "to": ""}], rewritten=False)
 
 
 # correct
@@ -139,7 +164,7 @@ def test_a_correction_is_a_row_a_pair_and_a_row_of_rlhfv(office, tmp_path):
         words = {side: [sides[side][a:b] for a, b in spans] for side, spans in pair.segments.items()}
         assert words in (
             {"chosen": ["Three", "right"], "rejected": ["Two", "left"]},
-            {"chosen": ["cup 🍵"], "rejected": ["🐈‍⬛🎉 ", "𝒃lue mug"]},
+            {"chosen": ["cup 🍵"], "rejected": ["🐈‍⬛🎉", "𝒃lue mug"]},
             {"chosen": ["red"], "rejected": ["𝒃lue"]},
         )
         assert pair.meta["annotator"] in ("anna", "bo") and pair.prompt[0]["content"][0] == {"type": "image"}
@@ -155,6 +180,41 @@ def test_a_correction_is_a_row_a_pair_and_a_row_of_rlhfv(office, tmp_path):
         if suffix == "parquet":
             (image,) = again[0].images
             assert image["bytes"] == (tmp_path / "picture-0.png").read_bytes()
+
+
+def test_added_words_are_a_segment_of_the_corrected_answer_alone(office, tmp_path):
+    """They weigh in training on the side that has them, by either way to pairs; they are no hallucination."""
+    anna, bo = office.person("anna"), office.person("bo")
+    at = TEXTS[0].index(" sit")
+    added = {"span": [at, at], "kind": "other", "to": " in 2 hats 🎩"}
+    anna.act("done", work={"segments": [added, {"span": [0, 3], "kind": "count", "to": "Three"}]})
+    bo.act("done", work={"segments": [added]})
+    folder = office.close()
+    folder.write_rows()
+    want = TEXTS[0][:at] + " in 2 hats 🎩" + TEXTS[0][at:]
+    assert [one.row["corrected"] for one in folder.done] == ["Three" + want[3:], want]
+    WRITE["--pairs"](folder, tmp_path / "a.jsonl")
+    cli = ["data", "pairs", str(office.out), "--rule", "rlhfv", "--answers", str(office.answers)]
+    assert CliRunner().invoke(app, [*cli, "-o", str(tmp_path / "b.jsonl")]).exit_code == 0
+    for name in ("a", "b"):
+        both, one = read_records(tmp_path / f"{name}.jsonl")
+        assert set(one.segments) == {"chosen"} and one.chosen[0]["content"] == want
+        said = {side: [text[a:b] for a, b in both.segments[side]] for side, text in (
+            ("chosen", both.chosen[0]["content"]), ("rejected", both.rejected[0]["content"]))}  # fmt: skip
+        assert said == {"chosen": ["Three", "in 2 hats 🎩"], "rejected": ["Two"]}
+    # Exactly these tokens weigh gamma
+    data = DataSettings(path=str(tmp_path / "a.jsonl"), segments="record")
+    tokenizer, (shown, _) = preview(data, tiny_model("llava", tmp_path / "model"), 10)
+    for name, branch in shown.sides():
+        marked = "".join(token.text for token in tokens_of(tokenizer, branch) if token.scored and token.changed)
+        assert marked.split() == (["Three", "in", "2", "hats", "🎩"] if name == "chosen" else ["Two"])
+    # The report, MHumanEval's judgements, and how far the two agree
+    told = folder.report()
+    assert told["segments"] == {"count": 1} and told["places where words were added"] == 2
+    assert told["rates"]["all"] == 50.0 and told["agreement"]["segment_f1"] == pytest.approx(2 / 3)
+    WRITE["--mhumaneval"](folder, tmp_path / "j.jsonl")
+    judged = [json.loads(line)["hallucinations"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert [[one["text"] for one in found] for found in judged] == [["Two"], []]
 
 
 def test_what_is_not_rewritten_is_not_handed_in(office):

@@ -92,6 +92,50 @@ def test_mark_rewrite_undo_and_hand_in_by_keys(office):
     assert row["corrected"] == "Two three blue 🐈 sit left of a horse."
 
 
+def test_words_are_added_where_there_were_none(office):
+    """Behind a word and before it with their blank, at both ends, in Japanese without one; a place is one addition."""
+    office.start(TEXTS[0], TEXTS[1])
+    tab = office.tab()
+    tab.keys("a")  # behind "Two"
+    tab.type("or three 🐈")
+    assert tab.text(".preview") == "Two or three 🐈 red cats sit left of a dog." and tab.text(".answer") == TEXTS[0]
+    assert tab.text(".segments .words") == "+ or three 🐈"
+    tab.keys("Alt+3", "Enter", "ArrowRight", "a", "Enter")  # nothing is written: no addition
+    assert tab.page.locator(".segments li").count() == 1 and tab.page.locator(".answer .added").count() == 1
+    tab.keys("a", "Escape", "ArrowLeft", "ArrowLeft", "Shift+A")  # before "cats"
+    tab.type("fat")
+    assert tab.text(".preview").startswith("Two or three 🐈 red fat cats sit")
+    tab.keys("Enter", "u")
+    tab.wait("document.querySelectorAll('.segments li').length === 1")
+    tab.page.click(".answer .added")  # its sign is pressed: it is written again
+    tab.wait("document.querySelector('.editor textarea').value === ' or three 🐈'")
+    tab.type(" and a half")
+    tab.keys("Enter")
+    tab.saved()
+    tab.page.reload()
+    tab.page.wait_for_selector(".segments .kind")
+    assert tab.text(".preview") == "Two and a half red cats sit left of a dog."
+    # A marked stretch that holds the place takes it with it
+    tab.keys("Shift+ArrowRight", "1")
+    tab.wait("document.querySelector('.editor textarea').value === 'Two and a half red'")
+    tab.keys("Escape", "u")
+    tab.wait("document.querySelectorAll('.answer .added').length === 1")
+    tab.page.click(".answer span:text-is('dog')")
+    tab.wait("document.querySelector('.cursor').textContent === 'dog'")
+    tab.keys("a")
+    tab.type("house")
+    tab.keys("Enter")
+    tab.done()
+    tab.keys("a")
+    tab.type("黒い")
+    tab.keys("Enter")
+    tab.done()
+    one, two = office.rows()
+    assert segments(one) == [("", "count", " and a half"), ("", "other", " house")]
+    assert one["corrected"] == "Two and a half red cats sit left of a dog house."
+    assert segments(two) == [("", "other", "黒い")] and two["corrected"] == "猫黒い" + TEXTS[1][1:]
+
+
 def test_places_are_code_points_and_html_is_text(office):
     office.start(TEXTS[1], TEXTS[2])
     tab = office.tab()

@@ -51,7 +51,7 @@ def shown(request):
 
 
 @pytest.mark.parametrize("read", ["text", "labels"])
-@pytest.mark.parametrize("order", ["one", "both"])
+@pytest.mark.parametrize("order", ["one", "both", "random"])
 def test_the_world_prefers_fewer_errors(world, found, tmp_path, read, order):
     faults = told(rows(found), world)
     tally = compare(found, tmp_path / "c", World(world), read=read, order=order)
@@ -202,6 +202,26 @@ def test_a_critic_that_likes_the_first_yields_no_agreed_verdict(found, tmp_path,
     assert tally.also["times the first shown won"] == 2 * len(made) and tally.also["times the second"] == 0
     if read == "labels":  # the liking cancels
         assert all(one.p == pytest.approx(0.5) for one in made)
+
+
+@pytest.mark.parametrize("read", ["text", "labels"])
+def test_a_drawn_order_shares_a_liking_out(tmp_path, read):
+    """Whichever answer such a critic sees first wins: about half of the first ones, and which follows from the seed."""
+    source = written(tmp_path / "a", [[f"{g}.{n}" for n in range(5)] for g in range(8)])
+    engine = Says(lambda request: "[[1]]", lambda request: {"1": -0.1, "2": -3.0, "0": -5.0})
+    tally = compare(source, tmp_path / "c", engine, read=read, order="random")
+    assert (
+        tally.rows == 80 == tally.also["times the first shown won"] and tally.also["pairs whose orders disagree"] == 0
+    )
+    found = {(one.a, one.b): one.verdict for one in verdicts(tmp_path / "c")}
+    assert 25 < sum(verdict == "a" for verdict in found.values()) < 55 and set(found.values()) == {"a", "b"}
+    assert all((one.p is None) == (read == "text") and not one.problem for one in verdicts(tmp_path / "c"))
+    compare(source, tmp_path / "d", engine, read=read, order="random", pairs="adjacent")
+    assert {(one.a, one.b): one.verdict for one in verdicts(tmp_path / "d")}.items() < found.items()
+    compare(source, tmp_path / "e", engine, read=read, order="random", decode={"seed": 3})
+    assert {(one.a, one.b): one.verdict for one in verdicts(tmp_path / "e")} != found
+    with pytest.raises(ValueError, match="order_seed was 0 and is 3"):
+        compare(source, tmp_path / "c", engine, read=read, order="random", decode={"seed": 3})
 
 
 def test_rows_speak_of_a_and_b_whatever_was_shown_first(tmp_path):
@@ -364,10 +384,11 @@ def test_input_without_any_pair_is_told_before_an_engine_opens(tmp_path):
     ("options", "told_"),
     [
         ({"preset": "simma"}, "unknown preset 'simma'"),
-        ({"order": "two"}, "--order two: choose one or both"),
+        ({"order": "two"}, "--order two: choose one, both or random"),
         ({"pairs": "some"}, "choose greedy-sample, all or adjacent"),
         ({"read": "labels", "retries": 1}, "--retries has no effect with --read labels"),
         ({"read": "labels", "decode": {"max_tokens": 4}}, "--max-tokens has no effect with --read labels"),
+        ({"read": "labels", "decode": {"seed": 4}}, "--seed has no effect with --read labels"),
         ({"prompt": "critik"}, "did you mean critic"),
         ({"prompt": "judge_five"}, "there is no parser 'ratings' here"),
         ({"decode": {"temperature": -1.0}}, "temperature = -1.0: it must be at least 0"),

@@ -11,7 +11,8 @@ from mmfast.engines.base import Reply
 from mmfast.engines.local import Local
 from mmfast.engines.stage import rows
 from mmfast.engines.world import World
-from mmfast.feedback.judge import PRESETS, check_input, judge, planned
+from mmfast.feedback.answers import read_answers
+from mmfast.feedback.judge import PLACES, PRESETS, check_input, judge, planned
 from mmfast.feedback.ratings import ratings
 from mmfast.feedback.ratings import written as said
 from mmfast.world.dataset import WorldSpec, write_world
@@ -21,8 +22,9 @@ from tests.make.engine_cases import files
 from tests.make.prompt_models import llava
 from tests.make.rank_processes import run_ranks
 
-FIELDS = ["key", "group", "answers", "scores", "reference", "reason", "out_of_range", "problem", "raw", "finish",
-          "tokens", "attempts", "template", "row"]  # fmt: skip
+FIELDS = ["key", "group", "answers", "shown", "scores", "reference", "reason", "out_of_range", "problem", "raw",
+          "finish", "tokens", "attempts", "template", "row"]  # fmt: skip
+NONE = "times none was best"
 FIVE = ["Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity"]
 
 
@@ -65,7 +67,8 @@ def test_the_world_rates_by_errors_and_gives_a_true_reference(world, found, tmp_
     assert tally.also == {
         "not readable": 0, "asked again": 0, "answers rated": 240, "answers with a metric missing": 0,
         "values out of range": 0, "no reference": 0,
-    }  # fmt: skip
+    } | {name: tally.also[name] for name in (*PLACES.values(), NONE)}  # fmt: skip
+    assert sum(tally.also[name] for name in (*PLACES.values(), NONE)) <= 60 and tally.also[NONE] < 60
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0])
@@ -100,6 +103,78 @@ def test_all_answers_are_shown_in_one_call_and_equal_ones_once(tmp_path):
     assert [score["Correctness"] for score in first["scores"].values()] == [0, 1, 0, 2]
     assert first["answers"] == ["k0.0", "k0.1", "k0.2", "k0.3"] and second["answers"] == ["k1.0"]
     assert first["reference"] == "the truth"
+
+
+def test_a_drawn_order_is_of_its_group_and_seed_alone(tmp_path):
+    groups = [[f"{g}{n}" for n in range(4)] for g in "abcdefgh"]
+    source, seen = written(tmp_path / "a", groups), []
+
+    def say(request):
+        seen.append(request.about.answers)
+        return reply(*(int(text[1]) for text in request.about.answers))
+
+    def shown(name, source=source, **options):
+        seen.clear()
+        rate(source, tmp_path / name, Says(say), **options)
+        return {row["group"]: [key[-1] for key in row["shown"]] for row in rows(tmp_path / name)}, list(
+            rows(tmp_path / name)
+        )
+
+    drawn, made = shown("j", order="random")
+    assert len({tuple(order) for order in drawn.values()}) > 4 and all(
+        sorted(o) == list("0123") for o in drawn.values()
+    )
+    assert sorted(seen) == sorted(tuple(f"{g}{n}" for n in drawn[f"g{k}"]) for k, g in enumerate("abcdefgh"))
+    for row in made:  # numbers belong to answers, not to places
+        assert [score["Coherence"] for score in row["scores"].values()] == [0, 1, 2, 3]
+        assert row["answers"] == [f"k{row['group'][1:]}.{n}" for n in range(4)]
+    assert shown("again", order="random")[0] == drawn
+    assert shown("few", written(tmp_path / "b", groups[:3]), order="random")[0] == {
+        g: drawn[g] for g in ("g0", "g1", "g2")
+    }
+    assert shown("other", order="random", decode={"seed": 1})[0] != drawn
+    assert set(map(tuple, shown("one")[0].values())) == {tuple("0123")}
+    with pytest.raises(ValueError, match=r"order was \"random\" and is \"one\""):
+        shown("j")
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_liking_for_a_place_is_counted_and_both_orders_take_it_out(tmp_path, place):
+    source = written(tmp_path / "a", [["x", "y", "z", "x "], ["alone"]])
+
+    def say(request):
+        scores = [2] * len(request.about.answers)
+        scores[place] = 4
+        return reply(*scores, reference=request.about.answers[0])
+
+    tally = rate(source, tmp_path / "j", Says(say), order="both")
+    made = list(rows(tmp_path / "j"))
+    assert [row["shown"] for row in made if len(row["shown"]) == 1] == [["k1.0"]] and len(made) == 3
+    assert {tuple(row["shown"]) for row in made} > {("k0.0", "k0.1", "k0.2"), ("k0.2", "k0.1", "k0.0")}
+    name = PLACES["last" if place else "first"]
+    assert tally.also[name] == 2 and tally.also["groups whose orders differ in the best"] == 1
+    found = {one.key: one for one in read_answers(tmp_path / "j")}
+    assert {key: one.scores["Coherence"] for key, one in found.items()} == {
+        "k0.0": 3, "k0.1": 2, "k0.2": 3, "k0.3": 3, "k1.0": 4,
+    }  # fmt: skip
+    assert found["k1.0"].reference == "alone"
+    # Without the liking's help the same judge ranks by place alone
+    assert rate(source, tmp_path / "one", Says(say)).also[name] == 1
+    assert len({one.scores["Coherence"] for one in read_answers(tmp_path / "one") if one.key[:2] == "k0"}) == 2
+
+
+def test_a_metric_counts_that_both_orders_rated(tmp_path):
+    source = written(tmp_path / "a", [["x", "y"]])
+
+    def say(request):
+        if request.about.answers[0] == "y":
+            return json.dumps({"answers": [{"Coherence": 1}, {"Coherence": 2, "Verbosity": 9}], "reference": ""})
+        return reply(3, 3)
+
+    tally = rate(source, tmp_path / "j", Says(say), order="both", retries=0)
+    assert tally.also["values out of range"] == 1 and tally.also["not readable"] == 1
+    found = {one.key: one.scores for one in read_answers(tmp_path / "j")}
+    assert found == {"k0.0": {"Coherence": 2.5}, "k0.1": {"Coherence": 2.0}}
 
 
 def test_preset_of_mllm_dpo():
@@ -230,12 +305,22 @@ def test_the_command(world, found, tmp_path):
     made = CliRunner().invoke(app, [*command, "--preset", "mllm_dpo", "--debug", "1", "--limit", "5"])
     assert made.exit_code == 0, made.output
     assert "20 answers rated" in made.output and "There are" in made.output
+    # Behind a record: the second time nothing is asked
+    kept = [*command[:-1], str(tmp_path / "r"), "--recorded", str(tmp_path / "replies.jsonl")]
+    made = []
+    for _ in range(2):
+        assert CliRunner().invoke(app, kept).exit_code == 0
+        assert (tmp_path / "replies.jsonl").read_text().count('"asked"') == 60
+        made.append(list(rows(tmp_path / "r")))
+        (tmp_path / "r" / "rows-0.jsonl").unlink()
+    assert len(made[0]) == 60 and made[0] == made[1]
     whole = CliRunner().invoke(app, command)
     assert "60 rows, 55 of them new" in whole.output
     for options, told_ in (
         (["--preset", "five"], "unknown preset 'five'"),
         (["--prompt", "critic"], "there is no parser 'verdict' here"),
         (["--out", str(found)], "holds the input"),
+        (["--order", "ab"], "--order ab: choose one, random or both"),
     ):
         result = CliRunner().invoke(app, [*command, *options])
         assert result.exit_code == 1 and told_ in str(result.exception)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from mmfast.cli.app import app
 from mmfast.engines.base import Decode, Request
 from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.feedback import ratings, verdicts
-from mmfast.feedback.prompts import Prompt, Wording, known, prompt
+from mmfast.feedback.prompts import FOLDER, Prompt, Wording, known, prompt
 from tests.feedback.test_decompose import OWN as TAKEN_APART
 from tests.make.local_cases import picture
 from tests.make.prompt_models import llava
@@ -223,3 +225,25 @@ def test_an_unknown_name_is_told_with_a_near_one():
         prompt("critik")
     with pytest.raises(ValueError, match=r"there are claim_questions, .*judge_five"):
         prompt("zzz")
+
+
+def test_prompts_are_listed_shown_and_copied_out_to_be_edited(tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["feedback", "prompts", *map(str, arguments)])
+        return str(result.exception) if isinstance(result.exception, ValueError) else result.output
+
+    listed = run().splitlines()
+    assert [line.split()[0] for line in listed] == known() and all(len(line.split()) > 3 for line in listed)
+    assert run("critic") == (FOLDER / "critic.toml").read_text()
+    mine = tmp_path / "new" / "mine.toml"
+    assert run("critic", "-o", mine).startswith(f"{mine}: edit it")
+    mine.write_text(mine.read_text().replace("version = 1", "version = 2", 1) + "\n# mine\n")
+    made = prompt(str(mine))
+    assert made.digest != prompt("critic").digest and made.wording.text == prompt("critic").wording.text
+    for arguments, said in (
+        (("critic", "-o", mine), f"{mine} is there already"),
+        (("critic", "-o", tmp_path / "mine.txt"), "mine.txt: a prompt is a .toml file"),
+        (("critik",), "there is no prompt critik: did you mean critic?"),
+        (("-o", mine), "--out copies one prompt"),
+    ):
+        assert run(*arguments).startswith(said)

@@ -11,11 +11,13 @@ from mmfast.cli.app import app
 from mmfast.data.formats.dgpref import kind_of
 from mmfast.data.formats.known import read_records
 from mmfast.data.formats.sima import verdict
+from mmfast.engines.base import Reply, canonical
 from mmfast.engines.stage import rows as rows_of
 from mmfast.feedback import expert_scores
 from mmfast.feedback.answers import read_answers
 from mmfast.feedback.expert_scores import expert_answers
-from tests.make import seed_files
+from tests.make import feedback_cases, seed_files
+from tests.make.engine_cases import Fake
 from tests.make.stage_folders import answer, asked, checked, decomposed, folder, item
 
 
@@ -142,6 +144,9 @@ def test_rlaifv_can_be_entered_and_left_at_every_stage(tmp_path, picture):
     files, out = seed_files.rlaifv(tmp_path), tmp_path / "pairs.jsonl"
     said = run("feedback", "import", files["facts"], "-o", tmp_path / "items")
     assert "5 items" in said
+    answers = {one.key: one.text for one in read_answers(files["facts"])}
+    laid = [answers[row["answer_key"]][slice(*i["span"])] for row in rows_of(tmp_path / "items") for i in row["items"]]
+    assert laid == ["mug", "red", "Two blue mugs", "blue", "A cat sleeps."]  # facts are laid on their words
     verdicts = []
     for row in rows_of(tmp_path / "items"):
         for one in row["items"]:
@@ -323,7 +328,7 @@ def test_dgprefs_captions_compete_by_image_and_come_back(tmp_path):
 def test_dgprefs_decompositions_come_in_and_out(tmp_path):
     files, out = seed_files.dgpref(tmp_path), tmp_path / "out/decomposition.pkl"
     said = run("feedback", "import", files["decomposition"], "--answers", files["captions"], "-o", tmp_path / "items")
-    assert "9 items" in said and "3 answers" in said
+    assert "10 items" in said and "3 answers" in said  # nine of the table, and what a caption quotes
     row = next(iter(rows_of(tmp_path / "items")))
     assert [(one["kind"], one["args"]) for one in row["items"]][:2] == [
         ("attribute", ["brown", "dog"]), ("count", ["two", "buckets"]),
@@ -344,6 +349,34 @@ def test_dgprefs_decompositions_come_in_and_out(tmp_path):
     )
     content = pickle.loads(out.read_bytes())
     assert content == seed_files.DECOMPOSED and kind_of(content["0_0"]) == "decomposition"
+
+
+def test_decompositions_that_came_in_are_what_our_own_would_be(tmp_path):
+    """Kinds (sizes and places go to boxes), questions and spans: the same items as of a model that says the same."""
+    files = seed_files.dgpref(tmp_path)
+    kinds = {"like": "attribute", "how many of": "count", "every thing": "entity", "to each other": "relation"}
+
+    class Model(Fake):
+        def reply(self, request, sample):
+            said = request.messages[-1]["content"][-1]["text"]
+            name = next(name for name, caption in seed_files.CAPTIONS.items() if said.rstrip().endswith(caption))
+            aspect = next(aspect for part, aspect in kinds.items() if part in said)
+            return Reply(key=request.key, text=seed_files.DECOMPOSED[name][aspect].strip(), tokens=3)
+
+    run("feedback", "import", files["decomposition"], "--answers", files["captions"], "-o", tmp_path / "in")
+    feedback_cases.decomposed(files["captions"], tmp_path / "own", Model())
+    found = {
+        name: {row["answer_key"]: sorted(map(canonical, row["items"])) for row in rows_of(tmp_path / name)}
+        for name in ("in", "own")
+    }
+    assert found["in"] == found["own"] and len(found["in"]) == 3
+    items = {item["claim"]: item for row in rows_of(tmp_path / "in") for item in row["items"]}
+    caption = seed_files.CAPTIONS["0_0"]
+    assert items["large dog"]["kind"] == "scale" and items["OPEN"]["kind"] == "text"
+    assert (
+        caption[slice(*items["brown dog"]["span"])] == "brown dog"
+        and items["buckets"]["question"] == "Are there buckets?"
+    )
 
 
 def test_what_was_checked_comes_out_as_dgprefs_expert_scores(tmp_path, picture, monkeypatch):

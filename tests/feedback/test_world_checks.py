@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from mmfast.engines.recorded import Recorded
 from mmfast.engines.stage import rows
 from mmfast.engines.world import World
 from mmfast.feedback.answers import read_answers
@@ -56,6 +57,23 @@ def test_decompose_finds_what_the_grammar_finds(taken_apart):
             first, end = item.span
             assert set(claims(text[first:end]).kinds) == {kind_of(name) for name in item.args if kind_of(name)}
     assert sum(len(one.items) for one in found) > 400
+
+
+@pytest.mark.parametrize("preset", ["dgpref", "rlaifv"])
+def test_a_recorded_world_takes_apart_what_the_world_does_also_without_it(world, taken_apart, tmp_path, preset):
+    source = taken_apart / "answers"
+    decomposed(source, tmp_path / "alone", World(world), preset)
+    want = list(rows(tmp_path / "alone"))
+    engine = Recorded(tmp_path / "replies.jsonl", World(world))
+    decomposed(source, tmp_path / "both", engine, preset)
+    assert checked(tmp_path / "both", tmp_path / "v", "world", engine).failed == 0
+    engine.close()
+    said = (tmp_path / "replies.jsonl").read_text().count('"asked"')
+    texts = len({one.text for one in read_answers(source)})  # equal ones are asked about once
+    assert said == 5 * texts if preset == "dgpref" else texts < said <= 2 * texts
+    decomposed(source, tmp_path / "replayed", Recorded(tmp_path / "replies.jsonl"), preset)
+    assert list(rows(tmp_path / "both")) == want == list(rows(tmp_path / "replayed"))
+    assert (tmp_path / "replies.jsonl").read_text().count('"asked"') == said
 
 
 def test_verdicts_are_the_annotation(world, taken_apart):

@@ -13,7 +13,7 @@ from typing import Any
 from mmfast.feedback.check import check
 from mmfast.feedback.decompose import decompose, planned
 from mmfast.feedback.panel import Panel
-from mmfast.feedback.table import open_experts, read_table
+from mmfast.feedback.routing import open_experts, read_routing
 from mmfast.job.runtime import join
 from mmfast.world.dataset import flawed_caption
 from mmfast.world.grammar import CAPTION_PROMPTS, Flaws, caption
@@ -51,6 +51,6 @@ def decomposed(source: Path, out: Path, engine: Any, preset: str = "dgpref", **o
 
 def checked(source: Path, out: Path, table: str | Path, engine: Any = None, **options: Any) -> Any:
     """`engine`: what experts ask that name none."""
-    panel = Panel(open_experts(read_table(str(table)), lambda given: engine))
+    panel = Panel(open_experts(read_routing(str(table)), lambda given: engine))
     with closing(join()) as runtime:
         return check(source, out, panel, runtime, **options)

@@ -4,6 +4,9 @@ import { button, el, spoken } from "./dom.js";
 import { act, note } from "./people.js";
 
 let home, card, points, words, segments, from, to, before, editing, fresh, box, waiting = 0;
+const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u; // no blanks between words
+const added = (one) => one.span[0] === one.span[1]; // words that are added stand in no place of the answer's own
+const order = (one, other) => one.span[0] - other.span[0] || one.span[1] - other.span[1];
 const word = new Intl.Segmenter(undefined, { granularity: "word" });
 const letter = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 const count = (text) => Array.from(text).length;
@@ -56,11 +59,13 @@ function drawAnswer() {
   const cuts = new Set([0, points.length, from, to]);
   for (const one of [...words, ...segments.map((s) => ({ from: s.span[0], to: s.span[1] }))]) cuts.add(one.from), cuts.add(one.to);
   const at = [...cuts].sort((a, b) => a - b);
-  box.answer.replaceChildren(...at.slice(0, -1).map((a, n) => {
+  const place = (a) => segments.filter((s) => added(s) && s.span[0] === a).map((s) =>
+    el("span", { class: `added marked k-${s.kind}${from === to && from === a ? " cursor" : ""}`, "data-from": String(a), "data-added": "" }));
+  box.answer.replaceChildren(...at.slice(0, -1).flatMap((a, n) => {
     const b = at[n + 1], inside = segments.find((s) => s.span[0] <= a && b <= s.span[1]);
     const kinds = [inside ? `marked k-${inside.kind}` : "", from <= a && b <= to ? "cursor" : ""];
-    return el("span", { class: kinds.join(" ").trim(), "data-from": String(a) }, cut(a, b));
-  }));
+    return [...place(a), el("span", { class: kinds.join(" ").trim(), "data-from": String(a) }, cut(a, b))];
+  }), ...place(points.length));
 }
 
 function drawEditor() {
@@ -76,24 +81,29 @@ function drawEditor() {
     draft(!fresh, true);
     fresh = true;
   });
-  box.editor.append(el("label", { class: "hint" }, `“${cut(...one.span)}” becomes`), text,
+  box.editor.append(el("label", { class: "hint" }, added(one) ? `behind “${cut(0, one.span[0]).slice(-24)}” comes` : `“${cut(...one.span)}” becomes`), text,
     el("span", { class: "hint" }, "Enter: good · empty: it goes · Alt+1…7: another kind · Esc: leave"));
   text.focus({ preventScroll: true });
   text.select();
 }
 
 // The marked segment that the selection meets.
-const met = () => segments.findIndex((s) => s.span[0] < to && from < s.span[1]);
+const meets = (s) => (s.span[0] < to && from < s.span[1]) || (added(s) && from === to && from === s.span[0]);
+const met = () => segments.findIndex(meets);
+// Nothing has been written for it yet.
+const idle = (s) => (added(s) ? !s.to.trim() : s.to === cut(...s.span));
 
 function drawRest() {
   const here = met();
   box.chips.replaceChildren(...card.kinds.map((kind, n) =>
-    button(kind, () => mark(kind), { class: `chip k-${kind}${here >= 0 && segments[here].kind === kind ? " on" : ""}` }, String(n + 1))));
+    button(kind, () => mark(kind), { class: `chip k-${kind}${here >= 0 && segments[here].kind === kind ? " on" : ""}` }, String(n + 1))),
+    ...(card.task === "correct" ? [button("add words", () => add(false), { class: "chip plus" }, "A")] : []));
   box.list.replaceChildren(...segments.map((one, n) => {
-    const was = cut(...one.span), changed = one.to !== was;
-    const told = el("span", { class: "words" }, changed ? el("del", {}, was) : was);
-    if (changed) told.append(" → ", one.to ? el("ins", {}, one.to) : el("span", { class: "hint" }, "(goes)"));
-    else if (card.task === "correct") told.append(el("span", { class: "hint" }, " — not rewritten yet"));
+    const was = cut(...one.span), changed = !idle(one);
+    const told = el("span", { class: "words" }, added(one) ? "" : changed ? el("del", {}, was) : was);
+    if (added(one)) told.append("+ ", el("ins", {}, one.to));
+    if (changed && !added(one)) told.append(" → ", one.to ? el("ins", {}, one.to) : el("span", { class: "hint" }, "(goes)"));
+    else if (!changed && card.task === "correct") told.append(el("span", { class: "hint" }, " — not rewritten yet"));
     return el("li", { class: n === here ? "on" : "" }, el("span", { class: `kind k-${one.kind}` }, one.kind), told,
       ...(card.task === "correct" ? [button("rewrite", () => edit(n), { class: "quiet" })] : []), button("unmark", () => unmark(n), { class: "quiet" }));
   }));
@@ -129,7 +139,8 @@ function taken(event) {
     const pressed = event.target.closest("[data-from]");
     if (!pressed) return;
     a = Number(pressed.dataset.from);
-    const inside = segments.findIndex((s) => s.span[0] <= a && a < s.span[1]);
+    const put = "added" in pressed.dataset; // an addition's own sign
+    const inside = segments.findIndex((s) => (put ? added(s) && s.span[0] === a : s.span[0] <= a && a < s.span[1]));
     if (inside >= 0 && card.task === "correct") return edit(inside);
     b = a + 1;
   }
@@ -154,20 +165,39 @@ function place(node, offset) {
 }
 
 function mark(kind) {
-  if (from === to) return note("select words first");
+  if (from === to && met() < 0) return note("select words first");
   note("");
   // What it meets becomes part of it, as it was rewritten
-  const parts = segments.filter((s) => s.span[0] < to && from < s.span[1]);
+  const parts = segments.filter(meets);
   const a = Math.min(from, ...parts.map((s) => s.span[0])), b = Math.max(to, ...parts.map((s) => s.span[1]));
   let text = "", at = a;
   for (const one of parts) [text, at] = [text + cut(at, one.span[0]) + one.to, one.span[1]];
   const made = { span: [a, b], kind, to: text + cut(at, b) };
   before = structuredClone(segments);
-  segments = [...segments.filter((s) => !parts.includes(s)), made].sort((s, t) => s.span[0] - t.span[0]);
+  segments = [...segments.filter((s) => !parts.includes(s)), made].sort(order);
   [from, to] = [a, b];
   draft(true);
   if (card.task === "correct") edit(segments.indexOf(made), true);
   else draw();
+}
+
+// Words to be added behind what is selected, or before it. Where words have blanks between them it begins with one.
+function add(ahead) {
+  if (card.task !== "correct") return note("words are added where answers are rewritten");
+  const at = ahead ? from : to;
+  note("");
+  const inside = segments.findIndex((s) => s.span[0] < at && at < s.span[1] || (added(s) && s.span[0] === at));
+  if (inside >= 0) return edit(inside); // it is rewritten already
+  const beside = points[ahead || !at ? at : at - 1] || "";
+  const blank = beside.trim() && !UNSPACED.test(beside) ? " " : "";
+  const made = { span: [at, at], kind: card.kinds.at(-1), to: blank };
+  before = structuredClone(segments);
+  segments = [...segments, made].sort(order);
+  [from, to] = [at, at];
+  draft(true);
+  edit(segments.indexOf(made), true);
+  const text = box.editor.querySelector("textarea");
+  text.setSelectionRange(...Array(2).fill(ahead || !at ? 0 : text.value.length));
 }
 
 function edit(number, isFresh = false) {
@@ -180,6 +210,10 @@ function close() {
   if (editing === null) return;
   settle();
   const end = segments[editing].span[1];
+  if (added(segments[editing]) && idle(segments[editing])) {
+    segments = segments.filter((_, n) => n !== editing);
+    draft(true);
+  }
   editing = null;
   const next = words.find((one) => one.from >= end);
   if (next) [from, to] = [next.from, next.to];
@@ -214,7 +248,7 @@ export function settle() {
 
 export function done() {
   settle();
-  const left = card.task === "correct" ? segments.findIndex((s) => s.to === cut(...s.span)) : -1;
+  const left = card.task === "correct" ? segments.findIndex(idle) : -1;
   if (left < 0) return act("done", { work: now() });
   note(`“${cut(...segments[left].span)}” is marked, but not rewritten`);
   edit(left);
@@ -232,10 +266,10 @@ export function typed(event) {
   } else if (event.key === "Enter" && !event.shiftKey) close();
   else if (event.key === "Escape") {
     const one = segments[editing];
-    if (fresh && one.to === cut(...one.span)) { // it was only just marked
+    if (fresh && idle(one)) { // it was only just marked
       [segments, editing] = [before, null];
       draw();
-      act("undo");
+      act("undo", { here: true });
     } else close();
   } else return;
   event.preventDefault();
@@ -248,6 +282,7 @@ export function key(event) {
   } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") move(event.key === "ArrowRight" ? 1 : -1, event);
   else if (event.key === "ArrowUp" || event.key === "ArrowDown") line(event.key === "ArrowDown" ? 1 : -1);
   else if (event.key === "n" || event.key === "N") leap(event.shiftKey ? -1 : 1);
+  else if (event.key === "a" || event.key === "A") add(event.shiftKey);
   else if (["Backspace", "Delete", "e", " "].includes(event.key)) {
     const here = met();
     if (here < 0) note("there is no marked segment here");
@@ -286,13 +321,15 @@ function line(by) {
 }
 
 function leap(by) {
-  const next = by > 0 ? segments.find((s) => s.span[0] >= to) || segments[0] : segments.findLast((s) => s.span[1] <= from) || segments.at(-1);
+  const here = (s) => s.span[0] === from && s.span[1] === to;
+  const next = by > 0 ? segments.find((s) => s.span[0] >= to && !here(s)) || segments[0]
+    : segments.findLast((s) => s.span[1] <= from && !here(s)) || segments.at(-1);
   if (next) select(...next.span);
 }
 
 export const keys = () => [
   ["← → ↑ ↓", "from word to word"], ["Shift+→", "one word more (Shift+Alt+→: one letter); or drag with the mouse"],
   ["1 … 7", `mark what is selected: ${card.kinds.join(", ")}`],
-  ...(card.task === "correct" ? [["E", "rewrite the marked segment again"]] : []),
+  ...(card.task === "correct" ? [["A", "add words behind what is selected (Shift+A: before it)"], ["E", "rewrite the marked segment again"]] : []),
   ["Backspace", "unmark it"], ["N", "to the next marked segment"],
 ];

@@ -58,7 +58,8 @@ async function post(body) {
 
 function received(status, told, action, again) {
   if (status === 200 || status === 409) {
-    const same = status === 200 && action.do === "draft" && view && told.card && told.card.id === view.card.id;
+    const here = action.do === "draft" || action.here; // the page shows it already, and may be further by now
+    const same = status === 200 && here && view && told.card && told.card.id === view.card.id;
     view = told;
     if (status === 409) queue.length = 0;
     if (status === 409 && !again) note(told.error); // after a restart it had been recorded already

@@ -1,5 +1,4 @@
-"""The embedded world as decomposer and as expert: what a caption claims, by its grammar, and what is true, by the
-annotation. Exact, but for the noise that is dialled in."""
+"""The embedded world as expert: what is true, by the annotation. Exact, but for the noise that is dialled in."""
 
 from __future__ import annotations
 
@@ -9,52 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmfast.engines.base import Picture
+from mmfast.engines.recorded import Recorded
 from mmfast.engines.world import World, yes_or_no
+from mmfast.engines.world_claims import CENTRE
 from mmfast.feedback.expert_scores import WHOLE_IMAGE
 from mmfast.feedback.experts import FALSE, OPEN, TRUE, UNSEEN, Case, Verdict, names_of
 from mmfast.feedback.experts.boxes import COUNTED, Box, Finder, Found, Sizes
 from mmfast.feedback.items import KINDS, Item
-from mmfast.world.grammar import NUMBERS, claims
 from mmfast.world.scenes import CELL, COLOURS, SHAPES, SIZE, SIZES, Kind, Scene, Thing, relation
 
 NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?")
 PLACES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-CENTRE = "centre"  # of the picture: what the world's places are seen from
-
-
-def decomposed(aspect: str, text: str) -> list[tuple[str, ...]]:
-    """What a caption of the world says, in the pieces of an aspect; claims each with its question."""
-    said = claims(text)
-    names = {kind: " ".join(kind) for kind in said.kinds}
-    many = {kind: (NUMBERS[n], _several(kind, n)) for kind, n in said.counts.items()}
-    match aspect:
-        case "entity":
-            return [(name,) for name in names.values()]
-        case "count":
-            return [*many.values()]
-        case "relation":
-            return [(names[kind], place, CENTRE) for kind, place in said.relations.items()]
-        case "text":
-            return [(word, names[kind]) for kind, word in said.words.items()]
-        case "claims":
-            told: list[tuple[str, ...]] = [(f"There is {_a(kind)}.", f"Is there {_a(kind)}?") for kind in said.kinds]
-            for number, things in many.values():
-                be = "is" if number == "one" else "are"
-                told.append((f"There {be} {number} {things}.", f"{be.title()} there {number} {things}?"))
-            for kind, place in said.relations.items():
-                told.append((f"The {names[kind]} is {place} the centre.", f"Is the {names[kind]} {place} the centre?"))
-            for kind, word in said.words.items():
-                told.append((f"The {names[kind]} says {word}.", f"Does the {names[kind]} say {word}?"))
-            return told
-    return []
-
-
-def _several(kind: Kind, number: int) -> str:
-    return " ".join(kind) + ("" if number == 1 else "es" if kind[1].endswith("s") else "s")
-
-
-def _a(kind: Kind) -> str:
-    return f"{'an' if kind[0][0] in 'aeiou' else 'a'} {' '.join(kind)}"
 
 
 def kind_of(name: str) -> Kind | None:
@@ -67,7 +31,8 @@ class Annotation(Finder):
 
     kinds = frozenset(KINDS)
 
-    def __init__(self, engine: World) -> None:
+    def __init__(self, engine: World | Recorded) -> None:
+        engine = getattr(engine, "engine", engine)  # an annotation is looked at, not asked: there is nothing to record
         if not isinstance(engine, World):
             raise ValueError("the annotation is the engine world's: give --engine world and --model FOLDER")
         super().__init__(Sizes())

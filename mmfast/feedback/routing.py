@@ -102,7 +102,7 @@ class Content(BaseModel):
 
 
 @dataclass(frozen=True)
-class Table:
+class Routing:
     name: str
     digest: str
     content: Content
@@ -128,7 +128,7 @@ def known() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def read_table(name: str) -> Table:
+def read_routing(name: str) -> Routing:
     """A table of ours by its name, or a file; everything that can be said to be wrong with it is said here."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -144,7 +144,7 @@ def read_table(name: str) -> Table:
         first = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     _check(path, content)
-    return Table(path.stem, hashlib.sha256(data).hexdigest(), content)
+    return Routing(path.stem, hashlib.sha256(data).hexdigest(), content)
 
 
 def _check(path: Path, content: Content) -> None:
@@ -216,7 +216,7 @@ def _class(use: str) -> Any:
 class Opened:
     """The experts of a table, with the engines that were opened for them."""
 
-    table: Table
+    routing: Routing
     experts: dict[str, Any] = field(default_factory=dict)
     engines: list[Any] = field(default_factory=list)
 
@@ -226,12 +226,12 @@ class Opened:
                 close()
 
 
-def open_experts(table: Table, engine: Callable[[Mapping[str, Any]], Engine], device: Any = "cpu") -> Opened:
+def open_experts(routing: Routing, engine: Callable[[Mapping[str, Any]], Engine], device: Any = "cpu") -> Opened:
     """`engine`: opens the engine that an expert's options name, the command's own where they name none."""
-    opened, shared = Opened(table), {}
+    opened, shared = Opened(routing), {}
     # Those without weights first: a package or a file that is missing is told at once
-    for name in sorted(table.used, key=lambda name: _has_weights(table.content.experts[name])):
-        own = dict(table.content.experts[name])
+    for name in sorted(routing.used, key=lambda name: _has_weights(routing.content.experts[name])):
+        own = dict(routing.content.experts[name])
         use = own.pop("use")
         made = _class(use)
         arguments: dict[str, Any] = {key: own[key] for key in own if use not in ENGINES or key not in OF_ENGINE}
