@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
-from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
+from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
 from tests.ops.places import generator
 
 from .trees import DEEP, PAIR, tree
@@ -117,8 +117,8 @@ def test_gradcheck_and_opcheck():
     q, k, v = inputs(t, 2, 1, 4)
     assert torch.autograd.gradcheck(lambda *x: call(t, *x, window=2), (q, k, v))
     copies, offsets = t.inverse()
-    arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0)
-    torch.library.opcheck(attention_loop, arguments)
+    arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0, "loop")
+    torch.library.opcheck(exact_attention, arguments)
 
 
 def test_compiles_whole_and_works_without_gradient_and_under_autocast(device):
