@@ -1,4 +1,4 @@
-"""tree_attention on a CPU: our kernel beside the loop over torch's, forward and backward, on the runs of a training step."""
+"""tree_attention on a CPU: our kernel beside the loop over torch's, on the runs of a training step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def runs_of(prompts: list[tuple[int, ...]]) -> dict[str, Any]:
         head = torch.arange(SHARED if number else 0)  # what an earlier prompt has run already
         path = torch.cat([head, torch.arange(at, at + prompt - len(head))])
         at += prompt - len(head)
-        for first, response in enumerate(responses):
+        for response in responses:
             k_index.append(torch.cat([path, torch.arange(at, at + response)]))
             at += response
             q.append(at)

@@ -3,7 +3,7 @@
 //
 // A task is a run's queries with one key head. It packs the keys that it gathers once, then takes blocks of 48 queries, the
 // lanes of every vector, against blocks of 60 keys. A task owns what it writes, so no result depends on the number of
-// threads. Products round rows up to 6: buffers have room for that, and what is computed there is never read.
+// threads. Products round rows up to 6: buffers have room for that, and what lies beyond a run's last row is never read.
 #include "ops.h"
 
 #if MMFAST_ISA_LEVEL >= 2
@@ -249,7 +249,8 @@ static void backward_task(const TreeAttention& t, const TreeGradient& g, const T
   for (int64_t h = kv * task.group; h < (kv + 1) * task.group; ++h)
     for (int64_t i0 = 0; i0 < task.queries; i0 += kQueries) {
       // A block of queries: both sides as columns, delta = sum(grad out), log-sum-exp
-      const int64_t rows = least(kQueries, task.queries - i0), token = task.first + i0, stop = task.high(i0 + rows - 1);
+      const int64_t rows = least(kQueries, task.queries - i0), token = task.first + i0;
+      const int64_t stop = least(task.keys, round_up(task.high(i0 + rows - 1)));  // d_k and d_v add up whole rounds
       float* grad = pack_queries(t.q, token, h, rows, width, sign_of(t.scale), q);
       float* d_q = pack_queries(g.grad, token, h, rows, width, 1, grad);
       float *weights = d_q + kQueries * width, *slopes = weights + kKeys * kQueries;

@@ -105,6 +105,11 @@ def _no_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         return f"needs float32, this is {str(dtype).removeprefix('torch.')}"
     if head_dim % 16 or not head_dim:
         return f"needs a head dimension that is a multiple of 16, this is {head_dim}"
+    return _no_vectors()
+
+
+@torch.compiler.assume_constant_result  # a compiled caller cannot look into native code
+def _no_vectors() -> str:
     module: Any = native()
     if module is None:
         return "needs mmfast._C, which was not built (pip install . with a C++ compiler)"

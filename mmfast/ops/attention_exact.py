@@ -1,7 +1,7 @@
 """Tree attention run by run, the exact path: in C++ ("cpu", csrc/cpu/attention.isa.cpp), or as a loop anywhere.
 
-On CPU each run of the loop is one call of torch's blocked CPU kernel; elsewhere the scores of a run are written out. All
-keep the log-sum-exp for the backward pass, so nothing is computed twice but the scores.
+On CPU each run of the loop is one call of torch's blocked CPU kernel; elsewhere the scores of a run are written out.
+All keep the log-sum-exp for the backward pass, so nothing is computed twice but the scores.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tens
     return seen & (j > i - window) if window > 0 else seen
 
 
+def _is_blocked(device: torch.device, scale: float) -> bool:
+    """torch's CPU kernel multiplies its mask of -inf by the scale."""
+    return device.type == "cpu" and scale > 0
+
+
 def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | None]:
     """Says to the blocked CPU kernel whether torch's own causal mask is the run's, else gives the mask as a bias."""
     queries, keys = q.shape[1], k.shape[1]
@@ -53,7 +58,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """One run, q[Hq, lq, Dh], k and v[Hkv, lk, Dh], gives out[Hq, lq, Dh] and the log-sum-exp[Hq, lq]."""
-    if q.device.type == "cpu" if blocked is None else blocked:
+    if _is_blocked(q.device, scale) if blocked is None else blocked:
         causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
         return out[0], lse[0]
@@ -76,7 +81,7 @@ def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int,
     blocked: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if q.device.type == "cpu" if blocked is None else blocked:
+    if _is_blocked(q.device, scale) if blocked is None else blocked:
         causal, bias = _blocked_mask(q, k, window)
         d_q, d_k, d_v = _flash_cpu_backward(
             grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale
@@ -102,20 +107,17 @@ def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]
 
 def _native(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor, scale: float, window: int
-) -> Any:
-    """The arguments of both native calls. The tensors must live as long as these."""
-    rows = (number for x in (q, k, v) for number in (x.data_ptr(), x.stride(0), x.stride(1)))
+) -> tuple[Any, list[Tensor]]:
+    """What both native calls take, and the tensors that it points into: they must live as long."""
+    indices = [x.to(torch.int64).contiguous() for x in (q_offsets, k_offsets, k_index)]
+    rows = [_dense_width(x) for x in (q, k, v)]
     sizes = (q_offsets.shape[0] - 1, q.shape[1], k.shape[1], q.shape[2])
-    addresses = (x.data_ptr() for x in (q_offsets, k_offsets, k_index))
+    strided = (number for x in rows for number in (x.data_ptr(), x.stride(0), x.stride(1)))
     module: Any = native()
-    return module.TreeAttention(*addresses, *sizes, scale, window, torch.get_num_threads(), *rows)
-
-
-def _prepared(
-    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor
-) -> tuple[Tensor, ...]:
-    indices = (x.to(torch.int64).contiguous() for x in (q_offsets, k_index, k_offsets))
-    return *(_dense_width(x) for x in (q, k, v)), *indices
+    attention = module.TreeAttention(
+        *(x.data_ptr() for x in indices), *sizes, scale, window, torch.get_num_threads(), *strided
+    )
+    return attention, indices + rows
 
 
 @custom_op("mmfast::tree_attention_exact")
@@ -128,8 +130,8 @@ def exact_attention(
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     if backend == "cpu":
         module: Any = native()
-        inputs = _prepared(q, k, v, q_offsets, k_index, k_offsets)
-        module.cpu_tree_forward(_native(*inputs, scale, window), out.data_ptr(), lse.data_ptr())
+        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
+        module.cpu_tree_forward(attention, out.data_ptr(), lse.data_ptr())
         return out, lse
     q = _dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
@@ -160,11 +162,9 @@ def exact_attention_backward(
     grad = _dense_width(grad)
     if backend == "cpu":
         module: Any = native()
-        inputs = _prepared(q, k, v, q_offsets, k_index, k_offsets)
+        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
         results = (x.data_ptr() for x in (out, lse, d_q, d_k, d_v))
-        module.cpu_tree_backward(
-            _native(*inputs, scale, window), grad.data_ptr(), grad.stride(0), grad.stride(1), *results
-        )
+        module.cpu_tree_backward(attention, grad.data_ptr(), grad.stride(0), grad.stride(1), *results)
         return d_q, d_k, d_v
     d_k.zero_(), d_v.zero_()  # keys of a run without queries
     q = _dense_width(q)

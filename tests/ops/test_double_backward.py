@@ -21,6 +21,7 @@ NONLINEAR: dict[str, Callable[[], Subject]] = {
     "linear_preference_loss": partial(subjects.linear_preference_loss, False),
     "linear_preference_loss, chunked": partial(subjects.linear_preference_loss, True),
     "tree_attention": subjects.tree_attention,
+    "tree_attention, kernel": partial(subjects.tree_attention, width=16),
 }
 
 
