@@ -7,8 +7,8 @@ the cache and with the reference pass counted. "cpu" is processor time of the wh
 that others use too, compare that, with --threads 1. Peak memory is that of the process since before its model was
 loaded. The floor is the flops of the weights' products over the rate of a large matrix product, in processor time.
 
-With --before CHECKOUT (a folder with an mmfast._C of its own) the peer is the step of that checkout, by turns with ours.
-Then a step of ours is profiled: "x_products" is its time over that of its own matrix products.
+With --before CHECKOUT (a folder with an mmfast._C of its own) the peer is that checkout, a step each by turns. Then a
+step of ours is profiled: "x_products" is its time over that of its own matrix products.
 
 cases    isolated     4 images, one pair each
          group        one image, 8 responses, all 28 pairs; TRL's time a pair is taken from the isolated case
