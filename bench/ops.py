@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import linear_preference, logprob, preference, segments, splice
+from bench import attention, linear_preference, logprob, preference, segments, splice
 from bench.timing import machine, write_rows
 
 Row = dict[str, Any]
@@ -22,6 +22,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear_preference_loss": linear_preference.rows,
     "preference_loss": preference.rows,
     "splice_embeddings": splice.rows,
+    "tree_attention": attention.rows,
     "changed_segments": segments.rows,
 }
 

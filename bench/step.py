@@ -7,6 +7,9 @@ the cache and with the reference pass counted. "cpu" is processor time of the wh
 that others use too, compare that, with --threads 1. Peak memory is that of the process since before its model was
 loaded. The floor is the flops of the weights' products over the rate of a large matrix product, in processor time.
 
+With --before CHECKOUT (a folder with an mmfast._C of its own) the peer is that checkout, a step each by turns. Then a
+step of ours is profiled: "x_products" is its time over that of its own matrix products.
+
 cases    isolated     4 images, one pair each
          group        one image, 8 responses, all 28 pairs; TRL's time a pair is taken from the isolated case
 shapes   llava-64m    hidden 512, 8 layers, 32000 words, 576 image tokens (CPU)
@@ -38,7 +41,7 @@ GROUP = {"groups": 1, "responses": 8, "words": (29, 59), "question": 50}
 class Side:
     """A process that runs a step when told to."""
 
-    def __init__(self, name: str, settings: dict, folder: Path):
+    def __init__(self, name: str, settings: dict, folder: Path, checkout: Path | None = None):
         threads = {"OMP_NUM_THREADS": str(settings["threads"])} if settings["threads"] else {}
         path = folder / f"{name}-{len(list(folder.iterdir()))}.json"
         path.write_text(json.dumps(settings))
@@ -46,7 +49,7 @@ class Side:
         self.log = open(path.with_suffix(".log"), "w")  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.step_sides", name, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.log, text=True, env=environment,
+            stderr=self.log, text=True, env=environment, cwd=checkout,
         )  # fmt: skip
         self.ready = self.read()
         self.steps: list[dict] = []
@@ -60,9 +63,9 @@ class Side:
             f"a side of the bench ended: see {self.log.name}\n" + Path(self.log.name).read_text()[-3000:]
         )
 
-    def step(self) -> None:
+    def step(self, kind: str = "go") -> None:
         assert self.process.stdin
-        self.process.stdin.write("go\n")
+        self.process.stdin.write(kind + "\n")
         self.process.stdin.flush()
         self.steps.append(self.read())
 
@@ -173,6 +176,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     }  # fmt: skip
     (folder / "sides").mkdir()
     isolated = {**settings, "pairs": ISOLATED}
+    if arguments.before:
+        return beside(arguments, isolated, folder / "sides")
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     rate = gemm_rate(torch.device(arguments.device), getattr(torch, settings["dtype"]))
     if cuda:  # both would not fit beside each other
@@ -217,6 +222,29 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     return rows
 
 
+def beside(arguments: argparse.Namespace, isolated: dict, folder: Path) -> list[dict]:
+    """Steps of another checkout and of this one by turns; then one of ours under the profiler."""
+    sides = {
+        name: Side("mmfast", isolated, folder, path) for name, path in (("before", arguments.before), ("now", None))
+    }
+    for _ in range(arguments.steps):
+        for side in sides.values():
+            side.step()
+    gap = max(abs(a["loss"] - b["loss"]) for a, b in zip(*(s.steps for s in sides.values()), strict=True))
+    sides["now"].step("profile")
+    last = sides["now"].steps.pop()
+    rows = []
+    for name, side in sides.items():
+        row: dict[str, Any] = {"what": f"mmfast isolated, {name}", "pairs": 4, "largest_loss_gap": gap}
+        for what in ("seconds", "cpu"):
+            row |= {what: side.median(what), f"best_{what}": min(s[what] for s in side.steps[1:])}
+        rows.append(row | {"peak_gib": side.close() / 2**30})
+    before, now = rows
+    now |= {f"x_before_{key}": now[key] / before[key] for key in ("seconds", "best_seconds", "cpu", "best_cpu")}
+    now |= {"x_products": last["seconds"] / last["products"], "products_seconds": last["products"]}
+    return rows
+
+
 def alone(name: str, settings: dict, folder: Path, steps: int) -> tuple[Side, int]:
     side = Side(name, settings, folder)
     for _ in range(steps):
@@ -235,10 +263,13 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile the decoder's blocks on our side")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--before", type=Path, help="another checkout of mmfast: its steps alternate with ours (CPU)")
     parser.add_argument("--write", action="store_true", help=f"append the rows to {RESULTS.name}")
     arguments = parser.parse_args()
     if arguments.shape != "llava-64m" and arguments.device == "cpu":
         parser.error("a 7B shape needs --device cuda")
+    if arguments.before and arguments.device != "cpu":
+        parser.error("--before compares steps on a CPU")
     import transformers
     import trl
 

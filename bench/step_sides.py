@@ -10,10 +10,12 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def say(**fields: Any) -> None:
@@ -49,11 +51,14 @@ def mmfast_side(settings: dict) -> None:
     from transformers import AutoProcessor
 
     from bench.step_data import infos_of, load_images, make_pairs
+    from mmfast.job.runtime import keep_freed_memory
     from mmfast.models import Lora, Parallel, load, parallelize
     from mmfast.ops.preference import preference_loss
     from mmfast.packing import build_pack
 
     device = torch.device(settings["device"])
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     processor = AutoProcessor.from_pretrained(settings["path"])
     made = make_pairs(processor, **settings["pairs"])
     before = resident()
@@ -87,26 +92,43 @@ def mmfast_side(settings: dict) -> None:
     start, cpu = clock(device), time.process_time()
     reference = score()
     say(ready=True, reference_seconds=clock(device) - start, reference_cpu=time.process_time() - cpu)
-    for _ in sys.stdin:
+    for asked in sys.stdin:
+        recorded = profile(activities=[ProfilerActivity.CPU]) if asked.strip() == "profile" else nullcontext()
         start, cpu = clock(device), time.process_time()
-        pack = pack_of(reference)
-        packed = clock(device)
-        out = preference_loss(
-            scorer(pack), pack.ref_logps, pack.responses, pack.pairs, index=pack.index, weights=pack.weights, beta=0.1
-        )
-        forward = clock(device)
-        out.loss.backward()
-        backward = clock(device)
-        optimizer.step()
-        optimizer.zero_grad()
-        end = clock(device)
+        with recorded:
+            pack = pack_of(reference)
+            packed = clock(device)
+            out = preference_loss(
+                scorer(pack),
+                pack.ref_logps,
+                pack.responses,
+                pack.pairs,
+                index=pack.index,
+                weights=pack.weights,
+                beta=0.1,
+            )
+            forward = clock(device)
+            out.loss.backward()
+            backward = clock(device)
+            optimizer.step()
+            optimizer.zero_grad()
+            end = clock(device)
         say(
+            products=products(recorded),
             seconds=end - start, cpu=time.process_time() - cpu, loss=float(out.loss),
             pack_seconds=packed - start, forward_seconds=forward - packed,
             backward_seconds=backward - forward, optimizer_seconds=end - backward, tokens=len(pack.tokens),
             rows=len(pack.targets),
         )  # fmt: skip
     say(peak=peak(device, before))
+
+
+def products(recorded: Any) -> float:
+    """Seconds of a profiled step in torch's matrix products; 0 of any other."""
+    if not isinstance(recorded, profile):
+        return 0.0
+    events = recorded.key_averages()
+    return sum(e.self_cpu_time_total for e in events if e.key in ("aten::mm", "aten::addmm", "aten::bmm")) / 1e6
 
 
 def trl_side(settings: dict) -> None:

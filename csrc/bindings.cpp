@@ -10,14 +10,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &cpu_isa);
   bind_logit_tile(m);
   bind_folds(m, "cpu", cpu_fold_forward, cpu_fold_gradient, cpu_fold_finish);
-  m.def("cpu_gemm_engines", &cpu_gemm_engines);
+  m.def("cpu_has_gemm_bf16", &cpu_has_gemm_bf16);
   m.def("cpu_gemm_bf16", [](Address a, int64_t a_row, int64_t a_col, Address b, int64_t b_row, int64_t b_col, Address c,
-                            int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, int threads,
-                            const char* engine) {
+                            int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, int threads) {
     py::gil_scoped_release release;
     cpu_gemm_bf16({at<const uint16_t>(a), at<const uint16_t>(b), at<float>(c), rows, columns, depth, a_row, a_col,
-                   b_row, b_col, c_stride, accumulate, threads},
-                  engine);
+                   b_row, b_col, c_stride, accumulate, threads});
+  });
+  py::class_<TreeAttention>(m, "TreeAttention", py::module_local())
+      .def(py::init([](Address q_offsets, Address k_offsets, Address k_index, int64_t runs, int64_t heads,
+                       int64_t kv_heads, int64_t width, float scale, int64_t window, int threads, Address q,
+                       int64_t q_token, int64_t q_head, Address k, int64_t k_token, int64_t k_head, Address v,
+                       int64_t v_token, int64_t v_head) {
+        return TreeAttention{at<int64_t>(q_offsets), at<int64_t>(k_offsets), at<int64_t>(k_index), runs, heads,
+                             kv_heads, width, scale, window, threads, {at<float>(q), q_token, q_head},
+                             {at<float>(k), k_token, k_head}, {at<float>(v), v_token, v_head}};
+      }));
+  m.def("cpu_tree_forward", [](const TreeAttention& attention, Address out, Address lse) {
+    py::gil_scoped_release release;
+    cpu_tree_forward(attention, at<float>(out), at<float>(lse));
+  });
+  m.def("cpu_tree_backward", [](const TreeAttention& attention, Address grad, int64_t token, int64_t head, Address out,
+                                Address lse, Address d_q, Address d_k, Address d_v) {
+    py::gil_scoped_release release;
+    cpu_tree_backward(attention, {{at<float>(grad), token, head}, at<float>(out), at<float>(lse), at<float>(d_q),
+                                  at<float>(d_k), at<float>(d_v)});
   });
   m.def("prefix_forest", [](Address symbols, Address starts, Address ends, int64_t branches, bool share,
                             Address parent, Address node_start, Address node_end, Address leaf) {

@@ -51,8 +51,8 @@ FoldForward cpu_fold_forward;
 FoldGradient cpu_fold_gradient;
 FoldFinish cpu_fold_finish;
 
-// C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 with any strides, C fp32 with row stride c_stride; fp32 accumulation.
-// engine: one of cpu_gemm_engines(), best first. Throws std::invalid_argument where this CPU lacks it.
+// C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 (a_col is 1), C fp32 with row stride c_stride; fp32 accumulation. For CPUs
+// with AVX512-BF16, as cpu_has_gemm_bf16 says; throws std::invalid_argument elsewhere.
 struct Bf16Gemm {
   const uint16_t *a, *b;
   float* c;
@@ -60,10 +60,8 @@ struct Bf16Gemm {
   bool accumulate;
   int threads;
 };
-void cpu_gemm_bf16(const Bf16Gemm& gemm, const char* engine);
-// The engines this CPU has, best first and comma-separated: "amx", "avx512bf16"; always last "emulated", the AMX loops
-// over scalar tiles, for tests.
-const char* cpu_gemm_engines();
+void cpu_gemm_bf16(const Bf16Gemm& gemm);
+bool cpu_has_gemm_bf16();
 
 // Prefix forest of branches symbols[starts[b], ends[b]), none empty; an image is one negative symbol. Writes nodes in
 // depth-first order (room for 2 * branches) and the node at which each branch ends; returns the number of nodes.
@@ -108,5 +106,28 @@ void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* o
 // out[t] = features[t] < 0 ? table[tokens[t]] : images[features[t]]; throws std::invalid_argument on a bad index.
 void cpu_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
                 int64_t rows, int64_t row_bytes, int64_t vocabulary, int64_t feature_rows);
+
+// Tree attention (docs/ops/tree_attention.md), all of it fp32, for CPUs with AVX2 or AVX-512; std::runtime_error elsewhere.
+struct Rows {  // [tokens, heads, width]: a token's and a head's stride in elements, the width is dense
+  const float* at;
+  int64_t token, head;
+};
+struct TreeAttention {
+  const int64_t *q_offsets, *k_offsets;  // [runs + 1]
+  const int64_t* k_index;
+  int64_t runs, heads, kv_heads, width;  // heads is a multiple of kv_heads, width of 16
+  float scale;
+  int64_t window;  // 0: none
+  int threads;
+  Rows q, k, v;
+};
+struct TreeGradient {
+  Rows grad;
+  const float *out, *lse;      // as the forward pass wrote them
+  float *d_q, *d_k, *d_v;      // [T, heads, width], and of the gathered keys and values [K, kv_heads, width]
+};
+// out [T, heads, width]; lse [T, heads], to the base 2. Both functions write every element of their results.
+void cpu_tree_forward(const TreeAttention& attention, float* out, float* lse);
+void cpu_tree_backward(const TreeAttention& attention, const TreeGradient& gradient);
 
 }  // namespace mmfast

@@ -100,7 +100,7 @@ def _devices() -> list[str]:
     info = Path("/proc/cpuinfo")
     flags = re.search(r"^flags\s*:(.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     known = flags[1].split() if flags else []
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in known]
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16") if flag in known]
     lines = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {' '.join(wide) or 'baseline'}"]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
@@ -244,7 +244,7 @@ def _test_splice(device: torch.device, backend: str) -> tuple[float, float]:
 
 
 def _test_attention(device: torch.device, backend: str) -> tuple[float, float]:
-    dtype = torch.float32 if backend == "loop" else torch.bfloat16
+    dtype = torch.float32 if backend in ("cpu", "loop") else torch.bfloat16
     q, k, v = (_random(10, 2, 32, device=device, seed=s).to(dtype) for s in (8, 9, 10))
     # A prompt of 4, a first answer of 3 in the same run, and a second answer of 3 that sees the prompt and itself.
     q_offsets = torch.tensor([0, 7, 10], dtype=torch.int32, device=device)

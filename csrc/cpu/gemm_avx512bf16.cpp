@@ -4,13 +4,82 @@
 #include <immintrin.h>
 #include <omp.h>
 
-#include "cpu/gemm_pack.h"
+#include <cstring>
+
+#include "cpu/scratch.h"
+#include "ops.h"
 
 namespace mmfast {
 namespace {
 
 constexpr int kColumns = 32, kRows = 12;
 constexpr int64_t kDepth = 1024;
+
+inline uint32_t pair_of(const uint16_t* from, int64_t stride, bool both) {
+  return uint32_t(from[0]) | (both ? uint32_t(from[stride]) << 16 : 0u);
+}
+
+// 16 x 16 transpose of 32-bit lanes.
+inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// panel[p][j] = the pair (B[k0 + 2p, n0 + j], B[k0 + 2p + 1, n0 + j]), zero outside k < depth and j < columns.
+// p runs over `pairs`, j over kColumns.
+inline void pack_b(const Bf16Gemm& g, int64_t k0, int64_t depth, int64_t pairs, int64_t n0, int64_t columns, uint32_t* panel) {
+  const uint16_t* b = g.b + k0 * g.b_row + n0 * g.b_col;
+  int64_t p = 0;
+  if (g.b_row == 1 && columns == kColumns) {  // k runs along memory: transpose blocks of 16 columns x 16 pairs
+    for (; 2 * (p + 16) <= depth; p += 16) {
+      for (int j0 = 0; j0 < kColumns; j0 += 16) {
+        __m512i block[16];
+        for (int j = 0; j < 16; ++j) block[j] = _mm512_loadu_si512(b + (j0 + j) * g.b_col + 2 * p);
+        transpose16(block);
+        for (int q = 0; q < 16; ++q) _mm512_store_si512(panel + (p + q) * kColumns + j0, block[q]);
+      }
+    }
+  } else if (g.b_col == 1 && columns == kColumns) {  // n runs along memory: interleave two rows
+    const __m512i low = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009,
+                                         0x00280008, 0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002,
+                                         0x00210001, 0x00200000);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (; 2 * (p + 1) <= depth; ++p) {
+      const uint16_t *first = b + 2 * p * g.b_row, *second = first + g.b_row;
+      for (int j = 0; j < kColumns; j += 32) {
+        const __m512i x = _mm512_loadu_si512(first + j), y = _mm512_loadu_si512(second + j);
+        _mm512_store_si512(panel + p * kColumns + j, _mm512_permutex2var_epi16(x, low, y));
+        _mm512_store_si512(panel + p * kColumns + j + 16, _mm512_permutex2var_epi16(x, high, y));
+      }
+    }
+  }
+  for (; p < pairs; ++p)
+    for (int64_t j = 0; j < kColumns; ++j)
+      panel[p * kColumns + j] = j < columns && 2 * p < depth
+                                  ? pair_of(b + 2 * p * g.b_row + j * g.b_col, g.b_row, 2 * p + 1 < depth)
+                                  : 0u;
+}
 
 template <int R>
 void block(const uint16_t* a, int64_t a_row, const uint32_t* panel, int64_t depth, float* c, int64_t c_stride,
@@ -76,7 +145,7 @@ bool gemm_avx512bf16(const Bf16Gemm& g) {
     uint32_t* panel = reinterpret_cast<uint32_t*>(scratch.data) + omp_get_thread_num() * panel_size;
     for (int64_t k0 = 0; k0 < g.k; k0 += kDepth) {
       const int64_t depth = g.k - k0 < kDepth ? g.k - k0 : kDepth;
-      pack_b<kColumns>(g, k0, depth, (depth + 1) / 2, n0, columns, panel);
+      pack_b(g, k0, depth, (depth + 1) / 2, n0, columns, panel);
       for (int64_t row = first; row < stop; row += kRows) {
         const int64_t rows = stop - row < kRows ? stop - row : kRows;
         kBlocks[rows](g.a + row * g.a_row + k0, g.a_row, panel, depth, g.c + row * g.c_stride + n0, g.c_stride, left,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import platform
 import resource
 import signal
 import sys
@@ -200,7 +202,22 @@ def start(config: Config) -> Runtime:
         raise ValueError("parallel.offload moves state from a GPU to host memory, and no GPU is here: set it to false")
     if config.model.quantize and not gpu:
         raise ValueError('model.quantize = "nf4" needs a GPU, and none is here')
+    if not gpu:
+        keep_freed_memory()
     return join(group=config.model.dtype != "float32" or config.parallel.offload)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep what is freed, large blocks too: a step on CPU takes the same sizes again and again, and each
+    page that the kernel hands out anew is a fault. False where there is no glibc, or its settings are the user's."""
+    settings = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    if any(name in os.environ for name in settings) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(mmap_max, 0)) and bool(libc.mallopt(trim_threshold, 2**31 - 1))
 
 
 def join(*, group: bool = False) -> Runtime:

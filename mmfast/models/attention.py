@@ -32,6 +32,12 @@ class Tree:
     backend: str | None = None  # of tree_attention; None: its own choice
     addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
     kept: dict[int, tuple[Tensor, Tensor]] | None = None  # to be filled: keys and values [1,Hkv,T,Dh] of each layer
+    narrowed: int = -1  # the layer that makes queries for pack.tails only (mmfast/models/last_layer.py)
+
+    @property
+    def tails(self) -> Tensor:
+        assert self.pack.tails is not None
+        return self.pack.tails
 
 
 class CannotShare(ValueError):
@@ -68,12 +74,16 @@ def attend(
         raise CannotShare(f"its attention drops out ({dropout}); set attention_dropout to 0 in its config")
     if tree.kept is not None:
         tree.kept[module.layer_idx] = key, value  # type: ignore[index]
-    pack = tree.pack
+    pack, q, q_offsets = tree.pack, query[0].transpose(0, 1), tree.pack.q_offsets
+    narrowed = tree.narrowed >= 0 and tree.narrowed == module.layer_idx
+    if narrowed:
+        assert pack.tail_offsets is not None
+        q, q_offsets = q.index_select(0, tree.tails), pack.tail_offsets
     out = tree_attention(
-        query[0].transpose(0, 1),
+        q,
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        pack.q_offsets,
+        q_offsets,
         pack.k_index,
         pack.k_offsets,
         max_q=pack.max_q,
@@ -84,6 +94,8 @@ def attend(
         k_copy_offsets=pack.k_copy_offsets,
         backend=tree.backend,
     )
+    if narrowed:
+        out = out.new_zeros(query.shape[2], *out.shape[1:]).index_copy_(0, tree.tails, out)
     return out.unsqueeze(0), None
 
 

@@ -257,7 +257,7 @@ def trace_layers(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
     before = tracker.live
     try:
         with tracker:
-            hidden = scorer.hidden_states(meta)
+            hidden = scorer.hidden_states(meta, scored_only=True)
             kept = tracker.peak = tracker.live
             hidden.backward(torch.zeros_like(hidden))
     finally:

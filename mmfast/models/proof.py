@@ -82,6 +82,9 @@ def _why_not(scorer: Scorer, trials: Sequence[Example], infos: Mapping[str, Imag
                 f"{scorer.adapter.config.model_type} cannot be trained: it cannot share ({why}), and one sequence "
                 f"at a time through its embeddings a log-prob still differs by {gap:.2g} nat from its plain one"
             )
+    elif not scorer.last_layer.trusted:  # so far its last layer ran whole
+        scorer.last_layer.trusted = True
+        scorer.last_layer.trusted = worst() <= limit
     return why
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from mmfast.families.base import Adapter
 from mmfast.models.attention import NAME, Tree, add_deepstack, own_attention
-from mmfast.models.last_layer import only
+from mmfast.models.few_rows import only
+from mmfast.models.last_layer import WHOLE, LastLayer
 from mmfast.models.unshared import score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
@@ -41,6 +42,7 @@ class Scorer(nn.Module):
         self.dtype: torch.dtype = next(self.decoder.parameters()).dtype  # of the forward pass
         self.peft: list[Any] = []  # the PeftModel around `model` where there is LoRA; in a list, it is no submodule
         self.deepstack: list[Any] = []
+        self.last_layer = LastLayer(adapter, model)
         self.own_attention = own_attention(self.decoder.config)
         self.decoder.config._attn_implementation = NAME  # from now on it attends over trees, and raises without one
         self.register_deepstack()
@@ -80,7 +82,7 @@ class Scorer(nn.Module):
     def forward(self, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.shared:
             return score_unshared(self.model, self.adapter, self.embed(pack)[0], pack, return_entropy)
-        return self.logprobs(self.hidden_states(pack), pack, return_entropy)
+        return self.logprobs(self.hidden_states(pack, scored_only=True), pack, return_entropy)
 
     def inside(self, work: Callable[[], T]) -> T:
         """Does `work` where all parameters are whole: under FSDP2 this is a forward of the root, as `forward` is."""
@@ -101,15 +103,22 @@ class Scorer(nn.Module):
         )
 
     def hidden_states(
-        self, pack: Pack, kept: dict[int, tuple[Tensor, Tensor]] | None = None, rows: Tensor | None = None
+        self,
+        pack: Pack,
+        kept: dict[int, tuple[Tensor, Tensor]] | None = None,
+        rows: Tensor | None = None,
+        *,
+        scored_only: bool = False,
     ) -> Tensor:
         """[T, D], after the decoder's last norm. `kept` is filled with the keys and values of each layer. `rows`: those
-        that are read, without gradients; the others are then of no use."""
+        that are read, without gradients; the others are then of no use. scored_only: pack.rows are right, and others
+        need not be."""
         if not len(pack.tokens):
             pack, rows = idle(pack), None
         inputs, addends = self.embed(pack)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
-        tree = Tree(pack, self.backend, addends, kept)
+        narrowed = self.last_layer.number() if scored_only and rows is None and pack.tails is not None else WHOLE
+        tree = Tree(pack, self.backend, addends, kept, narrowed)
         few = nullcontext() if rows is None else only(self.adapter.layers(self.model)[-1], rows)
         with few:
             output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
@@ -218,4 +227,6 @@ def idle(pack: Pack) -> Pack:
         k_copy_offsets=torch.arange(IDLE + 1, device=device),
         max_q=IDLE,
         max_k=IDLE,
+        tails=None,
+        tail_offsets=None,
     )

@@ -5,8 +5,8 @@ k_index[k_offsets[m]..k_offsets[m+1]]: its ancestors' tokens, then its own. Caus
 of a run sees keys up to i + (keys - queries). One variable-length call does it all, on any of these backends:
 
     flash3, flash4, flash2   the flash-attn packages           flex    torch's flex_attention
-    varlen                   torch.nn.attention.varlen         loop    run by run: CPU, and fp32 anywhere
-    xformers                 BlockDiagonalCausalFromBottomRightMask
+    varlen                   torch.nn.attention.varlen         cpu     our own, in fp32 on CPUs with AVX2 or AVX-512
+    xformers                 BlockDiagonalCausalFromBottomRightMask    loop    run by run, anywhere
 
 backend="auto" takes the first of them that explain() has nothing against.
 """
@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
-from .attention_loop import attention_loop, dense_width
-from .dispatch import constant
+from .attention_exact import dense_width, exact_attention
+from .dispatch import constant, native
 from .rows import gather_rows, invert
 
 OP = "tree_attention"
-BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "loop")
+BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "cpu", "loop")
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -85,6 +85,8 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     # What every library needs
     if backend == "loop":
         return ""
+    if backend == "cpu":
+        return _no_kernel(device, dtype, head_dim)
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device}"
     if dtype not in HALF:
@@ -116,6 +118,25 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     if backend == "xformers" and head_dim > 128:
         return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
+
+
+def _no_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Why csrc/cpu/attention.isa.cpp does not suit."""
+    if device.type != "cpu":
+        return f"needs CPU tensors, this is {device}"
+    if dtype != torch.float32:
+        return f"needs float32, this is {str(dtype).removeprefix('torch.')}"
+    if head_dim % 16 or not head_dim:
+        return f"needs a head dimension that is a multiple of 16, this is {head_dim}"
+    return _no_vectors()
+
+
+@torch.compiler.assume_constant_result  # a compiled caller cannot look into native code
+def _no_vectors() -> str:
+    module: Any = native()
+    if module is None:
+        return "needs mmfast._C, which was not built (pip install . with a C++ compiler)"
+    return "needs AVX2 or AVX-512, this CPU has neither" if module.cpu_isa() == "baseline" else ""
 
 
 def choose_attention(
@@ -270,7 +291,7 @@ def tree_attention(
     # Shapes and dtypes, then how they fit together, then the indices.
     check(OP, "q", q, FLOATS, ("T", "Hq", "Dh"))
     device = q.device
-    check(OP, "k", k, (q.dtype,), (q.shape[0], "Hkv", q.shape[2]), device)
+    check(OP, "k", k, (q.dtype,), ("S", "Hkv", q.shape[2]), device)
     check(OP, "v", v, (q.dtype,), tuple(k.shape), device)
     check(OP, "q_offsets", q_offsets, OFFSETS, ("M+1",), device)
     check(OP, "k_index", k_index, INDEX, ("K",), device)
@@ -295,9 +316,10 @@ def tree_attention(
     if k_copies is None or k_copy_offsets is None:
         k_copies, k_copy_offsets = invert(k_index, k.shape[0])
     name = choose_attention(device, q.dtype, q.shape[2], window, backend)
-    if name == "loop" or q.shape[0] == 0:
-        return attention_loop(q, k, v, q_offsets, k_index, k_offsets, k_copies, k_copy_offsets, scale, window or 0)[0]
-    q = q if q.stride(2) == 1 else q.contiguous()  # the libraries ask for it; what is gathered has it
+    if name in ("cpu", "loop") or q.shape[0] == 0:
+        exact = name if name == "cpu" and q.shape[0] else "loop"
+        inverse = (k_copies, k_copy_offsets)
+        return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
     return _CALLS[name](dense_width(q), k, v, runs)

@@ -47,11 +47,13 @@ def build_pack(
     rows, targets, scored = _scored_rows(symbols, forest, stream)
     entries = _entries(symbols, scored, gamma, reference)
     inverse = _inverse(entries["index"].numpy(), len(rows)) if symbols.is_pairs else (None, None)
+    runs = _runs(forest, stream)
     return Pack(
         tokens=torch.from_numpy(stream.tokens),
         features=torch.from_numpy(stream.features),
         positions=torch.from_numpy(stream.positions),
-        **_runs(forest, stream),
+        **runs,
+        **_tails(runs["q_offsets"].numpy(), rows),
         rows=torch.from_numpy(rows),
         targets=torch.from_numpy(targets),
         normaliser=step_normaliser(symbols.normalisers(gamma)) if normaliser is None else normaliser,
@@ -168,6 +170,15 @@ def _runs(forest: Forest, stream: _Stream) -> dict:
         max_q=max(np.diff(q_offsets).tolist(), default=0),
         max_k=max(np.diff(k_offsets).tolist(), default=0),
     )
+
+
+def _tails(q_offsets: np.ndarray, rows: np.ndarray) -> dict:
+    """The rows of each run from its first predicting one on: all that the last layer must make."""
+    ends = q_offsets[1:].astype(np.int64)
+    bounded = np.append(rows, ends[-1] if len(ends) else 0)
+    starts = np.minimum(bounded[np.searchsorted(rows, q_offsets[:-1])], ends)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(ends - starts)])
+    return dict(tails=torch.from_numpy(ranges(starts, ends)), tail_offsets=torch.from_numpy(offsets.astype(np.int32)))
 
 
 def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """The Pack: flat tensors that data, model and ops agree on (docs/packing.md has the picture).
 
 Letters: T stream tokens, M runs, K key/value rows, U distinct (row, target), N scored tokens of all response entries,
-R response entries, P pairs, F feature rows.
+R response entries, P pairs, F feature rows, S rows
+of runs' tails.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Pack:
     k_copy_offsets: Tensor  # int64[T+1], where the copies of stream token t stand in k_copies
     max_q: int
     max_k: int
+    tails: Tensor | None = None  # int64[S], stream rows of each run from its first predicting one on; None: not known
+    tail_offsets: Tensor | None = None  # int32[M+1], boundaries of runs in `tails`
     rows: Tensor  # int64[U], ascending; stream index whose hidden state predicts target u; may repeat
     targets: Tensor  # int64[U]
     index: Tensor  # int64[N], the u that scores each token of each response entry

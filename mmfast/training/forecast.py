@@ -42,6 +42,7 @@ class Report:
     largest_pack: int
     balance: float  # mean rank over slowest rank: 1 is perfect
     time_share: dict[str, float]
+    last_layer: str  # why it runs for all rows; "": only for those that predict
     memory: Memory
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
         largest_pack=int(tokens.max()),
         balance=mean / slowest,
         time_share=shares(schedule, steps, cost),
+        last_layer=scorer.last_layer.why_whole(),
         memory=estimate(scorer, pack, setting_of(job, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
     )
 
@@ -169,6 +171,7 @@ def show(report: Report) -> None:
         ("micro-batches a step", f"{report.micro_batches:.2f}"),
         ("largest pack", f"{report.largest_pack:,} tokens"),
         ("balance", f"{report.balance:.3f} (mean rank / slowest rank)"),
+        ("last layer", f"runs for all rows: {report.last_layer}" if report.last_layer else "runs for predicting rows"),
     ):
         facts.add_row(name, value)
     console.print(facts)

@@ -2,7 +2,10 @@
 
 import inspect
 import math
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,19 +14,28 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmfast.ops import attention as attention_module
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
-from mmfast.ops.attention_loop import _forward, _gradients, attention_loop
+from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
 from tests.ops.places import generator
 
 from .trees import DEEP, PAIR, tree
 
 COPIES = ("k_copies", "k_copy_offsets")
+WIDE = tree((129, (60,), (70, (5,), (9,))), (33,), (200, (1,), (17,)), (1,))  # more than a block of keys or queries
+
+
+@pytest.fixture(params=["cpu", "loop"])
+def exact(request, device):
+    """The backends for fp32."""
+    if reason := explain(device, torch.float32, 16)[request.param]:
+        pytest.skip(reason)
+    return request.param
 
 
 def plain(q, k, v, window, scale=None):
     """One sequence, written out."""
     n, group = q.shape[0], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("ihd,jhd->hij", q, k) * (scale or q.shape[2] ** -0.5)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * (q.shape[2] ** -0.5 if scale is None else scale)
     i, j = torch.arange(n)[:, None], torch.arange(n)[None]
     seen = (j <= i) & (j > i - (window or n))
     return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -math.inf).softmax(-1), v)
@@ -65,6 +77,133 @@ def test_equals_independent_sequences_forward_and_backward(t, heads, kv, width, 
     torch.testing.assert_close(call(t, q, k, v, window=window), by_paths(t, q, k, v, window), rtol=1e-12, atol=1e-12)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("t", [PAIR, DEEP, WIDE, tree((1,), (1,))], ids=["pair", "deep", "wide", "single"])
+@pytest.mark.parametrize("heads,kv,width", [(4, 2, 16), (3, 3, 64), (2, 1, 80), (1, 1, 128)])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_the_kernel_is_as_near_to_fp64_as_torch(t, heads, kv, width, window):
+    if reason := explain(torch.get_default_device(), torch.float32, width)["cpu"]:
+        pytest.skip(reason)
+    q, k, v = inputs(t, heads, kv, width, torch.float32)
+    grad = torch.randn(q.shape, generator=generator(3), dtype=torch.float64)
+    doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    truth = by_paths(t, *doubles, window)
+    wanted = [truth, *torch.autograd.grad(truth, doubles, grad)]
+    found = {}
+    for backend in ("cpu", "loop"):
+        out = call(t, q, k, v, window=window, backend=backend)
+        found[backend] = [out, *torch.autograd.grad(out, (q, k, v), grad.float())]
+    for ours, theirs, want in zip(found["cpu"], found["loop"], wanted, strict=True):
+        assert (ours - want).abs().max() < 2 * (theirs - want).abs().max() + 1e-6 * (1 + want.abs().max())
+
+
+@pytest.mark.parametrize("scale", [-0.7, 0.0, 1e-3, 4.0])
+def test_any_scale(exact, scale):
+    q, k, v = inputs(WIDE, 2, 1, 16, torch.float32)
+    doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    found, wanted = call(WIDE, q, k, v, scale=scale, backend=exact), by_paths(WIDE, *doubles, None, scale)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    grad = torch.randn(q.shape, generator=generator(3))
+    ours = torch.autograd.grad(found, (q, k, v), grad)
+    for a, b in zip(ours, torch.autograd.grad(wanted, doubles, grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-4)
+
+
+def test_any_layout_gives_the_same_bits(exact):
+    q, k, v = (x.detach() for x in inputs(WIDE, 4, 2, 32, torch.float32))
+    grad = torch.randn(q.shape, generator=generator(3))
+    base = backward_of(q, k, v, grad, exact)
+    heads_first = lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)  # noqa: E731
+    width_apart = lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
+    for change in (heads_first, width_apart):
+        for at in range(4):
+            changed = [change(x) if i == at else x for i, x in enumerate((q, k, v, grad))]
+            assert all(torch.equal(a, b) for a, b in zip(base, backward_of(*changed, exact), strict=True))
+
+
+def backward_of(q, k, v, grad, backend, t=WIDE, **more):
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = call(t, *leaves, backend=backend, **more)
+    return out, *torch.autograd.grad(out, leaves, grad)
+
+
+def test_the_number_of_threads_changes_no_bit(exact):
+    if exact == "loop":
+        pytest.skip("torch's own")
+    # one key head, so few tasks: the forward pass cuts them by their queries
+    q, k, v = (x.detach() for x in inputs(tree((500, (30,), (40,))), 2, 1, 32, torch.float32))
+    grad = torch.randn(q.shape, generator=generator(3))
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        found.append(backward_of(q, k, v, grad, exact, tree((500, (30,), (40,)))))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_runs_without_queries_and_fewer_queries_than_rows(exact):
+    """A run may have keys alone, whose gradients are zero; and k may have more rows than q (the last layer's have)."""
+    q, k, v = (x.detach() for x in inputs(PAIR, 2, 2, 16, torch.float32))
+    full = by_paths(PAIR, *(x.double() for x in (q, k, v)), None)
+    last = PAIR.q_offsets.tolist()[1:]
+    keep = torch.tensor([last[0] - 2, last[0] - 1, last[1] - 1], device=q.device)  # of each run its last ones
+    index = torch.cat([PAIR.k_index, torch.tensor([0, 1], device=q.device)])
+    q_offsets = torch.tensor([0, 2, 3, 3], device=q.device)
+    k_offsets = torch.cat([PAIR.k_offsets, torch.tensor([len(index)], device=q.device)])
+    leaves = [x.requires_grad_() for x in (q[keep], k, v)]
+    out = tree_attention(*leaves, q_offsets, index, k_offsets, max_q=2, max_k=PAIR.max_k, backend=exact)
+    torch.testing.assert_close(out.double(), full[keep], rtol=1e-5, atol=1e-6)
+    grads = torch.autograd.grad(out.sum(), leaves)
+    unseen = sorted(set(range(PAIR.size)) - set(PAIR.k_index.tolist()))
+    assert all(bool(g.isfinite().all()) for g in grads) and not grads[1][unseen].any()
+    alone = tree_attention(*leaves, q_offsets[[0, 3]] * 0 + torch.tensor([0, 3]), index[-4:], torch.tensor([0, 4]),
+                           max_q=3, max_k=4, backend=exact)  # fmt: skip
+    assert alone.shape == (3, 2, 16)
+
+
+def test_nan_and_infinity_are_not_hidden(exact):
+    if exact == "loop":
+        pytest.skip("torch's kernel gives zeros there")
+    q, k, v = (x.detach() for x in inputs(PAIR, 2, 2, 16, torch.float32))
+    for poison in (math.nan, math.inf):
+        for at in range(3):
+            changed = [x.clone() for x in (q, k, v)]
+            changed[at][8] = poison  # row 8 is seen by itself and row 9
+            out = call(PAIR, *changed, backend=exact)
+            assert not out[8].isfinite().any() and out[10:].isfinite().all()
+
+
+ISA_CHECK = """
+import torch
+from mmfast.ops.attention import explain
+from mmfast.ops.dispatch import native
+from tests.ops import test_attention as t
+assert native().cpu_isa() == "{isa}"
+torch.set_default_device("cpu")
+if "{isa}" == "baseline":
+    assert "AVX2" in explain("cpu", torch.float32, 64)["cpu"]
+    assert t.choose_attention(torch.device("cpu"), torch.float32, 64, None, "auto") == "loop"
+else:
+    for tree in (t.DEEP, t.WIDE):
+        for heads in ((4, 2, 16), (2, 1, 80), (1, 1, 128)):
+            for window in (None, 3, 100):
+                t.test_the_kernel_is_as_near_to_fp64_as_torch(tree, *heads, window)
+    t.test_any_layout_gives_the_same_bits("cpu")
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_older_instruction_sets(isa):
+    if reason := explain("cpu", torch.float32, 16)["cpu"]:
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, "-c", ISA_CHECK.format(isa=isa)], cwd=Path(__file__).parents[2], capture_output=True,
+        env={**os.environ, "MMFAST_CPU": isa, "OMP_NUM_THREADS": "1"}, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures("device")
@@ -121,12 +260,20 @@ def test_gradcheck_and_opcheck():
     q, k, v = inputs(t, 2, 1, 4)
     assert torch.autograd.gradcheck(lambda *x: call(t, *x, window=2), (q, k, v))
     copies, offsets = t.inverse()
-    arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0)
-    torch.library.opcheck(attention_loop, arguments)
+    arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0, "loop")
+    torch.library.opcheck(exact_attention, arguments)
 
 
-def test_compiles_whole_and_works_without_gradient_and_under_autocast(device):
-    q, k, v = inputs(PAIR, dtype=torch.float32)
+def test_opcheck_in_fp32(exact):
+    t = tree((2, (1,), (2,)))
+    indices = (t.q_offsets, t.k_index, t.k_offsets, *t.inverse())
+    arguments = (*inputs(t, 2, 1, 16, torch.float32), *indices, 0.5, 2, exact)
+    torch.library.opcheck(exact_attention, arguments)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_compiles_whole_and_works_without_gradient_and_under_autocast(device, width):
+    q, k, v = inputs(PAIR, width=width, dtype=torch.float32)
     compiled = torch.compile(lambda *x: call(PAIR, *x).sin().sum(), fullgraph=True, backend="aot_eager")
     first = torch.autograd.grad(compiled(q, k, v), (q, k, v))
     second = torch.autograd.grad(call(PAIR, q, k, v).sin().sum(), (q, k, v))
@@ -137,9 +284,10 @@ def test_compiles_whole_and_works_without_gradient_and_under_autocast(device):
 
 
 @pytest.mark.usefixtures("device")
-def test_empty_stream_keeps_its_gradient():
+@pytest.mark.parametrize("dtype,width", [(torch.float64, 8), (torch.float32, 16)])
+def test_empty_stream_keeps_its_gradient(dtype, width):
     t = tree()
-    q, k, v = inputs(t)
+    q, k, v = inputs(t, width=width, dtype=dtype)
     out = call(t, q, k, v)
     assert out.shape == q.shape
     out.sum().backward()
@@ -168,11 +316,18 @@ def test_xformers_mask_is_bottom_right():
 
 
 def test_choice_and_reasons():
-    reasons = explain("cpu", torch.float32, 64)
+    reasons = explain("cpu", torch.float64, 64)
     assert list(reasons) == list(BACKENDS) and reasons["loop"] == "" and all(reasons[b] for b in BACKENDS[:-1])
+    assert "needs float32" in explain("cpu", torch.bfloat16, 64)["cpu"]
+    assert "multiple of 16" in explain("cpu", torch.float32, 40)["cpu"]
+    assert "CPU tensors" in explain("cuda", torch.float32, 64)["cpu"]
     assert "bfloat16" in explain("cuda", torch.float32, 64)["varlen"]
     assert "multiple of 8" in explain("cuda", torch.bfloat16, 20)["varlen"]
-    assert choose_attention(torch.device("cpu"), torch.float32, 64, None, "auto") == "loop"
+    kernel = "loop" if explain("cpu", torch.float32, 64)["cpu"] else "cpu"
+    assert choose_attention(torch.device("cpu"), torch.float32, 64, None, "auto") == kernel
+    assert choose_attention(torch.device("cpu"), torch.float32, 24, None, "auto") == "loop"
+    with pytest.raises(ValueError, match=r"'cpu' was asked for but cannot be used: it needs a head dimension"):
+        choose_attention(torch.device("cpu"), torch.float32, 24, None, "cpu")
     with pytest.raises(ValueError, match=r"varlen.*CUDA device"):
         choose_attention(torch.device("cpu"), torch.float32, 64, None, "varlen")
     with pytest.raises(ValueError, match="unknown backend 'sdpa'"):
@@ -281,7 +436,7 @@ def test_wrong_arguments_are_named(change, message):
 @pytest.mark.parametrize("window", [None, 3])
 def test_every_backend_in_bf16(device, attention, window):
     """On its device against fp64; here those that a CPU has."""
-    t = tree((129, (60,), (70, (5,), (9,))), (33,), (200, (1,), (17,)))
+    t = WIDE
     if reason := explain(device, torch.bfloat16, 64, window)[attention]:
         pytest.skip(reason)
     q, k, v = inputs(t, 4, 2, 64, torch.bfloat16)

@@ -20,6 +20,7 @@ NONLINEAR: dict[str, Callable[[], Subject]] = {
     "preference_loss": subjects.preference_loss,
     "linear_preference_loss": partial(subjects.linear_preference_loss, False),
     "tree_attention": subjects.tree_attention,
+    "tree_attention, kernel": partial(subjects.tree_attention, width=16),
 }
 
 

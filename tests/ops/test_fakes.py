@@ -31,6 +31,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "linear_preference_loss": lambda: without_rows(subjects.linear_preference_loss(True)),
     "splice_embeddings": subjects.splice_embeddings,
     "tree_attention": subjects.tree_attention,
+    "tree_attention, kernel": lambda: subjects.tree_attention(width=16),
 }
 
 

@@ -127,17 +127,17 @@ def test_splice_embeddings(backend: str, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_tree_attention(dtype: torch.dtype) -> None:
-    for width in (8, 40):
+    for width in (8, 16, 40):  # on CPU 16 is the kernel's, in fp32
         assert not walk(subjects.tree_attention(dtype, width), None)
 
 
 def test_tree_attention_where_no_blocked_kernel_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The written-out run that other devices take in fp32."""
-    from mmfast.ops import attention_loop
+    from mmfast.ops import attention_exact
 
-    forward, gradients = attention_loop._forward, attention_loop._gradients
-    monkeypatch.setattr(attention_loop, "_forward", lambda *a: forward(*a, blocked=False))
-    monkeypatch.setattr(attention_loop, "_gradients", lambda *a: gradients(*a, blocked=False))
+    forward, gradients = attention_exact._forward, attention_exact._gradients
+    monkeypatch.setattr(attention_exact, "_forward", lambda *a: forward(*a, blocked=False))
+    monkeypatch.setattr(attention_exact, "_gradients", lambda *a: gradients(*a, blocked=False))
     assert not walk(subjects.tree_attention(), None)
 
 

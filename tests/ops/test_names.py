@@ -11,8 +11,8 @@ from mmfast import ops
 
 ROOT = Path(__file__).parents[2]
 WORDS = sorted(set(ops._HOMES.values()))
-SHARED = {"gemm", "isa", "image", "plan", "tree", "half", "bindings", "common", "emulate", "version", "ops"}
-SHARED |= {"decode", "__init__"}  # a decode step of the engine is no op
+SHARED = {"gemm", "isa", "scratch", "image", "plan", "tree", "half"}
+SHARED |= {"bindings", "common", "emulate", "version", "ops", "decode", "__init__"}
 PAGE = (ROOT / "docs/ops/README.md").read_text()
 
 

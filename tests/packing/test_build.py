@@ -117,6 +117,17 @@ def tokens_alone(case: Case) -> int:
     return sum(len(read_alone(b, case)[0]) for b in branches)
 
 
+@pytest.mark.parametrize("kind", ["isolated", "beginnings"])
+def test_tails_are_the_runs_from_their_first_predicting_row_on(kind: str) -> None:
+    case = random_case(np.random.default_rng(7), kind)
+    pack = build_pack(case.examples, case.images, case.layout)
+    tails, offsets = pack.tails.tolist(), pack.tail_offsets.tolist()
+    assert pack.tail_offsets.dtype == torch.int32 and set(pack.rows.tolist()) <= set(tails)
+    for m, (a, b) in enumerate(itertools.pairwise(pack.q_offsets.tolist())):
+        inside = [row for row in pack.rows.tolist() if a <= row < b]
+        assert tails[offsets[m] : offsets[m + 1]] == (list(range(min(inside), b)) if inside else [])
+
+
 def test_no_token_runs_twice() -> None:
     case = random_case(np.random.default_rng(0), "captions")
     pack = build_pack(case.examples, case.images, case.layout)
@@ -144,6 +155,7 @@ def test_a_pair_is_two_runs() -> None:
     assert pack.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 6]
     assert pack.q_offsets.tolist() == [0, 8, 9] and pack.k_offsets.tolist() == [0, 8, 15]
     assert pack.k_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 8]
+    assert pack.tails.tolist() == [5, 6, 7, 8] and pack.tail_offsets.tolist() == [0, 3, 4]
     assert pack.rows.tolist() == [5, 5, 6, 7, 8] and pack.targets.tolist() == [8, 10, 9, 1, 1]
     assert pack.index.tolist() == [0, 2, 3, 1, 4] and pack.responses.tolist() == [0, 3, 5]
     assert pack.pairs.tolist() == [[0, 1]] and pack.pair_weights is None and pack.ref_logps is None
@@ -170,6 +182,7 @@ def test_an_empty_pack_is_well_formed() -> None:
         pack = build_pack([], {}, layout, normaliser=8.0, reference={})
         assert pack.tokens.shape == (0,) and pack.positions.shape == ((3, 0) if layout.mrope else (0,))
         assert pack.q_offsets.tolist() == pack.k_offsets.tolist() == pack.responses.tolist() == [0]
+        assert pack.tails.shape == (0,) and pack.tail_offsets.tolist() == [0]
         assert pack.pairs.shape == (0, 2) and pack.k_copy_offsets.tolist() == [0]
         assert pack.index.dtype == pack.rows.dtype == pack.tokens.dtype == torch.int64
         assert pack.ref_logps.shape == (0,) and pack.weights.dtype == torch.float32

@@ -17,23 +17,28 @@ from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import address, row_stride, stream
 from mmfast.ops.rows import DTYPE_CODES
 
+SLICE = 2**20  # elements of a transposed matrix that are copied at a time
+
 
 @lru_cache(maxsize=1)
-def bf16_engine() -> str:
-    """Names the fast bf16 GEMM engine of this CPU, or "" if it has none (bf16 is then multiplied as fp32)."""
+def has_bf16_gemm() -> bool:
+    """Whether this CPU runs the bf16 GEMM of csrc/cpu/gemm.cpp; else bf16 is multiplied as fp32."""
     module: Any = native()
-    engine = module.cpu_gemm_engines().split(",")[0]
-    return "" if engine == "emulated" else engine
+    return module.cpu_has_gemm_bf16()
 
 
-def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, engine: str) -> None:
-    """Makes out fp32 = a b (+ out), a and b bf16, the columns of a one element apart."""
+def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
+    """Makes out fp32 = a b (+ out), a and b bf16. Of a transposed `a` the GEMM gets slices, as rows."""
     module: Any = native()
-    a_column = 1 if a.shape[1] == 1 else a.stride(1)  # of a lone column torch keeps any stride, and calls it contiguous
-    module.cpu_gemm_bf16(
-        a.data_ptr(), a.stride(0), a_column, b.data_ptr(), *b.stride(), out.data_ptr(), out.stride(0), out.shape[0],
-        out.shape[1], a.shape[1], accumulate, torch.get_num_threads(), engine,
-    )  # fmt: skip
+    dense = a.stride(1) == 1 or a.shape[1] == 1  # of a lone column torch keeps any stride, and calls it contiguous
+    step = a.shape[0] if dense else max(1, SLICE // a.shape[1])
+    for start in range(0, a.shape[0], step):
+        left, to = (x[start : start + step] for x in (a, out))
+        left = left if dense else left.contiguous()
+        module.cpu_gemm_bf16(
+            left.data_ptr(), left.stride(0), 1, b.data_ptr(), *b.stride(), to.data_ptr(), to.stride(0), *to.shape,
+            a.shape[1], accumulate, torch.get_num_threads(),
+        )  # fmt: skip
 
 
 class NativeFolds(Kernels):
@@ -49,9 +54,8 @@ class NativeFolds(Kernels):
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         mixed = self.on_cpu and a.dtype == torch.bfloat16 and out.dtype == torch.float32
-        engine = bf16_engine() if mixed else ""
-        if engine and a.numel() and b.numel() and out.stride(1) == 1:
-            bf16_product(a if a.stride(1) == 1 else a.contiguous(), b, out, accumulate, engine)
+        if mixed and a.numel() and b.numel() and out.stride(1) == 1 and has_bf16_gemm():
+            bf16_product(a, b, out, accumulate)
         else:
             torch_product(a, b, out, accumulate)
 

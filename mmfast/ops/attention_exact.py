@@ -1,7 +1,7 @@
-"""Tree attention as a loop over runs: the exact path, for CPU and for fp32 anywhere.
+"""Tree attention run by run, the exact path: in C++ ("cpu", csrc/cpu/attention.isa.cpp), or as a loop anywhere.
 
-On CPU each run is one call of torch's blocked CPU kernel; elsewhere the scores of a run are written out. Both keep the
-log-sum-exp for the backward pass, so nothing is computed twice but the scores.
+On CPU each run of the loop is one call of torch's blocked CPU kernel; elsewhere the scores of a run are written out.
+All keep the log-sum-exp for the backward pass, so nothing is computed twice but the scores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .arguments import refuse_double_backward
+from .dispatch import native
 from .launch import custom_op
 from .rows import accumulator, segment_backend, segment_sum
 
@@ -37,6 +38,11 @@ def run_mask(queries: int, keys: int, window: int, device: torch.device) -> Tens
     return seen & (j > i - window) if window > 0 else seen
 
 
+def _is_blocked(device: torch.device, scale: float) -> bool:
+    """torch's CPU kernel multiplies its mask of -inf by the scale."""
+    return device.type == "cpu" and scale > 0
+
+
 def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | None]:
     """Says to the blocked CPU kernel whether torch's own causal mask is the run's, else gives the mask as a bias."""
     queries, keys = q.shape[1], k.shape[1]
@@ -52,7 +58,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """One run, q[Hq, lq, Dh], k and v[Hkv, lk, Dh], gives out[Hq, lq, Dh] and the log-sum-exp[Hq, lq]."""
-    if q.device.type == "cpu" if blocked is None else blocked:
+    if _is_blocked(q.device, scale) if blocked is None else blocked:
         causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
         return out[0], lse[0]
@@ -75,7 +81,7 @@ def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int,
     blocked: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if q.device.type == "cpu" if blocked is None else blocked:
+    if _is_blocked(q.device, scale) if blocked is None else blocked:
         causal, bias = _blocked_mask(q, k, window)
         d_q, d_k, d_v = _flash_cpu_backward(
             grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale
@@ -99,13 +105,34 @@ def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]
     return ((slice(*queries), slice(*keys)) for queries, keys in ends if queries[0] < queries[1])
 
 
-@custom_op("mmfast::tree_attention_loop")
-def attention_loop(
+def _native(
+    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor, scale: float, window: int
+) -> tuple[Any, list[Tensor]]:
+    """What both native calls take, and the tensors that it points into: they must live as long."""
+    indices = [x.to(torch.int64).contiguous() for x in (q_offsets, k_offsets, k_index)]
+    rows = [dense_width(x) for x in (q, k, v)]
+    sizes = (q_offsets.shape[0] - 1, q.shape[1], k.shape[1], q.shape[2])
+    strided = (number for x in rows for number in (x.data_ptr(), x.stride(0), x.stride(1)))
+    module: Any = native()
+    attention = module.TreeAttention(
+        *(x.data_ptr() for x in indices), *sizes, scale, window, torch.get_num_threads(), *strided
+    )
+    return attention, indices + rows
+
+
+@custom_op("mmfast::tree_attention_exact")
+def exact_attention(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
-    copies: Tensor, copy_offsets: Tensor, scale: float, window: int,
+    copies: Tensor, copy_offsets: Tensor, scale: float, window: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_zeros((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    """Returns out[T, Hq, Dh] and each query's log-sum-exp[T, Hq], which "cpu" takes to the base 2."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    if backend == "cpu":
+        module: Any = native()
+        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
+        module.cpu_tree_forward(attention, out.data_ptr(), lse.data_ptr())
+        return out, lse
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
@@ -117,22 +144,30 @@ def attention_loop(
     return out, lse
 
 
-@attention_loop.register_fake
+@exact_attention.register_fake
 def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-@custom_op("mmfast::tree_attention_loop_backward")
-def attention_loop_backward(
+@custom_op("mmfast::tree_attention_exact_backward")
+def exact_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
-    k_offsets: Tensor, scale: float, window: int,
+    k_offsets: Tensor, scale: float, window: int, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Returns d q[T, Hq, Dh], and the gradients of the gathered k and v[K, Hkv, Dh]."""
-    d_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    d_k = k.new_zeros((k_index.shape[0], *k.shape[1:]))
-    d_v = torch.zeros_like(d_k)
-    q, grad = dense_width(q), dense_width(grad)
+    d_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
+    d_v = torch.empty_like(d_k)
+    grad = dense_width(grad)
+    if backend == "cpu":
+        module: Any = native()
+        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
+        results = (x.data_ptr() for x in (out, lse, d_q, d_k, d_v))
+        module.cpu_tree_backward(attention, grad.data_ptr(), grad.stride(0), grad.stride(1), *results)
+        return d_q, d_k, d_v
+    d_k.zero_(), d_v.zero_()  # keys of a run without queries
+    q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
         gradients = _gradients(
@@ -144,7 +179,7 @@ def attention_loop_backward(
     return d_q, d_k, d_v
 
 
-@attention_loop_backward.register_fake
+@exact_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     k_index = others[4]
     d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
@@ -152,17 +187,17 @@ def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor,
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.scale, ctx.window = inputs[8:]
+    ctx.settings = inputs[8:]  # scale, window, backend
     ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
 
 
 def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
     refuse_double_backward("tree_attention")
     *saved, copies, copy_offsets = ctx.saved_tensors
-    d_q, d_k, d_v = attention_loop_backward(grad, *saved, ctx.scale, ctx.window)
+    d_q, d_k, d_v = exact_attention_backward(grad, *saved, *ctx.settings)
     backend = segment_backend(d_k)
     d_k, d_v = (segment_sum(x, copies, copy_offsets, backend) for x in (d_k, d_v))
-    return d_q, d_k, d_v, *[None] * 7
+    return d_q, d_k, d_v, *[None] * 8
 
 
-attention_loop.register_autograd(_backward, setup_context=_setup)
+exact_attention.register_autograd(_backward, setup_context=_setup)
