@@ -61,11 +61,6 @@ struct LogitMap {
     return {T(softcap), softcap ? T(1 / softcap) : T(0), T(1 / temperature), softcap ? T(temperature / softcap) : T(0)};
   }
 };
-template <typename T>
-MMFAST_HD T map_logit(const LogitMap<T>& map, T z) {
-  const T capped = map.softcap > 0 ? map.softcap * tanh_of(z * map.inv_softcap) : z;
-  return capped * map.inv_temperature;
-}
 // d(mapped)/d(raw) without the constant 1 / temperature, from the mapped logit. A logit of -inf has slope 0 under a cap.
 template <typename T>
 MMFAST_HD T slope_of(const LogitMap<T>& map, T mapped) {
@@ -98,15 +93,6 @@ MMFAST_HD T move_maximum(OthersSum<T>& a, T m) {
   a.s2 *= factor * factor;
   a.m = m;
   return factor;
-}
-template <typename T>
-MMFAST_HD void merge(OthersSum<T>& a, OthersSum<T> b) {
-  const T m = a.m > b.m ? a.m : b.m;
-  move_maximum(a, m);
-  move_maximum(b, m);
-  a.s += b.s;
-  a.sz += b.sz;
-  a.s2 += b.s2;
 }
 
 // bfloat16 by its bits, rounded to nearest even; NaN stays NaN.

@@ -34,3 +34,22 @@ def test_every_path(
         case.tensors["hidden"].requires_grad_(input_grad)
         entropy = bool(options) and input_grad
         assert not problems(case, backend, logp_only=not options, keep_budget=keep, tile_budget=1, entropy_grad=entropy)
+
+
+@pytest.mark.parametrize("rise", [20.0, 60.0])  # within a base's reach, and beyond it
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", ["direct", "kept"])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_maxima_that_rise_from_tile_to_tile(
+    backend: str, path: str, dtype: torch.dtype, rise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What earlier tiles gave, G and the kept E alike, is brought to the last base; five tiles, the last ragged."""
+    backend = folds_on_a_gpu(backend, monkeypatch)
+    input_grad, head_grad, keep = PATHS[path]
+    with DEVICE:
+        case = make(6, 24, 1037, 6, dtype, trained=head_grad, bias=True)
+        case.tensors["hidden"].requires_grad_(input_grad)
+        with torch.no_grad():
+            case.tensors["bias"] += torch.arange(1037, device=DEVICE) // 256 * rise
+        case.targets[:3] = torch.tensor([0, 300, 1036])
+        assert not problems(case, backend, logp_only=True, keep_budget=keep, tile_budget=1)

@@ -29,6 +29,7 @@ class TorchFolds(Kernels):
     """These do in torch, line by line, what the native folds do."""
 
     def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
+        # The mapped logits, the target's, and the others.
         z = _mapped(tile, spec)
         here, column = tile.target_columns()
         if tile.first == 0:
@@ -40,6 +41,7 @@ class TorchFolds(Kernels):
         is_target = here[:, None] & (torch.arange(z.shape[1], device=z.device) == column)
         others = z.masked_fill(is_target, -torch.inf)
 
+        # The statistics, moved to the maximum after this tile.
         before = stats[M].clone()
         m = torch.maximum(before, others.amax(1))
         base = torch.where(m > -torch.inf, m, 0.0)
@@ -53,6 +55,7 @@ class TorchFolds(Kernels):
             stats[S2] = factor**2 * stats[S2] + (e * e).sum(1)
         stats[S] = stats[WRITTEN] = factor * stats[S] + e.sum(1)
         stats[M] = stats[BASE] = m
+        # What is written, against that maximum: the plain folds have no other base.
         weighted = e * _slope(torch.where(e > 0, others, 0.0), spec)
         if to.probs_z is not None:
             mean = base + torch.where(stats[S] > 0, (e * offset).sum(1) / stats[S], 0.0)
