@@ -121,6 +121,7 @@ def _backward(
     those of x, which has `length` in all."""
     spec, kernels = HeadSpec.of(options), folds_for(OP, grad, backend)
     c, h = grad.unbind() if spec.entropy_grad else (grad, None)
+    rows = None if rows is None else rows.contiguous()  # kernels take addresses
     inverse = invert(rows, length) if rows is not None and any(wants[:2]) else None
     with no_autocast(grad):
         if not head:

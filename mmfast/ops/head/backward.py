@@ -37,7 +37,7 @@ class HeadGradients:
     @staticmethod
     def make(head: Head, wants: list[bool]) -> HeadGradients:
         """`wants` says for weight, B and bias whether a gradient is asked for."""
-        make = torch.zeros_like if head.x.shape[0] == 0 else torch.empty_like
+        make = torch.zeros_like if head.targets.shape[0] == 0 else torch.empty_like
         pairs = zip((head.weight, head.b, head.bias), wants, strict=True)
         return HeadGradients(*(make(t) if want and t is not None else None for t, want in pairs))
 

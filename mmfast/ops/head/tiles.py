@@ -41,7 +41,7 @@ class Head(NamedTuple):
         """Makes all contiguous: kernels take addresses."""
         return Head(*(None if t is None else t.contiguous() for t in self))  # type: ignore[arg-type]
 
-    def cut(self, rows: slice | Tensor) -> Head:
+    def cut(self, rows: slice) -> Head:
         u = None if self.u is None else self.u[rows]
         return self._replace(x=self.x[rows], u=u, targets=self.targets[rows])
 
