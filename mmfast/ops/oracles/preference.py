@@ -111,6 +111,7 @@ def preference_reference(
     first, second = (s_c - s_r, ref_c - ref_r) if spec.name == "aot" else (s_c - ref_c, s_r - ref_r)
     value = cross(spec.beta * (first.sort().values - second.sort().values), spec.smoothing)
     metrics = metrics.detach().clone()
-    metrics[0] = (value[first.argsort().argsort()] - sft).detach()
+    rank = first.argsort(stable=True).argsort()  # pairs that share an entry may tie
+    metrics[0] = (value[rank] - sft).detach()
     assert math.isfinite(spec.scale)
     return (value.sum() - sft.sum()) * spec.scale, metrics
