@@ -1,11 +1,12 @@
-"""log softmax(hidden weight^T)[target] in one kernel: GEMM, online softmax and gather, no logits in memory at all.
+"""log softmax(hidden weight^T)[target] by a GEMM that stores no logits: what it leaves of a tile is, for every row, the
+maximum and the sum of exponentials of the columns other than the target's, and the target's logit.
 
-For passes that need no gradient (a reference pass, evaluation), asked for by name: backend="triton-fused". Each
-program takes a block of rows and a range of the vocabulary and leaves its maximum, its sum of exponentials and, where
-the target lies in its range, the target's logit; a second kernel merges the ranges in order. Nothing is tuned at run
-time.
+For passes that need no gradient (a reference pass, evaluation), asked for by name: backend="triton-fused". Programs are
+as many as multiprocessors and take tiles in turn, sixteen blocks of rows to a column block; operands come by tensor
+descriptors (TMA where the device has it). A second kernel merges the tiles in order. Nothing is tuned at run time.
 """
 
+import math
 import os
 
 import torch
@@ -13,113 +14,132 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 64
+BLOCK_M, BLOCK_K, GROUP = 128, 64, 16
+ALIGNED = 16  # bytes, of addresses and row strides that a descriptor takes
+
+
+@triton.jit
+def part(z, v, target, bias, V, softcap, scale, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Of logits z of columns v, in units of log 2: those of the other columns, and the target's or 0."""
+    if HAS_BIAS:
+        z += tl.load(bias + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    if HAS_SOFTCAP:
+        z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
+    z = z * scale
+    at_target = v[None, :] == target[:, None]
+    hit = tl.sum(tl.where(at_target, z, 0.0), 1)
+    return tl.where(at_target | (v[None, :] >= V), -float("inf"), z), hit
+
+
+@triton.jit
+def based(top):
+    """What exponentials are taken against: 0 while all logits are -inf (a masked range)."""
+    return tl.where(top > -float("inf"), top, 0.0)
 
 
 @triton.jit
 def fused_logprob_kernel(
-    hidden, weight, bias, rows, targets, part_max, part_sum, part_target,
-    U, V, D, hidden_stride, weight_stride, tiles_per_split, softcap, inverse_temperature,
-    HAS_BIAS: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    hidden, weight, bias, targets, part_max, part_sum, part_target,
+    U, V, D, hidden_stride, weight_stride, softcap, scale,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, UPCAST: tl.constexpr, PROGRAMS: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    # Neighbouring programs share a range of the vocabulary, so a weight tile is read from memory about once.
-    # Each tile of logits joins the running maximum, sum and target logit; all three are left for the second kernel.
-    u = tl.program_id(0) * M + tl.arange(0, M)
-    split = tl.program_id(1)
-    live = u < U
-    row = u.to(tl.int64)
-    if HAS_ROWS:
-        row = tl.load(rows + u, mask=live, other=0)
-    target = tl.load(targets + u, mask=live, other=-1)
-    k = tl.arange(0, K)
-    n = tl.arange(0, N)
-    x_start = hidden + row[:, None] * hidden_stride + k[None, :]
-    top = tl.full([M], -float("inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
-    hit = tl.zeros([M], tl.float32)
-    first = split * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, tl.cdiv(V, N))
-    for tile in range(first, last):
-        v = tile * N + n
-        inside = v < V
-        w_start = weight + v.to(tl.int64)[None, :] * weight_stride + k[:, None]
+    x_tiles = tl.make_tensor_descriptor(hidden, shape=[U, D], strides=[hidden_stride, 1], block_shape=[M, K])
+    w_tiles = tl.make_tensor_descriptor(weight, shape=[V, D], strides=[weight_stride, 1], block_shape=[N, K])
+    rows, columns = tl.cdiv(U, M), tl.cdiv(V, N)
+    H: tl.constexpr = N // 2
+    for tile in tl.range(tl.program_id(0), rows * columns, PROGRAMS, flatten=not UPCAST):
+        # Which tile: down a group of row blocks, then on to the next columns
+        group = tile // (GROUP * columns)
+        height = tl.minimum(rows - group * GROUP, GROUP)
+        r = group * GROUP + (tile % (GROUP * columns)) % height
+        c = (tile % (GROUP * columns)) // height
         z = tl.zeros([M, N], tl.float32)
-        for start in range(0, D, K):
-            x = tl.load(x_start + start, mask=live[:, None] & (k[None, :] < D - start), other=0.0)
-            w = tl.load(w_start + start, mask=inside[None, :] & (k[:, None] < D - start), other=0.0)
+        for k in range(0, tl.cdiv(D, K)):
+            x = x_tiles.load([r * M, k * K])
+            w = w_tiles.load([c * N, k * K])
             if UPCAST:  # the interpreter mishandles bf16 operands
                 x = x.to(tl.float32)
                 w = w.to(tl.float32)
-            z = tl.dot(x, w, z, input_precision="ieee")
-        if HAS_BIAS:
-            z += tl.load(bias + v, mask=inside, other=0.0).to(tl.float32)[None, :]
-        if HAS_SOFTCAP:
-            z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
-        z = z * inverse_temperature
-        hit += tl.sum(tl.where(v[None, :] == target[:, None], z, 0.0), 1)
-        z = tl.where(inside[None, :], z, -float("inf"))
-        new_top = tl.maximum(top, tl.max(z, 1))
-        base = tl.where(new_top > -float("inf"), new_top, 0.0)  # while all logits are -inf (a masked range)
-        total = total * tl.exp(top - base) + tl.sum(tl.exp(z - base[:, None]), 1)
-        top = new_top
-    out = split.to(tl.int64) * U + u
-    tl.store(part_max + out, top, mask=live)
-    tl.store(part_sum + out, total, mask=live)
-    tl.store(part_target + out, hit, mask=live)
+            z = tl.dot(x, w.T, z)
+        # What is left of its logits, taken in halves: whole, they spill twice as many registers
+        u = r * M + tl.arange(0, M)
+        target = tl.load(targets + u, mask=u < U, other=-1).to(tl.int32)
+        left, right = tl.reshape(z, (M, 2, H)).permute(0, 2, 1).split()
+        v = c * N + tl.arange(0, H)
+        left, hit = part(left, v, target, bias, V, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        right, hit_right = part(right, v + H, target, bias, V, softcap, scale, HAS_BIAS, HAS_SOFTCAP)
+        top = tl.maximum(tl.max(left, 1), tl.max(right, 1))
+        base = based(top)[:, None]
+        total = tl.sum(tl.exp2(left - base), 1) + tl.sum(tl.exp2(right - base), 1)
+        out = c.to(tl.int64) * U + u
+        tl.store(part_max + out, top, mask=u < U)
+        tl.store(part_sum + out, total, mask=u < U)
+        tl.store(part_target + out, hit + hit_right, mask=u < U)
 
 
 @triton.jit
-def fused_merge_kernel(part_max, part_sum, part_target, logp, lse, U, splits, BLOCK: tl.constexpr):
+def fused_merge_kernel(part_max, part_sum, part_target, logp, U, parts, BLOCK: tl.constexpr, PARTS: tl.constexpr):
     u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = u < U
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     hit = tl.zeros([BLOCK], tl.float32)
-    for split in range(splits):
-        at = u.to(tl.int64) + split * U
-        part = tl.load(part_max + at, mask=live, other=0.0)
-        new_top = tl.maximum(top, part)
-        base = tl.where(new_top > -float("inf"), new_top, 0.0)
-        total = total * tl.exp(top - base) + tl.load(part_sum + at, mask=live, other=1.0) * tl.exp(part - base)
-        hit += tl.load(part_target + at, mask=live, other=0.0)
+    for first in range(0, parts, PARTS):
+        p = first + tl.arange(0, PARTS)
+        at = p.to(tl.int64)[:, None] * U + u[None, :]
+        live = (p < parts)[:, None] & (u < U)[None, :]
+        high = tl.load(part_max + at, mask=live, other=-float("inf"))
+        new_top = tl.maximum(top, tl.max(high, 0))
+        base = based(new_top)
+        sums = tl.load(part_sum + at, mask=live, other=0.0) * tl.exp2(high - base[None, :])
+        total = total * tl.exp2(top - base) + tl.sum(sums, 0)
+        hit += tl.sum(tl.load(part_target + at, mask=live, other=0.0), 0)
         top = new_top
-    # The maximum leaves first: lse itself would round away what a small log-prob needs after a large shift.
-    log_total = tl.log(total)
-    tl.store(logp + u, (hit - top) - log_total, mask=live)
-    tl.store(lse + u, top + log_total, mask=live)
+    # log p = -log(1 + e^d), d = log-sum-exp of the others - the target's logit: exact where p is nearly 1
+    d = 0.6931471805599453 * ((based(top) - hit) + tl.log2(total))
+    e = tl.exp(-tl.abs(d))
+    rest = tl.where(e < 1e-3, e - 0.5 * e * e, tl.log(1.0 + e))
+    tl.store(logp + u, -(tl.maximum(d, 0.0) + rest), mask=u < U)
 
 
-def programs_at_once(device: torch.device) -> int:
-    """Multiprocessors to fill; the interpreter gets a small number, so that tests have several splits."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def tile_of(device: torch.device) -> tuple[int, int]:
+    """(columns of a tile, programs). The interpreter gets few programs, so that each takes several tiles."""
+    if device.type != "cuda":
+        return 128, 3
+    properties = torch.cuda.get_device_properties(device)
+    return 256 if properties.major == 9 else 128, properties.multi_processor_count
+
+
+def described(t: Tensor) -> Tensor:
+    """The matrix as a descriptor takes it; another layout is copied."""
+    size = t.element_size()
+    if t.stride(1) == 1 and t.data_ptr() % ALIGNED == 0 and t.stride(0) * size % ALIGNED == 0:
+        return t
+    step = ALIGNED // size
+    wide = t.new_zeros(t.shape[0], -(-t.shape[1] // step) * step)
+    wide[:, : t.shape[1]] = t
+    return wide[:, : t.shape[1]]
 
 
 def fused_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    rows: Tensor | None = None,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and log-sum-exps [U], fp32. hidden and weight are fp32, bf16 or fp16, unit stride in the last axis."""
-    U, (V, D) = targets.shape[0], weight.shape
-    device = hidden.device
-    logp, lse = (torch.empty(U, dtype=torch.float32, device=device) for _ in range(2))
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
+) -> Tensor:
+    """Log-probs [U], fp32, of hidden [U,D] and weight [V,D] in bf16 or fp16."""
+    (U, D), V = hidden.shape, weight.shape[0]
+    logp = torch.empty(U, dtype=torch.float32, device=hidden.device)
     if U == 0:
-        return logp, lse
-    row_blocks, tiles = triton.cdiv(U, BLOCK_M), triton.cdiv(V, BLOCK_N)
-    tiles_per_split = triton.cdiv(tiles, max(1, min(tiles, programs_at_once(device) // row_blocks)))
-    splits = triton.cdiv(tiles, tiles_per_split)  # none is empty: every partial maximum is a logit
-    parts = torch.empty(3, splits, U, dtype=torch.float32, device=device)
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    fused_logprob_kernel[(row_blocks, splits)](
-        hidden, weight, weight if bias is None else bias, targets if rows is None else rows, targets, *parts,
-        U, V, D, hidden.stride(0), weight.stride(0), tiles_per_split, softcap or 1.0, 1.0 / temperature,
-        HAS_BIAS=bias is not None, HAS_ROWS=rows is not None, HAS_SOFTCAP=softcap is not None, UPCAST=interpreted,
-        M=BLOCK_M, N=BLOCK_N, K=BLOCK_K if hidden.element_size() == 2 else BLOCK_K // 2, num_warps=8, num_stages=3,
+        return logp
+    hidden, weight = described(hidden), described(weight)
+    columns, programs = tile_of(hidden.device)
+    count = triton.cdiv(V, columns)
+    parts = torch.empty(3, count, U, dtype=torch.float32, device=hidden.device)
+    # Descriptors are written to memory that the caller provides
+    triton.set_allocator(lambda size, _alignment, _stream: torch.empty(size, dtype=torch.int8, device=hidden.device))
+    fused_logprob_kernel[(min(programs, triton.cdiv(U, BLOCK_M) * count),)](
+        hidden, weight, weight if bias is None else bias, targets, *parts, U, V, D, hidden.stride(0), weight.stride(0),
+        softcap or 1.0, 1.0 / (temperature * math.log(2)), HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
+        UPCAST=os.environ.get("TRITON_INTERPRET") == "1", PROGRAMS=programs, GROUP=GROUP, M=BLOCK_M, N=columns,
+        K=BLOCK_K, num_warps=8, num_stages=3,
     )  # fmt: skip
-    fused_merge_kernel[(triton.cdiv(U, 128),)](*parts, logp, lse, U, splits, BLOCK=128, num_warps=4)
-    return logp, lse
+    fused_merge_kernel[(triton.cdiv(U, 32),)](*parts, logp, U, count, BLOCK=32, PARTS=64, num_warps=4)
+    return logp

@@ -64,7 +64,7 @@ def compile_variant(variant: Variant, arch: int, ptxas: str) -> dict[str, Any]:
 def main(arches: list[int]) -> None:
     ptxas = newest_ptxas()
     for variant in variants():
-        for arch in arches:
+        for arch in (arch for arch in arches if not variant.arches or arch in variant.arches):
             print(json.dumps(compile_variant(variant, arch, ptxas)), flush=True)
 
 

@@ -22,7 +22,7 @@ def test_folds(backend: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert not problems(mask, True, torch.float32, backend=backend, keep_budget=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_fused_kernel(mask: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")

@@ -17,6 +17,7 @@ class Variant:
     num_stages: int = 3
     unaligned: tuple[str, ...] = ()  # pointers that may stand at any address
     multiples_of_16: tuple[str, ...] = ()  # integers
+    arches: tuple[int, ...] = ()  # launched on these only; empty: on all
 
 
 def variants() -> Iterator[Variant]:
@@ -52,38 +53,41 @@ def splice() -> Iterator[Variant]:
 def fused_logprob() -> Iterator[Variant]:
     from mmfast.kernels import logprob_fused as fused
 
-    scalars = {name: "i32" for name in ("U", "V", "D", "tiles_per_split")}
-    scalars |= {"hidden_stride": "i64", "weight_stride": "i64", "softcap": "fp32", "inverse_temperature": "fp32"}
     floats = {name: "*fp32" for name in ("part_max", "part_sum", "part_target")}
-    for dtype, options in (("bf16", True), ("fp16", False), ("fp32", False)):
+    scalars = {name: "i32" for name in ("U", "V", "D")} | {"softcap": "fp32", "scale": "fp32"}
+    scalars |= {"hidden_stride": "i64", "weight_stride": "i64"}
+    blocks = {"M": fused.BLOCK_M, "K": fused.BLOCK_K, "GROUP": fused.GROUP, "PROGRAMS": 132, "UPCAST": False}
+    for dtype, columns, options in (
+        ("bf16", 128, True),
+        ("fp16", 128, False),
+        ("bf16", 256, False),
+        ("fp16", 256, True),
+    ):
         yield Variant(
-            f"{dtype}, {'bias, rows, softcap' if options else 'plain'}",
+            f"{dtype}, {columns} columns{', bias, softcap' if options else ''}",
             fused.fused_logprob_kernel,
-            {"hidden": f"*{dtype}", "weight": f"*{dtype}", "bias": f"*{dtype}", "rows": "*i64", "targets": "*i64"}
-            | floats
-            | scalars,
-            {"HAS_BIAS": options, "HAS_ROWS": options, "HAS_SOFTCAP": options, "UPCAST": False}
-            | {"M": fused.BLOCK_M, "N": fused.BLOCK_N, "K": fused.BLOCK_K if dtype != "fp32" else fused.BLOCK_K // 2},
+            {"hidden": f"*{dtype}", "weight": f"*{dtype}", "bias": f"*{dtype}", "targets": "*i64"} | floats | scalars,
+            blocks | {"HAS_BIAS": options, "HAS_SOFTCAP": options, "N": columns},
             num_warps=8,
             multiples_of_16=("D", "hidden_stride", "weight_stride"),
+            arches=(90,) if columns == 256 else (),
         )
-    ones = {"U": 1, "V": 1, "tiles_per_split": 1}  # Triton makes constants of arguments that are 1
+    ones = {"U": 1, "V": 1}  # Triton makes constants of arguments that are 1
     yield Variant(
         "bf16, sizes of 1",
         fused.fused_logprob_kernel,
-        {"hidden": "*bf16", "weight": "*bf16", "bias": "*bf16", "rows": "*i64", "targets": "*i64"}
+        {"hidden": "*bf16", "weight": "*bf16", "bias": "*bf16", "targets": "*i64"}
         | floats
         | {name: kind for name, kind in scalars.items() if name not in ones},
-        ones
-        | dict.fromkeys(("HAS_BIAS", "HAS_ROWS", "HAS_SOFTCAP", "UPCAST"), False)
-        | {"M": fused.BLOCK_M, "N": fused.BLOCK_N, "K": fused.BLOCK_K},
+        ones | blocks | {"HAS_BIAS": False, "HAS_SOFTCAP": False, "N": 128},
         num_warps=8,
+        multiples_of_16=("hidden_stride", "weight_stride"),
     )
     yield Variant(
         "fp32",
         fused.fused_merge_kernel,
-        floats | {"logp": "*fp32", "lse": "*fp32", "U": "i32", "splits": "i32"},
-        {"BLOCK": 128},
+        floats | {"logp": "*fp32", "U": "i32", "parts": "i32"},
+        {"BLOCK": 32, "PARTS": 64},
     )
 
 

@@ -95,7 +95,7 @@ def linear_logprob(path: str, size: str = "usual", dtype: torch.dtype = torch.fl
     )  # fmt: skip
 
 
-def fused_logprob(size: str = "usual", dtype: torch.dtype = torch.float32) -> Subject:
+def fused_logprob(size: str = "usual", dtype: torch.dtype = torch.bfloat16) -> Subject:
     """backend="triton-fused": the same op, with the arguments that this backend takes."""
     given = head_arguments(SIZES[size], dtype)
     given = {k: v for k, v in given.items() if "lora" not in k}

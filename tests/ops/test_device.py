@@ -78,7 +78,7 @@ def test_a_call_waits_for_nothing_and_repeats_to_the_bit(name: str, backend: str
     twice(SUBJECTS[name](), backend, device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_so_does_the_fused_kernel(dtype: torch.dtype, device: torch.device) -> None:
     if reason := available("triton", device):
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""backend="triton-fused" of linear_logprob: one kernel that never writes a logit, for passes without gradient."""
+"""backend="triton-fused" of linear_logprob: a GEMM that never writes a logit, for passes without gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmfast.ops.head.call import Call
 from mmfast.ops.launch import custom_op
 
 NAME = "triton-fused"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16)
 
 
 def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
@@ -24,7 +24,7 @@ def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
         raise ValueError(f"{op} returns log-probs of hidden, weight and bias only: leave out {', '.join(used)}")
     x = x if call.rows is None else x.index_select(0, call.rows)
     if x.dtype not in DTYPES:
-        raise ValueError(f"{op} takes fp32, bf16 or fp16, not {x.dtype}")
+        raise ValueError(f"{op} takes bf16 or fp16, not {x.dtype}")
     if any(call.wants):
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
     if not torch.compiler.is_compiling():
@@ -38,9 +38,8 @@ def _fused(
 ) -> Tensor:
     from mmfast.kernels.logprob_fused import fused_logprob as kernel
 
-    x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (x, weight))
     bias = None if bias is None else bias.contiguous()
-    return kernel(x, weight, targets.contiguous(), None, bias, softcap or None, temperature)[0]
+    return kernel(x, weight, targets.contiguous(), bias, softcap or None, temperature)
 
 
 @_fused.register_fake
