@@ -76,7 +76,7 @@ def serving(venv: Path, model: Path, log: Path, more: Mapping[str, str] | None =
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | settings)
         try:
             while True:
-                if process.poll() is not None or time.perf_counter() - began > 300:
+                if process.poll() is not None or time.perf_counter() - began > 900:
                     sys.exit(f"vllm did not start:\n{log.read_text()[-6000:]}")
                 try:
                     urllib.request.urlopen(f"{url}/health", timeout=1).read()

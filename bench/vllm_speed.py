@@ -24,7 +24,7 @@ from mmfast.engines.server import Server
 from mmfast.world.models import tiny_model
 
 IMAGES = 4
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def processor_of_children() -> float:

@@ -157,6 +157,11 @@ def test_when_a_step_is_captured(tmp_path, monkeypatch):
     assert why_not(scorer, sharded=False) == "triton is not installed"
     scorer.run_unshared("its mask is not causal")
     assert why_not(scorer, sharded=False) == "its mask is not causal"
+    # Graphs are kept, but not where somebody trains the weights
+    monkeypatch.undo()
+    monkeypatch.setattr("mmfast.engines.local.why_not", lambda scorer, sharded: "")
+    live = Local(engine.model, scorer=engine.scorer)
+    assert engine._captured() is engine._captured() and live._captured() is not live._captured()
 
 
 @pytest.mark.gpu
