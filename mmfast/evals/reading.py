@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import base64
 import csv
 import io
 import json
 from collections.abc import Iterable
 from typing import Any
 
+from mmfast.engines.base import Picture
 from mmfast.evals.base import Data
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -24,6 +26,7 @@ KINDS: dict[str, Any] = {
     "list": list,
     "texts": list,
     "object": dict,
+    "bool": bool,
     "any": object,
 }
 
@@ -144,6 +147,14 @@ def _text(node: ast.expr) -> str | None:
         left, right = _text(node.left), _text(node.right)
         return None if left is None or right is None else left + right
     return None
+
+
+def inside(place: str, name: str, text: str) -> Picture:
+    """An image that lies in a row, as base64."""
+    try:
+        return Picture(name, base64.b64decode(text.strip(), validate=True))
+    except ValueError as error:
+        raise ValueError(f"{place}: its image is no base64 ({error})") from None
 
 
 def absent(data: Data, roles: Iterable[str]) -> ValueError:

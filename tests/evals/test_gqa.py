@@ -7,7 +7,8 @@ import pytest
 
 from mmfast.evals.base import Data
 from mmfast.evals.benches.gqa import Gqa, exported
-from tests.make.marking import GOLDEN, Marked, asked, golden
+from mmfast.evals.scoring import score
+from tests.make.marking import GOLDEN, Marked, asked, golden, lines
 
 BENCH = Gqa()
 ROWS = {
@@ -68,6 +69,33 @@ def test_choices_of_another_split_are_refused(tmp_path):
     (tmp_path / "val_choices.json").write_text("{}")
     with pytest.raises(ValueError, match=r"val_choices.json: a row has no valid, plausible"):
         Marked(BENCH, tmp_path, texts)
+
+
+def test_the_file_for_the_script_is_read_by_its_names(tmp_path):
+    """In any order: by their order alone a shuffled file scored 0."""
+    texts, printed = stored(tmp_path)
+    file = tmp_path / "answers" / "testdev_balanced_predictions.json"
+    lines(file, [])
+    rows = [{"questionId": name, "prediction": text} for name, text in texts.items()]
+    file.write_text(json.dumps(rows[::-1]))
+    assert f"{score(BENCH, file, data=tmp_path).metrics['accuracy']:.2f}" == printed["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"types": "x"},
+        {"types": {"structural": 1}},
+        {"semantic": "x"},
+        {"semantic": [1]},
+        {"groups": 3},
+        {"entailed": [["a"]]},
+        {"isBalanced": "no"},
+    ],
+)
+def test_a_row_of_another_kind_is_one_line(tmp_path, change):
+    with pytest.raises(ValueError, match=r"testdev_balanced_questions\.json"):
+        asked(BENCH, folder_of(tmp_path, {"20": ROWS["20"] | change}))
 
 
 def test_prompts_and_units(tmp_path):

@@ -18,9 +18,9 @@ from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.evals.benches import benches
 from tests.make.llama_tokenizer import llama_tokenizer
-from tests.make.marking import asked, golden
+from tests.make.marking import asked, golden, stored
 
-ITEMS, EXPECTED, PIXELS = (golden(f"prompts/{name}.json") for name in ("items", "expected", "pixels"))
+EXPECTED, PIXELS = (golden(f"prompts/{name}.json") for name in ("expected", "pixels"))
 PLACES = [place / "shared" / "tokenizers" / "llava15" for place in Path(__file__).parents]
 REAL = next((place for place in PLACES if place.exists()), None)
 
@@ -38,12 +38,7 @@ def template(name, real):
 
 
 def questions(name, folder):
-    """The items of `bench`, `bench/wording` or `bench@template`, by their ids."""
-    bench, _, wording = name.partition("@")[0].partition("/")
-    for file, content in ITEMS[name].items():
-        with open(folder / file, "w", encoding="utf-8", newline="") as out:
-            out.write(content)
-    return {q.id: q for q in asked(benches()[bench], folder, wording or None)}
+    return {q.id: q for q in stored(name, folder)[1]}
 
 
 def messages(question):

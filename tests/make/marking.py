@@ -20,6 +20,15 @@ def golden(name):
     return json.loads((GOLDEN / name).read_text())
 
 
+def stored(name, folder):
+    """(the benchmark, its questions) of items in golden/prompts: `bench`, `bench/wording` or `bench@template`."""
+    bench, _, wording = name.partition("@")[0].partition("/")
+    for file, content in golden("prompts/items.json")[name].items():
+        with open(folder / file, "w", encoding="utf-8", newline="") as out:
+            out.write(content)
+    return bench_of(bench), asked(bench_of(bench), folder, wording or None)
+
+
 def official(*names, variable="MMFAST_EVAL_DATA"):
     """Files of the official data; skips where they are not here."""
     folder = os.environ.get(variable, "")

@@ -69,7 +69,7 @@ class Chair(Benchmark):
             yield Question(
                 id=key,
                 turns=(text,),
-                images=(data.picture(row.get("image") or coco_name(key)),),
+                images=(data.picture(str(row.get("image") or coco_name(key))),),
                 unit=key,
                 truth={"listed": listed},
                 official={"image_id": int(key) if key.isdigit() else key},

@@ -19,6 +19,8 @@ from mmfast.evals.reading import SHORT, need, value
 SOURCE, LICENCE = "cs.stanford.edu/people/dorarad/gqa/download.html", "CC BY 4.0"
 NO_STEP = ("exist", "query: name", "choose name")  # what ends a question's program is no step of reasoning
 COMMON = ("color", "material", "shape")  # all that fits where two things are asked for what they share
+MORE = ("types:object", "groups:object", "semantic:list", "entailed:texts", "isBalanced:bool")  # if they are there
+KINDS_OF_MORE: dict[str, Any] = {"types": {}, "groups": {}, "semantic": [], "entailed": [], "isBalanced": True}
 CHOICES = ("validity", "plausibility")  # of the file of choices, by its words valid and plausible
 
 
@@ -49,18 +51,24 @@ class Gqa(Benchmark):
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for name, row in value(data, "questions").items():
             need(row, ("question", "imageId", "answer"), data, "questions")
+            need({**KINDS_OF_MORE, **row}, MORE, data, "questions")
+            types, steps = row.get("types", {}), row.get("semantic", [])
+            need({"structural": "", "semantic": "", **types}, ("structural", "semantic"), data, "questions")
+            if not all(isinstance(step, dict) for step in steps):
+                raise ValueError(f"{data.path('questions')}, {name}: its program is {str(steps)[:60]!r}, no steps")
             yield Question(
                 id=name,
                 turns=(row["question"] + wording.suffix,),
                 images=(data.picture(f"{row['imageId']}.jpg"),),
                 unit=row["imageId"],
+                official={"questionId": name},
                 truth={
                     "answer": row["answer"],
                     "balanced": row.get("isBalanced", True),
-                    "kinds": tuple(_kinds(row)),
+                    "kinds": tuple(_kinds(row["question"], types, steps, "semantic" in row)),
                     "entailed": [other for other in row.get("entailed", ()) if other != name],
-                    "common": "Common" in str(row.get("types", {}).get("detailed", "")),
-                    "group": row.get("groups", {}).get("global"),
+                    "common": "Common" in str(types.get("detailed", "")),
+                    "group": str(group) if (group := row.get("groups", {}).get("global")) is not None else None,
                 },
             )
 
@@ -123,17 +131,16 @@ def exported(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def _kinds(row: Mapping[str, Any]) -> Iterator[str]:
-    """The groups that a question is counted in beside the whole."""
-    types = row.get("types", {})
+def _kinds(question: str, types: Mapping[str, Any], steps: Sequence[Any], known: bool) -> Iterator[str]:
+    """The groups that a question is counted in beside the whole. `known`: its program is there."""
     if structure := types.get("structural", ""):
         yield from (structure, "open" if structure == "query" else "binary")
     if meaning := types.get("semantic", ""):
         yield meaning
-    if "semantic" in row:
-        steps = [f"{step.get('operation')}: {step.get('argument')}" for step in row["semantic"]]
-        yield f"steps.{sum(not any(end in step for end in NO_STEP) for step in steps)}"
-    yield f"words.{len(row['question'].split())}"
+    if known:
+        told = [f"{step.get('operation')}: {step.get('argument')}" for step in steps]
+        yield f"steps.{sum(not any(end in step for end in NO_STEP) for step in told)}"
+    yield f"words.{len(question.split())}"
 
 
 BENCHES = (Gqa(),)

@@ -7,7 +7,6 @@ without a wrong segment has a line too. "text", where a line has it, must be the
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections import defaultdict
@@ -16,9 +15,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmfast.engines.base import Decode, Picture
+from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
-from mmfast.evals.reading import json_lines
+from mmfast.evals.reading import inside, json_lines
 
 Judgement = dict[str, Any]
 KINDS = ("object", "position", "number", "others")  # RLHF-V's; others may be given, too
@@ -52,12 +51,12 @@ class MHumanEval(Benchmark):
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for number, (place, row) in enumerate(json_lines(data, "questions")):
-            if not isinstance(row, dict) or not row.get("question"):
+            if not isinstance(row, dict) or not row.get("question") or not isinstance(row["question"], str):
                 raise ValueError(f"{place} has no question")
             name, image = str(row.get("id", row.get("question_id", number))), str(row.get("image") or "")
             picture = data.picture(image)
             if len(image) > 300:  # no file's name: the image itself
-                picture = Picture(f"{name}.jpg", base64.b64decode(image))
+                picture = inside(place, f"{name}.jpg", image)
             unit = picture.id if len(image) > 300 else image or name
             yield Question(id=name, turns=(row["question"] + wording.suffix,), images=(picture,), unit=unit)
 

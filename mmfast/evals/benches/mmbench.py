@@ -8,7 +8,6 @@ question where their index is the same but for millions.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from mmfast.engines.base import Decode, Picture
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.letters import RULES, alone
 from mmfast.evals.meant import PROMPTS, ask
-from mmfast.evals.reading import LETTER, LETTER_CN, listed, need, options, table
+from mmfast.evals.reading import LETTER, LETTER_CN, inside, listed, need, options, table
 from mmfast.evals.sheet import workbook
 
 SHORT_NAMES = {
@@ -142,10 +141,7 @@ def _picture(row: Mapping[str, str], rows: Mapping[str, Mapping[str, str]], data
     cell = row["image"]
     if len(cell) <= 64 and cell in rows:
         cell = rows[cell]["image"]
-    try:
-        return Picture(f"{row['index']}.jpg", base64.b64decode(cell, validate=True))
-    except ValueError as error:
-        raise ValueError(f"{data.path('questions')}, index {row['index']}: its image is no base64 ({error})") from None
+    return inside(f"{data.path('questions')}, index {row['index']}", f"{row['index']}.jpg", cell)
 
 
 BENCHES = (MmBench(), MmBenchCn())

@@ -6,14 +6,13 @@ The official verdict is the first character, or the one behind "(", "option " or
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mmfast.engines.base import Decode, Picture
+from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Benchmark, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.letters import alone
-from mmfast.evals.reading import LETTER, listed, need, table
+from mmfast.evals.reading import LETTER, inside, listed, need, table
 
 ABILITIES = {
     "coarse perception": ("image scene and topic", "image style & quality", "image emotion"),
@@ -60,12 +59,7 @@ class MmStar(Benchmark):
                     f"{data.path('questions')}, index {row['index']}: MMStar has no ability {category} ({kind})"
                 )
             choices = {letter: row[letter] for letter in LETTERS if letter in row}
-            try:
-                image = Picture(f"{row['index']}.jpg", base64.b64decode(row["image"], validate=True))
-            except ValueError as error:
-                raise ValueError(
-                    f"{data.path('questions')}, index {row['index']}: its image is no base64 ({error})"
-                ) from None
+            image = inside(f"{data.path('questions')}, index {row['index']}", f"{row['index']}.jpg", row["image"])
             hint = f"{row['hint']}\n" if "hint" in row else ""
             yield Question(
                 id=row["index"],

@@ -7,16 +7,16 @@ divides by the answers that name an object at all, CHAIRs by all; CHAIRi is "Obj
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from mmfast.engines.base import Decode, Picture
+from mmfast.engines.base import Decode
 from mmfast.evals.base import Answer, Data, File, Mark, Question, Scoring, Sums, Wording, ratio
 from mmfast.evals.benches.chair import Chair, coco_name, image_rows
 from mmfast.evals.coco import Vocabulary, image_id, object_table, objects_of, reading_of
 from mmfast.evals.extraction import extracted
+from mmfast.evals.reading import inside
 
 REPOSITORY = "github.com/RLHF-V/RLAIF-V"
 # How chain-of-hindsight models mark what they write: where one of these stands, the text before or after it counts
@@ -74,11 +74,11 @@ class ObjHal(Chair):
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for row in image_rows(data):
             key, asked, image = image_id(row["image_id"]), row.get("question"), str(row.get("image") or "")
-            if not asked:
+            if not asked or not isinstance(asked, str):
                 raise ValueError(f"image {key} of Object HalBench has no question in the list of images")
             picture = data.picture(image or coco_name(key))
             if len(image) > 300:  # no file's name: the image itself
-                picture = Picture(f"{key}.jpg", base64.b64decode(image))
+                picture = inside(f"image {key} of Object HalBench", f"{key}.jpg", image)
             yield Question(
                 id=key,
                 turns=(asked + wording.suffix,),
