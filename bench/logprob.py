@@ -26,7 +26,7 @@ GPU_SHAPES = [
     (u, d, v) for d, v in ((4096, 32000), (3584, 152064), (2048, 248320)) for u in (128, 256, 1024, 2048, 8192)
 ]
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> logp
-HEADS = [(d, v, u) for u in (1024, 8192, 256, 2048, 128) for d, v in ((4096, 32000), (3584, 152064), (2048, 248320))]
+HEADS = [(d, v, u) for u in (2048, 256, 8192, 1024, 128) for d, v in ((3584, 152064), (4096, 32000), (2048, 248320))]
 
 
 def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
