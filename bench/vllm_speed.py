@@ -68,6 +68,9 @@ def speed(serving: Callable[..., Any], venv: Path, tokens: int = 64) -> Iterator
             }
             for shape, warm in shapes(bench, range(IMAGES, 2 * IMAGES)).items():
                 asked = shapes(bench, range(IMAGES))[shape]
+                if missing := set().union(*(one.needs for one in asked)) - server.can:
+                    print(f"left out: {shape}: the server's handshake found no {', '.join(sorted(missing))}")
+                    continue
                 first = None
                 for name, (run, processor) in peers.items():
                     run(warm[:10])
