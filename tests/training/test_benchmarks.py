@@ -129,9 +129,10 @@ def test_a_cached_tower_answers_what_the_tower_does(tiny, pope, tmp_path):
 
 @pytest.mark.parametrize("shard", ["full", pytest.param("none", marks=pytest.mark.slow)])
 def test_two_ranks_answer_what_one_does(tiny, pope, tmp_path, shard):
-    """Under FSDP2 too: each rank answers about its images, and rank 0 scores."""
+    """Under FSDP2 too: each rank answers about its images, rank 0 scores, and both keep the checkpoint it chooses."""
     folders = tmp_path / "one", tmp_path / "two"
     changes = {"train.steps": 2, "parallel.shard": shard, "evaluate.limit": 12}
+    changes |= {"evaluate.every": 1, "evaluate.best": "pope.random.accuracy", "train.checkpoint_every": 0}
     for folder in folders:
         folder.mkdir()
     train(config_of(folders[0], tiny, pope, **changes))
@@ -139,7 +140,10 @@ def test_two_ranks_answer_what_one_does(tiny, pope, tmp_path, shard):
     one, two = (lines(folder / "run" / "eval" / "step-2" / "pope" / "answers.jsonl") for folder in folders)
     assert [row["id"] for row in one[1:]] == [row["id"] for row in two[1:]] and len(one) == 13
     assert one[1:] == two[1:]
-    assert measured(folders[0])[0][PART] == measured(folders[1])[0][PART]
+    rows = [[(row[PART], row["best/step"]) for row in measured(folder)] for folder in folders]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+    kept = [[path.name for path in complete(folder / "run" / "checkpoints")] for folder in folders]
+    assert kept[0] == kept[1] and "step-1" in kept[0]
 
 
 def test_the_report_has_a_panel_of_each_benchmark():
