@@ -84,7 +84,8 @@ def run(plan: Plan, images: dict[str, Tensor], scorer: Scorer) -> list[Prefilled
     labelled = any(prompt.labels for prompt in plan.prompts)
     logps: Any = torch.zeros(len(pack.rows))
     if scorer.shared:
-        hidden = scorer.hidden_states(pack, kept, read_of(pack.rows, len(pack.tokens)))
+        rows = read_of(plan.pack.rows, len(pack.tokens)).to(scorer.device)
+        hidden = scorer.hidden_states(pack, kept, rows)
         logps = scorer.logprobs(hidden, pack) if labelled else logps
     elif labelled:
         logps = scorer(pack)

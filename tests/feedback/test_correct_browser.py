@@ -108,7 +108,7 @@ def test_words_are_added_where_there_were_none(office):
     tab.keys("Enter", "u")
     tab.wait("document.querySelectorAll('.segments li').length === 1")
     tab.page.click(".answer .added")  # its sign is pressed: it is written again
-    tab.wait("document.querySelector('.editor textarea').value === ' or three 🐈'")
+    tab.wait("document.querySelector('.editor textarea')?.value === ' or three 🐈'")
     tab.type(" and a half")
     tab.keys("Enter")
     tab.saved()
@@ -117,7 +117,7 @@ def test_words_are_added_where_there_were_none(office):
     assert tab.text(".preview") == "Two and a half red cats sit left of a dog."
     # A marked stretch that holds the place takes it with it
     tab.keys("Shift+ArrowRight", "1")
-    tab.wait("document.querySelector('.editor textarea').value === 'Two and a half red'")
+    tab.wait("document.querySelector('.editor textarea')?.value === 'Two and a half red'")
     tab.keys("Escape", "u")
     tab.wait("document.querySelectorAll('.answer .added').length === 1")
     tab.page.click(".answer span:text-is('dog')")
