@@ -15,6 +15,7 @@ import torch
 
 from bench import attention, linear_preference, logprob, preference, segments, splice
 from bench.timing import machine, write_rows
+from mmfast.job.runtime import keep_freed_memory
 
 Row = dict[str, Any]
 SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
@@ -36,10 +37,13 @@ def main() -> None:
     parser.add_argument("--shape", help="U,D,V of the heads")
     parser.add_argument("--peers", default="", help="of the heads, comma-separated; default: all")
     parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--as-in-training", action="store_true", help="freed memory is kept, as a run on CPU does")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.as_in_training:
+        keep_freed_memory()
     results = Path(__file__).parent / "results" / f"ops-{'cuda' if torch.cuda.is_available() else 'cpu'}.jsonl"
     for name in options.suites or SUITES:
         for row in SUITES[name](options):

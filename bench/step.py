@@ -274,7 +274,8 @@ def main() -> None:
     import trl
 
     device = cpu_name() if arguments.device == "cpu" else torch.cuda.get_device_name()
-    command = ["python -m bench.step", *[a for a in sys.argv[1:] if a != "--write"]]
+    given = ["CHECKOUT" if a == str(arguments.before) else a for a in sys.argv[1:] if a != "--write"]
+    command = ["python -m bench.step", *given]
     common = {
         "shape": arguments.shape, "steps": arguments.steps, "command": " ".join(command), "date": str(date.today()),
         "device": device, "threads": arguments.threads or torch.get_num_threads(), "load": os.getloadavg()[0],

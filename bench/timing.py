@@ -122,6 +122,7 @@ def machine() -> dict[str, Any]:
         "device": device,
         "torch": torch.__version__,
         "date": date.today().isoformat(),
+        "load": os.getloadavg()[0],  # what else ran here
         "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
     }
 

@@ -1,9 +1,9 @@
-// Tree attention on CPU in fp32, without a matrix of scores: the softmax is summed as the keys go by, and the backward pass
-// makes the weights again. All seven products are one micro-kernel, 6 rows of accumulators that stay in registers.
+// Tree attention on CPU in fp32, without a matrix of scores: the softmax is summed as the keys go by, and the backward
+// pass makes the weights again. All seven products are one micro-kernel: 6 rows of accumulators that stay in registers.
 //
-// A task is a run's queries with one key head. It packs the keys that it gathers once, then takes blocks of 48 queries, the
-// lanes of every vector, against blocks of 60 keys. A task owns what it writes, so no result depends on the number of
-// threads. Products round rows up to 6: buffers have room for that, and what lies beyond a run's last row is never read.
+// A task is a run's queries with one key head. It packs the keys that it gathers once, then takes blocks of 48 queries,
+// the lanes of every vector, against blocks of 60 keys. A task owns what it writes, so no result depends on the number
+// of threads. Products round rows up to 6: buffers have room for it, and what lies beyond a run's last row is not read.
 #include "ops.h"
 
 #if MMFAST_ISA_LEVEL >= 2
@@ -73,7 +73,8 @@ static void columns_of(int64_t vectors, int64_t rows, int64_t depth, Left a, con
   if constexpr (N > 1)
     if (vectors < N) return columns_of<kAdd, N - 1>(vectors, rows, depth, a, b, b_row, c, c_row, factor);
   for (int64_t i = 0; i < rows; i += kRows)
-    micro<N, kAdd>(depth, {a.at + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, factor ? factor + i : factor);
+    micro<N, kAdd>(depth, {a.at + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row,
+                   factor ? factor + i : factor);
 }
 
 // C[rows, columns] (+)= A[rows, depth] B[depth, columns]. Columns are a multiple of 16.
@@ -121,7 +122,8 @@ static float* pack_keys(const Rows& x, int64_t head, const Task& task, int64_t c
 }
 
 // `rows` tokens of x as columns: [width][48], times `sign`, zeros beyond.
-static float* pack_queries(const Rows& x, int64_t token, int64_t head, int64_t rows, int64_t width, float sign, float* to) {
+static float* pack_queries(const Rows& x, int64_t token, int64_t head, int64_t rows, int64_t width, float sign,
+                           float* to) {
   for (int64_t i = 0; i < kQueries; i += kLanes) {
     const float* from[kLanes];
     float signs[kLanes];
@@ -148,11 +150,14 @@ static void mask(const Task& task, float* scores, int64_t count, int64_t rows, i
     const int begin = int(most(0, least(kQueries, own)));
     const int end = task.window > 0 ? int(most(0, least(kQueries, own + task.window))) : kQueries;
 #pragma omp simd
-    for (int i = 0; i < kQueries; ++i) scores[j * kQueries + i] = i >= begin && i < end ? scores[j * kQueries + i] : -INFINITY;
+    for (int i = 0; i < kQueries; ++i) {
+      float& s = scores[j * kQueries + i];
+      s = i >= begin && i < end ? s : -INFINITY;
+    }
   }
 }
 
-struct Softmax {  // of 48 queries: the largest score yet, the sum of weights relative to it, and what moved earlier sums
+struct Softmax {  // of 48 queries: the largest score yet, the sum of weights relative to it, what moved earlier sums
   float top[kQueries], total[kQueries], factor[kQueries];
 
   void start() {
@@ -242,8 +247,8 @@ static void slopes_of(float* weights, float* slopes, int64_t count, const float*
 static void backward_task(const TreeAttention& t, const TreeGradient& g, const Task& task, int64_t kv, float* room) {
   // Keys and values packed, and room for their gradients
   const int64_t width = t.width, all = round_up(task.keys) * width;
-  float *k = room, *v = pack_keys(t.k, kv, task, task.keys, width, k), *d_k = pack_keys(t.v, kv, task, task.keys, width, v);
-  float *d_v = d_k + all, *q = d_v + all;
+  float *k = room, *v = pack_keys(t.k, kv, task, task.keys, width, k);
+  float *d_k = pack_keys(t.v, kv, task, task.keys, width, v), *d_v = d_k + all, *q = d_v + all;
   memset(d_k, 0, 2 * all * 4);
   const float base2 = base2_of(t.scale);
   for (int64_t h = kv * task.group; h < (kv + 1) * task.group; ++h)
@@ -276,7 +281,8 @@ static void backward_task(const TreeAttention& t, const TreeGradient& g, const T
         product<true>(count, width, rows, {slopes, kQueries, 1}, q_rows, t.q.token, d_k + at, width);
         product<true>(rows, width, count, {slopes, 1, kQueries}, k + at, width, d_q, width);
       }
-      for (int64_t i = 0; i < rows; ++i) memcpy(g.d_q + ((token + i) * t.heads + h) * width, d_q + i * width, width * 4);
+      for (int64_t i = 0; i < rows; ++i)
+        memcpy(g.d_q + ((token + i) * t.heads + h) * width, d_q + i * width, width * 4);
     }
   for (int64_t j = 0; j < task.keys; ++j) {
     const int64_t to = ((task.index - t.k_index + j) * t.kv_heads + kv) * width;

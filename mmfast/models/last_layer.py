@@ -81,8 +81,8 @@ class LastLayer:
         ]
 
     def _begin(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        tree = kwargs.get("tree")
-        self.tree = tree if tree is not None and tree.narrowed == layer.self_attn.layer_idx else None
+        tree = kwargs.get("tree")  # or what an engine decodes with
+        self.tree = tree if isinstance(tree, Tree) and tree.narrowed == layer.self_attn.layer_idx else None
 
     def _end(self, *_: Any) -> None:
         self.tree = None

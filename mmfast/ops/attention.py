@@ -82,11 +82,12 @@ def explain(device: torch.device | str, dtype: torch.dtype, head_dim: int, windo
 
 
 def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None) -> str:
-    # What every library needs
+    # Ours
     if backend == "loop":
         return ""
     if backend == "cpu":
         return _no_kernel(device, dtype, head_dim)
+    # What every library needs, then what each does
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device}"
     if dtype not in HALF:
