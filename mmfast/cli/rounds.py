@@ -11,6 +11,7 @@ import typer
 
 
 def rounds(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Argument(help="A TOML file: a training config with sections of its own (docs/rounds.md).")
     ],
@@ -25,7 +26,8 @@ def rounds(
 
     from mmfast.rounds import loop, report, settings
 
-    options = {name: _options(name) for name in ("generate", *settings.STAGES, *settings.MAKERS)}
+    root = context.find_root().command
+    options = {name: options_of(root, name) for name in ("generate", *settings.STAGES, *settings.MAKERS)}
     asked = settings.load(config, overrides or [], options)
     if status:
         _status(loop.status(asked), Console())
@@ -66,16 +68,12 @@ def _held(folder: Path) -> Any:
     return closing(Lock(folder))
 
 
-def _options(stage: str) -> dict[str, bool]:
-    """The options of a command by their names, and whether each may be repeated."""
-    from typer.main import get_command
-
-    from mmfast.cli.app import app
+def options_of(root: Any, stage: str) -> dict[str, bool]:
+    """The options of a command of `mmfast` by their names, and whether each may be repeated."""
     from mmfast.rounds.settings import MAKERS
 
-    words = ["data", stage] if stage in MAKERS else [stage]
-    command: Any = get_command(app)
-    for word in words:
+    command = root
+    for word in ["data", stage] if stage in MAKERS else [stage]:
         command = command.commands[word]
     named = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     return {name.removeprefix("--"): bool(one.multiple) for one in named for name in one.opts if name.startswith("--")}

@@ -7,15 +7,18 @@ import shutil
 
 import pytest
 from rich.console import Console
+from typer.main import get_command
 
-from mmfast.cli.rounds import _options
+from mmfast.cli.app import app
+from mmfast.cli.rounds import options_of
 from mmfast.rounds import choice, loop, report
 from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.rounds.steps import note_of
 from tests.rounds.crews import Pretend
 
-KNOWN = {name: _options(name) for name in ("generate", *STAGES, *MAKERS)}
+ROOT = get_command(app)
+KNOWN = {name: options_of(ROOT, name) for name in ("generate", *STAGES, *MAKERS)}
 QUIET = Console(quiet=True)
 FILE = """
 output_dir = "{out}"
