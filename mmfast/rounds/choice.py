@@ -29,6 +29,14 @@ class Standing:
         return f"{metric} {self.by:+.4g} ({self.low:+.4g} to {self.high:+.4g}) beside {who}: {verdict}"
 
 
+def check(settings: Settings) -> None:
+    """Raises where the base was not measured by [evaluate].best: before a round is spent on it."""
+    bench, _, metric = settings.best.partition(".")
+    file = home_of(settings, 0) / "eval" / bench / "result.json"
+    if settings.best and metric not in (known := read_result(file).metrics):
+        raise ValueError(f"[evaluate] best = {settings.best!r}: {bench} has {', '.join(known)}")
+
+
 def standing(settings: Settings, number: int, against: int) -> Standing:
     """Both answered the same questions: images are drawn for both alike."""
     bench, _, metric = settings.best.partition(".")
@@ -36,8 +44,6 @@ def standing(settings: Settings, number: int, against: int) -> Standing:
     for file in files:
         read_result(file)  # names what is missing
     differences = _differences(*(part for file in files for part in (file, file.stat().st_mtime_ns)))
-    if metric not in differences:
-        raise ValueError(f"[evaluate] best = {settings.best!r}: {bench} has {', '.join(differences)}")
     by, low, high = differences[metric]
     better = high < 0 if metric in bench_of(bench).less_is_better else low > 0
     return Standing(round=number, against=against, by=by, low=low, high=high, better=better)

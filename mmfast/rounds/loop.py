@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mmfast.engines.stage import MANIFEST
 from mmfast.engines.stage import rows as rows_of
 from mmfast.feedback.folders import whole_rows
 from mmfast.files import write_json
@@ -30,6 +31,7 @@ def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: 
     rounds, made = settings.rounds, 0
     if settings.judged:
         take(judged(settings, 0, settings.base, None), crew, console)
+        choice.check(settings)
     for number in range(1, rounds.count + 1):
         begun = choice.start_of(settings, number)
         model, parent = choice.model_of(settings, begun)
@@ -56,6 +58,9 @@ def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
     began, used = time.monotonic(), _processor()
     with console.status(step.told) as status:
         step.begin()
+        if step.command[0] == "correct" and finished(step.makes):
+            step.end(0.0, {"said": ["people are done with it"]})
+            return
         size = step.log.stat().st_size if step.log.exists() else 0
         try:
             crew.run(step.command, step.log, wide=step.wide, follow=lambda line: status.update(f"{step.told}  {line}"))
@@ -68,6 +73,14 @@ def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
     seconds = time.monotonic() - began
     step.end(seconds, {"processor_seconds": _processor() - used, "said": _kept(step, text)})
     console.print(f"{step.told}: {seconds:.0f} s", highlight=False)
+
+
+def finished(folder: Path) -> bool:
+    """People end their page by Ctrl-C, which ends the rounds too: the next start sees that every card was done."""
+    try:
+        return json.loads((folder / MANIFEST).read_text()).get("complete") is True
+    except (OSError, ValueError):
+        return False
 
 
 def _usable(step: Step, text: str) -> None:

@@ -77,8 +77,13 @@ class Settings:
     folder: Path  # where everything is kept
 
     @property
+    def benches(self) -> list[str]:
+        named = self.training.get("evaluate", {}).get("bench", [])
+        return [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
+
+    @property
     def judged(self) -> bool:
-        return bool(self.training.get("evaluate", {}).get("bench"))
+        return bool(self.benches)
 
     @property
     def best(self) -> str:
@@ -192,6 +197,8 @@ def _agree(settings: Settings) -> None:
     if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
         why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.chair_s")'
         raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
+    if settings.best and settings.best.partition(".")[0] not in settings.benches:
+        raise ValueError(f"[evaluate] best = {settings.best!r}: its benchmark is not among bench = {settings.benches}")
     if settings.training.get("data", {}).get("path"):
         raise ValueError("data.path is given by the rounds themselves (what is asked is prompts.path): leave it out")
     if settings.training.get("reference", {}).get("model"):

@@ -199,8 +199,7 @@ def round_of(settings: Settings, number: int, model: str, parent: Path | None) -
 def judged(settings: Settings, number: int, model: str, parent: Path | None) -> Step:
     """The benchmarks of [evaluate], asked of a round's model; of round 0, the base."""
     home, section = home_of(settings, number), settings.training["evaluate"]
-    bench = section["bench"]
-    names = bench if isinstance(bench, list) else [name.strip() for name in bench.split(",")]
+    names = settings.benches
     command = ["eval", "run", model, "--bench", ",".join(names), "--data", str(section.get("data", ""))]
     command += ["--out", str(home / "eval")]
     for key in ("images", "limit"):

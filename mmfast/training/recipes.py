@@ -19,6 +19,7 @@ from mmfast.training.forecast import GPUS_PER_NODE, alone, setting_of, sketch
 
 INSTALLED = Path(__file__).parents[1] / "recipe_files"  # of a wheel; beside the package in a checkout
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "recipes"
+ROUNDS = "rounds_"
 PROMPT, RESPONSE, PIXELS = 64, 128, 1280 * 28 * 28  # tokens, and pixels of an image whose size is free
 
 
@@ -74,6 +75,8 @@ def recipes() -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
     known: dict[str, float] = {}  # recipes that differ in their data or rates alone take the same
     for path in sorted(FOLDER.glob("*.toml")):
+        if path.stem.startswith(ROUNDS):  # whole systems, for `mmfast rounds`
+            continue
         config = load(path)
         rows.append({"name": path.stem, "about": config.about, "path": str(path)})
         if config.model.path in published():

@@ -11,10 +11,12 @@ from typer.main import get_command
 
 from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
+from mmfast.evals.benches import benches
 from mmfast.rounds import choice, loop, report
 from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.rounds.steps import note_of
+from mmfast.training.recipes import FOLDER
 from tests.rounds.crews import Pretend
 
 ROOT = get_command(app)
@@ -290,6 +292,35 @@ def test_keeping_the_best_needs_a_benchmark(tmp_path):
         settings(tmp_path, FILE.replace('"never"', '"no gain"'))
 
 
+def test_a_metric_that_is_not_measured_is_told_before_a_round_is_spent(tmp_path):
+    crew = Pretend()
+    with pytest.raises(ValueError, match=r"best = 'world.chair_x': world has chair_i, chair_s"):
+        go(tmp_path, crew, text=FILE + JUDGED.replace("chair_s", "chair_x"))
+    assert crew.ran == ["00/eval"]
+    with pytest.raises(ValueError, match="its benchmark is not among bench"):
+        settings(tmp_path, FILE + JUDGED.replace("world.chair_s", "pope.f1"))
+
+
+def test_people_who_ended_their_page_are_gone_on_from_once_every_card_is_done(tmp_path):
+    head, _, tail = FILE.partition("[[feedback]]")
+    text = (
+        head + '[[feedback]]\nstage = "correct"\n[[pairs]]' + tail.partition("[[pairs]]")[2].replace("rlaifv", "rlhfv")
+    )
+    for complete in (False, True):
+
+        def page(number, made, complete=complete):
+            if made.name == "correct":
+                made.mkdir(parents=True, exist_ok=True)
+                (made / "manifest.json").write_text(json.dumps({"complete": complete}))
+                raise Interrupted(2)
+
+        with pytest.raises(Interrupted):
+            go(tmp_path, Pretend(page), "rounds.count=1", text=text)
+    crew = Pretend()
+    go(tmp_path, crew, "rounds.count=1", text=text)
+    assert crew.ran == ["01/pairs", "01/run"]
+
+
 def test_status_names_the_state_of_every_step(tmp_path):
     def kill(number, made):
         if number == 2:
@@ -308,3 +339,19 @@ def test_the_page_has_the_benchmark_the_pairs_and_the_time(tmp_path):
     go(tmp_path, Pretend(), text=FILE + JUDGED)
     page = (tmp_path / "out" / "rounds.html").read_text()
     assert "chair_s" in page and "round 1, pairs" in page and "what it said" in page and "beside the base" in page
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("rounds_*.toml")), ids=lambda path: path.stem)
+def test_a_whole_systems_recipe_says_its_commands_with_options_that_they_have(path):
+    asked = load(path, [], KNOWN)
+    commands = [step.command for step in loop.steps_of(asked) if step.round < 2]
+    assert commands[0][:2] == ("eval", "run") and commands[-1][:2] == ("eval", "run")
+    assert "# Departs:" in path.read_text() and set(asked.benches) <= set(benches())
+    for command in commands:
+        if command[0] != "train":  # every command line is understood as it stands
+            ROOT.make_context("mmfast", list(command), resilient_parsing=True)
+            words = 2 if command[0] in ("data", "eval") else 1
+            found = ROOT
+            for word in command[:words]:
+                found = found.commands[word]
+            found.make_context(" ".join(command[:words]), list(command[words:]))
