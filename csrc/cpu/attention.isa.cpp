@@ -178,7 +178,9 @@ struct Softmax {  // of 48 queries: the largest score yet, the sum of weights re
         s = exp2_or_zero(s * base2 - base);
         sum += s;
       }
-      const Vector moved = exp2_or_zero(before * base2 - base);
+      // Exactly 1 where the maximum stayed (a fused multiply-subtract is not): what a query gets must not depend on how
+      // many blocks of keys that it does not see its neighbours look at.
+      const Vector moved = before == high ? Vector{} + 1 : exp2_or_zero(before * base2 - base);
       vector_at(top + i) = high, vector_at(factor + i) = moved;
       vector_at(total + i) = vector_at(total + i) * moved + sum;
     }

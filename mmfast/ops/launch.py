@@ -96,7 +96,8 @@ class LeanOp:
 
 def _is_eager(tensor: Tensor) -> bool:
     plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return not torch.compiler.is_compiling() and plain and torch._C._len_torch_dispatch_stack() == 0
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
+    return plain and not traced
 
 
 def custom_op(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:

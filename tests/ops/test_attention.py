@@ -448,3 +448,26 @@ def test_every_backend_in_bf16(device, attention, window):
     ours = torch.autograd.grad(out, (q, k, v), grad.bfloat16())
     for a, b in zip(ours, torch.autograd.grad(wanted, exact, grad), strict=True):
         assert (a.double() - b).abs().max() < 4e-2 * b.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "loop"])
+@pytest.mark.parametrize("window", [None, 70])
+def test_a_query_does_not_depend_on_those_before_it_to_the_bit(backend: str, window: int | None) -> None:
+    """A policy that is its reference has a margin of exactly 0, however the packs of the two are cut."""
+    if reason := explain("cpu", torch.float32, 16, window)[backend]:
+        pytest.skip(reason)
+    q, k, v = (torch.randn(300, 2, 16, generator=generator(n)) for n in range(3))
+
+    def last(count: int) -> torch.Tensor:
+        offsets = torch.tensor([0, count], dtype=torch.int32)
+        keys = torch.tensor([0, 300], dtype=torch.int32)
+        more = {"max_q": count, "max_k": 300, "window": window, "backend": backend}
+        return tree_attention(q[300 - count :], k, v, offsets, torch.arange(300), keys, **more)
+
+    whole = last(300)
+    for count in (299, 293, 252, 200, 50, 1):
+        found = last(count)
+        if backend == "cpu":
+            assert torch.equal(found, whole[300 - count :]), count
+        else:  # torch's kernel does not promise it
+            assert (found - whole[300 - count :]).abs().max() < 1e-6

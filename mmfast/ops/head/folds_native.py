@@ -108,7 +108,8 @@ class NativeFolds(Kernels):
     ) -> Tensor:  # fmt: skip
         if self.on_cpu:
             return super().combine(dtype, a, p, index, scale, b, q, c, r, inverse)
-        assert p.dtype == dtype and p.is_contiguous() and (index is None or index.is_contiguous())
+        p = p if p.dtype == dtype else p.to(dtype)  # emulated: fp16 is kept in fp32 on a host
+        assert p.is_contiguous() and (index is None or index.is_contiguous())
         copies, offsets = inverse or (None, None)
         out = p.new_empty(len(a) if offsets is None else len(offsets) - 1, p.shape[1])
         self.module.cuda_head_combine(
