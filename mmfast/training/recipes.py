@@ -70,13 +70,20 @@ def gpus_of(name: str) -> int:
     return int(end.removesuffix("gpu")) if end.endswith("gpu") else 8
 
 
+def names() -> list[str]:
+    """Of the recipes of one training; those of whole systems are for `mmfast rounds`."""
+    return [path.stem for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith(ROUNDS)]
+
+
+def recipe_file(name: str) -> Path:
+    return FOLDER / f"{name}.toml"
+
+
 def recipes() -> list[dict[str, str | float]]:
     """Every recipe, loaded and checked: name, what it reproduces, GPUs assumed and the estimated GiB of each."""
     rows: list[dict[str, str | float]] = []
     known: dict[str, float] = {}  # recipes that differ in their data or rates alone take the same
-    for path in sorted(FOLDER.glob("*.toml")):
-        if path.stem.startswith(ROUNDS):  # whole systems, for `mmfast rounds`
-            continue
+    for path in map(recipe_file, names()):
         config = load(path)
         rows.append({"name": path.stem, "about": config.about, "path": str(path)})
         if config.model.path in published():

@@ -23,7 +23,7 @@ from mmfast.training import forecast as planning
 from mmfast.training import metrics
 from mmfast.training.forecast import plan, setting_of, sketch
 from mmfast.training.preflight import check_length
-from mmfast.training.recipes import FOLDER
+from mmfast.training.recipes import FOLDER, names
 from tests.make.tiny_run import make_config, make_model, write_pairs
 
 ALONE = Runtime(0, 1, 0, 1, torch.device("cpu"))
@@ -255,7 +255,7 @@ def tiny_families(tmp_path_factory):
     return {family: make_model(folder, family) for family in FAMILIES.values()}, write_pairs(folder, 6)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.toml"))])
+@pytest.mark.parametrize("name", names())
 def test_every_recipes_own_model_can_be_planned(name, tiny_families, tmp_path):
     """Each recipe's [model] as it is, on a tiny model of its family."""
     made, data = tiny_families

@@ -17,11 +17,11 @@ from mmfast.models.estimate import estimate, trace_decoder, trace_layers
 from mmfast.train import train
 from mmfast.training import recipes as listing
 from mmfast.training.forecast import alone, setting_of, sketch
-from mmfast.training.recipes import FOLDER, ROUNDS, memory_estimate, recipes
+from mmfast.training.recipes import FOLDER, memory_estimate, names, recipes
 from tests.make.format_samples import write_all
 from tests.make.tiny_run import make_config, make_model
 
-NAMES = [path.stem for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith(ROUNDS)]
+NAMES = names()
 
 
 def test_all_load_and_are_listed(tmp_path):
