@@ -18,17 +18,20 @@ from mmfast.config.schema import Config, Lora, Section, Source, Term
 
 def load(path: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a TOML file, apply `section.key=value` overrides, check everything that can be checked without a model."""
-    tree: dict[str, Any] = {}
-    if path:
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"config file {str(path)!r} does not exist")
-        try:
-            tree = tomllib.loads(file.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path}: not valid TOML: {error}") from None
+    tree = read_tree(path) if path else {}
     apply(tree, overrides, _optional(Config, ""))
     return build(tree)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """A file's tables, unchecked."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"config file {str(path)!r} does not exist")
+    try:
+        return tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
 
 
 def build(tree: dict[str, Any]) -> Config:

@@ -9,7 +9,6 @@ have is refused before anything runs.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import Field, ValidationError
 from mmfast.config import build
 from mmfast.config.overrides import apply
 from mmfast.config.schema import Section
+from mmfast.config.toml import read_tree
 
 STAGES = ("critique", "judge", "decompose", "check", "grade", "correct")
 MAKERS = ("pairs", "sft", "steerlm")
@@ -100,13 +100,7 @@ Options = Mapping[str, Mapping[str, bool]]  # a command's options by name -> whe
 def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings:
     """`known`: of each command the options that it has."""
     # The tree, and our sections out of it
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"config file {str(path)!r} does not exist")
-    try:
-        tree = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    tree = read_tree(path)
     apply(tree, overrides, set())
     rounds = _section(Rounds, tree.pop("rounds", {}), "rounds")
     prompts = _section(Prompts, tree.pop("prompts", {}), "prompts")
