@@ -60,12 +60,8 @@ def dump(config: Config) -> str:
 
 def reference_page() -> str:
     """Every key with default and docstring, as markdown (docs/config.md is this)."""
-    lines = [
-        "# Config",
-        "",
-        "One TOML file and dotted overrides (`train.steps=100`). Made from mmfast/config/schema.py.",
-        "",
-    ]
+    about = "One TOML file and dotted overrides (`train.steps=100`). Made from mmfast/config/schema.py."
+    lines = ["# Config", "", about, ""]
     sections = [("", Config)] + [
         (name, field.annotation) for name, field in Config.model_fields.items() if _is_section(field.annotation)
     ]
