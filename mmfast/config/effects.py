@@ -75,7 +75,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
         ),
         "objective.tau": ("discopop" in losses, 'it is the temperature of objective.loss = "discopop"'),
         "objective.simpo_margin": ("simpo" in losses, 'it is the target margin of objective.loss = "simpo"'),
-        "objective.compat": (cached, CACHED),
+        "objective.compat": (cached or (pairs and o.compat == "sima" and r.kind != "none"), CACHED),
         # Rates of parts that may be frozen, and the schedule's own keys
         "optim.projector_lr": (
             "projector" not in m.freeze,

@@ -61,6 +61,8 @@ def contradictions(c: Config) -> Iterator[str]:
         yield f'the loss {o.loss!r} reads no reference: set reference.kind = "none"'
     if o.compat == "dgpref" and o.gamma != 1.0:
         yield 'objective.compat = "dgpref" needs objective.gamma = 1'
+    if o.compat == "sima" and (other := o.model_dump(exclude_defaults=True).keys() - {"beta", "compat"}):
+        yield f'objective.compat = "sima" is the released loss, of which beta alone can be set: leave {min(other)} out'
     if "robust" in losses and not 0 < o.label_smoothing < 0.5:
         yield 'objective.loss = "robust" needs objective.label_smoothing above 0 (at 0 it is sigmoid) and below 0.5'
     if "exo_pair" in losses and o.label_smoothing == 0:

@@ -158,8 +158,8 @@ class Objective(Section):
     """Temperature of discopop."""
     simpo_margin: float | None = Field(None, ge=0)
     """Target margin of simpo, in units of beta."""
-    compat: Literal["", "dgpref"] = ""
-    """"dgpref": its swapped reference (average where the policy is summed, and the reverse)."""
+    compat: Literal["", "dgpref", "sima"] = ""
+    """"dgpref": its swapped reference (average for summed, sum for averaged). "sima": its released runner-up loss."""
 
     def losses(self) -> list[tuple[str, float]]:
         """The main loss, then those of the terms, with their factors."""

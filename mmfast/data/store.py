@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ class ExampleStore:
         roots: Sequence[str] = (),
         *,
         chosen_alone: bool = False,
+        runner_up: bool = False,
     ):
         """`order`: which stored example stands at an index (mixing weights repeat and leave out). `roots`: where the
         image files are (binding.py); without them images are known but cannot be opened."""
-        self.path, self.roots, self.order, self.chosen_alone = Path(path), list(roots), order, chosen_alone
+        self.path, self.roots, self.order = Path(path), list(roots), order
+        self.chosen_alone, self.runner_up = chosen_alone, runner_up
         self.manifest: dict[str, Any] = self._read("manifest.json")
         try:
             arrays, metadata = map_arrays(self.path / "examples.safetensors")
             self.files = arrays.pop("files")  # int32, the data file of each stored example
-            self.stored = Symbols(**arrays, image_ids=json.loads(metadata["image_ids"]))
+            self.stored = Symbols(**arrays, image_ids=json.loads(metadata["image_ids"]), runner_up=False)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(damaged(self.path, error)) from None
 
@@ -51,7 +54,7 @@ class ExampleStore:
             raise ValueError(damaged(self.path, f"{name}: {error}")) from None
 
     def __getstate__(self) -> dict[str, Any]:  # a worker maps the file itself
-        return {name: getattr(self, name) for name in ("path", "order", "roots", "chosen_alone")}
+        return {name: getattr(self, name) for name in ("path", "order", "roots", "chosen_alone", "runner_up")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -60,6 +63,7 @@ class ExampleStore:
     def symbols(self) -> Symbols:
         """What planning and packing read: the stored arrays, in this store's order."""
         symbols = self.stored if self.order is None else self.stored.pick(self.order)
+        symbols = replace(symbols, runner_up=self.runner_up)
         return symbols.chosen_alone() if self.chosen_alone else symbols
 
     def subset(self, numbers: Sequence[int] | np.ndarray) -> ExampleStore:
@@ -70,6 +74,10 @@ class ExampleStore:
     def without_rejected(self) -> ExampleStore:
         """SFT on a file of pairs takes the chosen side."""
         return self._changed(chosen_alone=True)
+
+    def with_runner_up(self) -> ExampleStore:
+        """Rejected sides are read by their runner-up tokens (objective.compat = "sima")."""
+        return self._changed(runner_up=True)
 
     def _changed(self, **changes: Any) -> ExampleStore:
         other = ExampleStore.__new__(ExampleStore)
@@ -202,7 +210,7 @@ def merge_parts(path: Path, parts: list[Path], manifest: dict[str, Any]) -> None
     for part in parts:
         arrays, metadata = map_arrays(part)
         files.append(arrays.pop("files"))
-        symbols.append(Symbols(**arrays, image_ids=json.loads(metadata["image_ids"])))
+        symbols.append(Symbols(**arrays, image_ids=json.loads(metadata["image_ids"]), runner_up=False))
         content = json.loads(metadata["content"])
         for info in content["images"]:
             infos.setdefault(info["id"], {k: v for k, v in info.items() if k != "source"})

@@ -45,6 +45,7 @@ class Symbols:
     name_bounds: np.ndarray  # int64, of ids and sources in `names`
     image_tokens: np.ndarray  # int32[I], slots of each image
     image_ids: Sequence[str]
+    runner_up: bool = False  # rejected sides are read by what else was likeliest at each scored token: another response
 
     def __len__(self) -> int:
         return len(self.branch_of)
@@ -63,14 +64,17 @@ class Symbols:
         name, source = self.name(example)
         return f"example {name} ({source})"
 
-    def key(self, branch: int) -> str:
-        return self.keys[branch].tobytes().hex()
+    def key(self, branch: int, rejected: bool = False) -> str:
+        """Of a branch as one side of a pair."""
+        key = self.keys[branch].tobytes().hex()
+        return runner_up_key(key) if self.runner_up and rejected else key
 
     def named(self) -> Iterator[tuple[str, ...]]:
         """The response keys of each example, chosen first."""
         text = self.keys.tobytes().hex()
         for sides in self.branch_of.tolist():
-            yield tuple(text[64 * b : 64 * b + 64] for b in sides if b >= 0)
+            chosen, *rejected = (text[64 * b : 64 * b + 64] for b in sides if b >= 0)
+            yield (chosen, *(map(runner_up_key, rejected) if self.runner_up else rejected))
 
     def token_weights(self, branch: int, gamma: float) -> np.ndarray:
         """float32 weight of each scored token; `gamma` is that of changed ones."""
@@ -196,6 +200,7 @@ class Symbols:
             name_bounds=name_bounds,
             image_tokens=self.image_tokens,
             image_ids=self.image_ids,
+            runner_up=self.runner_up,
         )
 
     def renumbered(self) -> Symbols:
@@ -210,7 +215,7 @@ class Symbols:
         return replace(self, flat=flat, image_ids=ids, image_tokens=self.image_tokens[numbers[order]])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_ids"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image_ids", "runner_up")}
 
 
 def ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -237,6 +242,12 @@ def response_key(branch: Branch) -> str:
     digest = hashlib.sha256(f"{spans}|{','.join(branch.images)}|".encode())
     digest.update(branch.ids.astype("<i4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def runner_up_key(key: str) -> str:
+    """Names the log-probs of a response's runner-up tokens, which depend on who scores them: no cache takes them for
+    the response's own."""
+    return hashlib.sha256(f"runner-up|{key}".encode()).hexdigest()
 
 
 def expanded(
@@ -343,7 +354,7 @@ def join(parts: Sequence[Symbols]) -> Symbols:
         moved.append(replace(part, flat=flat, branch_of=pairs, name_of=part.name_of + examples))
         branches += len(part.bounds) - 1
         examples += len(part)
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in moved[0].arrays() if moved else ():
         values = [getattr(part, name) for part in moved]
         if name.endswith("bounds"):

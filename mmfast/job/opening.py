@@ -102,6 +102,8 @@ class Job:
         assert store is not None
         if self.pairs and not store.preference:
             raise ValueError(f'{key} holds examples without a rejected side: objective.kind = "dpo" needs pairs')
+        if self.config.objective.compat == "sima":
+            return store.with_runner_up()
         return store if self.pairs else store.without_rejected()
 
     def _built(self, settings: DataSettings, key: str, *, here: bool) -> ExampleStore | None:

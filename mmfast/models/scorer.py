@@ -17,9 +17,10 @@ from mmfast.families.base import Adapter
 from mmfast.models.attention import NAME, Tree, add_deepstack, own_attention
 from mmfast.models.few_rows import only
 from mmfast.models.last_layer import WHOLE, LastLayer
-from mmfast.models.unshared import score_unshared
+from mmfast.models.unshared import likeliest_other, score_unshared
 from mmfast.ops import linear_logprob
 from mmfast.ops.attention import BACKENDS
+from mmfast.ops.head.spec import TILE_BUDGET, budget_for
 from mmfast.ops.splice import splice_embeddings
 from mmfast.packing.pack import Pack
 
@@ -28,7 +29,8 @@ IDLE = 8  # tokens run for an empty pack: the same collectives and shapes of ran
 
 
 class Scorer(nn.Module):
-    """`scorer(pack)` -> logp[U]. Where its proof refused sharing, `why_unshared` says why, and paths run one by one."""
+    """`scorer(pack)` -> logp[U], and behind them those of pack.runner_up. Where its proof refused sharing,
+    `why_unshared` says why, and paths run one by one."""
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, *, attention: str = "auto"):
         super().__init__()
@@ -91,13 +93,18 @@ class Scorer(nn.Module):
     def logprobs(self, hidden: Tensor, pack: Pack, return_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Of a pack's targets, from its hidden states."""
         head = self.model.get_output_embeddings()
+        rows, targets, lora = pack.rows, pack.targets, lora_of(head, hidden)
+        if pack.runner_up is not None:
+            others = rows[pack.runner_up]
+            found = runner_up(hidden[others], head, lora and (lora[0][others], lora[1]), targets[pack.runner_up])
+            rows, targets = torch.cat([rows, others]), torch.cat([targets, found])
         return linear_logprob(
             hidden,
             head.weight,  # of a LoRA layer: the frozen base's
-            pack.targets,
-            rows=pack.rows,
+            targets,
+            rows=rows,
             bias=head.bias,
-            lora=lora_of(head, hidden),
+            lora=lora,
             softcap=self.adapter.softcap(),
             return_entropy=return_entropy,
         )
@@ -198,6 +205,19 @@ def lora_of(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
     b: nn.Linear = head.lora_B[name]  # type: ignore[assignment]
     down = a(head.lora_dropout[name](hidden.to(a.weight.dtype)))
     return (head.scaling[name] * down).to(hidden.dtype), b.weight.to(hidden.dtype)
+
+
+@torch.no_grad()
+def runner_up(hidden: Tensor, head: Any, lora: tuple[Tensor, Tensor] | None, targets: Tensor) -> Tensor:
+    """The likeliest token of each row [W] of `hidden` but its target. One tile of logits is held at a time."""
+    vocabulary, found = head.weight.shape[0], [targets[:0]]
+    height = max(1, budget_for(hidden.device, TILE_BUDGET) // (4 * vocabulary))
+    for block in (slice(start, start + height) for start in range(0, len(targets), height)):
+        logits = nn.functional.linear(hidden[block], head.weight, head.bias)
+        if lora is not None:
+            logits = logits + lora[0][block] @ lora[1].T
+        found.append(likeliest_other(logits, targets[block]))
+    return torch.cat(found)
 
 
 def scatter(rows: Tensor, pack: Pack) -> Tensor:

@@ -35,11 +35,21 @@ def score_unshared(
         logits.append(output.logits[0])
     where = torch.cat([*order, pack.rows.new_zeros(0)]).argsort()
     rows = torch.cat(logits)[where]
-    logps = plain_logprob(rows, pack.targets)
+    targets = pack.targets
+    if pack.runner_up is not None:
+        others = rows[pack.runner_up]
+        targets = torch.cat([targets, likeliest_other(others.detach(), targets[pack.runner_up])])
+        rows = torch.cat([rows, others])
+    logps = plain_logprob(rows, targets)
     if not return_entropy:
         return logps
     every = rows.detach().float().log_softmax(-1)
     return logps, -(every.exp() * every).sum(-1)
+
+
+def likeliest_other(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits [W,V] -> the token of the largest logit that is not the target, int64 [W]."""
+    return logits.scatter(1, targets[:, None], -torch.inf).argmax(1)
 
 
 def plain_logprob(logits: Tensor, targets: Tensor) -> Tensor:

@@ -45,8 +45,10 @@ def build_pack(
     forest = prefix_forest(symbols.flat, symbols.starts, symbols.ends, share=layout.share)
     stream = _Stream(symbols, forest, images, layout)
     rows, targets, scored = _scored_rows(symbols, forest, stream)
-    entries = _entries(symbols, scored, gamma, reference)
-    inverse = _inverse(entries["index"].numpy(), len(rows)) if symbols.is_pairs else (None, None)
+    runner_up, instead = _runner_up(symbols, scored, len(rows)) if symbols.runner_up else (None, scored)
+    entries = _entries(symbols, (scored, instead), gamma, reference)
+    count = len(rows) + (0 if runner_up is None else len(runner_up))
+    inverse = _inverse(entries["index"].numpy(), count) if symbols.is_pairs else (None, None)
     runs = _runs(forest, stream)
     return Pack(
         tokens=torch.from_numpy(stream.tokens),
@@ -60,6 +62,7 @@ def build_pack(
         images=load_images(stream.image_ids) if load_images is not None and stream.image_ids else {},
         image_ids=stream.image_ids,
         unshared_tokens=int(symbols.unshared.sum()),
+        runner_up=None if runner_up is None else torch.from_numpy(runner_up),
         index_copies=inverse[0],
         index_offsets=inverse[1],
         **entries,
@@ -211,8 +214,18 @@ def _scored_rows(symbols: Symbols, forest: Forest, stream: _Stream) -> tuple[np.
     return distinct // targets, distinct % targets, index.reshape(-1)
 
 
-def _entries(symbols: Symbols, scored: np.ndarray, gamma: float, reference: Logps | None) -> dict:
-    """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts."""
+def _runner_up(symbols: Symbols, scored: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of those scorings that rejected sides read by their runner-up tokens, and what then stands in
+    `scored`: the place of each among them, behind the `count` scorings themselves."""
+    rejected = np.unique(symbols.branch_of[:, 1])
+    read = ranges(symbols.scored_bounds[rejected], symbols.scored_bounds[rejected + 1])
+    distinct = np.unique(scored[read])
+    return distinct, count + np.searchsorted(distinct, scored)  # that of other sides is never read
+
+
+def _entries(symbols: Symbols, scored: tuple[np.ndarray, np.ndarray], gamma: float, reference: Logps | None) -> dict:
+    """One entry a response and weight vector for pairs; one an example for SFT, where a repeated example counts.
+    `scored`: what scores each token, of a chosen side and of a rejected one."""
     lookup = reference if reference is None or callable(reference) else reference.__getitem__
     pairs = symbols.is_pairs
     seen: dict[tuple[str, bytes], int] = {}
@@ -224,8 +237,8 @@ def _entries(symbols: Symbols, scored: np.ndarray, gamma: float, reference: Logp
     # Sides with the same response and the same weights are one entry
     for e, sides in enumerate(symbols.branch_of.tolist()):
         entries = []
-        for b in sides if pairs else sides[:1]:
-            key, weight = symbols.key(b), symbols.token_weights(b, gamma)
+        for side, b in enumerate(sides if pairs else sides[:1]):
+            key, weight = symbols.key(b, rejected=side == 1), symbols.token_weights(b, gamma)
             name = (key, weight.tobytes() if pairs else str(e).encode())
             if not pairs:
                 weight = weight * np.float32(symbols.example_weights[e])
@@ -233,7 +246,7 @@ def _entries(symbols: Symbols, scored: np.ndarray, gamma: float, reference: Logp
                 seen[name] = len(keys)
                 keys.append(key)
                 weights.append(weight)
-                index.append(scored[symbols.scored_bounds[b] : symbols.scored_bounds[b + 1]])
+                index.append(scored[side][symbols.scored_bounds[b] : symbols.scored_bounds[b + 1]])
                 if lookup is not None:
                     logps.append(_reference_logps(lookup, key, symbols.told(e), len(weight)))
             entries.append(seen[name])

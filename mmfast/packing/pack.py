@@ -2,7 +2,7 @@
 
 Letters: T stream tokens, M runs, K key/value rows, U distinct (row, target), N scored tokens of all response entries,
 R response entries, P pairs, F feature rows, S rows
-of runs' tails.
+of runs' tails, W runner-up tokens (0 but for objective.compat = "sima").
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pack:
     tail_offsets: Tensor | None = None  # int32[M+1], boundaries of runs in `tails`
     rows: Tensor  # int64[U], ascending; stream index whose hidden state predicts target u; may repeat
     targets: Tensor  # int64[U]
-    index: Tensor  # int64[N], the u that scores each token of each response entry
+    index: Tensor  # int64[N], the u (or, from U on, the runner-up) that scores each token of each response entry
     responses: Tensor  # int32[R+1], boundaries of the entries in index/weights/ref_logps
     weights: Tensor  # float32[N]
     ref_logps: Tensor | None  # float32[N]; None: reference-free, SFT, or the reference pass itself
@@ -40,7 +40,8 @@ class Pack:
     index_copies: Tensor | None = (
         None  # int64[N], tokens sorted by the u that scores them (stable): the inverse of index
     )
-    index_offsets: Tensor | None = None  # int64[U+1], where those of u stand in index_copies; None, like it: for SFT
+    runner_up: Tensor | None = None  # int64[W], the u whose likeliest other token is scored too, behind the U
+    index_offsets: Tensor | None = None  # int64[U+W+1], where those of u stand in index_copies; None, like it: for SFT
     response_ids: list[str] = field(default_factory=list)  # R names, the reference cache's keys
     sample_ids: list[str] = field(default_factory=list)  # P (or R for SFT) example ids
     images: dict[str, Tensor] = field(default_factory=dict)  # what the family's tower reads; empty: no image

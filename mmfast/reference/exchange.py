@@ -38,6 +38,7 @@ FIELDS = (
 def import_file(config: Config, path: Path) -> int:
     """Fill a run's cache from the reference log-probs in another system's file (six-tuples, with_logp), which must be
     the file that data.path names. Returns the number of responses. `train` scores a few again before it trusts them."""
+    _refuse_runner_up(config)
     runtime = start(config)
     try:
         job = Job(config, runtime)
@@ -51,6 +52,7 @@ def export_file(config: Config, out: Path) -> int:
     """Write data.path again with the cache's log-probs in it: .json in mllm-dpo's fields, .parquet in RLAIF-V's."""
     if not isinstance(config.data.path, str):
         raise ValueError("data.path names several sources: export them one at a time")
+    _refuse_runner_up(config)
     runtime = start(config)
     try:
         job = Job(config, runtime)
@@ -61,6 +63,11 @@ def export_file(config: Config, out: Path) -> int:
         return export_reference(out, Path(config.data.path), store, cache)
     finally:
         runtime.close()
+
+
+def _refuse_runner_up(config: Config) -> None:
+    if config.objective.compat == "sima":
+        raise ValueError('objective.compat = "sima" scores runner-up tokens, which no such file holds: leave it out')
 
 
 def import_reference(

@@ -132,10 +132,11 @@ class Pairs(Objective):
         return {"loss": loss / max(steps, 1), **means}
 
     def at_zero_margin(self, pack: Pack) -> float | None:
-        if not self.reads_reference or self.spec.compat:
+        if not self.reads_reference or self.spec.compat == "dgpref":
             return None
         assert pack.ref_logps is not None
-        logps = torch.zeros(len(pack.targets), dtype=pack.ref_logps.dtype, device=pack.ref_logps.device)
+        scored = len(pack.targets) + (0 if pack.runner_up is None else len(pack.runner_up))
+        logps = torch.zeros(scored, dtype=pack.ref_logps.dtype, device=pack.ref_logps.device)
         logps[pack.index] = pack.ref_logps
         with torch.no_grad():
             return float(self(logps, pack)[0])

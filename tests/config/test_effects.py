@@ -160,7 +160,7 @@ GATED = {
     "objective.compat": (
         ["objective.compat=dgpref", "reference.kind=adapter-off", *LORA],
         "only a cached reference",
-        ["objective.compat=dgpref"],
+        ["objective.compat=sima", "reference.kind=adapter-off", *LORA],
     ),
     "optim.projector_lr": (
         ["optim.projector_lr=1e-4", "model.freeze=vision,projector"],
@@ -355,3 +355,20 @@ def test_other_trainers_names_are_guessed():
     for text in ("optim.learning_rate=1", "train.batch_size=8", "train.num_train_epochs=1", "--learning-rate=1e-5"):
         with pytest.raises(ValueError, match=r"did you mean (optim.lr|train.pairs_per_step|train.epochs)"):
             load("", [text])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["objective.gamma=2"], "gamma"),
+        (["objective.average=true"], "average"),
+        (["objective.loss=ipo"], "loss"),
+        (["objective.sft_weight=0.1"], "sft_weight"),
+        (["objective.label_smoothing=0.1"], "label_smoothing"),
+        (["objective.terms=[{ loss = 'sft', weight = 1 }]"], "terms"),
+    ],
+)
+def test_simas_released_loss_stands_alone(overrides, named):
+    load("", ["objective.compat=sima", "objective.beta=0.2"])
+    with pytest.raises(ValueError, match=f"released loss, of which beta alone can be set: leave {named} out"):
+        load("", ["objective.compat=sima", *overrides])

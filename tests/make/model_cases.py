@@ -148,6 +148,12 @@ def wild(family: str, adapter, seed: int) -> Case:
 
 def plain_logps(model, case: Case, branch: Branch) -> Tensor:
     """One sequence alone through the unpatched model; one log-prob a scored token."""
+    logits, targets = plain_logits(model, case, branch)
+    return logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def plain_logits(model, case: Case, branch: Branch) -> tuple[Tensor, Tensor]:
+    """The logits that predict each scored token, and these tokens; in the model's dtype."""
     adapter = case.adapter
     ids: list[int] = []
     pictures = iter(branch.images)
@@ -160,8 +166,9 @@ def plain_logps(model, case: Case, branch: Branch) -> Tensor:
     if branch.images:
         raw = image_processor(case.family)([case.pictures[n] for n in branch.images], return_tensors="pt")
         inputs = {n: raw[n] for n in ("pixel_values", "image_sizes", "image_grid_thw") if n in raw}
+        inputs = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in inputs.items()}
         inputs |= adapter.plain_inputs(tokens)  # with the token types, or Qwen2.5-VL falls back to 1-D positions
-    logits = model(input_ids=tokens, **inputs, use_cache=False).logits[0].float()
+    logits = model(input_ids=tokens, **inputs, use_cache=False).logits[0]
     (start, end) = branch.spans[0]
     rows = torch.tensor([where[p] for p in range(start, end)])
-    return logits[rows - 1].log_softmax(-1).gather(1, tokens[0, rows][:, None])[:, 0]
+    return logits[rows - 1], tokens[0, rows]

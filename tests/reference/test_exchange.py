@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmfast.config import build
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.packing import response_key
 from mmfast.reference.cache import ReferenceCache
-from mmfast.reference.exchange import export_reference, import_reference
+from mmfast.reference.exchange import export_file, export_reference, import_file, import_reference
 
 IMAGE = 99
 IMAGES = {"p": ImageInfo(id="p", source="p.png", width=4, height=4, tokens=5)}
@@ -105,3 +106,10 @@ def test_expanded_images_and_wrong_masks(tmp_path):
     pq.write_table(pa.table({"question": ["a"]}), path)
     with pytest.raises(ValueError, match="holds no reference"):
         import_reference(path, [example], IMAGES, again, image_token=IMAGE)
+
+
+def test_no_file_holds_runner_up_tokens(tmp_path):
+    config = build({"objective": {"compat": "sima"}, "data": {"path": "pairs.json"}})
+    for carry in (import_file, export_file):
+        with pytest.raises(ValueError, match="scores runner-up tokens, which no such file holds"):
+            carry(config, tmp_path / "x.json")

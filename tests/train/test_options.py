@@ -1,10 +1,13 @@
 """Options that a run accepts take effect: a few steps with each, and what must differ or agree."""
 
+import math
+
 import pytest
 
 from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
+from mmfast.reference.cache import ReferenceCache
 from mmfast.train import Run, train
 from mmfast.training import checkpoint
 from mmfast.training.objective import objective_of
@@ -107,6 +110,7 @@ def test_families(family, tmp_path):
         {"loss": "sigmoid", "average": True, "sft_weight": 0.1},
         {"loss": "aot"},
         {"compat": "dgpref"},
+        {"compat": "sima"},
     ],
     ids=lambda o: o.get("compat") or o["loss"],
 )
@@ -133,3 +137,26 @@ def test_dgprefs_reference_is_swapped(tiny, tmp_path):
     chosen, rejected = (sides[i] for i in pack.pairs[0].tolist())
     margin = 0.1 * float((chosen.sum() - chosen.mean()) - (rejected.sum() - rejected.mean()))
     assert row["rewards/margins"] == pytest.approx(margin, rel=1e-4)
+
+
+def test_simas_released_loss_takes_no_row_of_a_dpo_cache(tiny, tmp_path):
+    """The runner-up's log-probs have keys of their own: a cache made for DPO lends its chosen sides alone."""
+    place = {"train.steps": 1, "reference.path": str(tmp_path / "ref")}
+    train(make_config(tmp_path / "dpo", *tiny, **place))
+    before = ReferenceCache(tmp_path / "ref").values
+    train(make_config(tmp_path / "sima", *tiny, **place, **{"objective.compat": "sima", "objective.beta": 0.2}))
+    after = ReferenceCache(tmp_path / "ref").values
+    assert len(after) == 1.5 * len(before)
+    names = ("loss", "logps/chosen", "logps/rejected")
+    ((dpo,), (sima,)) = (curve(tmp_path / kind / "run", *names) for kind in ("dpo", "sima"))
+    assert dpo[1] == sima[1] and sima[2] > dpo[2] + 10  # likeliest tokens, not those of the answer
+    assert sima[0] == pytest.approx(math.log(2), abs=1e-5)  # the policy is the reference still
+
+
+def test_simas_released_loss_beside_the_adapter_off_is_the_cached_ones(tiny, tmp_path):
+    lora = {"model.lora": {"r": 4, "alpha": 8.0}, "objective.compat": "sima", "train.steps": STEPS}
+    for kind in ("cached", "adapter-off"):
+        train(make_config(tmp_path / kind, *tiny, **lora, **{"reference.kind": kind}))
+    one, other = (curve(tmp_path / kind / "run", "loss", "grad_norm") for kind in ("cached", "adapter-off"))
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
