@@ -26,7 +26,19 @@ def correct(
     metrics: Annotated[str, typer.Option(help="rate: names between commas; default: mllm-dpo's five.")] = "",
     scale: Annotated[str, typer.Option(help="rate: LOW-HIGH; default: 0-4.")] = "",
     per_prompt: Annotated[int, typer.Option(help="compare: how many pairs of a prompt's answers; 0: all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn: sides, overlap, pairs.")] = 0,
+    share: Annotated[
+        float, typer.Option(help="The share of the answers that is shown; the others are left out.")
+    ] = 1.0,
+    engine: Annotated[
+        str, typer.Option(help="world: its annotation corrects in people's place, and there is no page.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="--engine world: the world's folder.")] = "",
+    noise: Annotated[
+        float, typer.Option(help="--engine world: the probability that a false claim is overlooked.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Of what is drawn: sides, overlap, pairs, the share, what is overlooked.")
+    ] = 0,
     limit: Annotated[int, typer.Option(help="How many answers are read; 0: all.", min=0)] = 0,
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: the last one, or any free one.", min=0, max=65535)] = 0,
 ) -> None:
@@ -40,8 +52,14 @@ def correct(
     from mmfast.feedback.answers import read_answers
     from mmfast.feedback.correct import TASKS, Plan, fill, prepare
     from mmfast.feedback.corrected import Folder
+    from mmfast.feedback.corrected_by import NAME, correct_all
     from mmfast.job.runfolder import Lock
 
+    corrector = _corrector(engine, model, noise, task, bool(annotator or overlap > 1 or port)) if engine else None
+    if not engine and (model or noise):
+        raise ValueError(f"--{'model' if model else 'noise'} has no effect without --engine world")
+    if share != 1.0 and task == "compare":
+        raise ValueError("--share has no effect on --task compare: --per-prompt takes some of its pairs")
     for name, given, owner in (
         ("--metrics", metrics, "rate"),
         ("--scale", scale, "rate"),
@@ -51,12 +69,19 @@ def correct(
             raise ValueError(f"{name} has no effect on --task {task}: it is for {owner}")
     if overlap_share != 1.0 and overlap == 1:
         raise ValueError("--overlap-share has no effect without --overlap K, K above 1")
-    if seed and task != "compare" and overlap_share == 1.0:
-        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare) and what overlaps")
+    if seed and task != "compare" and overlap_share == share == 1.0 and not noise:
+        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare), a share, what is overlooked")
     plan = Plan(
-        task=task, overlap=overlap, share=overlap_share, per_prompt=per_prompt, seed=seed, **_rated(metrics, scale)
+        task=task,
+        overlap=overlap,
+        share=overlap_share,
+        per_prompt=per_prompt,
+        seed=seed,
+        part=share,
+        by=json.dumps(corrector.identity() | {"seed": seed}) if corrector else "",
+        **_rated(metrics, scale),
     )
-    names = list(map(named, annotator or ()))
+    names = [NAME] if corrector else list(map(named, annotator or ()))
     if names and len(set(names)) < overlap:
         raise ValueError(f"--overlap {overlap}: there are only {len(set(names))} annotators")
     # The folder is ours; its cards are ready; the page is open
@@ -67,17 +92,38 @@ def correct(
             typer.echo(line)
         desk = Desk(out, names)
         fill(desk, cards, plan)
-        page = Page(desk, title=f"{TASKS[task]}", port=port)
         try:
-            _serve(page.url, names, len(cards))
+            if corrector:
+                correct_all(corrector, desk, cards, seed)
+            else:
+                page = Page(desk, title=f"{TASKS[task]}", port=port)
+                try:
+                    _serve(page.url, names, len(cards))
+                finally:
+                    page.close()
         finally:
-            page.close()
             desk.close()
         folder = Folder(out)
         folder.write_rows()
         typer.echo("\n".join(_told(folder.report())))
     finally:
         lock.close()
+
+
+def _corrector(engine: str, model: str, noise: float, task: str, peopled: bool) -> Any:
+    """The engine that corrects in people's place."""
+    from mmfast.cli.engine import kind_of
+    from mmfast.engines.world import World
+
+    if kind_of(engine) != "world":
+        raise ValueError(
+            f"--engine {engine}: it corrects nothing; world does, and without --engine people do, on a page"
+        )
+    if task != "correct":
+        raise ValueError(f"--engine world has no effect on --task {task}: it is for correct")
+    if peopled:
+        raise ValueError("--annotator, --overlap and --port have no effect with --engine: nobody else corrects there")
+    return World(model, noise=noise)
 
 
 def _serve(url: str, names: list[str], cards: int) -> None:

@@ -126,6 +126,12 @@ class Desk:
                 self._work(name, done, given)
             return self.view(name, counted=done != "draft")
 
+    def hand_in(self, name: str, card: str, *, work: dict[str, Any] | None = None, skip: str = "") -> None:
+        """What a program says of a card in a person's place, or why it skips it."""
+        with self.changed:
+            given = {"card": card, "step": self._of(card, name).steps, "work": work, "reason": skip}
+            self._work(self._admitted(name), "skip" if skip else "done", given)
+
     def _work(self, name: str, done: str, given: dict[str, Any]) -> None:
         """One action on a card becomes one row of the journal."""
         # The card as the page knows it, or the last one, taken back

@@ -1,8 +1,9 @@
 """The engine that knows the answers: pictures of the embedded world, from its annotation, with a dial for noise.
 
-It answers the world's caption prompts (and the presets'), its questions, and questions for yes or no; and it compares
-and rates answers to these (world_verdicts.py). With noise an answer or a verdict is wrong with that probability, drawn
-from the request's key, the sample and the seed alone.
+It answers the world's caption prompts (and the presets'), its questions, and questions for yes or no; it compares and
+rates answers to these (world_verdicts.py), and corrects them (world/corrections.py). With noise an answer or a verdict
+is wrong with that probability, and a false claim is overlooked by a correction, drawn from the request's key, the
+sample and the seed alone.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from mmfast.engines.presets import EIGHT
 from mmfast.engines.world_claims import DECOMPOSE, decomposed
 from mmfast.engines.world_verdicts import TASKS, chances
 from mmfast.files import sha256_of
+from mmfast.world.corrections import Repair, repairs
 from mmfast.world.dataset import flawed_caption, read_lines
 from mmfast.world.grammar import CAPTION_PROMPTS, NUMBERS, OPPOSITE, Flaws, caption, errors
 from mmfast.world.scenes import COLOURS, COLUMNS, ROWS, SHAPES, WORDS, Scene, Thing, relation
 
 CAPTIONS = (*CAPTION_PROMPTS, *EIGHT)
 SHORT = "Please answer yes or no."  # behind a question: nothing but the word is answered
+CORRECT = "correct"  # the task of requests that ask for an answer's repairs
 KIND = rf"(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})"
 NUMBER = {word: number for number, word in NUMBERS.items()}
 
@@ -79,7 +82,9 @@ class World:
         if request.n == 0:
             return Reply(key=request.key, labels=labels)
         wrong = rng.random() < self.noise
-        if request.about is None:
+        if about is not None and about.task == CORRECT:
+            text = about.say(corrections(scene, about, lambda: rng.random() < self.noise))
+        elif request.about is None:
             text = answered(scene, asked, wrong=wrong, rng=rng)
         else:
             text = request.about.say(judged(scene, request.about, wrong=wrong, rng=rng))
@@ -134,6 +139,18 @@ def judged(scene: Scene, about: About, *, wrong: bool, rng: random.Random) -> An
         raise Unanswerable(f"the world has no verdict of the kind {about.task!r} (it has {', '.join(TASKS)})")
     verdict = TASKS[about.task](about, found_faults(scene, about), wrong, rng)
     return verdict | {"reference": _truth(scene, about.question)} if isinstance(verdict, dict) else verdict
+
+
+def corrections(scene: Scene, about: About, overlooked: Callable[[], bool]) -> list[Repair]:
+    """What a person would rewrite in an answer: the false claims of a caption, each overlooked where that says so; an
+    answer to another question whole."""
+    text = about.answers[0]
+    if (found := repairs(text, scene, overlooked)) is not None:
+        return found
+    if about.question in CAPTIONS:
+        raise Unanswerable("the world's grammar does not read this text as a caption")
+    truth = _truth(scene, about.question)
+    return [] if text.strip() == truth or overlooked() else [Repair(0, len(text), truth, "other")]
 
 
 def found_faults(scene: Scene, about: About) -> list[int]:

@@ -53,6 +53,8 @@ class Plan:
     low: int = 0
     high: int = 4
     per_prompt: int = 0
+    part: float = 1.0  # of the answers that are shown at all
+    by: str = ""  # what corrects in people's place, as its identity tells
     overlap: int = 1  # people who do a card
     share: float = 1.0  # of the cards that so many people do; the others are done by one
     seed: int = 0  # of what is drawn: which cards overlap, which answer stands left, which pairs are compared
@@ -61,6 +63,7 @@ class Plan:
         for name, good, told in (
             ("--task", self.task in TASKS, f"one of {', '.join(TASKS)}"),
             ("--overlap", self.overlap >= 1, "at least 1"),
+            ("--share", 0 < self.part <= 1, "above 0, and 1 at most"),
             ("--overlap-share", 0 <= self.share <= 1, "from 0 to 1"),
             ("--scale", 0 <= self.low < self.high <= 9, "two digits, the lower first: 0-4"),
             ("--metrics", self.metrics and all(map(str.strip, self.metrics)), "names between commas"),
@@ -72,6 +75,7 @@ class Plan:
     def made_by(self) -> dict[str, Any]:
         """For the manifest: what may not change within a folder."""
         asked: dict[str, Any] = {"stage": NAME, "version": VERSION, "task": self.task}
+        asked |= {"by": self.by} if self.by else {}
         if self.task == "rate":
             asked |= {"metrics": list(self.metrics), "scale": [self.low, self.high]}
         return asked | ({"seed": self.seed} if self.task == "compare" else {})
@@ -103,10 +107,12 @@ def shown(answers: Iterable[Answer], plan: Plan, counts: Counter[str] | None = N
     for group in grouped(answers):
         if plan.task != "compare":
             for one in group:
-                if one.text.strip():
-                    yield _shown(plan, [one])
-                else:
+                if not one.text.strip():
                     left["empty answers"] += 1
+                elif _drawn(f"part:{plan.seed}:{one.key}") >= plan.part:
+                    left["answers beyond --share"] += 1
+                else:
+                    yield _shown(plan, [one])
             continue
         pairs = [(a, b) for a, b in combinations(group, 2) if a.text.strip() != b.text.strip()]
         left["pairs of equal answers"] += len(group) * (len(group) - 1) // 2 - len(pairs)
