@@ -42,8 +42,9 @@ def correct(
     limit: Annotated[int, typer.Option(help="How many answers are read; 0: all.", min=0)] = 0,
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: the last one, or any free one.", min=0, max=65535)] = 0,
 ) -> None:
-    """Show answers with their images on a local page, where people mark what is wrong and rewrite it, compare or rate.
-    Every action is on disk before the page goes on; Ctrl-C ends the page, and the same command opens it again."""
+    """Show answers with their images on a local page, where people mark what is wrong and rewrite it, compare or rate
+    (--engine world: the embedded world's annotation corrects them, and no page opens). Every action is on disk before
+    the page goes on; Ctrl-C ends the page, and the same command opens it again."""
     # Every mistake in the options is told before anything is read
     from itertools import islice
 
