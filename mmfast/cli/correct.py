@@ -26,7 +26,8 @@ def correct(
     metrics: Annotated[str, typer.Option(help="rate: names between commas; default: mllm-dpo's five.")] = "",
     scale: Annotated[str, typer.Option(help="rate: LOW-HIGH; default: 0-4.")] = "",
     per_prompt: Annotated[int, typer.Option(help="compare: how many pairs of a prompt's answers; 0: all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn: sides, overlap, pairs.")] = 0,
+    share: Annotated[float, typer.Option(help="Show a share of the prompts, drawn, each with all its answers.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn: prompts, sides, overlap, pairs.")] = 0,
     limit: Annotated[int, typer.Option(help="How many answers are read; 0: all.", min=0)] = 0,
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: the last one, or any free one.", min=0, max=65535)] = 0,
 ) -> None:
@@ -51,11 +52,10 @@ def correct(
             raise ValueError(f"{name} has no effect on --task {task}: it is for {owner}")
     if overlap_share != 1.0 and overlap == 1:
         raise ValueError("--overlap-share has no effect without --overlap K, K above 1")
-    if seed and task != "compare" and overlap_share == 1.0:
-        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare) and what overlaps")
-    plan = Plan(
-        task=task, overlap=overlap, share=overlap_share, per_prompt=per_prompt, seed=seed, **_rated(metrics, scale)
-    )
+    if seed and task != "compare" and overlap_share == share == 1.0:
+        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare), --share and what overlaps")
+    drawn: dict[str, Any] = {"share": overlap_share, "prompts": share, "seed": seed}
+    plan = Plan(task=task, overlap=overlap, per_prompt=per_prompt, **drawn, **_rated(metrics, scale))
     names = list(map(named, annotator or ()))
     if names and len(set(names)) < overlap:
         raise ValueError(f"--overlap {overlap}: there are only {len(set(names))} annotators")
