@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mmfast.engines.asked import read_asked
 from mmfast.engines.stage import MANIFEST
 from mmfast.engines.stage import rows as rows_of
 from mmfast.feedback.folders import whole_rows
@@ -29,9 +30,13 @@ RESULT = "result.json"
 def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: Callable[[Settings], Path]) -> Path:
     """All rounds; returns the model that is kept. Raises ValueError where it cannot go on, with the reason."""
     rounds, made = settings.rounds, 0
+    readable(settings)
     if settings.judged:
-        take(judged(settings, 0, settings.base, None), crew, console)
-        choice.check(settings)
+        base = judged(settings, 0, settings.base, None)
+        if not base.done():
+            choice.check(settings)
+        take(base, crew, console)
+        choice.check_base(settings)
     for number in range(1, rounds.count + 1):
         begun = choice.start_of(settings, number)
         model, parent = choice.model_of(settings, begun)
@@ -49,6 +54,16 @@ def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: 
     model = choice.model_of(settings, kept)[0]
     write_json(settings.folder / RESULT, {"rounds": made, "kept": kept, "model": model})
     return Path(model)
+
+
+def readable(settings: Settings) -> None:
+    """Raises where there are no prompts, before a model is judged."""
+    prompts = settings.prompts
+    try:
+        if next(read_asked(Path(prompts.path), prompts.format), None) is None:
+            raise ValueError(f"{prompts.path} holds no row")
+    except ValueError as error:
+        raise ValueError(f"[prompts] path: {str(error).removeprefix('data.path: ')}") from None
 
 
 def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
