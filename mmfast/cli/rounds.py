@@ -54,6 +54,8 @@ def rounds(
         code = 130 if str(error) == "SIGINT" else 75
     except ValueError as error:
         print(f"mmfast: {error}", file=sys.stderr)
+    except OSError as error:  # a full disk, mostly
+        print(f"mmfast: {error.filename or asked.folder}: {error.strerror}; the same command goes on", file=sys.stderr)
     finally:
         crew.end(code)
     raise typer.Exit(code)

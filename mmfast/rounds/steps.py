@@ -99,20 +99,32 @@ class Step:
         named += compare({"contents": before.get("contents", {})}, {"contents": now["contents"]})
         return named + compare(before.get("config", {}), now["config"])
 
-    def begin(self) -> None:
-        """What a killed start left is gone on with, but not what was made of other things than today's."""
-        note = self.read()
+    def begin(self) -> dict[str, float]:
+        """What a killed start left is gone on with, but not what was made of other things than today's. Returns what
+        earlier starts have spent on it."""
+        note, spent = self.read(), self.spent()
         if note and (note.get("mark") or note.get("reads") != self.inputs()):
             self.remove()
+            spent = {}
         self.note.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.note, {"made_by": self.made_by(), "reads": self.inputs(), "mark": ""})
+        self.pause(spent)
         if self.config is not None:
             self.home.joinpath("run.toml").write_text(dump(build(self.config)))
+        return spent
 
-    def end(self, seconds: float, spent: dict[str, Any]) -> None:
-        note = {"made_by": self.made_by(), "reads": self.inputs(), "mark": uuid.uuid4().hex, "seconds": seconds}
-        write_json(self.note, note | spent)
+    def pause(self, spent: dict[str, float]) -> None:
+        """Note that it has begun."""
+        write_json(self.note, {"made_by": self.made_by(), "reads": self.inputs(), "mark": "", "spent": spent})
+
+    def end(self, spent: dict[str, float], told: list[str]) -> None:
+        note = {"made_by": self.made_by(), "reads": self.inputs(), "mark": uuid.uuid4().hex, "spent": spent}
+        write_json(self.note, note | {"said": told})
+
+    def spent(self) -> dict[str, float]:
+        """Seconds, tokens and money."""
+        found = (self.read() or {}).get("spent")
+        return dict(found) if isinstance(found, dict) else {}
 
     def remove(self) -> None:
         if self.makes.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -70,9 +71,9 @@ def settings(folder, text=FILE, *overrides, out="out"):
     return load(file, overrides, KNOWN)
 
 
-def go(folder, crew, *overrides, text=FILE):
+def go(folder, crew, *overrides, text=FILE, page=lambda asked: asked.folder):
     asked = settings(folder, text, *overrides)
-    return loop.run(asked, crew, QUIET, report=report.write)
+    return loop.run(asked, crew, QUIET, report=page)
 
 
 def test_every_command_runs_once_and_a_second_start_runs_none(tmp_path):
@@ -161,7 +162,7 @@ def test_a_moved_folder_is_the_same(tmp_path):
     go(tmp_path, Pretend())
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     crew = Pretend()
-    loop.run(settings(tmp_path, out="elsewhere"), crew, QUIET, report=report.write)
+    loop.run(settings(tmp_path, out="elsewhere"), crew, QUIET, report=lambda asked: asked.folder)
     assert crew.ran == []
 
 
@@ -395,10 +396,82 @@ def test_status_names_the_state_of_every_step(tmp_path):
     assert states["01/answers"] == "to do again"
 
 
-def test_the_page_has_the_benchmark_the_pairs_and_the_time(tmp_path):
-    go(tmp_path, Pretend(), text=FILE + JUDGED)
-    page = (tmp_path / "out" / "rounds.html").read_text()
-    assert "chair_s" in page and "round 1, pairs" in page and "what it said" in page and "beside the base" in page
+class Spoken(Pretend):
+    """What is trained is logged, pairs are real records, and servers tell what they cost."""
+
+    def run(self, command, log, **more):
+        super().run(command, log, **more)
+        home = int(log.parents[1].name)
+        made = log.parents[1] / log.stem
+        if command[0] == "train":
+            rows = [{"step": n, "loss": 0.7 - n / 10, "rewards/margins": n * home} for n in (1, 2)]
+            (made / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif command[0] == "data":
+            sides = [("one two three four", "one two"), ("one two", "one two three")] * (2 - (home == 2))
+            pairs = [{"prompt": "What?", "chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
+            made.with_suffix(".jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+            self.say(log, f"pairs compared: 9\nties: {home}\n2 left out: they are empty\n<b> is read\n4 records\n")
+        elif command[0] == "check":
+            self.say(log, f"made; {home} calls, {home}000 tokens in, 250 out, 0.0{home}50 paid\n")
+
+
+def table_of(page, first):
+    """Of the table with such a first cell in a row: its rows as lists of texts, by the first cells."""
+    tables = re.findall("<table>(.*?)</table>", page, re.DOTALL)
+    found = next(table for table in tables if f"<td>{first}</td>" in table)
+    rows = [re.findall("<t[dh]>(.*?)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", found)]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_page_tells_the_benchmark_the_training_its_data_and_the_costs(tmp_path):
+    crew = Spoken()
+    crew.quality = {"00": 0.5, "01": 0.2, "02": 0.2}
+    go(tmp_path, crew, text=FILE + JUDGED)
+    page = report.write(settings(tmp_path, FILE + JUDGED)).read_text()
+    assert "After 2 of 2 rounds the model that is kept is that of round 2" in page
+    assert "round 1: world.chair_s -0.3" in page and "beside the base: better" in page
+    shown = table_of(page, "chair_s")
+    assert shown[""] == ["base", "round 1", "round 2"] and shown["chair_s"][1].startswith("0.2 (")
+    assert shown["words of an answer, on average"] == ["2.0"] * 3
+    assert page.count("data:image/png") == 2 and "<h2>Training</h2>" in page  # the benchmark, the training
+    data = table_of(page, "pairs compared")
+    assert (
+        data["ties"] == ["1", "2"] and data["left out: they are empty"] == ["2", "2"] and data["records"] == ["4", "4"]
+    )
+    assert data["words chosen"] == ["3.0", "3.0"] and data["words rejected"] == ["2.5", "2.5"]
+    assert data["chosen is longer"] == ["50%", "50%"]
+    assert "&lt;b&gt; is read (round 1, pairs; round 2, pairs)" in page
+    costs = table_of(page, "tokens to servers")
+    assert costs[""] == ["base", "round 1", "round 2", "all"]
+    assert costs["tokens to servers"] == ["", "1,000", "2,000", "3,000"] and costs["paid"][-1] == "0.0400"
+
+
+def test_the_page_leaves_out_what_was_not_done(tmp_path):
+    crew = Pretend()
+    go(tmp_path, crew, "rounds.count=1")
+    shutil.rmtree(tmp_path / "out" / "rounds" / "01" / "eval", ignore_errors=True)
+    page = report.write(settings(tmp_path, FILE, "rounds.count=1")).read_text()
+    assert "<h2>Time and costs</h2>" in page and "<h2>Training data</h2>" in page
+    assert "img alt" not in page and "paid" not in page and "<h2>Training</h2>" not in page
+
+
+def test_what_a_stopped_start_has_spent_is_added_to(tmp_path):
+    def kill(number, made):
+        if made.name == "check":
+            Pretend.say(
+                made.parent / "logs" / "check.log", "3 calls, 2 tries more, 500 tokens in, 20 out, 0.5000 paid\n"
+            )
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, Pretend(kill))
+    assert json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]["tokens_in"] == 500
+    go(tmp_path, Spoken())
+    spent = json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]
+    assert (spent["tokens_in"], spent["tokens_out"], spent["paid"]) == (1500, 270, 0.515)
+    shutil.rmtree(tmp_path / "out" / "rounds" / "01" / "check")  # what is made anew is paid anew
+    go(tmp_path, Spoken())
+    assert json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]["tokens_in"] == 1000
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("rounds_*.toml")), ids=lambda path: path.stem)
