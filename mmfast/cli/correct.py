@@ -26,9 +26,7 @@ def correct(
     metrics: Annotated[str, typer.Option(help="rate: names between commas; default: mllm-dpo's five.")] = "",
     scale: Annotated[str, typer.Option(help="rate: LOW-HIGH; default: 0-4.")] = "",
     per_prompt: Annotated[int, typer.Option(help="compare: how many pairs of a prompt's answers; 0: all.", min=0)] = 0,
-    share: Annotated[
-        float, typer.Option(help="The share of the answers that is shown; the others are left out.")
-    ] = 1.0,
+    share: Annotated[float, typer.Option(help="Show a share of the prompts, drawn, each with all its answers.")] = 1.0,
     engine: Annotated[
         str, typer.Option(help="world: its annotation corrects in people's place, and there is no page.")
     ] = "",
@@ -37,7 +35,7 @@ def correct(
         float, typer.Option(help="--engine world: the probability that a false claim is overlooked.")
     ] = 0.0,
     seed: Annotated[
-        int, typer.Option(help="Of what is drawn: sides, overlap, pairs, the share, what is overlooked.")
+        int, typer.Option(help="Of what is drawn: prompts, sides, overlap, pairs, what is overlooked.")
     ] = 0,
     limit: Annotated[int, typer.Option(help="How many answers are read; 0: all.", min=0)] = 0,
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: the last one, or any free one.", min=0, max=65535)] = 0,
@@ -59,8 +57,6 @@ def correct(
     corrector = _corrector(engine, model, noise, task, bool(annotator or overlap > 1 or port)) if engine else None
     if not engine and (model or noise):
         raise ValueError(f"--{'model' if model else 'noise'} has no effect without --engine world")
-    if share != 1.0 and task == "compare":
-        raise ValueError("--share has no effect on --task compare: --per-prompt takes some of its pairs")
     for name, given, owner in (
         ("--metrics", metrics, "rate"),
         ("--scale", scale, "rate"),
@@ -71,17 +67,10 @@ def correct(
     if overlap_share != 1.0 and overlap == 1:
         raise ValueError("--overlap-share has no effect without --overlap K, K above 1")
     if seed and task != "compare" and overlap_share == share == 1.0 and not noise:
-        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare), a share, what is overlooked")
-    plan = Plan(
-        task=task,
-        overlap=overlap,
-        share=overlap_share,
-        per_prompt=per_prompt,
-        seed=seed,
-        part=share,
-        by=json.dumps(corrector.identity() | {"seed": seed}) if corrector else "",
-        **_rated(metrics, scale),
-    )
+        raise ValueError("--seed has no effect: it draws sides and pairs (--task compare), --share, what is overlooked")
+    drawn: dict[str, Any] = {"share": overlap_share, "prompts": share, "seed": seed}
+    by = json.dumps(corrector.identity() | {"seed": seed}) if corrector else ""
+    plan = Plan(task=task, overlap=overlap, per_prompt=per_prompt, by=by, **drawn, **_rated(metrics, scale))
     names = [NAME] if corrector else list(map(named, annotator or ()))
     if names and len(set(names)) < overlap:
         raise ValueError(f"--overlap {overlap}: there are only {len(set(names))} annotators")

@@ -64,6 +64,8 @@ def judge_of(
             yield asking
         finally:
             asking.close()
+            if usage := getattr(made, "usage", None):
+                typer.echo(f"judge: {usage.told()}")
             if close := getattr(made, "close", None):
                 close()
 

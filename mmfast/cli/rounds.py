@@ -27,7 +27,7 @@ def rounds(
     from mmfast.rounds import loop, report, settings
 
     root = context.find_root().command
-    options = {name: options_of(root, name) for name in ("generate", *settings.STAGES, *settings.MAKERS)}
+    options = {name: options_of(root, name) for name in ("generate", *settings.STAGES, *settings.MAKERS, "eval")}
     asked = settings.load(config, overrides or [], options)
     if status:
         _status(loop.status(asked), Console())
@@ -54,6 +54,8 @@ def rounds(
         code = 130 if str(error) == "SIGINT" else 75
     except ValueError as error:
         print(f"mmfast: {error}", file=sys.stderr)
+    except OSError as error:  # a full disk, mostly
+        print(f"mmfast: {error.filename or asked.folder}: {error.strerror}; the same command goes on", file=sys.stderr)
     finally:
         crew.end(code)
     raise typer.Exit(code)
@@ -70,10 +72,10 @@ def _held(folder: Path) -> Any:
 
 def options_of(root: Any, stage: str) -> dict[str, bool]:
     """The options of a command of `mmfast` by their names, and whether each may be repeated."""
-    from mmfast.rounds.settings import MAKERS
+    from mmfast.rounds.settings import words
 
     command = root
-    for word in ["data", stage] if stage in MAKERS else [stage]:
+    for word in words(stage):
         command = command.commands[word]
     named = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     return {name.removeprefix("--"): bool(one.multiple) for one in named for name in one.opts if name.startswith("--")}

@@ -14,6 +14,7 @@ import asyncio
 import importlib.util
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mmfast.packages import how_to_install
 
 KEYS = ("MMFAST_API_KEY", "OPENAI_API_KEY")  # the first that is set
 AGAIN = (408, 409, 425, 429)  # and whatever is a server's own fault, from 500 on
+TOLD = re.compile(r"(\d+) calls(?:, (\d+) tries more)?, (\d+) tokens in, (\d+) out(?:, (\d+\.\d+) paid)?")
 LONGEST_WAIT = 600.0  # seconds; a server may ask for more
 
 
@@ -62,6 +64,18 @@ class Usage:
         again = f", {self.retries} tries more" if self.retries else ""
         cost = f", {self.cost:.4f} paid" if self.cost else ""
         return f"{self.calls} calls{again}, {self.prompt_tokens} tokens in, {self.completion_tokens} out{cost}"
+
+    @classmethod
+    def said_in(cls, text: str) -> Usage:
+        """The sum of all that was told in the output of commands."""
+        found = cls()
+        for calls, retries, read, written, cost in TOLD.findall(text):
+            found.calls += int(calls)
+            found.retries += int(retries or 0)
+            found.prompt_tokens += int(read)
+            found.completion_tokens += int(written)
+            found.cost += float(cost or 0)
+        return found
 
 
 def api_key() -> tuple[str, str]:

@@ -194,10 +194,12 @@ def _made_by(header: Mapping[str, Any], bench: Benchmark, wording: str, scoring:
     }
 
 
-def metric_names(bench: Benchmark, questions: list[Question], data: Data) -> tuple[list[str], list[str]]:
+def metric_names(
+    bench: Benchmark, questions: list[Question], data: Data, flavour: str = ""
+) -> tuple[list[str], list[str]]:
     """What will be measured, told by a made-up answer to each question: before any is asked for. Those with an interval
     and those without. Raises what scoring would: a file that is not there, a judge that is needed."""
     trial = {q.id: Answer(id=q.id, turns=(TRIAL,) * len(q.turns)) for q in questions}
-    scoring = Scoring(data=data, flavour=bench.flavours[0])
+    scoring = Scoring(data=data, flavour=flavour or bench.flavours[0])
     marks = list(bench.marks(questions, trial, scoring))
-    return list(bench.metrics(totals(marks), bench.flavours[0])), list(bench.extra(marks, scoring))
+    return list(bench.metrics(totals(marks), scoring.flavour)), list(bench.extra(marks, scoring))

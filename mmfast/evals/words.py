@@ -76,13 +76,17 @@ def _alike(a: Phrase, b: Phrase) -> bool:
     return any(x[-k:] == y[:k] or y[-k:] == x[:k] for k in range(1, min(len(x), len(y)) + 1))
 
 
-def as_html(phrases: Sequence[Phrase], heading: str, before: str = "before", after: str = "after") -> str:
-    """A table for a report."""
+def as_html(
+    phrases: Sequence[Phrase], heading: str, before: str = "before", after: str = "after", *, truths: bool = True
+) -> str:
+    """A table for a report; `truths`: whether there were any."""
     if not phrases:
         return f"<h3>{html.escape(heading)}</h3><p>No phrase's share moved by more than chance.</p>"
     rows = []
     for p in phrases:
         text = f"<mark>{html.escape(p.text)}</mark>" if p.foreign else html.escape(p.text)
         shares = [f"{100 * share:.1f}%" for share in (p.before, p.after, p.truths)]
-        rows.append([text, *shares, "no truth says it" if p.foreign else ""])
-    return f"<h3>{html.escape(heading)}</h3>{pages.table(('phrase', before, after, 'truths', ''), rows)}"
+        row = [text, *shares, "no truth says it" if p.foreign else ""]
+        rows.append(row if truths else row[:3])
+    headings = ("phrase", before, after, "truths", "")[: 5 if truths else 3]
+    return f"<h3>{html.escape(heading)}</h3>{pages.table(headings, rows)}"

@@ -53,18 +53,18 @@ class Plan:
     low: int = 0
     high: int = 4
     per_prompt: int = 0
-    part: float = 1.0  # of the answers that are shown at all
     by: str = ""  # what corrects in people's place, as its identity tells
     overlap: int = 1  # people who do a card
     share: float = 1.0  # of the cards that so many people do; the others are done by one
-    seed: int = 0  # of what is drawn: which cards overlap, which answer stands left, which pairs are compared
+    prompts: float = 1.0  # the share of prompts whose answers are shown
+    seed: int = 0  # of what is drawn: prompts, which cards overlap, which answer stands left, which pairs are compared
 
     def __post_init__(self) -> None:
         for name, good, told in (
             ("--task", self.task in TASKS, f"one of {', '.join(TASKS)}"),
             ("--overlap", self.overlap >= 1, "at least 1"),
-            ("--share", 0 < self.part <= 1, "above 0, and 1 at most"),
             ("--overlap-share", 0 <= self.share <= 1, "from 0 to 1"),
+            ("--share", 0 < self.prompts <= 1, "above 0, and at most 1"),
             ("--scale", 0 <= self.low < self.high <= 9, "two digits, the lower first: 0-4"),
             ("--metrics", self.metrics and all(map(str.strip, self.metrics)), "names between commas"),
             ("--metrics", len(set(self.metrics)) == len(self.metrics), "names that differ"),
@@ -104,13 +104,14 @@ class Shown:
 def shown(answers: Iterable[Answer], plan: Plan, counts: Counter[str] | None = None) -> Iterator[Shown]:
     """What people are to be shown, in the order of the answers. `counts` is told what is left out."""
     left = Counter[str]() if counts is None else counts
-    for group in grouped(answers):
+    groups = grouped(answers)
+    if plan.prompts < 1:
+        groups = _share(list(groups), plan, left)
+    for group in groups:
         if plan.task != "compare":
             for one in group:
                 if not one.text.strip():
                     left["empty answers"] += 1
-                elif _drawn(f"part:{plan.seed}:{one.key}") >= plan.part:
-                    left["answers beyond --share"] += 1
                 else:
                     yield _shown(plan, [one])
             continue
@@ -124,6 +125,14 @@ def shown(answers: Iterable[Answer], plan: Plan, counts: Counter[str] | None = N
         for a, b in pairs:
             turned = _drawn(f"side:{plan.seed}:{a.key}:{b.key}") < 0.5
             yield _shown(plan, [b, a] if turned else [a, b], "ba" if turned else "ab")
+
+
+def _share(groups: list[list[Answer]], plan: Plan, left: Counter[str]) -> Iterator[list[Answer]]:
+    """At least one prompt, with all its answers; what a smaller share draws, a larger one draws too."""
+    drawn = sorted(groups, key=lambda group: _drawn(f"prompt:{plan.seed}:{group[0].group}"))
+    kept = {group[0].group for group in drawn[: max(1, round(plan.prompts * len(groups)))]}
+    left["prompts beyond --share"] += len(groups) - len(kept)
+    return (group for group in groups if group[0].group in kept)
 
 
 def _shown(plan: Plan, answers: list[Answer], order: str = "") -> Shown:

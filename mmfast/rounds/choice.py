@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from mmfast.evals.answering import asking
+from mmfast.evals.base import JudgeNeeded
 from mmfast.evals.benches import bench as bench_of
+from mmfast.evals.scoring import metric_names
 from mmfast.evals.tables import changed, read_result
 from mmfast.rounds.settings import Settings
 from mmfast.rounds.steps import home_of
@@ -30,11 +34,39 @@ class Standing:
 
 
 def check(settings: Settings) -> None:
-    """Raises where the base was not measured by [evaluate].best: before a round is spent on it."""
-    bench, _, metric = settings.best.partition(".")
-    file = home_of(settings, 0) / "eval" / bench / "result.json"
-    if settings.best and metric not in (known := read_result(file).metrics):
-        raise ValueError(f"[evaluate] best = {settings.best!r}: {bench} has {', '.join(known)}")
+    """Raises where a benchmark cannot be asked or scored, or does not measure [evaluate].best: before a model is."""
+    section, options, best = settings.evaluate, settings.scoring.options, settings.best
+    for name in section.bench:
+        given: dict[str, Any] = {"images": section.images, "limit": section.limit}
+        asked = asking(name, section.data, wording=str(options.get("wording", "")), **given)
+        chosen = best.startswith(f"{name}.")
+        if chosen and len({question.unit for question in asked.questions}) == 1:
+            raise ValueError(f"[evaluate] best = {best!r}: questions about one image have no interval: raise limit")
+        try:
+            flavour = str(options.get("flavour", ""))
+            known, _ = metric_names(asked.bench, list(asked.questions), asked.data, flavour)
+        except JudgeNeeded:
+            judge = f"{name} needs a judge (officially {asked.bench.judge})"
+            if "judge" not in options:
+                raise ValueError(f"[evaluate] {judge}: name its engine in judge, its model in judge-model") from None
+            if section.every and chosen:
+                raise ValueError(f"[evaluate] every: inside a run no judge is asked, and {judge}") from None
+        else:
+            if chosen:
+                _measured(best, known)
+
+
+def check_base(settings: Settings) -> None:
+    """The same of what a judge has scored, of the base: before a round is spent on it."""
+    if settings.best:
+        file = home_of(settings, 0) / "eval" / settings.best.partition(".")[0] / "result.json"
+        _measured(settings.best, list(read_result(file).intervals))
+
+
+def _measured(best: str, known: list[str]) -> None:
+    bench, _, metric = best.partition(".")
+    if metric not in known:
+        raise ValueError(f"[evaluate] best = {best!r}: with an interval {bench} has {', '.join(known)}")
 
 
 def standing(settings: Settings, number: int, against: int) -> Standing:

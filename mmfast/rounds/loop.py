@@ -8,17 +8,20 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mmfast.engines.asked import read_asked
+from mmfast.engines.server_calls import Usage
 from mmfast.engines.stage import MANIFEST
 from mmfast.engines.stage import rows as rows_of
 from mmfast.feedback.folders import whole_rows
 from mmfast.files import write_json
 from mmfast.rounds import choice
-from mmfast.rounds.launch import Failed, Machine, Ranks, said
+from mmfast.rounds.launch import Failed, Interrupted, Machine, Ranks, said
 from mmfast.rounds.settings import MAKERS, Settings
 from mmfast.rounds.steps import Step, home_of, judged, round_of
 
@@ -29,9 +32,13 @@ RESULT = "result.json"
 def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: Callable[[Settings], Path]) -> Path:
     """All rounds; returns the model that is kept. Raises ValueError where it cannot go on, with the reason."""
     rounds, made = settings.rounds, 0
+    readable(settings)
     if settings.judged:
-        take(judged(settings, 0, settings.base, None), crew, console)
-        choice.check(settings)
+        base = judged(settings, 0, settings.base, None)
+        if not base.done():
+            choice.check(settings)
+        take(base, crew, console)
+        choice.check_base(settings)
     for number in range(1, rounds.count + 1):
         begun = choice.start_of(settings, number)
         model, parent = choice.model_of(settings, begun)
@@ -51,28 +58,54 @@ def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: 
     return Path(model)
 
 
+def readable(settings: Settings) -> None:
+    """Raises where there are no prompts, before a model is judged."""
+    prompts = settings.prompts
+    try:
+        if next(read_asked(Path(prompts.path), prompts.format), None) is None:
+            raise ValueError(f"{prompts.path} holds no row")
+    except ValueError as error:
+        raise ValueError(f"[prompts] path: {str(error).removeprefix('data.path: ')}") from None
+
+
 def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
     """Do a step that is not done, and note what it cost."""
     if step.done():
         return
     began, used = time.monotonic(), _processor()
     with console.status(step.told) as status:
-        step.begin()
+        before = step.begin()
         if step.command[0] == "correct" and finished(step.makes):
-            step.end(0.0, {"said": ["people are done with it"]})
+            step.end(before, ["people are done with it"])
             return
         size = step.log.stat().st_size if step.log.exists() else 0
         try:
             crew.run(step.command, step.log, wide=step.wide, follow=lambda line: status.update(f"{step.told}  {line}"))
-        except Failed as error:
+        except (Failed, Interrupted) as error:
+            with suppress(OSError):  # a full disk has ended it, maybe
+                step.pause(_spent(before, began, used, said(step.log, size)))
+            if isinstance(error, Interrupted):
+                raise
             raise ValueError(
                 f"{step.told}: {error}\n  (all of it is in {step.log}; the same command goes on here)"
             ) from None
     text = said(step.log, size)
     _usable(step, text)
-    seconds = time.monotonic() - began
-    step.end(seconds, {"processor_seconds": _processor() - used, "said": _kept(step, text)})
-    console.print(f"{step.told}: {seconds:.0f} s", highlight=False)
+    step.end(_spent(before, began, used, text), _kept(step, text))
+    console.print(f"{step.told}: {time.monotonic() - began:.0f} s", highlight=False)
+
+
+def _spent(before: dict[str, float], began: float, used: float, text: str) -> dict[str, float]:
+    """By this start, and by earlier ones that could say so."""
+    usage = Usage.said_in(text)
+    now = {
+        "seconds": time.monotonic() - began,
+        "processor_seconds": _processor() - used,
+        "tokens_in": usage.prompt_tokens,
+        "tokens_out": usage.completion_tokens,
+        "paid": usage.cost,
+    }
+    return {name: value + before.get(name, 0) for name, value in now.items()}
 
 
 def finished(folder: Path) -> bool:
@@ -147,7 +180,13 @@ def status(settings: Settings) -> list[dict[str, Any]]:
             state = "made by other settings"
         said_last = (note.get("said") or [""])[-1]
         found.append(
-            {"round": step.round, "step": step.name, "state": state, "seconds": note.get("seconds"), "said": said_last}
+            {
+                "round": step.round,
+                "step": step.name,
+                "state": state,
+                "seconds": step.spent().get("seconds"),
+                "said": said_last,
+            }
         )
     return found
 

@@ -9,7 +9,7 @@ have is refused before anything runs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,16 @@ from pydantic import Field, ValidationError
 
 from mmfast.config import build
 from mmfast.config.overrides import apply
-from mmfast.config.schema import Section
+from mmfast.config.schema import Evaluate, Section
 from mmfast.config.toml import read_tree
+from mmfast.evals.benches import bench as bench_of
 
 STAGES = ("critique", "judge", "decompose", "check", "grade", "correct")
 MAKERS = ("pairs", "sft", "steerlm")
 # Options that rounds gives itself: what is read and written, and which model it is
 OWN = {"out", "images", "format", "file", "answers", "scores", "items", "verdicts", "questions"}
+OWN_OF_EVAL = {"out", "adapter"}  # and the model, which is asked whole
+JUDGES = ("local", "plain")  # engines by which a round's model can be asked the benchmarks
 MODELS = ("current", "initial")  # what `model` may be instead of a directory or hub id
 
 
@@ -74,20 +77,17 @@ class Settings:
     feedback: list[Command]
     pairs: list[Command]
     training: dict[str, Any] = field(repr=False)  # the tree of the ordinary config
+    evaluate: Evaluate
+    scoring: Command  # `mmfast eval run`, with what [evaluate] has beside a config's keys: judge, flavour ...
     folder: Path  # where everything is kept
 
     @property
-    def benches(self) -> list[str]:
-        named = self.training.get("evaluate", {}).get("bench", [])
-        return [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named)
-
-    @property
     def judged(self) -> bool:
-        return bool(self.benches)
+        return bool(self.evaluate.bench)
 
     @property
     def best(self) -> str:
-        return str(self.training.get("evaluate", {}).get("best", ""))
+        return self.evaluate.best
 
     @property
     def base(self) -> str:
@@ -107,8 +107,9 @@ def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings
     generate = _command("generate", "answers", tree.pop("generate", {}), "[generate]", known)
     feedback = [_feedback(table, known) for table in _tables(tree.pop("feedback", []), "feedback")]
     pairs = [_pairs(n, table, known) for n, table in enumerate(_tables(tree.pop("pairs", [{}]), "pairs"))]
+    evaluate, scoring = _evaluate(tree, known)
     folder = Path(str(tree.pop("output_dir", "runs/rounds")))
-    settings = Settings(rounds, prompts, generate, feedback, pairs, tree, folder)
+    settings = Settings(rounds, prompts, generate, feedback, pairs, tree, evaluate, scoring, folder)
     _agree(settings)
     return settings
 
@@ -157,15 +158,28 @@ def _pairs(number: int, table: dict[str, Any], known: Options) -> Command:
     return Command(made.stage, made.name, made.options, of)
 
 
-def _command(stage: str, name: str, options: dict[str, Any], told: str, known: Options) -> Command:
+def _evaluate(tree: dict[str, Any], known: Options) -> tuple[Evaluate, Command]:
+    """[evaluate]: the keys of a config, which stay in the tree, and the options of `mmfast eval` beside them."""
+    given = dict(tree.get("evaluate", {}))
+    own = {key: given.pop(key) for key in list(given) if key in Evaluate.model_fields}
+    if own:
+        tree["evaluate"] = own
+    else:
+        tree.pop("evaluate", None)
+    return _section(Evaluate, own, "evaluate"), _command("eval", "eval", given, "[evaluate]", known, OWN_OF_EVAL)
+
+
+def _command(
+    stage: str, name: str, options: dict[str, Any], told: str, known: Options, own: Set[str] = frozenset(OWN)
+) -> Command:
     """A command whose options are those that it has."""
     names = {key.replace("_", "-"): value for key, value in options.items()}
     for key, value in names.items():
-        if key in OWN:
+        if key in own:
             raise ValueError(f"{told}: {key} is given by the rounds themselves: leave it out")
         if key not in known[stage]:
             near = difflib.get_close_matches(key, known[stage], 1)
-            hint = f"; did you mean {near[0]}?" if near else f" (mmfast {_words(stage)} --help)"
+            hint = f"; did you mean {near[0]}?" if near else f" (mmfast {' '.join(words(stage))} --help)"
             raise ValueError(f"{told}: no option {key!r}{hint}")
         if isinstance(value, list) and not known[stage][key]:
             raise ValueError(f"{told}: {key} takes one value, not a list")
@@ -174,8 +188,26 @@ def _command(stage: str, name: str, options: dict[str, Any], told: str, known: O
     return Command(stage, name, names)
 
 
-def _words(stage: str) -> str:
-    return f"data {stage}" if stage in MAKERS else stage
+def words(stage: str) -> list[str]:
+    """What is written behind `mmfast` for a stage."""
+    return ["data", stage] if stage in MAKERS else ["eval", "run"] if stage == "eval" else [stage]
+
+
+def _agree_on_evaluation(settings: Settings) -> None:
+    section, options = settings.evaluate, settings.scoring.options
+    if not settings.judged and (section.model_fields_set or options):
+        raise ValueError("[evaluate] names no benchmark: set bench, or leave the section out")
+    for name in section.bench:
+        bench_of(name)  # names those that there are
+    if settings.judged and not section.data:
+        raise ValueError("[evaluate] bench needs data: the folder of the benchmarks' files")
+    if len(set(section.bench)) < len(section.bench):
+        raise ValueError("[evaluate] bench names a benchmark twice")
+    for key in {"start", "margin"} & section.model_fields_set:
+        if not section.every:
+            raise ValueError(f"[evaluate] {key} is of evaluations inside a run: set every, or leave {key} out")
+    if (engine := options.get("engine", JUDGES[0])) not in JUDGES:
+        raise ValueError(f"[evaluate] engine = {engine!r}: a round's model is asked by {' or '.join(JUDGES)}")
 
 
 def _agree(settings: Settings) -> None:
@@ -191,8 +223,10 @@ def _agree(settings: Settings) -> None:
     if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
         why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.chair_s")'
         raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
-    if settings.best and settings.best.partition(".")[0] not in settings.benches:
-        raise ValueError(f"[evaluate] best = {settings.best!r}: its benchmark is not among bench = {settings.benches}")
+    _agree_on_evaluation(settings)
+    if settings.best and settings.best.partition(".")[0] not in settings.evaluate.bench:
+        told = f"its benchmark is not among bench = {settings.evaluate.bench}"
+        raise ValueError(f"[evaluate] best = {settings.best!r}: {told}")
     if settings.training.get("data", {}).get("path"):
         raise ValueError("data.path is given by the rounds themselves (what is asked is prompts.path): leave it out")
     if settings.training.get("reference", {}).get("model"):
@@ -222,6 +256,6 @@ def training_of(settings: Settings, model: str, data: list[str], run: Path) -> d
     whole = {"formats": list(dict.fromkeys(["hf", *named]))} | ({"merge": True} if "lora" in tree["model"] else {})
     tree["export"] = tree.get("export", {}) | whole
     # Between rounds `mmfast eval` judges; inside a run only where it is asked for
-    if not tree.get("evaluate", {}).get("every"):
+    if not settings.evaluate.every:
         tree.pop("evaluate", None)
     return tree

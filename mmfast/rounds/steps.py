@@ -10,19 +10,22 @@ so that whatever was made of something that has been made anew since is made ane
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmfast.config import dump
 from mmfast.config.toml import build
+from mmfast.data.containers.read import data_files
 from mmfast.engines.manifests import compare
 from mmfast.engines.stage import MANIFEST
-from mmfast.files import write_json
+from mmfast.files import file_digest, write_json
 from mmfast.job.runfolder import FINISHED
 from mmfast.rounds.settings import MODELS, Command, Settings, training_of
 
@@ -40,6 +43,7 @@ class Step:
     wide: bool = False  # it runs on all processes
     whole: Callable[[Path], bool] = Path.exists  # whether what it makes is complete
     config: dict[str, Any] | None = None  # of the training
+    contents: Callable[[], dict[str, str]] = dict  # digests of what it reads from outside, by its name in the file
 
     @property
     def note(self) -> Path:
@@ -51,7 +55,7 @@ class Step:
 
     @property
     def told(self) -> str:
-        return f"round {self.round}, {self.name}"
+        return f"round {self.round}, {self.name}" if self.round else f"the base, {self.name}"
 
     def made_by(self) -> dict[str, Any]:
         """What it is made by, without places that say nothing: a folder may be moved."""
@@ -59,6 +63,7 @@ class Step:
         return {
             "command": [text.replace(at, "ROUNDS") for text in self.command],
             "config": json.loads(json.dumps(self.config or {}).replace(at, "ROUNDS")),
+            "contents": self.contents(),
         }
 
     def read(self) -> dict[str, Any] | None:
@@ -91,22 +96,35 @@ class Step:
     def changed(self, note: dict[str, Any]) -> list[str]:
         before, now = note.get("made_by", {}), self.made_by()
         named = compare(_options(before.get("command", [])), _options(now["command"]))
+        named += compare({"contents": before.get("contents", {})}, {"contents": now["contents"]})
         return named + compare(before.get("config", {}), now["config"])
 
-    def begin(self) -> None:
-        """What a killed start left is gone on with, but not what was made of other things than today's."""
-        note = self.read()
+    def begin(self) -> dict[str, float]:
+        """What a killed start left is gone on with, but not what was made of other things than today's. Returns what
+        earlier starts have spent on it."""
+        note, spent = self.read(), self.spent()
         if note and (note.get("mark") or note.get("reads") != self.inputs()):
             self.remove()
+            spent = {}
         self.note.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.note, {"made_by": self.made_by(), "reads": self.inputs(), "mark": ""})
+        self.pause(spent)
         if self.config is not None:
             self.home.joinpath("run.toml").write_text(dump(build(self.config)))
+        return spent
 
-    def end(self, seconds: float, spent: dict[str, Any]) -> None:
-        note = {"made_by": self.made_by(), "reads": self.inputs(), "mark": uuid.uuid4().hex, "seconds": seconds}
-        write_json(self.note, note | spent)
+    def pause(self, spent: dict[str, float]) -> None:
+        """Note that it has begun."""
+        write_json(self.note, {"made_by": self.made_by(), "reads": self.inputs(), "mark": "", "spent": spent})
+
+    def end(self, spent: dict[str, float], told: list[str]) -> None:
+        note = {"made_by": self.made_by(), "reads": self.inputs(), "mark": uuid.uuid4().hex, "spent": spent}
+        write_json(self.note, note | {"said": told})
+
+    def spent(self) -> dict[str, float]:
+        """Seconds, tokens and money."""
+        found = (self.read() or {}).get("spent")
+        return dict(found) if isinstance(found, dict) else {}
 
     def remove(self) -> None:
         if self.makes.is_dir():
@@ -160,9 +178,9 @@ def round_of(settings: Settings, number: int, model: str, parent: Path | None) -
     asked += ["--part", f"{number}/{settings.rounds.count}"] * (settings.rounds.prompts == "split")
     options = {"engine": "local", "model": "current"} | settings.generate.options
     options["seed"] = int(options.get("seed", 0)) + number - 1  # each round draws answers of its own
-    yield step(
-        "answers", asked + written(options, settings, model), "answers", born, wide=wide(options), whole=_has_manifest
-    )
+    asked += written(options, settings, model)
+    read = partial(_contents, settings)
+    yield step("answers", asked, "answers", born, wide=wide(options), whole=_has_manifest, contents=read)
     # What is said of them
     for one in settings.feedback:
         command, reads = _said(one, home, settings, notes)
@@ -198,17 +216,17 @@ def round_of(settings: Settings, number: int, model: str, parent: Path | None) -
 
 def judged(settings: Settings, number: int, model: str, parent: Path | None) -> Step:
     """The benchmarks of [evaluate], asked of a round's model; of round 0, the base."""
-    home, section = home_of(settings, number), settings.training["evaluate"]
-    names = settings.benches
-    command = ["eval", "run", model, "--bench", ",".join(names), "--data", str(section.get("data", ""))]
+    home, section = home_of(settings, number), settings.evaluate
+    command = ["eval", "run", model, "--bench", ",".join(section.bench), "--data", section.data]
     command += ["--out", str(home / "eval")]
-    for key in ("images", "limit"):
-        if section.get(key):
-            command += [f"--{key}", str(section[key])]
+    command += ["--images", section.images] * bool(section.images) + ["--limit", str(section.limit)] * bool(
+        section.limit
+    )
+    command += written(settings.scoring.options, settings, model)
     reads = () if parent is None else (parent,)
 
     def whole(folder: Path) -> bool:
-        return all((folder / name / "result.json").is_file() for name in names)
+        return all((folder / name / "result.json").is_file() for name in section.bench)
 
     return Step(
         round=number,
@@ -260,6 +278,17 @@ def written(options: dict[str, Any], settings: Settings, model: str) -> list[str
 
 def wide(options: dict[str, Any]) -> bool:
     return str(options.get("engine", "")) in OF_MODELS
+
+
+def _contents(settings: Settings) -> dict[str, str]:
+    """Of the prompts' files; nothing where they are not there."""
+    try:
+        files = data_files(settings.prompts.path)
+    except ValueError:
+        return {}
+    digests = [file_digest(file, settings.folder / "digests") for file in files]
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {"prompts.path": whole[:16]}
 
 
 # whether what a step makes is whole

@@ -20,7 +20,7 @@ pytest.importorskip("openai")
 from mmfast.engines.base import Constraint, Decode, Picture
 from mmfast.engines.plain import Plain
 from mmfast.engines.server import Server
-from mmfast.engines.server_calls import ServerFault, wait_of
+from mmfast.engines.server_calls import ServerFault, Usage, wait_of
 from mmfast.engines.server_wire import data_url
 from mmfast.world.models import tiny_model
 from tests.make.questions import ask, picture
@@ -438,6 +438,12 @@ def test_tokens_and_cost_are_counted():
         read = server.usage.prompt_tokens - before.prompt_tokens
         assert written == reply.tokens == 8 and read > 0
         assert server.usage.cost - before.cost == pytest.approx((read + 1000 * written) / 1e6)
+
+
+def test_what_was_told_of_the_use_is_read_back():
+    first, second = Usage(calls=3, prompt_tokens=12, completion_tokens=4), Usage(calls=1, retries=2, cost=0.25)
+    told = Usage.said_in(f"out: 3 rows; {first.told()}\njudge: {second.told()}\n")
+    assert told == Usage(calls=4, retries=2, prompt_tokens=12, completion_tokens=4, cost=0.25)
 
 
 def test_a_sample_depends_on_its_key_number_and_seed_alone():

@@ -383,6 +383,23 @@ def test_matching_is_the_most_that_can_be_matched():
         assert len(overlapping(a, b)) == most(a, b)
 
 
+def test_a_share_is_of_whole_prompts_and_a_larger_one_holds_a_smaller_one(tmp_path):
+    answers = list(read_answers(write_answers(tmp_path, tuple(f"answer {n}" for n in range(60)), group=3)))
+
+    def keys(share, seed=0, task="correct"):
+        counts = Counter()
+        found = list(shown(answers, Plan(task=task, prompts=share, seed=seed), counts))
+        groups = Counter(one.group for one in found)
+        assert set(groups.values()) == {3} and counts["prompts beyond --share"] == 20 - len(groups)
+        return list(groups)
+
+    small, large = keys(0.1), keys(0.5)
+    assert len(small) == 2 and len(large) == 10 and set(small) < set(large) and large != keys(0.5, seed=1)
+    assert large == keys(0.5, task="compare")  # three pairs of three answers
+    assert large == [one for one in dict.fromkeys(answer.group for answer in answers) if one in large]  # their order
+    assert len(keys(0.001)) == 1 and len(keys(1.0)) == 20
+
+
 # the folder
 
 
@@ -449,6 +466,8 @@ def test_a_mistake_is_told_before_the_page_opens(tmp_path):
         (["--task", "rate", "--scale", "4-2"], "--scale: it must be"),
         (["--task", "rate", "--metrics", "a,a"], "--metrics: it must be names that differ"),
         (["--seed", "1"], "--seed has no effect"),
+        (["--share", "0"], "--share: it must be above 0, and at most 1"),
+        (["--share", "1.5"], "--share: it must be above 0, and at most 1"),
         (["--overlap-share", "0.5"], "--overlap-share has no effect without --overlap"),
         (["--overlap", "2", "--annotator", "anna"], "there are only 1 annotators"),
         (["--annotator", "\t"], "a name is a line"),

@@ -96,7 +96,7 @@ def _text(messages) -> str:
 
 def test_a_share_is_drawn_and_the_same_command_goes_on(answers, world, tmp_path):
     folder, told = corrected_folder(answers, tmp_path / "work", world, "--share", "0.25")
-    assert 0.12 * ROWS < len(folder.done) < 0.4 * ROWS and f"left out: {ROWS - len(folder.done)} answers" in told
+    assert len(folder.done) == round(0.25 * ROWS) and "beyond --share" in told
     journal = (folder.path / "actions.jsonl").read_bytes()
     lines = journal.splitlines(keepends=True)
     (folder.path / "actions.jsonl").write_bytes(b"".join(lines[:10]) + lines[10][:20])  # killed in a write
@@ -145,7 +145,6 @@ def test_what_it_cannot_read_is_skipped_with_the_reason(answers, world, tmp_path
         (["--engine", "world", "--model", "WORLD", "--task", "mark"], "no effect on --task mark"),
         (["--engine", "world", "--model", "WORLD", "--annotator", "bo"], "nobody else corrects there"),
         (["--share", "0"], "--share: it must be above 0"),
-        (["--share", "0.5", "--task", "compare"], "--share has no effect on --task compare"),
         (["--seed", "3"], "--seed has no effect"),
     ],
 )

@@ -26,19 +26,24 @@ class Pretend:
     def run(self, command: Sequence[str], log: Path, *, wide: bool, follow: Callable[[str], None]) -> None:
         made = Path(command[1]).parent / "run" if command[0] == "train" else Path(command[command.index("--out") + 1])
         self.before(len(self.ran), made)
-        log.write_text("what it said\n")
+        self.say(log, "what it said\n")
         home = made.parent.name
         self.ran.append(f"{home}/{log.stem}")
         if command[0] == "train":
             (made / "export" / "hf").mkdir(parents=True, exist_ok=True)
             (made / "finished.json").write_text("{}")
         elif command[0] == "data":
-            made.write_text(json.dumps({"of": command[2]}) + "\n")
+            made.write_text(json.dumps({"prompt": "What?", "chosen": command[2], "rejected": "no"}) + "\n")
         elif command[0] == "eval":
             self.judge(made, self.quality.get(home, 0.5))
         else:
             made.mkdir(parents=True, exist_ok=True)
             (made / "manifest.json").write_text(json.dumps({"complete": True}))
+
+    @staticmethod
+    def say(log: Path, text: str) -> None:
+        with log.open("a") as file:  # behind what earlier starts said
+            file.write(text)
 
     @staticmethod
     def judge(folder: Path, share: float, questions: int = 60) -> None:

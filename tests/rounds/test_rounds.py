@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.main import get_command
 
@@ -17,10 +19,12 @@ from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.rounds.steps import note_of
 from mmfast.training.recipes import FOLDER
+from mmfast.world.dataset import WorldSpec, write_world
+from tests.evals.test_mmhal import folder_of
 from tests.rounds.crews import Pretend
 
 ROOT = get_command(app)
-KNOWN = {name: options_of(ROOT, name) for name in ("generate", *STAGES, *MAKERS)}
+KNOWN = {name: options_of(ROOT, name) for name in ("generate", *STAGES, *MAKERS, "eval")}
 QUIET = Console(quiet=True)
 FILE = """
 output_dir = "{out}"
@@ -29,7 +33,7 @@ count = 2
 keep = "last"
 stop = "never"
 [prompts]
-path = "prompts.jsonl"
+path = "{prompts}"
 [generate]
 engine = "world"
 model = "world"
@@ -52,22 +56,24 @@ path = "base"
 JUDGED = """
 [evaluate]
 bench = ["world"]
-data = "world"
+data = "{world}"
 best = "world.chair_s"
 """
 ONE = ("answers", "decompose", "check", "grade", "pairs", "run")
 ALL = [f"{home}/{name}" for home in ("01", "02") for name in ONE]
 
 
-def settings(folder, text=FILE, *overrides):
-    file = folder / "rounds.toml"
-    file.write_text(text.format(out=folder / "out"))
+def settings(folder, text=FILE, *overrides, out="out"):
+    file, world = folder / "rounds.toml", folder / "world"
+    if not world.exists():
+        write_world(world, WorldSpec(base=1, pairs=2, groups=1, test=3))
+    file.write_text(text.format(out=folder / out, prompts=world / "pairs.jsonl", world=world))
     return load(file, overrides, KNOWN)
 
 
-def go(folder, crew, *overrides, text=FILE):
+def go(folder, crew, *overrides, text=FILE, page=lambda asked: asked.folder):
     asked = settings(folder, text, *overrides)
-    return loop.run(asked, crew, QUIET, report=report.write)
+    return loop.run(asked, crew, QUIET, report=page)
 
 
 def test_every_command_runs_once_and_a_second_start_runs_none(tmp_path):
@@ -156,10 +162,7 @@ def test_a_moved_folder_is_the_same(tmp_path):
     go(tmp_path, Pretend())
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     crew = Pretend()
-    text = FILE.replace("{out}", str(tmp_path / "elsewhere"))
-    file = tmp_path / "moved.toml"
-    file.write_text(text)
-    loop.run(load(file, (), KNOWN), crew, QUIET, report=report.write)
+    loop.run(settings(tmp_path, out="elsewhere"), crew, QUIET, report=lambda asked: asked.folder)
     assert crew.ran == []
 
 
@@ -270,7 +273,7 @@ def test_a_critic_that_always_says_the_same_ends_the_rounds(tmp_path, place, tol
     "change, told",
     [
         (("[rounds]\n", "[rounds]\ncuont = 3\n"), r"\[rounds\] unknown key cuont: did you mean count"),
-        (('path = "prompts.jsonl"', ""), r"\[prompts\] path is missing"),
+        (('path = "{prompts}"', ""), r"\[prompts\] path is missing"),
         (('stage = "grade"', 'stage = "grade"\nbeat = 1'), "grade: no option 'beat'; did you mean beta"),
         (("[generate]\n", "[generate]\nout = \"x\"\n"), r"\[generate\]: out is given by the rounds themselves"),
         (('stage = "grade"', 'stage = "graze"'), "stage = 'graze': choose one of critique"),
@@ -292,13 +295,71 @@ def test_keeping_the_best_needs_a_benchmark(tmp_path):
         settings(tmp_path, FILE.replace('"never"', '"no gain"'))
 
 
-def test_a_metric_that_is_not_measured_is_told_before_a_round_is_spent(tmp_path):
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (("chair_s", "chair_x"), r"best = 'world.chair_x': with an interval world has chair_i, chair_s"),
+        (("world.chair_s", "pope.f1"), r"best = 'pope.f1': its benchmark is not among bench"),
+        (('bench = ["world"]', 'bench = ["worlds"]'), "no benchmark worlds"),
+        (('bench = ["world"]', 'bench = ["world", "world"]'), "names a benchmark twice"),
+        (('bench = ["world"]', "bench = 3"), r"\[evaluate\] bench: .*list"),
+        (('data = "{world}"', ""), "bench needs data"),
+        (('data = "{world}"', 'data = "nowhere"'), "nowhere"),
+        (('data = "{world}"', 'data = "{world}"\nlimit = 1'), "questions about one image have no interval"),
+        (('data = "{world}"', 'data = "{world}"\nmargin = false'), "margin is of evaluations inside a run"),
+        (('data = "{world}"', 'data = "{world}"\nengine = "http://a"'), "asked by local or plain"),
+        (('data = "{world}"', 'data = "{world}"\njugde = "local"'), r"\[evaluate\]: no option .jugde.; did you"),
+        (('data = "{world}"', 'data = "{world}"\nadapter = "a"'), "adapter is given by the rounds themselves"),
+    ],
+)  # fmt: skip
+def test_a_benchmark_that_cannot_be_measured_is_told_before_a_model_is_asked(tmp_path, change, told):
     crew = Pretend()
-    with pytest.raises(ValueError, match=r"best = 'world.chair_x': world has chair_i, chair_s"):
-        go(tmp_path, crew, text=FILE + JUDGED.replace("chair_s", "chair_x"))
+    with pytest.raises(ValueError, match=told):
+        go(tmp_path, crew, text=FILE + JUDGED.replace(*change))
+    assert crew.ran == []
+
+
+@pytest.fixture
+def rated(tmp_path):
+    """A config whose benchmark is MMHal's, with its 96 questions and images."""
+    folder = tmp_path / "mmhal"
+    folder.mkdir()
+    folder_of(folder)
+    for number in range(96):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}_o.jpg")
+    return FILE + f'[evaluate]\nbench = ["mmhal"]\nbest = "mmhal.score"\ndata = "{folder}"\n'
+
+
+def test_a_benchmark_that_needs_a_judge_has_one_named_before_a_model_is_asked(tmp_path, rated):
+    crew = Pretend()
+    with pytest.raises(
+        ValueError, match=r"mmhal needs a judge .officially gpt-4.*: name its engine in judge, its model"
+    ):
+        go(tmp_path, crew, text=rated)
+    judge = 'judge = "http://localhost:1"\njudge_model = "rater"\nflavour = "rlaif-v"\noption = ["a=1", "b=2"]\n'
+    with pytest.raises(ValueError, match="every: inside a run no judge is asked, and mmhal needs a judge"):
+        go(tmp_path, crew, text=rated + judge + "every = 5\n")
+    assert crew.ran == []
+    asked = settings(tmp_path, rated + judge)
+    choice.check(asked)
+    commands = [step.command for step in loop.steps_of(asked) if step.name == "eval"]
+    assert all(command[-10:] == commands[0][-10:] for command in commands)
+    told = "--judge http://localhost:1 --judge-model rater --flavour rlaif-v --option a=1 --option b=2"
+    assert " ".join(commands[0][-10:]) == told and commands[0][4] == "mmhal"
+    config = (tmp_path / "rounds.toml").read_text()
+    assert "judge" in config and "judge" not in str(asked.training)  # a training knows none
+
+
+def test_what_a_judge_has_scored_is_looked_at_before_a_round_is_spent(tmp_path, rated):
+    class Judged(Pretend):
+        def judge(self, folder, share, questions=60):
+            super().judge(folder, share, questions)
+            shutil.move(folder / "world", folder / "mmhal")
+
+    crew = Judged()
+    with pytest.raises(ValueError, match=r"best = 'mmhal.score': with an interval mmhal has chair_i, chair_s"):
+        go(tmp_path, crew, text=rated + 'judge = "local"\njudge-model = "rater"\n')
     assert crew.ran == ["00/eval"]
-    with pytest.raises(ValueError, match="its benchmark is not among bench"):
-        settings(tmp_path, FILE + JUDGED.replace("world.chair_s", "pope.f1"))
 
 
 def test_people_who_ended_their_page_are_gone_on_from_once_every_card_is_done(tmp_path):
@@ -335,10 +396,82 @@ def test_status_names_the_state_of_every_step(tmp_path):
     assert states["01/answers"] == "to do again"
 
 
-def test_the_page_has_the_benchmark_the_pairs_and_the_time(tmp_path):
-    go(tmp_path, Pretend(), text=FILE + JUDGED)
-    page = (tmp_path / "out" / "rounds.html").read_text()
-    assert "chair_s" in page and "round 1, pairs" in page and "what it said" in page and "beside the base" in page
+class Spoken(Pretend):
+    """What is trained is logged, pairs are real records, and servers tell what they cost."""
+
+    def run(self, command, log, **more):
+        super().run(command, log, **more)
+        home = int(log.parents[1].name)
+        made = log.parents[1] / log.stem
+        if command[0] == "train":
+            rows = [{"step": n, "loss": 0.7 - n / 10, "rewards/margins": n * home} for n in (1, 2)]
+            (made / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif command[0] == "data":
+            sides = [("one two three four", "one two"), ("one two", "one two three")] * (2 - (home == 2))
+            pairs = [{"prompt": "What?", "chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
+            made.with_suffix(".jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+            self.say(log, f"pairs compared: 9\nties: {home}\n2 left out: they are empty\n<b> is read\n4 records\n")
+        elif command[0] == "check":
+            self.say(log, f"made; {home} calls, {home}000 tokens in, 250 out, 0.0{home}50 paid\n")
+
+
+def table_of(page, first):
+    """Of the table with such a first cell in a row: its rows as lists of texts, by the first cells."""
+    tables = re.findall("<table>(.*?)</table>", page, re.DOTALL)
+    found = next(table for table in tables if f"<td>{first}</td>" in table)
+    rows = [re.findall("<t[dh]>(.*?)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", found)]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_page_tells_the_benchmark_the_training_its_data_and_the_costs(tmp_path):
+    crew = Spoken()
+    crew.quality = {"00": 0.5, "01": 0.2, "02": 0.2}
+    go(tmp_path, crew, text=FILE + JUDGED)
+    page = report.write(settings(tmp_path, FILE + JUDGED)).read_text()
+    assert "After 2 of 2 rounds the model that is kept is that of round 2" in page
+    assert "round 1: world.chair_s -0.3" in page and "beside the base: better" in page
+    shown = table_of(page, "chair_s")
+    assert shown[""] == ["base", "round 1", "round 2"] and shown["chair_s"][1].startswith("0.2 (")
+    assert shown["words of an answer, on average"] == ["2.0"] * 3
+    assert page.count("data:image/png") == 2 and "<h2>Training</h2>" in page  # the benchmark, the training
+    data = table_of(page, "pairs compared")
+    assert (
+        data["ties"] == ["1", "2"] and data["left out: they are empty"] == ["2", "2"] and data["records"] == ["4", "4"]
+    )
+    assert data["words chosen"] == ["3.0", "3.0"] and data["words rejected"] == ["2.5", "2.5"]
+    assert data["chosen is longer"] == ["50%", "50%"]
+    assert "&lt;b&gt; is read (round 1, pairs; round 2, pairs)" in page
+    costs = table_of(page, "tokens to servers")
+    assert costs[""] == ["base", "round 1", "round 2", "all"]
+    assert costs["tokens to servers"] == ["", "1,000", "2,000", "3,000"] and costs["paid"][-1] == "0.0400"
+
+
+def test_the_page_leaves_out_what_was_not_done(tmp_path):
+    crew = Pretend()
+    go(tmp_path, crew, "rounds.count=1")
+    shutil.rmtree(tmp_path / "out" / "rounds" / "01" / "eval", ignore_errors=True)
+    page = report.write(settings(tmp_path, FILE, "rounds.count=1")).read_text()
+    assert "<h2>Time and costs</h2>" in page and "<h2>Training data</h2>" in page
+    assert "img alt" not in page and "paid" not in page and "<h2>Training</h2>" not in page
+
+
+def test_what_a_stopped_start_has_spent_is_added_to(tmp_path):
+    def kill(number, made):
+        if made.name == "check":
+            Pretend.say(
+                made.parent / "logs" / "check.log", "3 calls, 2 tries more, 500 tokens in, 20 out, 0.5000 paid\n"
+            )
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, Pretend(kill))
+    assert json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]["tokens_in"] == 500
+    go(tmp_path, Spoken())
+    spent = json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]
+    assert (spent["tokens_in"], spent["tokens_out"], spent["paid"]) == (1500, 270, 0.515)
+    shutil.rmtree(tmp_path / "out" / "rounds" / "01" / "check")  # what is made anew is paid anew
+    go(tmp_path, Spoken())
+    assert json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]["tokens_in"] == 1000
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("rounds_*.toml")), ids=lambda path: path.stem)
@@ -346,7 +479,7 @@ def test_a_whole_systems_recipe_says_its_commands_with_options_that_they_have(pa
     asked = load(path, [], KNOWN)
     commands = [step.command for step in loop.steps_of(asked) if step.round < 2]
     assert commands[0][:2] == ("eval", "run") and commands[-1][:2] == ("eval", "run")
-    assert "# Departs:" in path.read_text() and set(asked.benches) <= set(benches())
+    assert "# Departs:" in path.read_text() and set(asked.evaluate.bench) <= set(benches())
     for command in commands:
         if command[0] != "train":  # every command line is understood as it stands
             ROOT.make_context("mmfast", list(command), resilient_parsing=True)
