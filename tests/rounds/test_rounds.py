@@ -20,7 +20,7 @@ from mmfast.training.recipes import FOLDER
 from tests.rounds.crews import Pretend
 
 ROOT = get_command(app)
-KNOWN = {name: options_of(ROOT, name) for name in ("generate", *STAGES, *MAKERS)}
+KNOWN = {name: options_of(ROOT, name) for name in ("generate", "eval", *STAGES, *MAKERS)}
 QUIET = Console(quiet=True)
 FILE = """
 output_dir = "{out}"
