@@ -27,8 +27,7 @@ def load(path: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
     """A file's tables, unchecked."""
-    file = Path(path)
-    if not file.is_file():
+    if not (file := Path(path)).is_file():
         raise ValueError(f"config file {str(path)!r} does not exist")
     try:
         return tomllib.loads(file.read_text())

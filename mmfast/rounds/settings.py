@@ -3,7 +3,8 @@
 
 Each table of the last three is a command (`mmfast generate`, `mmfast critique`, `mmfast data pairs` ...) and its keys
 are that command's options by their names, so that what a stage can do, rounds can. A name that the command does not
-have X"""
+have is refused before anything runs. Our own model reads prompts and images as [data] has them (template, aspect).
+"""
 
 from __future__ import annotations
 
@@ -111,16 +112,14 @@ def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings
     feedback = [_feedback(table, known) for table in _tables(tree.pop("feedback", []), "feedback")]
     pairs = [_pairs(n, table, known) for n, table in enumerate(_tables(tree.pop("pairs", [{}]), "pairs"))]
     folder = Path(str(tree.pop("output_dir", "runs/rounds")))
-    # Of [evaluate] the training takes what it knows; the rest are options of mmfast eval
-    section = tree.get("evaluate", {})
-    more = {key: section.pop(key) for key in [*section] if key not in Evaluate.model_fields}
-    evaluate = _command("eval", "eval", more, "[evaluate]", known, OWN | OF_EVAL)
-    # What our own models read
+    # What our own models read; of [evaluate] the training takes what it knows, the rest are options of mmfast eval
     read = {key: value for key, value in tree.get("data", {}).items() if key in FOLLOWED and value != "auto"}
     read["dtype"] = tree.get("model", {}).get("dtype", Model.model_fields["dtype"].default)
+    section = tree.get("evaluate", {})
+    more = {key: section.pop(key) for key in [*section] if key not in Evaluate.model_fields}
+    evaluate = _follow(_command("eval", "eval", more, "[evaluate]", known, OWN | OF_EVAL), read, known)
     defaults = {"engine": "local", "model": "current"}
     generate = _follow(replace(generate, options=defaults | generate.options), read, known)
-    evaluate = _follow(evaluate, read, known)
     feedback = [_follow(one, read, known) for one in feedback]
     settings = Settings(rounds, prompts, generate, feedback, pairs, evaluate, tree, folder)
     _agree(settings)
@@ -214,10 +213,8 @@ def _agree(settings: Settings) -> None:
     for pairs in settings.pairs:
         if pairs.of and pairs.of not in [*names, "answers"]:
             raise ValueError(f"[[pairs]] of = {pairs.of!r}: there is no such feedback; {', '.join(names) or 'none'}")
-    made = [one for one in settings.pairs if not one.file]
-    if not settings.prompts.path and (
-        made or settings.generate.options.keys() - {"engine", "model", "dtype", *FOLLOWED}
-    ):
+    said = settings.generate.options.keys() - {"engine", "model", "dtype", *FOLLOWED}
+    if not settings.prompts.path and (said or not all(one.file for one in settings.pairs)):
         raise ValueError("[prompts] path is missing: without it nothing is asked, and every [[pairs]] is a file")
     if settings.feedback and not settings.prompts.path:
         raise ValueError("[[feedback]] has no effect without [prompts] path: nothing is asked")
@@ -232,9 +229,8 @@ def _agree(settings: Settings) -> None:
         raise ValueError('reference.model is given by rounds.reference ("current" or "initial"): leave it out')
     if settings.training.get("model", {}).get("adapter"):
         raise ValueError("model.adapter: rounds start from whole weights (mmfast merge ADAPTER OUT makes them)")
-    build(
-        training_of(settings, settings.base, ["pairs.jsonl"] * len(settings.pairs), Path("run"))
-    )  # names what is wrong in the rest
+    data = ["pairs.jsonl"] * len(settings.pairs)
+    build(training_of(settings, settings.base, data, Path("run")))  # names what is wrong in the rest
 
 
 def training_of(settings: Settings, model: str, data: list[str], run: Path) -> dict[str, Any]:
