@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # An engine's name -> where it is made, and which of the options below it takes
 ENGINES = {
-    "local": ("mmfast.engines.local:Local", ("--adapter", "--dtype", "--template")),
+    "local": ("mmfast.engines.local:Local", ("--adapter", "--dtype", "--template", "--aspect")),
     "plain": ("mmfast.engines.plain:Plain", ("--adapter", "--dtype", "--remote-code", "--template")),
     "world": ("mmfast.engines.world:World", ("--noise",)),
     "server": ("mmfast.engines.server:Server", ("--concurrency", "--prices")),
@@ -46,6 +46,7 @@ Dtype = Annotated[str, typer.Option(help="Of the weights (local, plain); default
 PromptTemplate = Annotated[
     str, typer.Option("--template", help="A named template, as data.template (local, plain); default: the model's own.")
 ]
+Aspect = Annotated[str, typer.Option(help="How images are fitted, as data.aspect (local); default: the model's own.")]
 RemoteCode = Annotated[bool, typer.Option("--remote-code", help="Run the model's own code (plain).")]
 Concurrency = Annotated[int, typer.Option(help="Requests at once (servers); 0: 16.", min=0)]
 Prices = Annotated[
@@ -80,6 +81,11 @@ class Chosen:
 
             if template not in NAMES:
                 raise ValueError(f"--template: unknown template {template!r}; choose one of {', '.join(NAMES)}")
+        if aspect := chosen.get("aspect"):
+            from mmfast.data.images.processor import ASPECTS
+
+            if aspect not in ASPECTS:
+                raise ValueError(f"--aspect: unknown aspect {aspect!r}; choose one of {', '.join(ASPECTS)}")
         return cls(engine=engine, model=model, options=chosen, recorded=recorded)
 
     def check(self, needs: set[str]) -> None:
@@ -90,7 +96,8 @@ class Chosen:
         try:
             made = opened(maker(self.engine), self.engine, self.model, self.options, runtime)
         except ValueError as error:  # in the words of a command, where a config's key has another name
-            raise ValueError(str(error).replace("data.template", "--template")) from error
+            told = str(error).replace("data.template", "--template").replace("data.aspect", "--aspect")
+            raise ValueError(told) from error
         honoured(needs, made, self.engine)
         return behind(self.recorded, made, runtime) if self.recorded else made
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from mmfast.cli.engine import (
     Adapter,
     Allow,
+    Aspect,
     Chosen,
     Concurrency,
     Debug,
@@ -63,13 +64,15 @@ DataDir = Annotated[Path, typer.Option("--data", "-d", help="The benchmarks' fil
 OutDir = Annotated[Path, typer.Option("--out", "-o", help="FOLDER/NAME is written; the same command goes on with it.")]
 Images = Annotated[str, typer.Option(help="Folder of the images; default: the data's own.")]
 WordingName = Annotated[
-    str, typer.Option("--wording", help="How questions are worded; default: the benchmark's first.")
+    str, typer.Option("--wording", help="How questions are worded; default: the benchmark's first. Of several: A,B.")
 ]
 Preset = Annotated[str, typer.Option(help="llava, rlhfv or dgpref: how these draw their answers.")]
 Tokens = Annotated[int, typer.Option(help="Most tokens of an answer; 0: the wording's.", min=0)]
 Attributes = Annotated[str, typer.Option(help="SteerLM's, put into each question as in training: 4,4,4,2,2.")]
 First = Annotated[int, typer.Option("--limit", help="Only the first so many questions; 0: all.", min=0)]
-Flavour = Annotated[str, typer.Option(help="Which published way of scoring; default: the benchmark's first.")]
+Flavour = Annotated[
+    str, typer.Option(help="Which published way of scoring; default: the benchmark's first. Of several: A,B, one each.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Our own parser instead of the official one.")]
 Options = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE of the benchmark's; may be repeated.")]
 Across = Annotated[str, typer.Option(help="Parts that are meant to differ: template, for models of two families.")]
@@ -87,6 +90,7 @@ def both(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     template: PromptTemplate = "",
+    aspect: Aspect = "",
     concurrency: Concurrency = 0,
     prices: Prices = "",
     noise: Noise = 0.0,
@@ -110,10 +114,11 @@ def both(
     # Ask; every mistake in the options is told before a model is opened
     names = _listed(bench)
     given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "template": template}
-    given |= {"concurrency": concurrency, "prices": prices, "noise": noise}
+    given |= {"aspect": aspect, "concurrency": concurrency, "prices": prices, "noise": noise}
     chosen = Chosen.of(engine, model, recorded=recorded, **given)
     asked = _asked(names, data, images, wording, preset, max_tokens, attributes, limit)
-    takers = _check_scoring(names, flavour, strict, judge, runs)
+    flavours = _each(names, flavour, "--flavour", "flavours")
+    takers = _check_scoring(flavours, strict, judge, runs)
     open_judge = judge_of(judge, judge_model, judge_recorded)
     options = _options(names, option)
     try:
@@ -126,7 +131,7 @@ def both(
         return
     for name in names:
         folder = out / name
-        settings = {"data": data, "images": images, "flavour": flavour, "strict": strict}
+        settings = {"data": data, "images": images, "flavour": flavours[name], "strict": strict}
         settings |= {"runs": runs if name in takers else 1}
         opening = open_judge if name in takers else judge_of("", "")
         with opening(folder / "judge.jsonl") as opened:
@@ -144,6 +149,7 @@ def answer(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     template: PromptTemplate = "",
+    aspect: Aspect = "",
     concurrency: Concurrency = 0,
     prices: Prices = "",
     noise: Noise = 0.0,
@@ -160,7 +166,7 @@ def answer(
     """Ask a model the questions of benchmarks: FOLDER/NAME/answers.jsonl. A killed command goes on where it was; on
     several GPUs: torchrun --nproc-per-node N -m mmfast.cli eval answer ..."""
     given: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "remote_code": remote_code, "template": template}
-    given |= {"concurrency": concurrency, "prices": prices, "noise": noise}
+    given |= {"aspect": aspect, "concurrency": concurrency, "prices": prices, "noise": noise}
     chosen = Chosen.of(engine, model, recorded=recorded, **given)
     asked = _asked(_listed(bench), data, images, wording, preset, max_tokens, attributes, limit)
     _run(out, chosen, asked, debug, allow)
@@ -186,7 +192,7 @@ def score(
     ] = None,
 ) -> None:
     """Score a file of answers."""
-    _check_scoring([bench], flavour, strict, judge, runs)
+    _check_scoring({bench: flavour}, strict, judge, runs)
     options = _options([bench], option)[bench]
     beside = answers / "judge.jsonl" if answers.is_dir() else answers.with_suffix(".judge.jsonl")
     settings = {"data": data, "images": images, "flavour": flavour, "wording": wording, "strict": strict, "runs": runs}
@@ -302,8 +308,10 @@ def _asked(
 
     if not names:
         raise ValueError("--bench names no benchmark")
-    settings: dict[str, Any] = {"images": images, "wording": wording, "preset": preset, "max_tokens": max_tokens}
-    return [asking(name, data, **settings, attributes=attributes, limit=limit) for name in names]
+    wordings = _each(names, wording, "--wording", "wordings")
+    settings: dict[str, Any] = {"images": images, "preset": preset, "max_tokens": max_tokens}
+    settings |= {"attributes": attributes, "limit": limit}
+    return [asking(name, data, wording=wordings[name], **settings) for name in names]
 
 
 def _run(out: Path, chosen: Chosen, asked: list[Asking], debug: int, allow: float) -> None:
@@ -319,16 +327,30 @@ def _run(out: Path, chosen: Chosen, asked: list[Asking], debug: int, allow: floa
     run_stage(out, chosen, needs, lambda: None, answered, allow=allow)
 
 
-def _check_scoring(names: list[str], flavour: str, strict: bool, judge: str, runs: int) -> list[str]:
+def _each(names: list[str], given: str, option: str, kinds: str) -> dict[str, str]:
+    """Of each benchmark the one of the names given (joined by commas) that it has, "" for its first; one that none of
+    them has is refused."""
+    from mmfast.evals.benches import bench as bench_of
+
+    if len(names) == 1:
+        return {names[0]: given}
+    known = {name: list(getattr(bench_of(name), kinds)) for name in names}
+    for one in _listed(given):
+        if not any(one in own for own in known.values()):
+            raise ValueError(f"{option}: none of {', '.join(names)} has {one!r}")
+    return {name: next((one for one in _listed(given) if one in own), "") for name, own in known.items()}
+
+
+def _check_scoring(flavours: dict[str, str], strict: bool, judge: str, runs: int) -> list[str]:
     """What can be told before answers are made. Returns the benchmarks that take the judge; one must."""
     from mmfast.evals.benches import bench as bench_of
     from mmfast.evals.scoring import check_options
 
-    found = [bench_of(name) for name in names]
+    found = [bench_of(name) for name in flavours]
     takers = [one for one in found if one.judge] or found[:1]
     for one in found:
         judged = one in takers
-        check_options(one, flavour or one.flavours[0], bool(judge) and judged, runs if judged else 1, strict)
+        check_options(one, flavours[one.name] or one.flavours[0], bool(judge) and judged, runs if judged else 1, strict)
     return [one.name for one in takers]
 
 

@@ -10,6 +10,7 @@ import typer
 from mmfast.cli.engine import (
     Adapter,
     Allow,
+    Aspect,
     Chosen,
     Concurrency,
     Debug,
@@ -36,7 +37,7 @@ FIELDS = {"n": "samples"}
 
 
 def generate(
-    file: Annotated[Path, typer.Argument(help="Prompts: any file that mmfast reads, or rows without answers.")],
+    file: Annotated[Path, typer.Argument(help="Any file that mmfast reads, rows without answers, a folder of images.")],
     out: Out,
     engine: Engines,
     model: Model,
@@ -44,11 +45,16 @@ def generate(
     dtype: Dtype = "",
     remote_code: RemoteCode = False,
     template: PromptTemplate = "",
+    aspect: Aspect = "",
     concurrency: Concurrency = 0,
     prices: Prices = "",
     noise: Noise = 0.0,
     recorded: Recorded = None,
     preset: Annotated[str, typer.Option(help="sima, mllm_dpo, dgpref or rlaifv: how these draw their answers.")] = "",
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask this about each image, instead of the input's own prompts; may be repeated."),
+    ] = None,
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="Samples of a prompt; default: 1 (torchrun: -n).", min=1)
     ] = None,
@@ -88,13 +94,14 @@ def generate(
         dtype=dtype,
         remote_code=remote_code,
         template=template,
+        aspect=aspect,
         concurrency=concurrency,
         prices=prices,
         noise=noise,
         recorded=recorded,
     )
     one = read_part(part) if part else (1, 1)
-    plan = planned(preset, **{FIELDS.get(k, k): v for k, v in drawn.items() if v is not None})
+    plan = planned(preset, ask or (), **{FIELDS.get(k, k): v for k, v in drawn.items() if v is not None})
     # Open, answer, count
     from mmfast.engines.generate import check_input
     from mmfast.engines.generate import generate as run

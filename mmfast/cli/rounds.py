@@ -27,7 +27,7 @@ def rounds(
     from mmfast.rounds import loop, report, settings
 
     root = context.find_root().command
-    options = {name: options_of(root, name) for name in ("generate", *settings.STAGES, *settings.MAKERS, "eval")}
+    options = {name: options_of(root, name) for name in ("generate", "eval", *settings.STAGES, *settings.MAKERS)}
     asked = settings.load(config, overrides or [], options)
     if status:
         _status(loop.status(asked), Console())
@@ -35,6 +35,7 @@ def rounds(
     if dry_run:
         _commands(asked)
         return
+    _there(asked)
     from mmfast.rounds.launch import Interrupted, Machine, Ranks
 
     # One process alone decides
@@ -59,6 +60,17 @@ def rounds(
     finally:
         crew.end(code)
     raise typer.Exit(code)
+
+
+def _there(asked: Any) -> None:
+    """What is read must be there before the base is judged."""
+    from mmfast.engines.inputs import input_files
+
+    for name, path in (("prompts.path", asked.prompts.path), *(("pairs.file", one.file) for one in asked.pairs)):
+        try:
+            _ = path and input_files(Path(path))
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.path", name)) from None
 
 
 def _held(folder: Path) -> Any:

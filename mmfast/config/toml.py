@@ -19,14 +19,15 @@ from mmfast.config.schema import Config, Lora, Section, Source, Term
 def load(path: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a TOML file, apply `section.key=value` overrides, check everything that can be checked without a model."""
     tree = read_tree(path) if path else {}
+    if "rounds" in tree:
+        raise ValueError(f"{path} is a file of rounds, not of one training: mmfast rounds {path}")
     apply(tree, overrides, _optional(Config, ""))
     return build(tree)
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
     """A file's tables, unchecked."""
-    file = Path(path)
-    if not file.is_file():
+    if not (file := Path(path)).is_file():
         raise ValueError(f"config file {str(path)!r} does not exist")
     try:
         return tomllib.loads(file.read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.binding import NO_FILE, Stamp, stamp_of
-from mmfast.data.containers.read import Row, data_files, iterate
+from mmfast.data.containers.read import Row
 from mmfast.data.formats.base import LABEL, Format, record_id
 from mmfast.data.formats.known import FORMATS, format_of, read_row
 from mmfast.data.formats.messages import from_value
@@ -22,6 +22,7 @@ from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 from mmfast.data.text.templates import parts, text_of
 from mmfast.engines.base import Picture
+from mmfast.engines.inputs import input_rows
 from mmfast.engines.shards import Appender, cut_torn, read
 
 NAMES = "images/names.jsonl"  # of image files, in a stage's folder
@@ -45,12 +46,16 @@ class Asked:
     problem: str = ""
 
 
-def read_asked(path: Path, name: str = "auto", *, limit: int = 0, only_images: bool = False) -> Iterator[Asked]:
-    """`limit`: how many rows are read (0: all). `only_images`: prompts come from elsewhere, rows need none."""
+def read_asked(
+    path: Path, name: str = "auto", *, limit: int = 0, only_images: bool = False, root: Path | None = None
+) -> Iterator[Asked]:
+    """`limit`: how many rows are read (0: all). `only_images`: prompts come from elsewhere, rows need none. `root`: of
+    relative image paths, beside the file by default."""
+    root = root or (path if path.is_dir() else path.parent)
     if name not in ("auto", PROMPTS):
         format_of(path, name)  # an unknown one is told at once
     told: Format | None = None
-    for number, row in enumerate(islice(iterate(path), limit or None)):
+    for number, row in enumerate(islice(input_rows(path, root), limit or None)):
         try:
             if isinstance(row.value, BadRow):
                 raise row.value
@@ -59,7 +64,7 @@ def read_asked(path: Path, name: str = "auto", *, limit: int = 0, only_images: b
                 records: Iterator[Record] = read_row(FORMATS["trl"], _answerable(row, only_images), {})
             else:
                 told = told or format_of(path, name)
-                records = read_row(told, row, {"root": path if path.is_dir() else path.parent})
+                records = read_row(told, row, {"root": root})
             for record in records:
                 yield from _asked(number, record)
         except BadRow as error:
@@ -86,7 +91,9 @@ def _answerable(row: Row, only_images: bool) -> Row:
     value = dict(row.value)
     names = [name for name in QUESTIONS if value.get(name)]
     if not names and not only_images:
-        raise BadRow("format", f"the row asks nothing: it has none of {', '.join(QUESTIONS)}")
+        raise BadRow(
+            "format", f"the row asks nothing: it has none of {', '.join(QUESTIONS)} (--ask TEXT asks all rows)"
+        )
     prompt = value.pop(names[0]) if names else "-"
     if names and names[0] == "conversations":
         prompt = from_value(prompt)
@@ -147,22 +154,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def count_rows(path: Path, limit: int = 0) -> int:
-    """How many rows a file has, for a progress bar: blank lines are not told apart."""
-    total = 0
-    for file in data_files(path):
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            total += pq.ParquetFile(file).metadata.num_rows
-        elif file.suffix in (".jsonl", ".ndjson"):
-            with file.open("rb") as lines:
-                total += sum(1 for _ in lines)
-        else:
-            total += sum(1 for _ in islice(iterate(file), limit or None))
-    return min(total, limit) if limit else total
 
 
 class Pictures:

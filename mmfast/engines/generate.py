@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from mmfast.data.containers.read import data_files
 from mmfast.data.problems import BadRow
 from mmfast.engines import stage
-from mmfast.engines.asked import Asked, Pictures, count_rows, read_asked, worded
+from mmfast.engines.asked import Asked, Pictures, read_asked, worded
 from mmfast.engines.base import Engine, Reply, Request, canonical, key_of
+from mmfast.engines.inputs import count_rows, input_files
 from mmfast.engines.manifests import agreed
 from mmfast.engines.presets import Draw, Plan
 from mmfast.engines.stage import Item, Owned, Stage, Tally
@@ -42,10 +42,10 @@ def generate(
     default; `limit`: how many rows of the input are read (0: all); `part`: (K, N), the K-th of N, whole images."""
     # What is read, by what it is answered: the same on every rank
     check_input(source, out, plan, format=format)
-    asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings)}
+    root = Path(images) if images else source if source.is_dir() else source.parent
+    asking: dict[str, Any] = {"limit": limit, "only_images": bool(plan.wordings), "root": root}
     identity = agreed(engine, runtime)
     digest = {"identity": hashlib.sha256(canonical(identity).encode()).hexdigest()}
-    root = Path(images) if images else source if source.is_dir() else source.parent
     reader = _Reader(plan, digest, Pictures(root, out, notes=runtime.main), part)
 
     def items(owned: Owned) -> Iterator[Item | None]:
@@ -71,7 +71,7 @@ def generate(
 def check_input(source: Path, out: Path, plan: Plan, *, format: str = "auto") -> None:
     """Raises where nothing can be read or the input lies in the output: it needs no engine."""
     home = out.resolve()
-    if any(home in file.resolve().parents for file in data_files(source)):
+    if any(home in file.resolve().parents for file in input_files(source)):
         raise ValueError(f"--out {out} holds the input {source}: name another folder")
     if next(read_asked(source, format, only_images=bool(plan.wordings)), None) is None:
         raise ValueError(f"{source} holds no row")

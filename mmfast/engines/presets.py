@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -69,9 +70,14 @@ PRESETS = {
 }
 
 
-def planned(preset: str = "", **changes: Any) -> Plan:
+def planned(preset: str = "", ask: Sequence[str] = (), **changes: Any) -> Plan:
     """A preset, or one decode of one's own, with `changes`: `samples` and fields of Decode. What only a sampled decode
-    can use does not change a preset's greedy one."""
+    can use does not change a preset's greedy one. `ask`: what is asked about each image, instead of the input's prompts
+    or the preset's wordings."""
+    if ask:
+        if not all(text.strip() for text in ask) or len(set(ask)) < len(ask):
+            raise ValueError("--ask: each is a text, and no two are the same")
+        return replace(planned(preset, **changes), wordings=tuple(ask))
     if preset:
         if preset not in PRESETS:
             raise ValueError(f"--preset: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")

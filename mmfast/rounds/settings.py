@@ -3,14 +3,14 @@
 
 Each table of the last three is a command (`mmfast generate`, `mmfast critique`, `mmfast data pairs` ...) and its keys
 are that command's options by their names, so that what a stage can do, rounds can. A name that the command does not
-have is refused before anything runs.
+have is refused before anything runs. Our own model reads prompts and images as [data] has them (template, aspect).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from mmfast.config import build
 from mmfast.config.overrides import apply
-from mmfast.config.schema import Evaluate, Section
+from mmfast.config.schema import Evaluate, Model, Section
 from mmfast.config.toml import read_tree
 from mmfast.evals.benches import bench as bench_of
 
@@ -26,9 +26,10 @@ STAGES = ("critique", "judge", "decompose", "check", "grade", "correct")
 MAKERS = ("pairs", "sft", "steerlm")
 # Options that rounds gives itself: what is read and written, and which model it is
 OWN = {"out", "images", "format", "file", "answers", "scores", "items", "verdicts", "questions"}
-OWN_OF_EVAL = {"out", "adapter"}  # and the model, which is asked whole
+OWN_OF_EVAL = {"out", "model", "adapter", "bench", "best"}
 JUDGES = ("local", "plain")  # engines by which a round's model can be asked the benchmarks
 MODELS = ("current", "initial")  # what `model` may be instead of a directory or hub id
+FOLLOWED = ("template", "aspect")  # of [data]: what trains, answers and is judged sees prompts and images alike
 
 
 class Rounds(Section):
@@ -49,8 +50,8 @@ class Rounds(Section):
 
 
 class Prompts(Section):
-    path: str
-    """What is asked: any file that mmfast reads, or rows without answers."""
+    path: str = ""
+    """What is asked: any file that mmfast reads, rows without answers, or a folder of images."""
     format: str = "auto"
     """Of the file, or "prompts"."""
     images: str = ""
@@ -67,6 +68,7 @@ class Command:
     name: str
     options: dict[str, Any]
     of: str = ""  # the feedback that pairs are made of; "": the last
+    file: str = ""  # pairs that are there already
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,24 @@ def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings
     pairs = [_pairs(n, table, known) for n, table in enumerate(_tables(tree.pop("pairs", [{}]), "pairs"))]
     evaluate, scoring = _evaluate(tree, known)
     folder = Path(str(tree.pop("output_dir", "runs/rounds")))
+    # What our own models read
+    read = {key: value for key, value in tree.get("data", {}).items() if key in FOLLOWED and value != "auto"}
+    read["dtype"] = tree.get("model", {}).get("dtype", Model.model_fields["dtype"].default)
+    defaults = {"engine": "local", "model": "current"}
+    generate = _follow(replace(generate, options=defaults | generate.options), read, known)
+    feedback = [_follow(one, read, known) for one in feedback]
+    scoring = _follow(scoring, read, known) if evaluate.bench else scoring
     settings = Settings(rounds, prompts, generate, feedback, pairs, tree, evaluate, scoring, folder)
     _agree(settings)
     return settings
+
+
+def _follow(command: Command, read: dict[str, Any], known: Options) -> Command:
+    """Our own model's prompts and images are those of its training, unless its table says otherwise."""
+    options = command.options
+    if command.stage != "eval" and (options.get("engine") != "local" or options.get("model") not in MODELS):
+        return command
+    return replace(command, options={k: v for k, v in read.items() if k in known[command.stage]} | options)
 
 
 def _section(kind: Any, tree: Any, name: str) -> Any:
@@ -150,12 +167,14 @@ def _feedback(table: dict[str, Any], known: Options) -> Command:
 
 def _pairs(number: int, table: dict[str, Any], known: Options) -> Command:
     table = dict(table)
-    make, of = str(table.pop("make", "pairs")), str(table.pop("of", ""))
+    make, of, file = (str(table.pop(name, default)) for name, default in (("make", "pairs"), ("of", ""), ("file", "")))
+    if file and (of or table or make != "pairs"):
+        raise ValueError(f"[[pairs]] file = {file!r} is there already: nothing else can be said of it here")
     if make not in MAKERS:
         raise ValueError(f"[[pairs]] make = {make!r}: choose one of {', '.join(MAKERS)}")
     name = "pairs" if number == 0 else f"pairs-{number + 1}"
     made = _command(make, name, table, f"[[pairs]] {make}", known)
-    return Command(made.stage, made.name, made.options, of)
+    return Command(made.stage, made.name, made.options, of, file)
 
 
 def _evaluate(tree: dict[str, Any], known: Options) -> tuple[Evaluate, Command]:
@@ -170,10 +189,10 @@ def _evaluate(tree: dict[str, Any], known: Options) -> tuple[Evaluate, Command]:
 
 
 def _command(
-    stage: str, name: str, options: dict[str, Any], told: str, known: Options, own: Set[str] = frozenset(OWN)
+    stage: str, name: str, options: dict[str, Any], told: str, known: Options, own: Collection[str] = OWN
 ) -> Command:
-    """A command whose options are those that it has."""
-    names = {key.replace("_", "-"): value for key, value in options.items()}
+    """A command whose options are those that it has; `own`: those that rounds give."""
+    names = {key.replace("_", "-"): value for key, value in options.items() if value != ""}
     for key, value in names.items():
         if key in own:
             raise ValueError(f"{told}: {key} is given by the rounds themselves: leave it out")
@@ -220,8 +239,13 @@ def _agree(settings: Settings) -> None:
     for pairs in settings.pairs:
         if pairs.of and pairs.of not in [*names, "answers"]:
             raise ValueError(f"[[pairs]] of = {pairs.of!r}: there is no such feedback; {', '.join(names) or 'none'}")
+    said = settings.generate.options.keys() - {"engine", "model", "dtype", *FOLLOWED}
+    if not settings.prompts.path and (said or not all(one.file for one in settings.pairs)):
+        raise ValueError("[prompts] path is missing: without it nothing is asked, and every [[pairs]] is a file")
+    if settings.feedback and not settings.prompts.path:
+        raise ValueError("[[feedback]] has no effect without [prompts] path: nothing is asked")
     if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
-        why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.chair_s")'
+        why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.CHAIRs")'
         raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
     _agree_on_evaluation(settings)
     if settings.best and settings.best.partition(".")[0] not in settings.evaluate.bench:
@@ -233,7 +257,8 @@ def _agree(settings: Settings) -> None:
         raise ValueError('reference.model is given by rounds.reference ("current" or "initial"): leave it out')
     if settings.training.get("model", {}).get("adapter"):
         raise ValueError("model.adapter: rounds start from whole weights (mmfast merge ADAPTER OUT makes them)")
-    build(training_of(settings, settings.base, ["pairs.jsonl"], Path("run")))  # names what is wrong in the rest
+    data = ["pairs.jsonl"] * len(settings.pairs)
+    build(training_of(settings, settings.base, data, Path("run")))  # names what is wrong in the rest
 
 
 def training_of(settings: Settings, model: str, data: list[str], run: Path) -> dict[str, Any]:

@@ -168,19 +168,18 @@ def round_of(settings: Settings, number: int, model: str, parent: Path | None) -
         notes[name] = made.note
         return made
 
-    # Answers
-    prompts = settings.prompts
+    # Answers, if anything is asked
+    prompts, options = settings.prompts, dict(settings.generate.options)
     asked = ["generate", prompts.path, "--out", str(home / "answers")]
-    asked += ["--format", prompts.format] * (prompts.format != "auto") + ["--images", prompts.images] * bool(
-        prompts.images
-    )
+    asked += ["--format", prompts.format] * (prompts.format != "auto")
+    asked += ["--images", prompts.images] * bool(prompts.images)
     asked += ["--limit", str(prompts.limit)] * bool(prompts.limit)
     asked += ["--part", f"{number}/{settings.rounds.count}"] * (settings.rounds.prompts == "split")
-    options = {"engine": "local", "model": "current"} | settings.generate.options
     options["seed"] = int(options.get("seed", 0)) + number - 1  # each round draws answers of its own
     asked += written(options, settings, model)
-    read = partial(_contents, settings)
-    yield step("answers", asked, "answers", born, wide=wide(options), whole=_has_manifest, contents=read)
+    if prompts.path:
+        read = partial(_contents, settings)
+        yield step("answers", asked, "answers", born, wide=wide(options), whole=_has_manifest, contents=read)
     # What is said of them
     for one in settings.feedback:
         command, reads = _said(one, home, settings, notes)
@@ -188,26 +187,21 @@ def round_of(settings: Settings, number: int, model: str, parent: Path | None) -
         if one.options.get("model") == "current":
             reads = (*reads, *born)
         yield step(one.name, command, one.name, reads, wide=wide(one.options), whole=_has_manifest)
-    # Training data
-    for one in settings.pairs:
+    # Training data, but what is there already
+    made = [one for one in settings.pairs if not one.file]
+    for one in made:
         of = one.of or (settings.feedback[-1].name if settings.feedback else "answers")
         makes = f"{one.name}.jsonl"
-        command = [
-            "data",
-            one.stage,
-            str(home / of),
-            "--out",
-            str(home / makes),
-            *written(one.options, settings, model),
-        ]
+        command = ["data", one.stage, str(home / of), "--out", str(home / makes)]
+        command += written(one.options, settings, model)
         yield step(one.name, command, makes, (notes[of],), whole=_has_rows)
     # Training, on what earlier rounds made too if that is asked for
-    files = [str(home / f"{one.name}.jsonl") for one in settings.pairs]
-    reads = (*born, *(notes[one.name] for one in settings.pairs))
+    files = [one.file or str(home / f"{one.name}.jsonl") for one in settings.pairs]
+    reads = (*born, *(notes[one.name] for one in made))
     if settings.rounds.mix:
         for earlier in range(1, number):
-            files += [str(home_of(settings, earlier) / f"{one.name}.jsonl") for one in settings.pairs]
-            reads += tuple(note_of(settings, earlier, one.name) for one in settings.pairs)
+            files += [str(home_of(settings, earlier) / f"{one.name}.jsonl") for one in made]
+            reads += tuple(note_of(settings, earlier, one.name) for one in made)
     config = training_of(settings, model, files, home / "run")
     yield step("run", ["train", str(home / "run.toml")], "run", reads, wide=True, whole=_trained, config=config)
     if settings.judged:

@@ -15,7 +15,8 @@ from mmfast.cli.app import app
 from mmfast.data.formats.known import read_records
 from mmfast.engines import asked as asked_module
 from mmfast.engines import shards
-from mmfast.engines.asked import count_rows, read_asked
+from mmfast.engines.asked import read_asked
+from mmfast.engines.inputs import count_rows
 from mmfast.engines.presets import EIGHT, PRESETS, planned
 from mmfast.engines.stage import rows
 from mmfast.world.dataset import WorldSpec, write_world

@@ -232,3 +232,15 @@ def test_a_benchmark_without_marks_is_no_benchmark():
     with pytest.raises(NotImplementedError):
         list(Benchmark().questions(None, None))
     assert Toy.layout == "llava"
+
+
+def test_of_several_benchmarks_each_takes_the_flavour_and_wording_that_it_has():
+    from mmfast.cli.eval import _check_scoring, _each
+
+    names = ["chair", "mmhal", "pope"]
+    assert _each(names, "sima,rlaif-v", "--flavour", "flavours") == {"chair": "sima", "mmhal": "rlaif-v", "pope": ""}
+    assert _each(names, "", "--wording", "wordings") == dict.fromkeys(names, "")
+    with pytest.raises(ValueError, match="--flavour: none of chair, mmhal, pope has 'siam'"):
+        _each(names, "sima,siam", "--flavour", "flavours")
+    with pytest.raises(ValueError, match="chair has no 'siam'; there are original"):  # of one, in its own words
+        _check_scoring(_each(["chair"], "siam", "--flavour", "flavours"), False, "", 1)

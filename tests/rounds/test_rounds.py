@@ -13,18 +13,16 @@ from typer.main import get_command
 
 from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
-from mmfast.evals.benches import benches
 from mmfast.rounds import choice, loop, report
 from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.rounds.steps import note_of
-from mmfast.training.recipes import FOLDER
 from mmfast.world.dataset import WorldSpec, write_world
 from tests.evals.test_mmhal import folder_of
 from tests.rounds.crews import Pretend
 
 ROOT = get_command(app)
-KNOWN = {name: options_of(ROOT, name) for name in ("generate", *STAGES, *MAKERS, "eval")}
+KNOWN = {name: options_of(ROOT, name) for name in ("generate", "eval", *STAGES, *MAKERS)}
 QUIET = Console(quiet=True)
 FILE = """
 output_dir = "{out}"
@@ -474,17 +472,71 @@ def test_what_a_stopped_start_has_spent_is_added_to(tmp_path):
     assert json.loads(note_of(settings(tmp_path), 1, "check").read_text())["spent"]["tokens_in"] == 1000
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("rounds_*.toml")), ids=lambda path: path.stem)
-def test_a_whole_systems_recipe_says_its_commands_with_options_that_they_have(path):
-    asked = load(path, [], KNOWN)
-    commands = [step.command for step in loop.steps_of(asked) if step.round < 2]
-    assert commands[0][:2] == ("eval", "run") and commands[-1][:2] == ("eval", "run")
-    assert "# Departs:" in path.read_text() and set(asked.evaluate.bench) <= set(benches())
-    for command in commands:
-        if command[0] != "train":  # every command line is understood as it stands
-            ROOT.make_context("mmfast", list(command), resilient_parsing=True)
-            words = 2 if command[0] in ("data", "eval") else 1
-            found = ROOT
-            for word in command[:words]:
-                found = found.commands[word]
-            found.make_context(" ".join(command[:words]), list(command[words:]))
+PUBLISHED = """
+output_dir = "{out}"
+[rounds]
+count = 2
+keep = "last"
+stop = "never"
+[[pairs]]
+file = "published"
+[model]
+path = "base"
+"""
+
+
+def test_pairs_that_are_there_are_trained_on_without_a_word_being_generated(tmp_path):
+    crew = Pretend()
+    go(tmp_path, crew, text=PUBLISHED)
+    assert crew.ran == ["01/run", "02/run"]
+    configs = [(tmp_path / "out" / "rounds" / home / "run.toml").read_text() for home in ("01", "02")]
+    assert all('path = "published"' in config for config in configs) and "rounds/01/run/export/hf" in configs[1]
+    # Beside pairs that are made, each in its place; what an earlier round made is mixed in, the file is not twice
+    crew, text = Pretend(), FILE.replace("[[pairs]]", '[[pairs]]\nfile = "published"\n[[pairs]]')
+    shutil.rmtree(tmp_path / "out")
+    go(tmp_path, crew, "rounds.mix=0.5", text=text)
+    assert crew.ran == [one.replace("pairs", "pairs-2") for one in ALL]
+    config = (tmp_path / "out" / "rounds" / "02" / "run.toml").read_text()
+    assert [config.count(one) for one in ("published", "02/pairs-2", "01/pairs-2", "0.5")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (('"published"', '"published"\nrule = "rlhfv"'), "file = 'published' is there already: nothing else"),
+        (("[[pairs]]", '[generate]\ntemperature = 1.0\n[[pairs]]'), r"\[prompts\] path is missing"),
+        (("[[pairs]]", '[[feedback]]\nstage = "correct"\n[[pairs]]'), r"\[\[feedback\]\] has no effect without"),
+        (
+            ("[model]", '[evaluate]\nbench = ["world"]\ndata = "d"\nengine = "x"\n[model]'),
+            r"\[evaluate\] engine = 'x': a round's",
+        ),
+        (("[model]", '[evaluate]\nbench = ["world"]\nfalvour = "x"\n[model]'), "no option 'falvour'; did you mean f"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_pairs_that_are_there_and_about_the_evaluation_are_told(tmp_path, change, told):
+    with pytest.raises(ValueError, match=told):
+        settings(tmp_path, PUBLISHED.replace(*change))
+
+
+def test_what_is_not_there_is_told_before_the_base_is_judged(tmp_path):
+    from typer.testing import CliRunner
+
+    for text, told in ((PUBLISHED, "pairs.file: published does not exist"), (FILE, "prompts.path: prompts.jsonl does")):
+        (tmp_path / "rounds.toml").write_text(text.format(out=tmp_path / "out", prompts="prompts.jsonl"))
+        ended = CliRunner().invoke(app, ["rounds", str(tmp_path / "rounds.toml")])
+        assert isinstance(ended.exception, ValueError) and str(ended.exception).startswith(told)
+        assert not (tmp_path / "out").exists()
+
+
+def test_our_own_model_reads_as_it_trains_and_others_as_they_are_told(tmp_path):
+    more = JUDGED + '[data]\ntemplate = "vicuna_v1"\naspect = "pad"\n'
+    text = FILE.replace('engine = "world"\nmodel = "world"', "", 1).replace(
+        'path = "base"', 'path = "base"\ndtype = "float32"'
+    )
+    steps = list(loop.steps_of(settings(tmp_path, text + more, "evaluate.preset=llava", "evaluate.aspect=crop")))
+    said = {step.name: " ".join(step.command) for step in steps if step.round < 2}
+    assert "--template vicuna_v1 --aspect pad --dtype float32 --engine local --model base" in said["answers"]
+    assert (
+        "--template vicuna_v1" in said["eval"] and "--aspect crop" in said["eval"] and "--preset llava" in said["eval"]
+    )
+    assert not any(word in said["check"] for word in ("--template", "--dtype"))  # the world's
