@@ -37,7 +37,8 @@ struct FoldResults {
   void* sums;  // [rows, sums_stride] of the accumulator's dtype, multiplied where a row's base moves, or null
   int64_t sums_width, sums_stride;
 };
-// The folds have one signature on CPU and GPU. `queue` is the number of threads there, the stream (cudaStream_t) here.
+// The folds have one signature on CPU (fold_forward ... in logprob.isa.cpp) and GPU (cuda_fold_forward ...). `queue` is the
+// number of threads there, the stream (cudaStream_t) here.
 using FoldForward = void(const LogitTile& tile, void* stats, bool entropy, bool squares, bool total,
                          const FoldResults& to, uintptr_t queue);
 // out = slope e^(z - lse) (a + b (z - lse)), at the target d. lse, a, b (or null), d: [rows] of the accumulator's dtype.
@@ -47,16 +48,13 @@ using FoldGradient = void(const LogitTile& tile, const void* lse, const void* a,
 // of the accumulator's dtype.
 using FoldFinish = void(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
                         int64_t width, int64_t stride, int64_t tile_width, int dtype, uintptr_t queue);
-FoldForward cpu_fold_forward;
-FoldGradient cpu_fold_gradient;
-FoldFinish cpu_fold_finish;
 
-// C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 (a_col is 1), C fp32 with row stride c_stride; fp32 accumulation. For CPUs
-// with AVX512-BF16, as cpu_has_gemm_bf16 says; throws std::invalid_argument elsewhere.
+// C[m,n] = A[m,k] B[k,n] (+ C), A and B bf16 (A dense along k), C fp32 with row stride c_stride; fp32 accumulation. None of
+// the sizes is 0. For CPUs with AVX512-BF16, as cpu_has_gemm_bf16 says; throws std::invalid_argument elsewhere.
 struct Bf16Gemm {
   const uint16_t *a, *b;
   float* c;
-  int64_t m, n, k, a_row, a_col, b_row, b_col, c_stride;
+  int64_t m, n, k, a_row, b_row, b_col, c_stride;
   bool accumulate;
   int threads;
 };
@@ -107,7 +105,10 @@ void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* o
 void cpu_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
                 int64_t rows, int64_t row_bytes, int64_t vocabulary, int64_t feature_rows);
 
-// Tree attention (docs/ops/tree_attention.md), all of it fp32, for CPUs with AVX2 or AVX-512; std::runtime_error elsewhere.
+// Tree attention (docs/ops/tree_attention.md), all of it fp32, for CPUs with AVX2 or AVX-512:
+//     bool tree_forward(const TreeAttention& attention, float* out, float* lse)
+//     bool tree_backward(const TreeAttention& attention, const TreeGradient& gradient)
+// out [T, heads, width]; lse [T, heads], to the base 2. Every element of the results is written; false: out of memory.
 struct Rows {  // [tokens, heads, width]: a token's and a head's stride in elements, the width is dense
   const float* at;
   int64_t token, head;
@@ -126,8 +127,5 @@ struct TreeGradient {
   const float *out, *lse;      // as the forward pass wrote them
   float *d_q, *d_k, *d_v;      // [T, heads, width], and of the gathered keys and values [K, kv_heads, width]
 };
-// out [T, heads, width]; lse [T, heads], to the base 2. Both functions write every element of their results.
-void cpu_tree_forward(const TreeAttention& attention, float* out, float* lse);
-void cpu_tree_backward(const TreeAttention& attention, const TreeGradient& gradient);
 
 }  // namespace mmfast

@@ -28,9 +28,12 @@ struct PreferenceSpec {
 // The arrays of one call. Floats are fp32 or fp64; they may be null but for logps, as may index.
 template <class T>
 struct PreferenceTensors {
-  const T *logps, *weights, *ref_logps, *pair_weights, *delta;
-  const int64_t *index, *pairs;
+  const T* logps;
+  const int64_t* index;
+  const T *weights, *ref_logps;
   const int32_t* responses;
+  const int64_t* pairs;
+  const T *pair_weights, *delta;
   const int64_t *copies, *offsets;  // the inverse of index, on a GPU only: log-prob u scores copies[offsets[u]..offsets[u+1])
   int64_t U, N, R, P;
   T *loss, *metrics, *grad;  // grad may be null

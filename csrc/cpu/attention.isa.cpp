@@ -6,7 +6,12 @@
 // of threads. Products round rows up to 6: buffers have room for it, and what lies beyond a run's last row is not read.
 #include "ops.h"
 
-#if MMFAST_ISA_LEVEL >= 2
+#if MMFAST_ISA_LEVEL < 2
+namespace mmfast::MMFAST_ISA {
+bool tree_forward(const TreeAttention&, float*, float*) { return false; }
+bool tree_backward(const TreeAttention&, const TreeGradient&) { return false; }
+}  // namespace mmfast::MMFAST_ISA
+#else
 #include <omp.h>
 
 #include "cpu/scratch.h"

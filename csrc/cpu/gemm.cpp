@@ -18,8 +18,6 @@ bool cpu_has_gemm_bf16() {
 
 void cpu_gemm_bf16(const Bf16Gemm& g) {
   if (!cpu_has_gemm_bf16()) throw std::invalid_argument("cpu_gemm_bf16: this CPU has no AVX512-BF16");
-  if (g.m == 0 || g.n == 0 || g.k == 0) throw std::invalid_argument("cpu_gemm_bf16: an empty matrix");
-  if (g.a_col != 1) throw std::invalid_argument("cpu_gemm_bf16: A is read along k, its column stride must be 1");
 #if MMFAST_HAS_BF16_GEMM
   if (!gemm_avx512bf16(g)) throw std::runtime_error("cpu_gemm_bf16: out of memory");
 #endif

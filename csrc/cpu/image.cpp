@@ -113,8 +113,8 @@ const uint8_t* horizontal(const uint8_t* in, int64_t width, int64_t out_width, c
   }
   const Axis axis(width, out_width, filter);
   auto pass = [&](const uint8_t* from, int64_t height, uint8_t* to) {
-    MMFAST_CALL_ISA(
-        image_rows(from, stride, height, axis.bounds.data(), axis.low.data(), axis.high.data(), axis.taps, begin, end, to));
+    MMFAST_OF_ISA(image_rows)(
+        from, stride, height, axis.bounds.data(), axis.low.data(), axis.high.data(), axis.taps, begin, end, to);
   };
   // The loops read up to a few bytes beyond a row: the last rows are copied where those exist.
   const int64_t tail = std::min(rows, kOverread / stride + 1), body = rows - tail;
@@ -146,8 +146,8 @@ void cpu_image_resize(const uint8_t* in, int64_t height, int64_t width, int64_t 
   if (height == to_height) return finish(horizontal(in, width, to_width, chosen, y0, y1, x0, x1));
   const Axis axis(height, to_height, chosen);
   auto vertical = [&](const uint8_t* from, int64_t stride, int64_t y, uint8_t* to) {
-    MMFAST_CALL_ISA(image_columns(from, stride, axis.low.data() + y * axis.taps, axis.high.data() + y * axis.taps,
-                                  axis.bounds[2 * y + 1], stride, to));
+    MMFAST_OF_ISA(image_columns)(from, stride, axis.low.data() + y * axis.taps, axis.high.data() + y * axis.taps,
+                                 axis.bounds[2 * y + 1], stride, to);
   };
   if (vertical_first && width != to_width) {
     const int64_t stride = 3 * width;
@@ -165,7 +165,7 @@ void cpu_image_resize(const uint8_t* in, int64_t height, int64_t width, int64_t 
 
 void cpu_image_planes(const uint8_t* in, int64_t stride, int64_t height, int64_t width, const float* table, float* out) {
   for (int64_t y = 0; y < height; ++y)
-    MMFAST_CALL_ISA(image_lookup(in + y * stride, width, table, height * width, out + y * width));
+    MMFAST_OF_ISA(image_lookup)(in + y * stride, width, table, height * width, out + y * width);
 }
 
 void cpu_image_patches(const uint8_t* in, int64_t height, int64_t width, const float* table, int64_t patch,
@@ -177,8 +177,8 @@ void cpu_image_patches(const uint8_t* in, int64_t height, int64_t width, const f
       const int64_t square = (y / merge) * (columns / merge) + x / merge;
       float* to = out + ((square * merge + y % merge) * merge + x % merge) * size;
       for (int64_t line = 0; line < patch; ++line)
-        MMFAST_CALL_ISA(image_lookup(in + ((y * patch + line) * width + x * patch) * 3, patch, table, frames * area,
-                                     to + line * patch));
+        MMFAST_OF_ISA(image_lookup)(in + ((y * patch + line) * width + x * patch) * 3, patch, table, frames * area,
+                                    to + line * patch);
       for (int c = 0; c < 3; ++c)
         for (int64_t frame = 1; frame < frames; ++frame)
           std::memcpy(to + (c * frames + frame) * area, to + c * frames * area, area * sizeof(float));

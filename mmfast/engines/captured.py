@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.engines.pieces import NAME, Pieces, Row, Shape, Tables
+from mmfast.engines.decode_attention import NAME
+from mmfast.engines.pieces import Pieces, Row, Shape, Tables
 from mmfast.engines.transfers import send
 from mmfast.models.attention import attention
 from mmfast.models.scorer import Scorer

@@ -66,6 +66,23 @@ class Step:
     ordinals: Tensor  # int64[R], of this step's token in its path
     addends: tuple[Tensor, ...] = ()  # deepstack acts on prompts alone
 
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        """[R,Hq,Dv] of query [R,Hq,Dh], key and value [R,Hkv,Dh]."""
+        # This step's keys and values join their pages
+        self.pages.keys[layer][self.page, :, self.offset] = key
+        self.pages.values[layer][self.page, :, self.offset] = value
+        # Every stack by itself
+        query = query.unflatten(1, (key.shape[1], -1)) * scale
+        found = [_part(s, layer, query, s.mask(window, self.ordinals)) for s in (*self.nodes, self.pages)]
+        # One softmax over each row's parts
+        some = found[0]
+        found.append((some[0].new_full((1, *some[0].shape[1:]), NOTHING), some[1].new_ones(1, *some[1].shape[1:]),
+                      some[2].new_zeros(1, *some[2].shape[1:])))  # fmt: skip
+        top, total, out = (torch.cat(tensors)[self.parts] for tensors in zip(*found, strict=True))  # [R,S,Hkv,r(,Dh)]
+        share = (top - top.amax(1, keepdim=True)).exp_()
+        out = (out * share[..., None]).sum(1) / (total * share).sum(1)[..., None]
+        return out.to(value.dtype).flatten(1, 2)
+
 
 def attend(
     module: nn.Module,
@@ -74,7 +91,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: Step | None = None,
+    tree: Any = None,  # Step, or Pieces (pieces.py)
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -84,23 +101,9 @@ def attend(
     if softcap is not None or s_aux is not None:
         raise CannotShare("its attention caps its scores (softcap) or has sink logits")
     assert tree is not None and query.shape[2] == 1, query.shape
-    # This step's keys and values join their pages
     layer: int = module.layer_idx  # type: ignore[assignment]
-    tree.pages.keys[layer][tree.page, :, tree.offset] = key[:, :, 0]
-    tree.pages.values[layer][tree.page, :, tree.offset] = value[:, :, 0]
-    # Every stack by itself
-    rows, heads, size = query.shape[0], query.shape[1], query.shape[3]
-    groups = key.shape[1]
-    query = query[:, :, 0].unflatten(1, (groups, heads // groups)) * (size**-0.5 if scaling is None else scaling)
-    found = [_part(s, layer, query, s.mask(sliding_window, tree.ordinals)) for s in (*tree.nodes, tree.pages)]
-    # One softmax over each row's parts
-    some = found[0]
-    found.append((some[0].new_full((1, *some[0].shape[1:]), NOTHING), some[1].new_ones(1, *some[1].shape[1:]),
-                  some[2].new_zeros(1, *some[2].shape[1:])))  # fmt: skip
-    top, total, out = (torch.cat(tensors)[tree.parts] for tensors in zip(*found, strict=True))  # [R,S,Hkv,r(,Dh)]
-    share = (top - top.amax(1, keepdim=True)).exp_()
-    out = (out * share[..., None]).sum(1) / (total * share).sum(1)[..., None]
-    return out.to(value.dtype).reshape(rows, 1, heads, value.shape[-1]), None
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    return tree.attend(layer, query[:, :, 0], key[:, :, 0], value[:, :, 0], scale, sliding_window)[:, None], None
 
 
 def _part(stack: Stack, layer: int, query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

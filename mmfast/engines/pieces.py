@@ -14,14 +14,10 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
 from mmfast.engines.decode_attention import LEAST, PAGE, Stack
 from mmfast.engines.prefill import Node, Prefilled
-from mmfast.models.attention import CannotShare
-
-NAME = "mmfast_pieces"
 
 
 class Row(Protocol):
@@ -161,35 +157,13 @@ class Pieces:
     stride: int
     addends: tuple[Tensor, ...] = ()  # deepstack acts on prompts alone
 
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        from mmfast.kernels import decode
 
-def attend(
-    module: nn.Module,
-    query: Tensor,  # [R,Hq,1,Dh]
-    key: Tensor,  # [R,Hkv,1,Dh]
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    tree: Pieces | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    from mmfast.kernels import decode
-
-    if softcap is not None or s_aux is not None:
-        raise CannotShare("its attention caps its scores (softcap) or has sink logits")
-    assert tree is not None and query.shape[2] == 1 and key.shape == value.shape, (query.shape, value.shape)
-    assert query.dtype == key.dtype == tree.anchor.dtype, (query.dtype, tree.anchor.dtype)
-    words, layer = tree.words, module.layer_idx
-    out = decode.attend(
-        *(tensor[:, :, 0].contiguous() for tensor in (query, key, value)),
-        tree.anchor, words.bases[layer, 0], words.bases[layer, 1], words.pieces, words.begin, words.ordinals,
-        words.place, tree.stride, tree.shape.parts,
-        scale=query.shape[3] ** -0.5 if scaling is None else scaling, window=sliding_window,
-    )  # fmt: skip
-    return out[:, None], None
-
-
-AttentionInterface.register(NAME, attend)
+        assert key.shape == value.shape and query.dtype == key.dtype == self.anchor.dtype, (key, value.shape)
+        words = self.words
+        return decode.attend(
+            query.contiguous(), key.contiguous(), value.contiguous(), self.anchor, words.bases[layer, 0],
+            words.bases[layer, 1], words.pieces, words.begin, words.ordinals, words.place, self.stride,
+            self.shape.parts, scale=scale, window=window,
+        )  # fmt: skip

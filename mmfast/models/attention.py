@@ -32,12 +32,8 @@ class Tree:
     backend: str | None = None  # of tree_attention; None: its own choice
     addends: list[Tensor] = field(default_factory=list)  # [1,T,D] each, added after decoder layer 0, 1, ...
     kept: dict[int, tuple[Tensor, Tensor]] | None = None  # to be filled: keys and values [1,Hkv,T,Dh] of each layer
-    narrowed: int = -1  # the layer that makes queries for pack.tails only (mmfast/models/last_layer.py)
-
-    @property
-    def tails(self) -> Tensor:
-        assert self.pack.tails is not None
-        return self.pack.tails
+    narrowed: int = -1  # the layer that makes queries for the rows `read` only (mmfast/models/last_layer.py)
+    read: Tensor | None = None  # int64, distinct: pack.tails, or what an engine reads
 
 
 class CannotShare(ValueError):
@@ -75,10 +71,11 @@ def attend(
     if tree.kept is not None:
         tree.kept[module.layer_idx] = key, value  # type: ignore[index]
     pack, q, q_offsets = tree.pack, query[0].transpose(0, 1), tree.pack.q_offsets
-    narrowed = tree.narrowed >= 0 and tree.narrowed == module.layer_idx
-    if narrowed:
+    # Tails keep the runs' alignment; other rows leave queries of zero in their places
+    tails = tree.read if tree.narrowed == module.layer_idx and tree.read is pack.tails else None
+    if tails is not None:
         assert pack.tail_offsets is not None
-        q, q_offsets = q.index_select(0, tree.tails), pack.tail_offsets
+        q, q_offsets = q.index_select(0, tails), pack.tail_offsets
     out = tree_attention(
         q,
         key[0].transpose(0, 1),
@@ -94,8 +91,8 @@ def attend(
         k_copy_offsets=pack.k_copy_offsets,
         backend=tree.backend,
     )
-    if narrowed:
-        out = out.new_zeros(query.shape[2], *out.shape[1:]).index_copy_(0, tree.tails, out)
+    if tails is not None:
+        out = out.new_zeros(query.shape[2], *out.shape[1:]).index_copy_(0, tails, out)
     return out.unsqueeze(0), None
 
 

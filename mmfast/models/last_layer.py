@@ -1,8 +1,9 @@
 """The last decoder layer makes queries, its output projection and its MLP only for rows whose hidden states are read.
 
 Keys and values are needed of every token; what else the last layer makes is read by the head alone, at the rows that
-predict. So hooks on the unpatched layer let those three modules see Pack.tails only (each run's rows from its first
-predicting one on, which keeps attention's alignment), and put zeros elsewhere. Which rows, travels with the tree: as a
+predict, or by an engine, at its labels and the last tokens of prompts. So hooks on the unpatched layer let those three
+modules see the rows Tree.read only, and put zeros elsewhere: an engine's own rows, or Pack.tails (each run's rows from
+its first predicting one on), for which attention, too, makes no other. Which rows, travels with the tree: as a
 keyword it survives recomputation, and two packs in flight do not meet. The rows that are read are what they were;
 gradients too, but for the order in which a weight's sums run.
 """
@@ -88,13 +89,15 @@ class LastLayer:
         self.tree = None
 
     def _take(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return None if self.tree is None else (args[0].index_select(1, self.tree.tails), *args[1:])
+        if self.tree is None or self.tree.read is None:
+            return None
+        return args[0].index_select(1, self.tree.read), *args[1:]
 
     def _put(self, _: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if self.tree is None:
+        if self.tree is None or self.tree.read is None:
             return None
         whole = output.new_zeros(1, len(self.tree.pack.tokens), output.shape[-1])
-        return whole.index_copy_(1, self.tree.tails, output)
+        return whole.index_copy_(1, self.tree.read, output)
 
 
 def _foreign(module: nn.Module) -> bool:

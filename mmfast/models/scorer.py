@@ -4,7 +4,7 @@ that under FSDP2 it is the root and the ops see plain gathered tensors."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from mmfast.families.base import Adapter
 from mmfast.models.attention import NAME, Tree, add_deepstack, own_attention
-from mmfast.models.few_rows import only
 from mmfast.models.last_layer import WHOLE, LastLayer
 from mmfast.models.unshared import likeliest_other, score_unshared
 from mmfast.ops import linear_logprob
@@ -124,11 +123,9 @@ class Scorer(nn.Module):
             pack, rows = idle(pack), None
         inputs, addends = self.embed(pack)
         positions = pack.positions[None] if pack.positions.dim() == 1 else pack.positions[:, None]
-        narrowed = self.last_layer.number() if scored_only and rows is None and pack.tails is not None else WHOLE
-        tree = Tree(pack, self.backend, addends, kept, narrowed)
-        few = nullcontext() if rows is None else only(self.adapter.layers(self.model)[-1], rows)
-        with few:
-            output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
+        read = pack.tails if rows is None and scored_only else rows
+        tree = Tree(pack, self.backend, addends, kept, WHOLE if read is None else self.last_layer.number(), read)
+        output = self.decoder(inputs_embeds=inputs[None], position_ids=positions, use_cache=False, tree=tree)
         return output.last_hidden_state[0]
 
     def embed(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:

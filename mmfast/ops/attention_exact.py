@@ -107,17 +107,19 @@ def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]
 
 def _native(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor, scale: float, window: int
-) -> tuple[Any, list[Tensor]]:
-    """What both native calls take, and the tensors that it points into: they must live as long."""
+) -> tuple[tuple[float, ...], list[Tensor]]:
+    """TreeAttention of csrc/ops.h, and the tensors that it points into: they must live as long."""
     indices = [x.to(torch.int64).contiguous() for x in (q_offsets, k_offsets, k_index)]
     rows = [dense_width(x) for x in (q, k, v)]
     sizes = (q_offsets.shape[0] - 1, q.shape[1], k.shape[1], q.shape[2])
     strided = (number for x in rows for number in (x.data_ptr(), x.stride(0), x.stride(1)))
-    module: Any = native()
-    attention = module.TreeAttention(
-        *(x.data_ptr() for x in indices), *sizes, scale, window, torch.get_num_threads(), *strided
-    )
-    return attention, indices + rows
+    addresses = (x.data_ptr() for x in indices)
+    return (*addresses, *sizes, scale, window, torch.get_num_threads(), *strided), indices + rows
+
+
+def _run(function: str, *numbers: float) -> None:
+    if not getattr(native(), function)(*numbers):
+        raise MemoryError("tree_attention: out of memory for its scratch")
 
 
 @custom_op("mmfast::tree_attention_exact")
@@ -129,9 +131,8 @@ def exact_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     if backend == "cpu":
-        module: Any = native()
         attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
-        module.cpu_tree_forward(attention, out.data_ptr(), lse.data_ptr())
+        _run("cpu_tree_forward", *attention, out.data_ptr(), lse.data_ptr())
         return out, lse
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
@@ -161,10 +162,9 @@ def exact_attention_backward(
     d_v = torch.empty_like(d_k)
     grad = dense_width(grad)
     if backend == "cpu":
-        module: Any = native()
         attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
         results = (x.data_ptr() for x in (out, lse, d_q, d_k, d_v))
-        module.cpu_tree_backward(attention, grad.data_ptr(), grad.stride(0), grad.stride(1), *results)
+        _run("cpu_tree_backward", *attention, grad.data_ptr(), grad.stride(0), grad.stride(1), *results)
         return d_q, d_k, d_v
     d_k.zero_(), d_v.zero_()  # keys of a run without queries
     q = dense_width(q)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .dispatch import native
 from .launch import address, stream
 from .preference_math import PreferenceSpec
-from .rows import DTYPE_CODES, invert, segment_sum_torch
+from .rows import invert, segment_sum_torch
 
 Raw = tuple[Tensor, Tensor, Tensor]  # loss[], metrics[6, P] in the order of METRICS, d loss / d logps[U]
 
@@ -57,10 +57,10 @@ def preference_native(
     if on_gpu and want_grad and tensors.rows is not None:
         copies, offsets = tensors.inverse()
         tensors = tensors._replace(copies=copies, offsets=offsets)
-    run = module.cuda_preference if on_gpu else module.cpu_preference
+    run = getattr(module, f"{half}_preference_{'f64' if logps.dtype == torch.float64 else 'f32'}")
     run(
-        DTYPE_CODES[logps.dtype], *(address(t) for t in tensors), *sizes, *spec, loss.data_ptr(), metrics.data_ptr(),
-        grad.data_ptr() if want_grad else 0, address(scratch), stream(logps),
+        *map(address, tensors), *sizes, loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0,
+        address(scratch), *spec, stream(logps),
     )  # fmt: skip
     return loss, metrics, grad
 

@@ -1,11 +1,13 @@
-"""Compile every Triton kernel to machine code without a GPU: `python -m tests.kernels.aot 80 90 100`.
+"""Compile every Triton kernel to machine code without a GPU: `python -m tests.kernels.aot 80 90 100 [--write]`.
 
 Prints one JSON line a kernel variant and architecture: registers, shared memory, spilled bytes. Triton reports spills
-only where a device loads the kernel, so they are read here from ptxas -v on the PTX.
+only where a device loads the kernel, so they are read here from ptxas -v on the PTX. With --write the lines become
+bench/results/triton-aot.jsonl.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import subprocess
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernels.variants import Variant, variants
+
+RESULTS = Path(__file__).parents[2] / "bench/results/triton-aot.jsonl"
 
 
 def newest_ptxas() -> str:
@@ -61,12 +65,25 @@ def compile_variant(variant: Variant, arch: int, ptxas: str) -> dict[str, Any]:
     return row
 
 
-def main(arches: list[int]) -> None:
-    ptxas = newest_ptxas()
+def main(arches: list[int], write: bool) -> None:
+    import triton
+
+    ptxas, lines = newest_ptxas(), []
+    release = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    made_by = {
+        "command": f"python -m tests.kernels.aot {' '.join(map(str, arches))}",
+        "triton": triton.__version__,
+        "ptxas": re.search(r"release ([\d.]+)", release).group(1),  # type: ignore[union-attr]
+        "device": "none (compiled ahead of time)",
+        "date": datetime.date.today().isoformat(),
+    }
     for variant in variants():
         for arch in (arch for arch in arches if not variant.arches or arch in variant.arches):
-            print(json.dumps(compile_variant(variant, arch, ptxas)), flush=True)
+            lines.append(json.dumps(compile_variant(variant, arch, ptxas) | made_by))
+            print(lines[-1], flush=True)
+    if write:
+        RESULTS.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main([int(arch) for arch in sys.argv[1:]] or [80, 90, 100])
+    main([int(arch) for arch in sys.argv[1:] if arch.isdigit()] or [80, 90, 100], "--write" in sys.argv)

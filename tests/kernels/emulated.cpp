@@ -9,7 +9,6 @@ void pass_on(int* out, unsigned threads, bool first, bool barrier);
 void count_blocks(int* word, unsigned blocks);
 
 PYBIND11_MODULE(emulated, m) {
-  mmfast::bind_logit_tile(m);
   mmfast::bind_cuda(m);
   m.def("order", [](int order) { mmfast::emulate::order() = mmfast::emulate::Order(order); });
   m.def("watch", &watch_memory);

@@ -12,7 +12,8 @@ from tests.make.local_cases import SHAPES, model_folder, picture, request
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_the_rows_that_are_read_are_as_they_were(tmp_path, family, monkeypatch):
-    engine = Local(str(model_folder(tmp_path, family)))
+    engine = Local(str(model_folder(tmp_path, family, layers=4)))  # the first of Qwen3-VL's have deepstack's addends
+    engine.scorer.last_layer.trusted = True  # an unlisted model is, once it has been proved
     shown = () if family == "llama" else (picture(0),)
     asks = [
         request(f"{n}", f"what is it {n}", *shown, n=n % 2, labels=("yes", "two red"), decode=Decode(max_tokens=2))

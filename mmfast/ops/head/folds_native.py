@@ -36,8 +36,8 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
         left, to = (x[start : start + step] for x in (a, out))
         left = left if dense else left.contiguous()
         module.cpu_gemm_bf16(
-            left.data_ptr(), left.stride(0), 1, b.data_ptr(), *b.stride(), to.data_ptr(), to.stride(0), *to.shape,
-            a.shape[1], accumulate, torch.get_num_threads(),
+            left.data_ptr(), b.data_ptr(), to.data_ptr(), *to.shape, a.shape[1], left.stride(0), *b.stride(),
+            to.stride(0), accumulate, torch.get_num_threads(),
         )  # fmt: skip
 
 
@@ -63,9 +63,10 @@ class NativeFolds(Kernels):
         """A fold's last argument is the number of threads on CPU, the current stream on a GPU."""
         return torch.get_num_threads() if self.on_cpu else stream(tensor)
 
-    def _tile(self, tile: Tile, spec: HeadSpec, out: Tensor | None, out_dtype: torch.dtype) -> Any:
+    def _tile(self, tile: Tile, spec: HeadSpec, out: Tensor | None, out_dtype: torch.dtype) -> tuple[float, ...]:
+        """LogitTile of csrc/ops.h."""
         logits, bias, targets, first = tile
-        return self.module.LogitTile(
+        return (
             logits.data_ptr(), *logits.shape, logits.stride(0), DTYPE_CODES[logits.dtype], address(bias),
             targets.data_ptr(), first, spec.softcap, spec.temperature, address(out), row_stride(out),
             DTYPE_CODES[out_dtype],
@@ -75,7 +76,7 @@ class NativeFolds(Kernels):
         assert stats.is_contiguous() and (to.base is None or to.base.is_contiguous())
         written = tile.logits if to.probs is None else to.probs
         self._run(
-            "forward", self._tile(tile, spec, to.probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
+            "forward", *self._tile(tile, spec, to.probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
             spec.total, address(to.probs_z), row_stride(to.probs_z), address(to.base), address(to.sums),
             0 if to.sums is None else to.sums.shape[1], row_stride(to.sums), self._queue(stats),
         )  # fmt: skip
@@ -85,7 +86,7 @@ class NativeFolds(Kernels):
     ) -> None:
         vectors = [None if t is None else t.contiguous() for t in (lse, a, b, d)]
         addresses = (address(t) for t in vectors)
-        self._run("gradient", self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
+        self._run("gradient", *self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
 
     def outcome(
         self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, e: bool, normalise: bool = False
