@@ -3,11 +3,13 @@ model is ours (model.py), and `mmfast import` makes a published directory one th
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfast.families.base import Adapter, TowerSizes
+from mmfast.families.base import BICUBIC, CLIP_MEAN, CLIP_STD, Adapter, TowerSizes
 from mmfast.families.tiny import Chat, Size, Tiny, decoder_part
 
 if TYPE_CHECKING:
@@ -105,23 +107,57 @@ class Qwen(Adapter):
         }
         return Tiny(config=config, images=("CLIPImageProcessorPil", image_settings(edge)))
 
+    # a directory as it is published
+
+    @classmethod
+    def imported_config(cls, source: Path, model: dict[str, Any]) -> dict[str, Any]:
+        """Without the pointers to code in the directory; with the image's id by the name that others look for."""
+        kept = {key: value for key, value in model.items() if key != "auto_map"}
+        return kept | {"image_token_id": cls.image_id(model)}
+
+    @classmethod
+    def write_imported(cls, source: Path, out: Path, model: dict[str, Any]) -> None:
+        from mmfast.families.qwen.vocabulary import NAME, tokenizer_of
+
+        # The tokenizer, of this very model
+        if not (source / NAME).is_file():
+            raise ValueError(f"{source} has no {NAME}, which holds its vocabulary")
+        tokenizer = tokenizer_of(source / NAME, CHATML.template)
+        begin, wanted = tokenizer.convert_tokens_to_ids("<img>"), model["visual"]["image_start_id"]
+        if begin != wanted:
+            raise ValueError(f"{source / NAME} is of another model: its <img> is {begin}, config.json says {wanted}")
+        tokenizer.save_pretrained(out)
+        # What the directory has not, or not in transformers' words
+        (out / "preprocessor_config.json").write_text(json.dumps(processor_config(model["visual"]["image_size"])))
+        taste = out / "generation_config.json"
+        settings = json.loads(taste.read_text()) if taste.is_file() else {}
+        ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+        settings |= {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+        for own in ("chat_format", "max_window_size"):  # of its own chat code
+            settings.pop(own, None)
+        taste.write_text(json.dumps(settings, indent=1))
+
     # where things are
 
     def decoder(self, model: PreTrainedModel) -> PreTrainedModel:
+        return self._decoder(model)
+
+    def _decoder(self, model: Any) -> Any:
         return model.transformer
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        return model.transformer.h
+        layers: nn.ModuleList = self._decoder(model).h
+        return layers
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
-        return [model.transformer.visual]
+        return [self._decoder(model).visual]
 
     def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
-        return list(model.transformer.visual.transformer.resblocks)
+        return list(self._decoder(model).visual.transformer.resblocks)
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
         """The pool, and what follows it."""
-        visual = model.transformer.visual
+        visual = self._decoder(model).visual
         return [visual.attn_pool, visual.ln_post, visual.proj]
 
     def rows_a_slot(self) -> float:
@@ -150,13 +186,19 @@ class Qwen(Adapter):
 
     def tower(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
         """[images, patches, V]"""
-        return model.transformer.visual.patches(images["pixel_values"])
+        return self._decoder(model).visual.patches(images["pixel_values"])
 
     def project(self, model: PreTrainedModel, rows: Tensor, images: dict[str, Tensor]) -> Tensor:
-        return model.transformer.visual.pooled(rows).flatten(0, 1)
+        return self._decoder(model).visual.pooled(rows).flatten(0, 1)
+
+
+def processor_config(edge: int) -> dict[str, Any]:
+    """preprocessor_config.json, which a published directory lacks: CLIP's colours."""
+    more = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": BICUBIC, "do_resize": True}
+    return {"image_processor_type": "CLIPImageProcessor", **more, **image_settings(edge)}
 
 
 def image_settings(edge: int) -> dict[str, Any]:
-    """preprocessor_config.json: an image is squashed to the tower's square."""
+    """An image is squashed to the tower's square."""
     square = {"height": edge, "width": edge}
     return {"size": square, "crop_size": square, "do_center_crop": False}

@@ -1,4 +1,4 @@
-"""Qwen-VL's own model, which transformers has no class of: every parameter has the name that the released files give it.
+"""Qwen-VL's own model, which transformers has no class of: every parameter has its name in the released files.
 
 The tower is OpenCLIP's bigG without a class token, whose attention keeps q, k and v of a head side by side; one
 attention of learned queries (the pool) makes its patches a fixed number of rows. The decoder is Llama's with q, k and v
@@ -224,9 +224,9 @@ class QwenPreTrainedModel(PreTrainedModel):
     config_class = QwenConfig
     config: QwenConfig
     base_model_prefix = "transformer"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     main_input_name = "input_ids"
-    _no_split_modules = ("Block", "TowerBlock")  # noqa: RUF012
+    _no_split_modules = ["Block", "TowerBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -255,7 +255,7 @@ class QwenModel(QwenPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.wte
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.wte = value
 
     def rotation(self, positions: Tensor, widening: int) -> Rotation:
@@ -317,13 +317,13 @@ class QwenForCausalLM(QwenPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.transformer.wte = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         self.lm_head = value
 
     def get_decoder(self, modality: Any = None) -> nn.Module:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _joined(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
     """What is left of a string when all joins of a rank lower than `below` are done, the lowest first."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while True:
-        pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+        pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(itertools.pairwise(parts))]
         rank, i = min(pairs, default=(below, 0))
         if rank >= below:
             return parts
@@ -65,15 +66,15 @@ def tokenizer_of(file: Path, template: str) -> Any:
     def spelt(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    tokenizer = Qwen2Tokenizer(
+    kind: Any = Qwen2Tokenizer
+    tokenizer = kind(
         vocab={spelt(token): rank for token, rank in ranks.items()},
         merges=[(spelt(a), spelt(b)) for a, b in merges_of(ranks)],
-        # in this order: each takes the next id
         unk_token=None,
-        eos_token=AddedToken("<|endoftext|>", special=True),
-        pad_token=AddedToken("<|endoftext|>", special=True),
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[0],
         clean_up_tokenization_spaces=False,
-    )
+    )  # this has given the first its id; each takes the next
     tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(t, special=True) for t in SPECIAL[1:]]})
     tokenizer.eos_token = "<|im_end|>"  # what ends an answer
     tokenizer.chat_template = template
