@@ -34,6 +34,9 @@ CHATML = Chat(
 ASKED = {"rotary_pct": 1.0, "scale_attn_weights": True, "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0}
 
 
+TEXT_ALONE = "this qwen reads text alone (Qwen-7B): mmfast knows Qwen-VL and Qwen-VL-Chat only"
+
+
 class Qwen(Adapter):
     image_aspect = "square"
     needs_processor_file = False
@@ -57,7 +60,7 @@ class Qwen(Adapter):
 
     def __init__(self, config: PretrainedConfig):
         if not config.visual:
-            raise ValueError("this qwen reads text alone (Qwen-7B): mmfast knows Qwen-VL and Qwen-VL-Chat only")
+            raise ValueError(TEXT_ALONE)
         for key, value in ASKED.items():
             if getattr(config, key) != value:
                 raise ValueError(f"qwen with {key} = {getattr(config, key)} is not supported: it must be {value}")
@@ -87,12 +90,12 @@ class Qwen(Adapter):
 
     @classmethod
     def tiny(cls, size: Size, tokenizer: PreTrainedTokenizerFast) -> Tiny:
-        edge = size.image_size
-        text = decoder_part(size, tokenizer)
+        edge, text = size.image_size, decoder_part(size, tokenizer)
         text["intermediate_size"] *= 2
         names = ("num_key_value_heads", "bos_token_id")
         config = {key: value for key, value in text.items() if key not in names} | {
             "kv_channels": size.hidden // size.heads,
+            "image_token_id": tokenizer.convert_tokens_to_ids("<imgpad>"),
             "visual": {
                 "width": size.vision_hidden,
                 "layers": size.vision_layers,
@@ -112,6 +115,8 @@ class Qwen(Adapter):
     @classmethod
     def imported_config(cls, source: Path, model: dict[str, Any]) -> dict[str, Any]:
         """Without the pointers to code in the directory; with the image's id by the name that others look for."""
+        if not model.get("visual"):
+            raise ValueError(TEXT_ALONE)
         kept = {key: value for key, value in model.items() if key != "auto_map"}
         return kept | {"image_token_id": cls.image_id(model)}
 
