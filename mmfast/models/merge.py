@@ -133,7 +133,7 @@ def check(base: Path, adapter: Path, out: Path) -> float:
     model = PeftModel.from_pretrained(read(base), str(adapter)).eval()
     exact = scores(model, rows)
     model = model.merge_and_unload()
-    rounded = dict(model.named_parameters(remove_duplicate=False))
+    rounded = model.state_dict()
     names = disk_names(base)
     for file in weight_files(out):
         with safe_open(file, "pt") as source:

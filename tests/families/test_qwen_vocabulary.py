@@ -40,9 +40,7 @@ def tokenizer(folder):
 def spelt(text: bytes, table: dict[bytes, int]) -> list[int]:
     """As tiktoken does it: of all neighbours the pair of the lowest rank is joined, until none has one."""
     parts = [text[i : i + 1] for i in range(len(text))]
-    while pairs := [
-        (table[a + b], i) for i, (a, b) in enumerate(zip(parts[:-1], parts[1:], strict=True)) if a + b in table
-    ]:
+    while pairs := [(table[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in table]:
         i = min(pairs)[1]
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return [table[part] for part in parts]
@@ -135,7 +133,7 @@ def test_chatml_has_the_models_own_marks_or_is_refused(tokenizer):
 def built(tokenizer, prompt: str, answer: str):
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     record = Record(id="1", source="", prompt=[user], chosen=({"role": "assistant", "content": answer},), images=("a",))
-    builder = ExampleBuilder(Template("dgpref_qwen", ready(tokenizer)), DataSettings(max_length=0))
+    builder = ExampleBuilder(Template("dgpref_qwen", ready(tokenizer)), DataSettings())
     branch = builder.build(record, [IMAGE])[0].chosen
     return branch.ids.tolist(), [i for a, b in branch.spans for i in range(a, b)]
 
