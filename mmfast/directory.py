@@ -10,6 +10,7 @@ from pathlib import Path
 
 DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, processor, template
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+PUBLISHED = ("*.bin", "*.tiktoken", "LICENSE*", "NOTICE*")  # what `mmfast import` makes a model's folder of
 
 _fetched: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a model is one commit, asked for once
 
@@ -27,7 +28,12 @@ def directory(model: str | Path, weights: bool = False, *, commit: str = "", cac
     return folder
 
 
-def _snapshot(name: str, weights: bool, commit: str, cached: bool) -> Path:
+def published(model: str | Path) -> Path:
+    """The folder of a model as it was published, pickled weights too: for a reader that unpickles tensors alone."""
+    return Path(model) if Path(model).is_dir() else _snapshot(str(model), True, "", False, PUBLISHED)
+
+
+def _snapshot(name: str, weights: bool, commit: str, cached: bool, more: tuple[str, ...] = ()) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     here = f'"{name}" is no folder here, and'
@@ -36,7 +42,7 @@ def _snapshot(name: str, weights: bool, commit: str, cached: bool) -> Path:
             snapshot_download(
                 name,
                 revision=commit or None,
-                allow_patterns=[*DESCRIPTION, *(WEIGHTS if weights else ())],
+                allow_patterns=[*DESCRIPTION, *(WEIGHTS if weights else ()), *more],
                 ignore_patterns=["*/*"],  # other formats of the same weights lie in folders of their own
                 local_files_only=cached,
             )
@@ -63,7 +69,7 @@ def _check_weights(name: str, folder: Path) -> None:
         pickle = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
         raise ValueError(
             f"{name} holds no safetensors file: weights are read from safetensors only{pickle} "
-            "(save_pretrained of transformers and peft writes safetensors)"
+            f"({'`mmfast import` and ' if pickles else ''}save_pretrained of transformers and peft write safetensors)"
         )
 
 

@@ -202,6 +202,17 @@ def merge(
     print(f"{out}: merged; log-probs differ by {worst:.2g} nat at most")
 
 
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(help="A folder or hub id, as it was published.")],
+    out: Annotated[Path, typer.Argument(help="Where the new folder goes.")],
+) -> None:
+    """Make a published model one that mmfast reads: .bin shards to safetensors, and what transformers lacks of it."""
+    from mmfast.models.importing import import_model
+
+    print(f"{import_model(model, out)}: imported")
+
+
 def main() -> None:
     """Entry point. A user's mistake (ValueError, a file that cannot be opened) is one line; anything else keeps its
     traceback."""

@@ -20,11 +20,10 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import directory, weight_files
-from mmfast.families import adapter_for, model_class
+from mmfast.families import adapter_for, config_of, model_class
 from mmfast.models.export import copy_side_files, merged, rewrite_weights
 from mmfast.models.names import disk_names, empty_model
 
@@ -134,7 +133,7 @@ def check(base: Path, adapter: Path, out: Path) -> float:
     model = PeftModel.from_pretrained(read(base), str(adapter)).eval()
     exact = scores(model, rows)
     model = model.merge_and_unload()
-    rounded = dict(model.named_parameters(remove_duplicate=False))
+    rounded = model.state_dict()
     names = disk_names(base)
     for file in weight_files(out):
         with safe_open(file, "pt") as source:
@@ -155,14 +154,14 @@ def check(base: Path, adapter: Path, out: Path) -> float:
 
 
 def read(folder: Path) -> nn.Module:
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder)
     kinds = model_class(config)
     return kinds.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
 
 
 def trial_rows(base: Path) -> list[dict[str, Tensor]]:
     """Inputs of a forward pass: random words, and words around a random picture where the family's images are known."""
-    config, draw = AutoConfig.from_pretrained(base), np.random.default_rng(0)
+    config, draw = config_of(base), np.random.default_rng(0)
     text = config.get_text_config()
     marks = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
     words = np.array([i for i in range(3, min(text.vocab_size, 30000)) if i not in marks])

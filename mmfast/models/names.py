@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mmfast.directory import weight_files
-from mmfast.families import model_class
+from mmfast.families import config_of, model_class
 
 
 def plain_name(name: str) -> str:
@@ -21,28 +22,41 @@ def plain_name(name: str) -> str:
 
 
 def disk_names(base: Path) -> dict[str, str]:
-    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping."""
+    """Key in a model directory's files -> parameter name in the module."""
+    keys: list[str] = []
+    for file in weight_files(base):
+        with safe_open(file, "pt") as source:
+            keys += source.keys()
     model = empty_model(base)
+    names = module_names(model, keys)
+    if missing := unnamed(model, names):
+        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
+    return names
+
+
+def module_names(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
+    """Stored key -> parameter name, by transformers' own conversion mapping; without the keys that have no place."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     inside = model.state_dict()
     names = {}
-    for file in weight_files(base):
-        with safe_open(file, "pt") as source:
-            for key in source.keys():  # noqa: SIM118 (not a dict)
-                name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
-                if converted is None and name in inside:
-                    names[key] = name
-    missing = [n for n, _ in model.named_parameters() if n not in set(names.values())]
-    if missing:
-        raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
+    for key in keys:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, inside)
+        if converted is None and name in inside:
+            names[key] = name
     return names
+
+
+def unnamed(model: PreTrainedModel, names: dict[str, str]) -> list[str]:
+    """The parameters that no stored key has the name of."""
+    found = set(names.values())
+    return [name for name, _ in model.named_parameters() if name not in found]
 
 
 def empty_model(base: Path) -> PreTrainedModel:
     """The model of a directory without its weights."""
-    config = AutoConfig.from_pretrained(base)
+    config = config_of(base)
     kind: Any = model_class(config)
     with torch.device("meta"):
         return kind.from_config(config)

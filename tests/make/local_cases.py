@@ -18,7 +18,7 @@ from mmfast.models.attention import attention
 from mmfast.models.proof import own_inputs
 from mmfast.world import models as world
 
-SHAPES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "llama")
+SHAPES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen", "gemma3", "llama")
 WORDS = ("what is", "the red", "blue star", "circle", "picture", "of two", "and", "left", "right", "how many", "small")
 
 

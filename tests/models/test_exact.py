@@ -18,7 +18,7 @@ from mmfast.packing import build_pack, response_key
 from mmfast.world import models as world
 from tests.make.model_cases import Case, captions, everything, plain_logps, wild
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen", "llama")
 GAMMA = 3.0
 LOSSES = ("sigmoid", "ipo", "averaged ddpo")
 

@@ -44,6 +44,7 @@ VICUNA = (
 )
 
 _VICUNA = NamedTemplate(system=VICUNA.format(who="user"), user="USER: {text} ", answer="ASSISTANT:", end="{eos}")
+QWEN_2, QWEN_1 = ("<|vision_start|>", "<|vision_end|>"), ("<img>", "</img>")  # around an image; Qwen-VL's in its place
 _CHATML = NamedTemplate(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     system_end="",
@@ -98,10 +99,14 @@ class Template:
         if name not in NAMES:
             raise ValueError(f"data.template: unknown template {name!r}; choose one of {', '.join(NAMES)}")
         self.name, self.named = name, NAMED.get(name)
+        if self.named and all(mark in tokenizer.specials for mark in QWEN_1):
+            for mark, older in zip(QWEN_2, QWEN_1, strict=True):
+                self.named = replace(self.named, image=self.named.image.replace(mark, older))
         self._rendered: tuple[list[dict], str] = ([], "")
         self.tokenizer = tokenizer.in_mode(self.named.mode) if self.named and self.named.mode else tokenizer
         if self.named:
-            marks = [m for m in ("<|im_start|>", "<|im_end|>") if m in self.named.user + self.named.end]
+            written = self.named.user + self.named.end + (self.named.image if tokenizer.image_token else "")
+            marks = [m for m in ("<|im_start|>", "<|im_end|>", *QWEN_2) if m in written]
             missing = [m for m in marks if m not in tokenizer.specials]
             if missing:
                 raise ValueError(f"data.template: {name} needs the special token {missing[0]}, which the model lacks")
