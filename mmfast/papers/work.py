@@ -82,6 +82,7 @@ def do(piece: Piece) -> dict[str, Any]:
     for folder in (log.parent, piece.note.parent):
         folder.mkdir(exist_ok=True)
     piece.note.unlink(missing_ok=True)
+    _forget(piece)
     if not (isinstance(piece.what, Method) and piece.what.system == "base"):
         shutil.rmtree(piece.home, ignore_errors=True)
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
@@ -93,6 +94,13 @@ def do(piece: Piece) -> dict[str, Any]:
     note = {"stamp": piece.stamp, **cost, **made}
     write_json(piece.note, note)
     return note
+
+
+def _forget(piece: Piece) -> None:
+    """Reference log-probs by a model, or of a file, that is made anew."""
+    pattern = {Method: f"{piece.what.name}+*", Made: f"*+{piece.what.name}*"}.get(type(piece.what), "")
+    for old in (piece.folder / "reference").glob(pattern) if pattern else ():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _made(piece: Piece) -> dict[str, Any]:

@@ -236,10 +236,10 @@ def test_what_leaves_nothing_to_train_on_is_left_out_and_said(tmp_path):
     code = (
         "from mmfast.papers.run import papers; from mmfast.papers import run, results; from tests.papers.test_papers "
         "import TINY, METHODS\nif __name__ == '__main__':\n"
-        "    few = {n: m for n, m in METHODS.items() if n.startswith(('base', 'rlhfv-sum-1', 'sima-oracle-1'))}\n"
+        "    few = {n: m for n, m in METHODS.items() if n.startswith(('base', 'rlhfv-sum-1', 'rlaifv-1'))}\n"
         "    run.METHODS = results.METHODS = few\n"
         "    run.FILES = tuple(f for f in run.FILES if f.name in {m.of for m in few.values()})\n"
-        "    run.STEPS = tuple(s for s in run.STEPS if s.name in ('sima-answers-1', 'sima-oracle-critique-1'))\n"
+        "    run.STEPS = tuple(s for s in run.STEPS if s.name in ('rlaifv-answers-1', 'rlaifv-checked-1', 'rlaifv-facts-1'))\n"
         f"    papers({str(tmp_path)!r}, seed=4, workers=2, scale=TINY)\n"
     )
     script = tmp_path / "drive.py"
@@ -256,12 +256,25 @@ def test_what_leaves_nothing_to_train_on_is_left_out_and_said(tmp_path):
     assert ended.returncode == 0, ended.stderr
     value = everything(tmp_path / "seed-4")
     assert value["complete"] and {"base", "rlhfv-sum-1", "rlhfv-sum-1-blind"} == set(value["methods"])
-    assert "sima-oracle-1" in value["without"] and "sima-oracle-1 is left out:" in ended.stdout
+    assert "rlaifv-1" in value["without"] and "rlaifv-1 is left out:" in ended.stdout
 
 
 def test_a_mistake_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="seed = -1"):
         run.papers(tmp_path, seed=-1)
+
+
+def test_what_is_made_anew_leaves_no_reference_of_before(tmp_path):
+    for name in ("base+corrections", "base+corrections-blind", "sima-self-1+sima-self-pairs-2", "base+rlaifv-pairs-1"):
+        (tmp_path / "reference" / name).mkdir(parents=True)
+
+    def left(what):
+        work._forget(work.Piece(what=what, folder=tmp_path, seed=0, scale=TINY, stamp="s"))
+        return sorted(path.name for path in (tmp_path / "reference").iterdir())
+
+    assert left(named("corrections")) == ["base+rlaifv-pairs-1", "sima-self-1+sima-self-pairs-2"]
+    assert left(METHODS["sima-self-1"]) == ["base+rlaifv-pairs-1"] and left(STEPS[0]) == ["base+rlaifv-pairs-1"]
+    assert left(METHODS["base"]) == []
 
 
 def test_a_step_names_the_folder_and_the_log_where_it_fails(tmp_path):
