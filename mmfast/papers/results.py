@@ -102,6 +102,7 @@ class Results:
             "processor_seconds": sum(note.get("processor_seconds", 0.0) for note in notes),
             "complete": complete,
             "steps": steps,
+            "planned": {name: one.label for name, one in METHODS.items()},
             "methods": {name: self.methods[name] for name in METHODS if name in self.methods},
             "without": self.without,
         }
