@@ -265,11 +265,7 @@ def test_the_command_runs_the_short_demo_or_the_papers(monkeypatch):
     ran = []
     monkeypatch.setattr("mmfast.demo.demo", lambda out, **more: ran.append(("demo", out, more)))
     monkeypatch.setattr(run, "papers", lambda out, **more: ran.append(("papers", out, more)))
-    for line in (
-        ["demo"],
-        ["demo", "--papers", "--seed", "21", "--processes", "3"],
-        ["demo", "--papers", "--out", "x"],
-    ):
+    for line in ("demo", "demo --papers --seed 21 --processes 3", "demo --papers --out x"):
         assert CliRunner().invoke(app, line.split()).exit_code == 0
     assert ran == [
         ("demo", "runs/demo", {"seed": 0, "processes": 0}),
