@@ -108,12 +108,19 @@ def reason(log: str) -> str:
 
 
 def make_base(
-    out: Path, world: Path, seed: int, follow: Callable[[str], Follow], run: dict[str, int]
+    out: Path,
+    world: Path,
+    seed: int,
+    follow: Callable[[str], Follow],
+    run: dict[str, int],
+    *,
+    warm: WarmUp | None = None,
+    steps: int = 1000,
 ) -> tuple[Path, bool]:
     """(The base model's directory, whether it was there already.)"""
     model, stamp = out / "base" / "export" / "hf", out / "base.json"
-    warm = WarmUp(seed=seed)
-    settings = base_settings(world, out / "seeing", out / "base", seed=seed)
+    warm = warm or WarmUp(seed=seed)
+    settings = base_settings(world, out / "seeing", out / "base", seed=seed, steps=steps)
     recipe = json.dumps({"world": (world / "world.json").read_text(), "warm": asdict(warm), "settings": settings})
     if stamp.exists() and stamp.read_text() == recipe and model.exists():
         return model, True

@@ -19,7 +19,7 @@ TESTS = ROOT / "tests"
 
 # From the top. A name stands for a module or a folder of mmfast/; the longest name that fits a module is its place.
 FLOORS = {
-    "commands": "cli demo",
+    "commands": "cli demo papers",
     "rounds": "rounds",
     "train": "train",
     "training": "training",

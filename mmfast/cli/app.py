@@ -153,14 +153,21 @@ def recipes() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="Where everything is kept.")] = "runs/demo",
-    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
+    out: Annotated[str, typer.Option(help="Where everything is kept; default: runs/demo, or runs/papers.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the world and the training.", min=0)] = 0,
     processes: Annotated[int, typer.Option(help="Training processes; 0: one a GPU, else 2.", min=0)] = 0,
+    papers: Annotated[bool, typer.Option("--papers", help="All four papers in miniature instead.")] = False,
 ) -> None:
-    """Make a small VLM that hallucinates, align it, and judge it before and after: the whole system in minutes."""
+    """Make a small VLM that hallucinates, align it, and judge it before and after: the whole system in minutes. With
+    --papers: every method of the four papers beside its blind control (docs/papers-world.md)."""
+    if papers:
+        from mmfast.papers.run import papers as all_four
+
+        all_four(out or "runs/papers", seed=seed, workers=processes)
+        return
     from mmfast.demo import demo as run
 
-    run(out, seed=seed, processes=processes)
+    run(out or "runs/demo", seed=seed, processes=processes)
 
 
 @app.command()

@@ -233,6 +233,11 @@ def steerlm(
     ]
 
 
+def hindsight_turn(scores: Mapping[str, float], wanted: Mapping[str, float]) -> str:
+    """What is said to a worse answer: the scores that it has, and those that the next one is to have."""
+    return f"On a scale from 0 to 4 that answer has {_listed(scores)}. Give one that has {_listed(wanted)}"
+
+
 def hindsight(
     answers: Iterable[Answer],
     score: Score,
@@ -249,8 +254,7 @@ def hindsight(
     whole = complete(answers, lambda c: (score(c), _attributes(c, names)), problems)
     for group in grouped(whole):
         for better, worse in best_against_random(group, score, margin, seed):
-            scored, better_scored = (_attributes(c, names) for c in (worse, better))
-            turn = f"On a scale from 0 to 4 that answer has {scored}. Give one that has {better_scored}"
+            turn = hindsight_turn(*({n: score_named(n, c.scores) for n in names} for c in (worse, better)))
             record = sft_record(len(out), better)
             history = ({"role": "assistant", "content": worse.text}, {"role": "user", "content": turn})
             out.append(replace(record, prompt=(*record.prompt, *history)))

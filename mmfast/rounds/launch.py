@@ -128,7 +128,7 @@ def followed(arguments: list[str], log: Path, environment: dict[str, str | None]
             start = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
             handed = 0
             while process.poll() is None:
@@ -146,7 +146,7 @@ def followed(arguments: list[str], log: Path, environment: dict[str, str | None]
         raise Failed(reason(said(log, start)) or f"it ended with {process.returncode}")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: where the rounds are killed outright, the command must not go on writing beside the next start."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
