@@ -22,6 +22,13 @@ GREY = "#8a8a8a"
 
 def draw(seed: Seed) -> bytes:
     """The picture as a PNG file."""
+    file = io.BytesIO()
+    drawn(seed).savefig(file, dpi=90, format="png")
+    return file.getvalue()
+
+
+def drawn(seed: Seed) -> Any:
+    """The picture as matplotlib's figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,9 +49,7 @@ def draw(seed: Seed) -> bytes:
             _curves(figure.add_subplot(grid[line, column]), seed, curves, of, measure)
     _kinds(figure.add_subplot(grid[lines:, 2]), seed)
     figure.suptitle(f"The papers in miniature, seed {seed.told.seed}", fontsize=15, weight="bold")
-    file = io.BytesIO()
-    figure.savefig(file, dpi=90, format="png")
-    return file.getvalue()
+    return figure
 
 
 def looks(seed: Seed, system: str) -> dict[str, tuple[str, str]]:

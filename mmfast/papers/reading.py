@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ class Method(BaseModel):
     control: str = ""
     pairs: int = 0
     made: dict[str, Any] = {}
+    start: str = ""  # the method whose model it starts from, if it is not the base
     seconds: float = 0
     processor_seconds: float = 0
     settings: dict[str, Any] = {}
@@ -51,6 +52,7 @@ class Method(BaseModel):
 class Step(BaseModel):
     seconds: float = 0
     processor_seconds: float = 0
+    made: dict[str, Any] = {}
 
 
 class Papers(BaseModel):
@@ -63,6 +65,7 @@ class Papers(BaseModel):
     steps: dict[str, Step] = {}
     planned: dict[str, str] = {}  # labels of all methods of the seed, by name
     methods: dict[str, Method]
+    without: dict[str, str] = {}  # what could not be made, and why
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,12 @@ class Seed:
 
     @cached_property
     def missing(self) -> list[str]:
-        """What the report still lacks, by label where one is known."""
+        """What is still to be made, by label where one is known; not what could not be made."""
         wanted = {BASE: "the base model"} | self.told.planned
         for one in self.methods.values():
             if one.control:
                 wanted.setdefault(one.control, f"the blind control of {one.label}")
-        return [label for name, label in wanted.items() if name not in self.methods]
+        return [label for name, label in wanted.items() if name not in self.methods and name not in self.told.without]
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -158,6 +161,12 @@ class Seed:
             for system, names in self.systems.items()
         }
         return {s: next((n for n in names if n in CHIEFS), names[0]) for s, names in seeing.items() if names}
+
+    def listed(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Each with its label; a control that follows its method needs no name of its own."""
+        for before, name in zip((None, *names), names, strict=False):
+            follows = before is not None and self.methods[before].control == name
+            yield name, "  its blind control" if follows else self.methods[name].label
 
     def label(self, name: str) -> str:
         """With its system."""
@@ -193,6 +202,8 @@ def read(folder: str | Path) -> Seed:
 
 
 def _counted(folder: Path, name: str, one: Method) -> np.ndarray:
+    if isinstance(one.counted, str) and not (folder / one.counted).exists():
+        raise ValueError(f"{folder / FILE}: {name}'s counts are to be in {one.counted}, but {one.counted} is not there")
     counted = np.load(folder / one.counted) if isinstance(one.counted, str) else np.array(one.counted)
     if counted.ndim != 2 or counted.shape[1] != len(TALLY) or not len(counted):
         raise ValueError(

@@ -26,11 +26,13 @@ PICTURES = 6
 STYLE = (
     world_report.STYLE
     + """
-body{max-width:104rem}p{max-width:66rem}.wide table{font-size:12.5px;white-space:nowrap}.wide small{color:#666}
-.wide td,.wide th{vertical-align:top;padding:.3rem .4rem}.wide th{position:sticky;top:0;background:#fff}
-.wide td:first-child{white-space:normal;min-width:13rem;max-width:17rem}.wide h3{margin:1rem 0 0}.blind{color:#666}
+body{max-width:104rem}p{max-width:66rem}.missing{background:#fff3d6;padding:.5rem .8rem}
+.wide table{font-size:12.5px;white-space:nowrap}.wide small,.blind{color:#666}.wide .blind{padding-left:1rem}
+.wide td,.wide th{vertical-align:top;padding:.1rem .4rem}.wide th{position:sticky;top:0;background:#fff}
+.wide td{border:0}.wide td:not(:has(small)){border-top:1px solid #ddd}.wide h3{margin:1rem 0 0}
+.wide td:empty,.wide td:has(h3){border:0!important}.wide td:first-child{white-space:normal;max-width:17rem}
 .wide small.better,.better{color:#00548a;font-weight:600}.wide small.worse,.worse{color:#a03c00;font-weight:600}
-.told td:nth-child(n+5),.told th:nth-child(n+5){text-align:left}.missing{background:#fff3d6;padding:.5rem .8rem}
+.told td:nth-child(n+5),.told th:nth-child(n+5),.steps td:last-child,.steps th:last-child{text-align:left}
 figure dl{columns:2;margin:0}figure dt,figure dd{break-inside:avoid}figure dt{break-after:avoid}"""
 )
 
@@ -59,6 +61,9 @@ def _head(seed: Seed) -> Iterator[str]:
     if seed.missing or not told.complete:
         lacking = html.escape("; ".join(seed.missing)) or "some methods"
         yield f'<p class="missing"><b>Unfinished.</b> Not yet made: {lacking}.</p>'
+    if told.without:
+        lines = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in told.without.items())
+        yield f'<div class="missing"><b>Left out</b>, because they cannot be made:<ul>{lines}</ul></div>'
 
 
 def _methods(seed: Seed) -> Iterator[str]:
@@ -76,29 +81,22 @@ def _methods(seed: Seed) -> Iterator[str]:
     rows = []
     for system, names in seed.systems.items():
         rows.append([f"<h3>{html.escape(system_label(system))}</h3>", *[""] * (len(headings) - 1)])
-        rows += [_row(seed, name) for name in names]
+        rows += [row for name, label in seed.listed(names) for row in _rows(seed, name, label.strip())]
     yield f'<div class="wide">{pages.table(headings, rows)}</div>'
 
 
-def _row(seed: Seed, name: str) -> list[str]:
-    """Each cell has the number, and under it the two changes."""
+def _rows(seed: Seed, name: str, label: str) -> Iterator[list[str]]:
+    """The method's numbers, and in rows of their own the two changes."""
     one, score = seed.methods[name], seed.scores[name]
-    compared = {AGAINST_BASE: seed.changed.get(name), BEYOND_BLIND: seed.beyond.get(name)}
-    found = {what: change for what, change in compared.items() if change}
-    lines = [*found, *([BEYOND_BLIND + ": not yet made"] if one.control and BEYOND_BLIND not in found else [])]
-    label = html.escape(one.label)
-    label = f'<span class="blind">{label}</span>' if one.blind else f"<b>{label}</b>"
-    first = "<br>".join([label, *(f"<small>{line}</small>" for line in lines)])
-    cells = [
-        "<br>".join([value, *(_marked(measure, change[measure]) for change in found.values())])
-        for measure, value in zip(MEASURES, [*shares(score), *wrong(score)], strict=True)
-    ]
-    costs = [f"{one.pairs or ''}", f"{one.seconds:.0f}", f"{one.processor_seconds:.0f}"]
-    return [first, *cells, *costs]
-
-
-def _marked(measure: str, change: tuple[float, float, float]) -> str:
-    return f'<small class="{better(measure, change)}">{moved(measure, change)}</small>'
+    first = f'<span class="blind">{html.escape(label)}</span>' if one.blind else f"<b>{html.escape(label)}</b>"
+    costs = [f"{one.pairs or '-'}", f"{one.seconds:.0f}", f"{one.processor_seconds:.0f}"]
+    yield [first, *shares(score), *wrong(score), *costs]
+    for what, changes in ((AGAINST_BASE, seed.changed.get(name)), (BEYOND_BLIND, seed.beyond.get(name))):
+        if changes:
+            cells = [f'<small class="{better(m, changes[m])}">{moved(m, changes[m])}</small>' for m in MEASURES]
+            yield [f"<small>{what}</small>", *cells, *["<small></small>"] * len(costs)]
+        elif what == BEYOND_BLIND and one.control:
+            yield [f"<small>{what}: not yet made</small>", *["<small></small>"] * (len(MEASURES) + len(costs))]
 
 
 def _data(seed: Seed) -> Iterator[str]:
@@ -157,11 +155,12 @@ def _texts(seed: Seed) -> Iterator[str]:
 
 def _times(seed: Seed) -> Iterator[str]:
     told = seed.told
-    spent = [(step, one.seconds, one.processor_seconds) for step, one in told.steps.items()]
-    spent.append(("the whole seed" if told.complete else "the seed so far", told.seconds, told.processor_seconds))
-    rows = [[step, f"{seconds:.0f}", f"{processor:.0f}"] for step, seconds, processor in spent]
+    spent = [(step, one.seconds, one.processor_seconds, counts(one.made)) for step, one in told.steps.items()]
+    spent.append(("the whole seed" if told.complete else "the seed so far", told.seconds, told.processor_seconds, ""))
+    rows = [[step, f"{seconds:.0f}", f"{processor:.0f}", made] for step, seconds, processor, made in spent]
     yield "<h2>Time</h2><p>Steps that several methods share; the time of a method's own training stands in its row.</p>"
-    yield pages.table(("", "seconds", "of processor"), map(pages.texts, rows))
+    headings = ("", "seconds", "of processor", "what came of it")
+    yield f'<div class="steps">{pages.table(headings, map(pages.texts, rows))}</div>'
 
 
 __all__ = ["table", "write"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -51,7 +51,10 @@ def better(name: str, change: Change) -> str:
 def table(out: str | Path) -> list[Table]:
     """The seed's tables. A method's blind control stands under it in the first and the third."""
     seed = read(out)
-    return [*_tables(seed), *([_missing(seed)] if seed.missing or not seed.told.complete else [])]
+    unmade = seed.missing or ([] if seed.told.complete else ["some methods"])
+    without = [f"{name}: {why}" for name, why in seed.told.without.items()]
+    lists = {"unfinished: not yet made": unmade, "left out, because they cannot be made": without}
+    return [*_tables(seed), *(listed(title, lines) for title, lines in lists.items() if lines)]
 
 
 def _tables(seed: Seed) -> Iterator[Table]:
@@ -86,14 +89,13 @@ def _grouped(seed: Seed, title: str, headings: tuple[str, ...], cells: Mapping[s
         if shown:
             made.add_section()
             made.add_row(Text(system_label(system), "bold"))
-        for before, name in zip(["", *shown], shown, strict=False):
-            follows = before and seed.methods[before].control == name
-            made.add_row(Text("  blind" if follows else seed.methods[name].label), *cells[name])
+        for name, label in seed.listed(shown):
+            made.add_row(Text(label), *cells[name])
     return made
 
 
-def _missing(seed: Seed) -> Table:
-    made = Table(title="unfinished: not yet made", width=WIDTH, show_header=False)
-    for label in seed.missing or ["some methods"]:
-        made.add_row(Text(label))
+def listed(title: str, lines: Sequence[str]) -> Table:
+    made = Table(title=title, width=WIDTH, show_header=False)
+    for line in lines:
+        made.add_row(Text(line))
     return made
