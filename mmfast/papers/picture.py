@@ -77,13 +77,34 @@ def _seeing(seed: Seed, system: str) -> list[str]:
 
 
 def _limits(seed: Seed) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of recall and of CHAIR_s, the same for all panels, so that they can be compared."""
-    ends = []
-    for measure in ("recall", "chair_s"):
-        values = [0.0, *(100 * end for change in seed.changed.values() for end in change[measure])]
-        room = 0.05 * (max(values) - min(values)) + 1
-        ends.append((min(values) - room, max(values) + room))
-    return ends[0], ends[1]
+    """Of recall and of CHAIR_s, the same for all panels, so that they can be compared. Controls with likelihood in them
+    learn captions of other pictures and may lie far off: then the frame cuts them off."""
+    seeing = [change for name, change in seed.changed.items() if not seed.methods[name].blind]
+    blind = [change for name, change in seed.changed.items() if seed.methods[name].blind]
+    recall, chair = (
+        _frame([0, *(100 * end for one in seeing for end in one[m])], [100 * end for one in blind for end in one[m]])
+        for m in ("recall", "chair_s")
+    )
+    return recall, chair
+
+
+def _frame(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """What holds all values, and those of the others that are not far from them."""
+    low, high = min(values), max(values)
+    span = max(high - low, 5)
+    near = [*values, *(one for one in others if low - span / 2 <= one <= high + span / 2)]
+    room = 0.06 * (max(near) - min(near)) + 0.5
+    return min(near) - room, max(near) + room
+
+
+def _seen(start: tuple[float, float], end: tuple[float, float], limits: Any) -> tuple[tuple[float, float], bool]:
+    """(The end, or where the line to it leaves the frame; whether it does.)"""
+    share = 1.0
+    for a, b, (low, high) in zip(start, end, limits, strict=True):
+        if not low <= b <= high:
+            share = min(share, ((low if b < low else high) - a) / (b - a))
+    cut = start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+    return (cut, True) if share < 1 else (end, False)
 
 
 def _changes(axes: Any, seed: Seed, system: str, limits: Any) -> None:
@@ -113,8 +134,12 @@ def _changes(axes: Any, seed: Seed, system: str, limits: Any) -> None:
             continue
         control, (x, y) = seed.methods[name].control, _point(seed, name)
         if control in seed.changed:
-            axes.plot(*zip((x, y), _point(seed, control), strict=True), color=GREY, lw=0.7, zorder=2)
-            _mark(axes, seed, control, colour, form, hollow=True)
+            other, outside = _seen((x, y), _point(seed, control), limits)
+            axes.plot(*zip((x, y), other, strict=True), color=GREY, lw=0.7, zorder=2)
+            if outside:
+                axes.plot(*other, form, color=colour, markerfacecolor="white", markersize=7, clip_on=False, zorder=6)
+            else:
+                _mark(axes, seed, control, colour, form, hollow=True)
         leader = _leader(seed, system, name)
         label = "" if leader in named else _legend(seed, system, name)
         named.add(leader)
@@ -195,7 +220,8 @@ def _key(axes: Any, seed: Seed) -> None:
         "Right: more of what is there is named.",
         "The line between the two marks is what was",
         "learnt from the picture; where they lie together,",
-        "nothing was.",
+        "nothing was. A hollow mark on the frame: that",
+        "control lies outside, far worse than the base.",
         "Marks of one colour joined by a path: the number",
         "at the mark is gamma, or the round.",
         *(["", "Unfinished: some methods are not made yet."] if seed.missing or not seed.told.complete else []),
@@ -220,22 +246,20 @@ def _curves(axes: Any, seed: Seed, curves: Sequence[Curve], of: str, measure: st
     # Marks of several curves stand side by side, or their bars would hide each other
     places = sorted({at for curve in curves for at in curve.points})
     axes.set_xticks(places, ["base" if of == "round" and at == 0 else f"{at:g}" for at in places])
+    seen = {name for curve in curves for name in curve.points.values()} | ({BASE} & seed.scores.keys())
+    blind = {seed.methods[name].control for name in seen} & seed.scores.keys()
+    axes.set_ylim(
+        _frame(*([100 * v for n in some for v in seed.scores[n].intervals[measure]] for some in (seen, blind)))
+    )
     for k, curve in enumerate(curves):
         shift, colour, form = 0.05 * (k - (len(curves) - 1) / 2), COLOURS[k % len(COLOURS)], FORMS[k % len(FORMS)]
         label = curve.label if of == "gamma" else f"{system_label(curve.system)}: {curve.label}"
-        _line(
-            axes,
-            seed,
-            {at + shift: name for at, name in curve.points.items()},
-            measure,
-            color=colour,
-            marker=form,
-            label=_wrapped(label),
-        )
-        blind = {at + shift: seed.methods[name].control for at, name in curve.points.items()}
-        blind = {at: name for at, name in blind.items() if name in seed.scores}
-        if len(blind) > 1 or (of == "round" and blind):
-            _line(axes, seed, blind, measure, color=colour, marker=form, ls=":", markerfacecolor="white", alpha=0.7)
+        style = {"color": colour, "marker": form}
+        _line(axes, seed, {at + shift: name for at, name in curve.points.items()}, measure, label=label, **style)
+        controls = {at + shift: seed.methods[name].control for at, name in curve.points.items()}
+        controls = {at: name for at, name in controls.items() if name in seed.scores}
+        if controls:
+            _line(axes, seed, controls, measure, ls=":", markerfacecolor="white", alpha=0.7, **style)
     if BASE in seed.scores and of == "gamma":
         axes.axhline(100 * getattr(seed.scores[BASE], measure), color=GREY, lw=1, ls="--", label="base")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, ncols=3, fontsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,13 +144,21 @@ class Seed:
                 rounds.setdefault(key, {0: BASE} if BASE in self.methods else {})[int(found[1])] = name
             elif one.objective("kind", "dpo") != "sft":
                 rest = json.dumps(_without(one.settings, "gamma"), sort_keys=True)
-                how = "averaged" if one.objective("average", False) else "summed"
-                gammas.setdefault((one.system, how, rest, str(one.pairs)), {})[float(one.objective("gamma", 1))] = name
-        made = [Curve(key[0], key[1], "gamma", dict(sorted(p.items()))) for key, p in gammas.items() if len(p) >= 3]
+                gammas.setdefault((one.system, rest, str(one.pairs)), {})[float(one.objective("gamma", 1))] = name
+        made = [
+            Curve(system, self._shared(points.values()), "gamma", dict(sorted(points.items())))
+            for (system, *_), points in gammas.items()
+            if len(points) >= 3
+        ]
         for (system, label), points in rounds.items():
             if len(set(points) - {0}) >= 2:
                 made.append(Curve(system, label, "round", dict(sorted(points.items()))))
         return made
+
+    def _shared(self, names: Iterable[str]) -> str:
+        """The parts that all labels have, as "summed, SFT term" of "DPO, summed, SFT term" and others."""
+        first, *others = [self.methods[name].label.split(", ") for name in names]
+        return ", ".join(part for part in first if all(part in other for other in others)) or first[0]
 
     @cached_property
     def chiefs(self) -> dict[str, str]:

@@ -47,6 +47,16 @@ METHODS: dict[str, tuple[str, str, dict[str, Any], float, float]] = {
         for how in ("sum", "average")
         for gamma in range(1, 6)
     },
+    **{
+        f"rlhfv-sft-{gamma}": (
+            f"{f'DDPO, gamma {gamma}' if gamma > 1 else 'DPO'}, summed, SFT term",
+            "rlhf-v",
+            {"gamma": float(gamma), "lr": 5e-4, "sft_weight": 0.5},
+            0.2,
+            0.0,
+        )
+        for gamma in range(1, 4)
+    },
     "rlaifv-1": ("DPO, round 1", "rlaif-v", DPO, 0.6, 0.2),
     "rlaifv-2": ("DPO, round 2", "rlaif-v", DPO, 0.5, 0.35),
     "rlaifv-sft": ("round 1 + SFT term", "rlaif-v", DPO | {"sft_weight": 0.5}, 0.55, 0.0),
@@ -71,7 +81,9 @@ def write_seed(
     for name, (label, system, settings, flaws, silence, control) in made.items():
         if name in leave_out:
             continue
-        texts[name] = [said(scene, f"{seed}:{name}", flaws, silence) for scene in scenes]
+        lost = name.endswith("-blind") and (settings.get("kind") == "sft" or "sft_weight" in settings)
+        seen = scenes[1:] + scenes[:1] if lost else scenes  # a control with likelihood in it describes other pictures
+        texts[name] = [said(scene, f"{seed}:{name}", flaws, silence) for scene in seen]
         judged = score(texts[name], scenes)
         counted: Any = judged.counted.tolist()
         if files:

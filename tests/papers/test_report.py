@@ -103,22 +103,41 @@ def test_each_method_stands_over_its_own_control_on_the_page(made, scores):
         assert blind[1].startswith(f"{100 * control.chair_s:.1f} (")
 
 
+def joined(axes) -> list[list[tuple[float, float]]]:
+    """The lines from one point to another."""
+    lines = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+    return [line for line in lines if len(line) == 2]
+
+
 def test_in_the_picture_a_line_joins_each_control_to_its_method(made):
+    """A control that has learnt to describe other pictures lies outside: its line ends on the frame."""
     seed = read(made)
     panels = {axes.get_title(loc="left"): axes for axes in drawn(seed).axes}
+    outside = set()
     for name, one in seed.methods.items():
         if name == BASE or one.blind:
             continue
-        ends = [(100 * seed.changed[n]["recall"][0], 100 * seed.changed[n]["chair_s"][0]) for n in (name, one.control)]
-        lines = panels[
-            {"rlhf-v": "RLHF-V", "rlaif-v": "RLAIF-V", "sima": "SIMA", "dgpref": "DGPref"}.get(one.system, one.system)
-        ].lines
-        assert any(list(zip(*line.get_data(), strict=True)) == ends for line in lines), name
-        hollow = [line for line in lines if line.get_markerfacecolor() == "white" and len(line.get_xdata()) == 1]
-        assert ends[1] in [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow]
-    assert {"RLHF-V: CHAIR_s over γ", "RLHF-V: recall over γ", "CHAIR_s over rounds", "recall over rounds"} <= set(
-        panels
-    )
+        start, end = (
+            (100 * seed.changed[n]["recall"][0], 100 * seed.changed[n]["chair_s"][0]) for n in (name, one.control)
+        )
+        axes = panels[SYSTEM_TITLES[one.system]]
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert left < start[0] < right and bottom < start[1] < top
+        if not (left < end[0] < right and bottom < end[1] < top):
+            outside.add(name)
+            way = complex(*end) - complex(*start)
+            end = next(
+                point
+                for first, point in joined(axes)
+                if first == start and abs(((complex(*point) - complex(*start)) / way).imag) < 1e-9
+            )
+            assert min(end[0] - left, right - end[0], end[1] - bottom, top - end[1]) == pytest.approx(0, abs=1e-9)
+        assert [start, end] in joined(axes), name
+        hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata()) == 1]
+        assert end in [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow]
+    assert {"mllm-dpo-sft", "rlhfv-sft-1"} <= outside and "rlhfv-sum-1" not in outside
+    below = {"RLHF-V: CHAIR_s over γ", "RLHF-V: recall over γ", "CHAIR_s over rounds", "recall over rounds"}
+    assert {*below, "Wrong claims, beyond the blind control"} <= set(panels)
 
 
 def test_a_control_belongs_to_the_method_that_names_it(made, scores, tmp_path):
@@ -144,6 +163,7 @@ def test_curves_hold_what_differs_in_one_number_alone(made, tmp_path):
     curves = {(curve.system, curve.of, curve.label): curve.points for curve in read(made).curves}
     assert curves == {
         ("rlhf-v", "gamma", "summed"): {float(n): f"rlhfv-sum-{n}" for n in range(1, 6)},
+        ("rlhf-v", "gamma", "summed, SFT term"): {float(n): f"rlhfv-sft-{n}" for n in range(1, 4)},
         ("rlhf-v", "gamma", "averaged"): {float(n): f"rlhfv-average-{n}" for n in range(1, 6)},
         ("sima", "round", "self critic"): {0: BASE, 1: "sima-self-1", 2: "sima-self-2"},
         ("sima", "round", "oracle critic"): {0: BASE, 1: "sima-oracle-1", 2: "sima-oracle-2"},
