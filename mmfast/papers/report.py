@@ -72,10 +72,12 @@ def _methods(seed: Seed) -> Iterator[str]:
         "cent of the objects named. Recall: per cent of the objects there that are named. Words: of a caption. Then "
         "wrong / claimed of each kind of claim. Below each number: the change against the base model, and the "
         "change beyond the method's own blind control, which was trained alike on pairs whose pictures had been "
-        "shuffled; points with 95% intervals, the same pictures compared. "
-        '<span class="better">Better</span> and <span class="worse">worse</span> are told only where the interval '
-        "leaves out zero. Intervals cover the choice of pictures, not the chances of training: those are what several "
-        "seeds are for.</p>"
+        "shuffled; points with 95% intervals, the same pictures compared.</p>"
+        "<p>A control with likelihood in it (SFT and its kin, an SFT term) learns captions of other pictures and gets "
+        "worse than the base. A gain over such a control counts only beside one against the base.</p>"
+        '<p><span class="better">Better</span> and <span class="worse">worse</span> are told where the interval leaves '
+        "out zero: by chance alone five of a hundred do. Intervals cover the choice of pictures, not the chances of "
+        "training: those are what several seeds are for.</p>"
     )
     headings = ("", *SHARES.values(), *PLURALS.values(), "pairs", "seconds", "of processor")
     rows = []
