@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SHARES = {  # name: (column of the numerator, of the denominator)
     "recall": ("recalled", "present"),
     "words": ("length", "captions"),
 }
+RATES = SHARES | {name: (f"{name}:wrong", f"{name}:claimed") for name in CLAIMS}  # and how often each claim is wrong
 TALLY = (
     *("captions", "mentioned", "absent", "inventive", "recalled", "present", "length"),
     *(f"{name}:{part}" for name in CLAIMS for part in ("wrong", "claimed")),
@@ -61,16 +63,20 @@ def tally(text: str, scene: Scene) -> list[int]:
     return [*shares, *(n for pair in judged(text, scene).values() for n in pair)]
 
 
+@lru_cache(maxsize=1)
+def _weights(pictures: int) -> np.ndarray:
+    """How often each picture is drawn in every resample, the same for every model."""
+    return np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
+
+
 def _resampled(counted: np.ndarray) -> dict[str, np.ndarray]:
-    """Each share in every resample of the pictures, the same resamples for every model."""
-    n = len(counted)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    return _shares(weights @ counted)
+    """Each rate in every resample of the pictures."""
+    return _rates(_weights(len(counted)) @ counted)
 
 
-def _shares(sums: np.ndarray) -> dict[str, np.ndarray]:
+def _rates(sums: np.ndarray) -> dict[str, np.ndarray]:
     at = {name: sums[..., k] for k, name in enumerate(TALLY)}
-    return {name: at[above] / np.maximum(at[below], 1) for name, (above, below) in SHARES.items()}
+    return {name: at[above] / np.maximum(at[below], 1) for name, (above, below) in RATES.items()}
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -81,22 +87,33 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def score(captions: Sequence[str], scenes: Sequence[Scene]) -> Score:
     if len(captions) != len(scenes) or not captions:
         raise ValueError(f"{len(captions)} captions for {len(scenes)} scenes: they must match, and not be empty")
-    counted = np.array([tally(text, scene) for text, scene in zip(captions, scenes, strict=True)])
+    return of_counted(np.array([tally(text, scene) for text, scene in zip(captions, scenes, strict=True)]))
+
+
+def of_counted(counted: np.ndarray) -> Score:
+    """The score of captions of which each row says what one of them adds to TALLY."""
     sums = counted.sum(0)
+    rates, resampled = _rates(sums), _resampled(counted)
     pairs = sums[len(TALLY) - 2 * len(CLAIMS) :].reshape(-1, 2).tolist()
     return Score(
-        **{name: float(value) for name, value in _shares(sums).items()},
+        **{name: float(rates[name]) for name in SHARES},
         claims={name: (wrong, claimed) for name, (wrong, claimed) in zip(CLAIMS, pairs, strict=True)},
-        captions=len(captions),
-        intervals={name: _interval(values) for name, values in _resampled(counted).items()},
+        captions=len(counted),
+        intervals={name: _interval(resampled[name]) for name in SHARES},
         counted=counted,
     )
 
 
 def change(before: Score, after: Score, share: str = "chair_s") -> tuple[float, float, float]:
     """(after - before, and its 95% interval), the same pictures compared."""
-    low, high = _interval(_resampled(after.counted)[share] - _resampled(before.counted)[share])
-    return getattr(after, share) - getattr(before, share), low, high
+    return changes(before, after)[share]
+
+
+def changes(before: Score, after: Score) -> dict[str, tuple[float, float, float]]:
+    """`change` of each of RATES: the shares, and how often each kind of claim is wrong."""
+    old, new = (_rates(one.counted.sum(0)) for one in (before, after))
+    drawn = [_resampled(one.counted) for one in (before, after)]
+    return {name: (float(new[name] - old[name]), *_interval(drawn[1][name] - drawn[0][name])) for name in RATES}
 
 
 def greedy_captions(

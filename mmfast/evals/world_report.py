@@ -94,6 +94,12 @@ def marked(text: str, scene: Scene) -> str:
     return re.sub(rf"\b({'|'.join(absent)})", r"<mark>\1</mark>", said) if absent else said
 
 
+def figure(scene: Scene, said: Mapping[str, str]) -> str:
+    """HTML of a picture beside what was said of it, by the speakers' labels."""
+    told = "".join(f"<dt>{html.escape(label)}</dt><dd>{marked(text, scene)}</dd>" for label, text in said.items())
+    return f"<figure>{pages.picture(pages.png(render(scene)), scene.name)}<dl>{told}</dl></figure>"
+
+
 def write_report(
     out: Path,
     scenes: Sequence[Scene],
@@ -115,10 +121,7 @@ def write_report(
         for name, texts in captions.items()
         if name != first
     ]
-    figures = []
-    for n in picked:
-        said = "".join(f"<dt>{labels[m]}</dt><dd>{marked(t[n], scenes[n])}</dd>" for m, t in captions.items())
-        figures.append(f"<figure>{pages.picture(pages.png(render(scenes[n])), scenes[n].name)}<dl>{said}</dl></figure>")
+    figures = [figure(scenes[n], {labels[m]: texts[n] for m, texts in captions.items()}) for n in picked]
     runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
     # The page, and the same as one picture
     page = out / "report.html"

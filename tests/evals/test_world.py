@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmfast.evals.world import change, greedy_captions, score
+from mmfast.evals.world import RATES, change, changes, greedy_captions, of_counted, score
 from mmfast.world import models, scenes
 from mmfast.world.grammar import CAPTION_PROMPTS
 from mmfast.world.scenes import Scene, Thing, render
@@ -49,6 +49,18 @@ def test_intervals_hold_the_truth_nineteen_times_of_twenty():
     assert change(result, result) == (0.0, 0.0, 0.0)
     better, low, high = change(result, score(["a green cross"] * 150, [OTHER] * 150))
     assert better == -result.chair_s and low < better < high < 0
+
+
+def test_every_rate_is_compared_picture_by_picture():
+    """How often a kind of claim is wrong too; and counts that come from a file say the same."""
+    said = ["a red circle left of the centre saying GO", "a red circle right of the centre saying GO"]
+    one = Scene("c", "light", (Thing("red", "circle", "large", (3,), "GO"),))
+    before, after = score([said[0], said[1]] * 20, [one] * 40), score([said[0]] * 40, [one] * 40)
+    found = changes(before, after)
+    assert found.keys() == RATES.keys() and found["relation"][0] == -0.5 and found["relation"][2] < 0
+    assert found["chair_s"] == change(before, after) == found["word"] == (0.0, 0.0, 0.0)
+    again = of_counted(before.counted)
+    assert again == before and changes(again, after) == found
 
 
 def test_captions_and_scenes_must_match():
