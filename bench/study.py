@@ -182,16 +182,21 @@ def change(before: Score, after: Score) -> dict[str, list[float]]:
 # the study
 
 
-def captions(folder: Path, made_by: dict[str, Any], model: Callable[[], str | Path], scenes: list[Scene]) -> list[str]:
-    """A run's captions of the held-out pictures, kept with what it was made by: made anew where that has changed."""
+def captions(
+    folder: Path, made_by: dict[str, Any], model: Callable[[], str | Path], scenes: list[Scene]
+) -> tuple[list[str], float]:
+    """A run's captions of the held-out pictures and the processor seconds that it cost, kept with what it was made by:
+    made anew where that has changed."""
     stamp, asked_of = folder / "captions.json", json.loads(json.dumps(made_by))
     if stamp.exists() and (kept := json.loads(stamp.read_text()))["made_by"] == asked_of:
-        return list(kept["captions"])
+        return list(kept["captions"]), float(kept.get("processor_seconds", 0))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    began = time.process_time()
     texts = greedy_captions(model(), scenes)
-    stamp.write_text(json.dumps({"made_by": asked_of, "captions": texts}))
-    return texts
+    cost = time.process_time() - began
+    stamp.write_text(json.dumps({"made_by": asked_of, "processor_seconds": cost, "captions": texts}))
+    return texts, cost
 
 
 def aligned(out: Path, name: str, run: Run, world: Path, base: Path, pairs: Path, seed: int) -> Path:
@@ -221,24 +226,24 @@ def study(out: Path, seed: int, names: list[str], say: Callable[[dict], None]) -
     world = write_world(out / "world", spec)
     base = make_base(out, world, seed, quiet, {"processes": 1, "threads": 1})[0]
     scenes = read_scenes(world)
-    texts = captions(out / "before", {"world": spec.seed}, lambda: base, scenes)
+    texts, _ = captions(out / "before", {"world": spec.seed}, lambda: base, scenes)
     scores = {"": score(texts, scenes)}
     say(row("base", seed, Run("all", ""), scores, texts, scenes))
     # Each run, and where its control is there already what it has beyond that
     for name in names:
-        run, began = RUNS[name], time.process_time()
+        run = RUNS[name]
         files = written(out, world, spec, base, run.pairs)
         pairs = files["-blind" if run.blind else ""]
         made_by = {"run": asdict(run), "pairs": pairs.read_text()}
-        texts = captions(
+        texts, cost = captions(
             out / name,
             made_by,
             lambda: aligned(out, name, run, world, base, pairs, seed),  # noqa: B023 (called at once)
             scenes,
         )
         scores[name] = score(texts, scenes)
-        cost = {"pairs": len(read_lines(pairs)), "processor_seconds": time.process_time() - began}
-        say(row(name, seed, run, scores, texts, scenes) | cost)
+        more = {"pairs_of_file": len(read_lines(pairs))} | ({"processor_seconds": cost} if cost else {})
+        say(row(name, seed, run, scores, texts, scenes) | more)
 
 
 def row(name: str, seed: int, run: Run, scores: dict[str, Score], texts: list[str], scenes: list[Scene]) -> dict:

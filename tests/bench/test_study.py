@@ -83,8 +83,8 @@ def test_a_finished_run_is_kept_and_one_of_other_settings_made_anew(tmp_path, mo
         return lambda: made.append(name) or name
 
     for run, name in (({"lr": 1}, "a"), ({"lr": 1}, "b"), ({"lr": 2}, "c")):
-        found = study.captions(tmp_path / "run", run, model(name), [])
-    assert made == ["a", "c"] and found == ["c 0"]
+        found, cost = study.captions(tmp_path / "run", run, model(name), [])
+    assert made == ["a", "c"] and found == ["c 0"] and cost >= 0
 
 
 def test_every_control_is_a_run_on_the_same_pairs_or_their_pictures():
