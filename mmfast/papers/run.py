@@ -24,7 +24,7 @@ from rich.console import Console
 
 from mmfast.demo import make_base
 from mmfast.job.runfolder import Lock
-from mmfast.papers import data, work
+from mmfast.papers import data, report, tables, work
 from mmfast.papers.methods import (
     CRITIC,
     FILES,
@@ -64,8 +64,14 @@ def papers(
         raise ValueError(f"seed = {seed}, workers = {workers}: neither can be below 0")
     cores = len(os.sched_getaffinity(0))
     workers = workers or (1 if torch.cuda.is_available() else min(2, cores))
-    with closing(Lock(folder, "--out")), Parts(console) as parts:
-        return _papers(folder, seed, workers, scale, parts)
+    with closing(Lock(folder, "--out")):
+        with Parts(console) as parts:
+            found = _papers(folder, seed, workers, scale, parts)
+        page = report.write(folder)
+        for table in tables.table(folder):
+            console.print(table)
+        console.print(f"{found['seconds']:.0f} s; the report: {page}")
+        return found
 
 
 def _papers(folder: Path, seed: int, workers: int, scale: Scale, parts: Parts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shlex
 from collections import defaultdict
 
 import pytest
+import torch
 from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -21,6 +22,8 @@ from mmfast.engines.asked import read_asked
 from mmfast.engines.presets import planned
 from mmfast.evals.answering import PRESETS, worded
 from mmfast.evals.benches import bench as bench_of
+from mmfast.job.opening import Job
+from mmfast.job.runtime import Runtime
 from mmfast.rounds import loop, report
 from mmfast.rounds.settings import MAKERS, STAGES, load, training_of
 from mmfast.training.recipes import FOLDER
@@ -233,3 +236,65 @@ def test_it_runs_whole_at_toy_scale(name, systems, world, tmp_path):
     assert str(model).endswith(f"{last}/run/export/hf") and (tmp_path / "out" / "rounds.html").exists()
     run = tmp_path / "out" / "rounds" / "01" / "run"
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] >= 2
+
+
+# the commands that the docs show
+
+DOCS = FOLDER.parent / "docs"
+
+
+def commands_of(page):
+    """Of code blocks and of single lines."""
+    found = re.findall(r"(?:^|`)(mmfast (?:data|train) [^`\n]+)", (DOCS / page).read_text(), re.M)
+    return [
+        words
+        for words in map(shlex.split, found)
+        if "-o" in words or any(text.startswith("data.path=") for text in words)
+    ]
+
+
+def test_shown_trainings_read_the_pairs_that_are_made_here():
+    for page in ("pipelines.md", "recipes.md"):
+        found = [words for words in commands_of(page) if words[1] == "train"]
+        assert len(found) >= 4
+        for words in found:
+            config = load_training(FOLDER.parent / words[2], words[3:])
+            assert config.data.format == "auto" and config.data.images == "", words
+
+
+@pytest.fixture(scope="module")
+def judged(systems, world, tmp_path_factory):
+    """Answers of which some are wrong, and what a judge says of them."""
+    home, given = tmp_path_factory.mktemp("judged"), systems["mllm_dpo"]
+    engine = ["--engine", "world", "--model", str(world)]
+    images = ["--images", str(given["prompts.images"])]
+    ask = ["generate", str(given["prompts.path"]), *images, "--out", str(home / "answers"), "--preset", "mllm_dpo"]
+    say = ["judge", str(home / "answers"), "--out", str(home / "judge"), "--preset", "mllm_dpo"]
+    for command in ([*ask, *engine, "--noise", "0.5"], [*say, *engine]):
+        ended = CliRunner().invoke(app, command)
+        assert ended.exit_code == 0, ended.output
+    return home / "judge"
+
+
+def test_mllm_dpos_five_methods_are_made_of_the_same_judged_answers(judged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny, made, trained = tiny_model("llava", tmp_path / "tiny"), {}, []
+    for words in commands_of("recipes.md"):
+        rest = [text.replace("runs/rounds_mllm_dpo/rounds/01/judge", str(judged)) for text in words[1:]]
+        if words[1] == "data":
+            ended = CliRunner().invoke(app, rest)
+            assert ended.exit_code == 0, (ended.output, ended.exception)
+            file = rest[rest.index("-o") + 1]
+            made[file] = [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
+        else:
+            config = load_training(FOLDER.parent / rest[1], [*rest[2:], f"model.path={tiny}", "data.workers=0"])
+            store = Job(config, Runtime(0, 1, 0, 1, torch.device("cpu"))).store
+            assert len(store) == len(made[config.data.path]), rest
+            trained.append(config.data.path)
+    assert trained == ["sft.jsonl", "best.jsonl", "steer.jsonl", "hindsight.jsonl"] == [*made]
+    assert (
+        len(made["steer.jsonl"]) == 4 * len(made["sft.jsonl"]) > len(made["best.jsonl"]) > 0
+        and len(made["hindsight.jsonl"]) > 0
+    )
+    assert "Helpfulness:" in json.dumps(made["steer.jsonl"][0]["prompt"])
+    assert made["hindsight.jsonl"][0]["prompt"][1]["role"] == "assistant"
