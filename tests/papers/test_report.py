@@ -15,7 +15,7 @@ from rich.console import Console
 from mmfast.evals.world import change, score
 from mmfast.papers import over_seeds, report
 from mmfast.papers.picture import drawn
-from mmfast.papers.reading import BASE, read
+from mmfast.papers.reading import BASE, CHIEFS, read
 from mmfast.papers.tables import better, moved, signed
 from mmfast.world.dataset import read_lines, read_scenes
 from tests.make.paper_seed import METHODS, RUNNER_UP, write_seed
@@ -348,3 +348,10 @@ def test_an_unfinished_seed_gives_no_rows(made, tmp_path):
     out = changed_file(made, tmp_path, lambda found: found.update(complete=False))
     with pytest.raises(ValueError, match=r"is unfinished .its driver has not ended.: `mmfast demo --papers` goes on"):
         over_seeds.rows(out)
+
+
+def test_each_system_has_one_method_whose_captions_are_shown():
+    methods = pytest.importorskip("mmfast.papers.methods").METHODS
+    shown_of = {methods[name].system: name for name in CHIEFS}
+    assert set(shown_of) == {one.system for one in methods.values()} - {BASE} and len(shown_of) == len(CHIEFS)
+    assert not any(methods[name].blind for name in CHIEFS)
