@@ -29,7 +29,7 @@ from mmfast.world.base import align_settings
 from mmfast.world.corrections import corrected, repairs
 from mmfast.world.dataset import WorldSpec, blinded, flawed_caption, read_lines, read_scenes, write_world
 from mmfast.world.grammar import CLAIMS, EXCHANGED, OPPOSITE, claims, miscounted, taken_for
-from mmfast.world.scenes import TWINS, Scene, relations
+from mmfast.world.scenes import SHAPES, TWINS, Scene, Thing, relations
 
 ROOM = {"relation", "word"}
 
@@ -162,6 +162,25 @@ def by_the_flaw(texts: list[str], scenes: list[Scene]) -> dict[str, int]:
     return found
 
 
+def by_shape(texts: list[str], scenes: list[Scene]) -> dict[str, dict[str, list[int]]]:
+    """[wrong, claimed] of counts, relations and words, by the shape that they are said of: each flaw is at home on one
+    shape, and on the others is seen what the model can read at all."""
+    found = {name: {shape: [0, 0] for shape in SHAPES} for name in ("count", "relation", "word")}
+    for text, scene in zip(texts, scenes, strict=True):
+        read, places = claims(text), relations(scene)
+        things = {thing.kind: thing for thing in scene.things}
+        claimed: dict[str, tuple[dict, Callable[[Thing], Any]]] = {
+            "count": (read.counts, lambda thing: thing.count),
+            "relation": (read.relations, lambda thing: places.get(thing.kind)),  # noqa: B023 (called at once)
+            "word": (read.words, lambda thing: thing.word),
+        }
+        for name, (values, true) in claimed.items():
+            for kind in values.keys() & things.keys():
+                found[name][kind[1]][0] += values[kind] != true(things[kind])
+                found[name][kind[1]][1] += 1
+    return {name: {shape: pair for shape, pair in of.items() if pair[1]} for name, of in found.items()}
+
+
 def shares(one: Score, weights: np.ndarray) -> dict[str, np.ndarray]:
     """The share of wrong claims of each kind, in each resample of the pictures."""
     sums = weights @ one.counted
@@ -249,7 +268,7 @@ def study(out: Path, seed: int, names: list[str], say: Callable[[dict], None]) -
 def row(name: str, seed: int, run: Run, scores: dict[str, Score], texts: list[str], scenes: list[Scene]) -> dict:
     one = scores.get(name, scores[""])
     made = {"op": "study", "shape": f"seed {seed}", "peer": name} | asdict(run) | one.as_dict()
-    made["by_the_flaw"] = by_the_flaw(texts, scenes)
+    made |= {"by_the_flaw": by_the_flaw(texts, scenes), "by_shape": by_shape(texts, scenes)}
     if name in scores:
         made["change"] = change(scores[""], one)
         if run.control in scores and run.control:

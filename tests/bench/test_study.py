@@ -58,6 +58,11 @@ def test_every_wrong_claim_of_the_worlds_own_captions_is_by_the_flaw():
     # Where a thing and its partner's twin are both exchanged, the judge reads another kind of fault
     for kind, number in study.by_the_flaw(texts, shown).items():
         assert 0.95 * told.claims[kind][0] <= number <= told.claims[kind][0], kind
+    by = study.by_shape(texts, shown)
+    for kind, of in by.items():
+        assert [sum(column) for column in zip(*of.values(), strict=True)] == list(told.claims[kind])
+    assert all(by["count"][shape][0] == 0 for shape in ("star", "circle")) and by["count"]["cross"][0] > 20
+    assert by["relation"].keys() == by["word"].keys() == {"circle", "square", "triangle"}
     wrong = "The image shows one red star."
     seen = [scene for scene in shown if judged(wrong, scene)["object"][0]]
     assert not any(study.by_the_flaw([wrong] * len(seen), seen).values())
