@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from mmfast.rounds.settings import MAKERS, Settings
 from mmfast.rounds.steps import Step, home_of, judged, round_of
 
 LEAST = 20  # verdicts from which on a critic that always says the same is told
+LITTLE = 1 << 20  # bytes of a disk that is full
 RESULT = "result.json"
 
 
@@ -72,6 +74,15 @@ def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
     """Do a step that is not done, and note what it cost."""
     if step.done():
         return
+    try:
+        _take(step, crew, console)
+    except OSError as error:  # a full disk, mostly
+        where = f" ({error.filename})" if error.filename else ""
+        raise ValueError(f"{step.told}: {error.strerror or error}{where}; the same command goes on here") from None
+
+
+def _take(step: Step, crew: Machine | Ranks, console: Console) -> None:
+    # The command, unless people have done it all already
     began, used = time.monotonic(), _processor()
     with console.status(step.told) as status:
         before = step.begin()
@@ -86,9 +97,11 @@ def take(step: Step, crew: Machine | Ranks, console: Console) -> None:
                 step.pause(_spent(before, began, used, said(step.log, size)))
             if isinstance(error, Interrupted):
                 raise
-            raise ValueError(
-                f"{step.told}: {error}\n  (all of it is in {step.log}; the same command goes on here)"
-            ) from None
+            full = disk_usage(step.home).free < LITTLE
+            where = f"the disk of {step.home} is full; " if full else ""
+            told = f"({where}all of it is in {step.log}; the same command goes on here)"
+            raise ValueError(f"{step.told}: {error}\n  {told}") from None
+    # What it left
     text = said(step.log, size)
     _usable(step, text)
     step.end(_spent(before, began, used, text), _kept(step, text))

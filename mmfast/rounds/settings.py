@@ -257,8 +257,10 @@ def _agree(settings: Settings) -> None:
         raise ValueError('reference.model is given by rounds.reference ("current" or "initial"): leave it out')
     if settings.training.get("model", {}).get("adapter"):
         raise ValueError("model.adapter: rounds start from whole weights (mmfast merge ADAPTER OUT makes them)")
-    data = ["pairs.jsonl"] * len(settings.pairs)
-    build(training_of(settings, settings.base, data, Path("run")))  # names what is wrong in the rest
+    files = [f"{one.name}.jsonl" for one in settings.pairs]
+    if not files:
+        raise ValueError("[[pairs]] is empty: a round is trained on nothing; leave it out for one with default options")
+    build(training_of(settings, settings.base, files, Path("run")))  # names what is wrong in the rest
 
 
 def training_of(settings: Settings, model: str, data: list[str], run: Path) -> dict[str, Any]:

@@ -1,14 +1,7 @@
 """The server engine against a server that misbehaves, and against a real one: `transformers serve`, where its packages
 are."""
 
-import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from email.utils import formatdate
@@ -24,6 +17,7 @@ from mmfast.engines.server_calls import ServerFault, Usage, wait_of
 from mmfast.engines.server_wire import data_url
 from mmfast.world.models import tiny_model
 from tests.make.questions import ask, picture
+from tests.make.real_server import free_port, real
 from tests.make.stub_server import END, MODEL, WORDS, Stub, seen_images, serving
 
 EIGHT = Decode(max_tokens=8)
@@ -389,12 +383,6 @@ def test_no_money_ends_the_run():
 # starts
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_starts_that_cannot_be_are_a_line_each(monkeypatch):
     with pytest.raises(ServerFault, match="cannot be reached: is the server running there"):
         Server(f"http://127.0.0.1:{free_port()}", MODEL, pause=0.01)
@@ -463,34 +451,9 @@ def test_a_sample_depends_on_its_key_number_and_seed_alone():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """(address, model) of a tiny LLaVA behind `transformers serve`."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"{missing[0]} is not installed")
     model = tiny_model("llava", tmp_path_factory.mktemp("served") / "llava", seed=3)
-    port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-    log = (model / "log.txt").open("w")
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"transformers serve ended at once: {(model / 'log.txt').read_text()[-2000:]}")
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.2)
+    with real(model) as url:
         yield url, model
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) in (0, 1), "1 is what it gives when it is interrupted"
-        log.close()
 
 
 def test_a_real_server_says_what_it_honours_and_looks_at_the_image(served):

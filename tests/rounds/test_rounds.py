@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import tomllib
 
 import pytest
 from PIL import Image
@@ -13,7 +16,7 @@ from typer.main import get_command
 
 from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
-from mmfast.rounds import choice, loop, report
+from mmfast.rounds import choice, loop, report, steps
 from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.rounds.steps import note_of
@@ -156,6 +159,90 @@ def test_a_config_that_changed_is_refused_by_name(tmp_path):
     assert more.ran == [f"03/{name}" for name in ONE]
 
 
+def test_prompts_or_a_base_that_changed_between_rounds_are_refused_by_name(tmp_path):
+    def kill(number, made):
+        if made.parent.name == "02":
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, Pretend(kill))
+    with pytest.raises(
+        ValueError, match=r'round 1, run was made by other settings: model.path was "base" and is "other"'
+    ):
+        go(tmp_path, Pretend(), "model.path=other")
+    prompts = tmp_path / "world" / "pairs.jsonl"
+    before = prompts.read_bytes()
+    prompts.write_bytes(before + before.splitlines(keepends=True)[0])
+    told = (
+        r"round 1, answers was made by other settings: contents.prompts.path was \"\w{16}\" and is \"\w{16}\": change"
+    )
+    with pytest.raises(ValueError, match=told):
+        go(tmp_path, Pretend())
+    assert {row["state"] for row in loop.status(settings(tmp_path)) if row["step"] == "answers"} == {
+        "made by other settings", "begun"
+    }  # fmt: skip
+    prompts.write_bytes(before)
+    crew = Pretend()
+    go(tmp_path, crew)
+    assert crew.ran == ALL[len(ONE) :]
+    prompts.unlink()
+    with pytest.raises(ValueError, match=r"\[prompts\] path: .*pairs.jsonl does not exist"):
+        go(tmp_path, Pretend())
+
+
+def test_fewer_rounds_than_are_done_keep_the_others_files(tmp_path):
+    go(tmp_path, Pretend())
+    crew = Pretend()
+    model = go(tmp_path, crew, "rounds.count=1")
+    assert crew.ran == [] and str(model).endswith("01/run/export/hf")
+    assert (tmp_path / "out" / "rounds" / "02" / "run" / "export" / "hf").exists()
+    assert str(go(tmp_path, crew)).endswith("02/run/export/hf") and crew.ran == []
+
+
+@pytest.mark.parametrize("home", ["00", "01", "02"])
+def test_an_evaluation_that_was_deleted_is_made_again_alone(tmp_path, home):
+    crew = Pretend()
+    crew.quality = {"00": 0.6, "01": 0.3, "02": 0.1}
+    told = ("rounds.keep=best", FILE + JUDGED)
+    model = go(tmp_path, crew, told[0], text=told[1])
+    shutil.rmtree(tmp_path / "out" / "rounds" / home / "eval")
+    again = Pretend()
+    again.quality = crew.quality
+    assert go(tmp_path, again, told[0], text=told[1]) == model and again.ran == [f"{home}/eval"]
+
+
+def test_an_evaluation_that_comes_out_otherwise_moves_the_next_round(tmp_path):
+    """Round 2 started from round 1, which is no longer the best: it is made again, from the base."""
+    crew = Pretend()
+    crew.quality = {"00": 0.6, "01": 0.3, "02": 0.1}
+    go(tmp_path, crew, "rounds.keep=best", text=FILE + JUDGED)
+    shutil.rmtree(tmp_path / "out" / "rounds" / "01" / "eval")
+    again = Pretend()
+    again.quality = {"01": 0.7, "02": 0.1}
+    go(tmp_path, again, "rounds.keep=best", text=FILE + JUDGED)
+    assert again.ran == ["01/eval", *(f"02/{name}" for name in ONE), "02/eval"]
+    assert 'path = "base"' in (tmp_path / "out" / "rounds" / "02" / "run.toml").read_text()
+
+
+def test_a_disk_that_is_full_is_told_with_the_step_and_gone_on_from(tmp_path, monkeypatch):
+    """Of the rounds' own notes; what a command does there is test_wrong.py's."""
+    go(tmp_path, Pretend(), "rounds.count=1")
+    written = steps.write_json
+
+    def full(path, value):
+        if "/02/steps/grade" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, value)
+
+    monkeypatch.setattr(steps, "write_json", full)
+    with pytest.raises(ValueError, match="round 2, grade: No space left on device; the same command goes on here"):
+        go(tmp_path, Pretend())
+    monkeypatch.undo()
+    crew = Pretend()
+    go(tmp_path, crew)
+    assert crew.ran == ["02/grade", "02/pairs", "02/run"]
+
+
 def test_a_moved_folder_is_the_same(tmp_path):
     go(tmp_path, Pretend())
     (tmp_path / "out").rename(tmp_path / "elsewhere")
@@ -190,6 +277,18 @@ def test_earlier_pairs_are_mixed_in_and_the_reference_is_the_base(tmp_path):
     config = (tmp_path / "out" / "rounds" / "02" / "run.toml").read_text()
     assert "rounds/01/pairs.jsonl" in config and "0.25" in config
     assert 'model = "base"' in config.partition("[reference]")[2].partition("\n[")[0]
+
+
+def test_several_sources_of_pairs_are_trained_on_together(tmp_path):
+    text = FILE + '[[pairs]]\nof = "grade"\nrule = "rlaifv"\n[[pairs]]\nmake = "sft"\nof = "answers"\n'
+    crew = Pretend()
+    go(tmp_path, crew, "rounds.mix=0.5", text=text)
+    made = [name for name in crew.ran if "pairs" in name]
+    assert made == [f"{home}/{name}" for home in ("01", "02") for name in ("pairs", "pairs-2", "pairs-3")]
+    sources = tomllib.loads((tmp_path / "out" / "rounds" / "02" / "run.toml").read_text())["data"]["path"]
+    names = ["/".join(source["path"].split("/")[-2:]) for source in sources]
+    assert names == [f"{home}/{name}.jsonl" for home in ("02", "01") for name in ("pairs", "pairs-2", "pairs-3")]
+    assert [source["weight"] for source in sources] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
 
 
 def test_prompts_are_split_into_parts_of_their_own(tmp_path):
@@ -286,6 +385,12 @@ def test_a_critic_that_always_says_the_same_ends_the_rounds(tmp_path, place, tol
 def test_mistakes_are_told_before_anything_runs(tmp_path, change, told):
     with pytest.raises(ValueError, match=told):
         settings(tmp_path, FILE.replace(*change))
+
+
+def test_a_round_is_trained_on_something(tmp_path):
+    text = FILE.replace("[rounds]", "pairs = []\n[rounds]").replace('[[pairs]]\nrule = "rlaifv"\n', "")
+    with pytest.raises(ValueError, match=r"\[\[pairs\]\] is empty: a round is trained on nothing"):
+        settings(tmp_path, text)
 
 
 def test_keeping_the_best_needs_a_benchmark(tmp_path):
