@@ -66,7 +66,7 @@ class Local:
     ) -> None:
         """
         model      a directory or a hub id
-        adapter    a directory with a LoRA adapter
+        adapter    a directory with a LoRA adapter, and what it has in place of whole modules (a trained projector)
         tokens     of keys and values held at once; 0: as many as fit into a share of the free memory
         scorer     of `model`, already open (inside a training process); adapter and dtype are then its own
         runtime    of that process, where the scorer is spread over ranks: each calls answer() with its own requests, or
@@ -86,7 +86,9 @@ class Local:
         self.model, self.adapter, self.runtime = model, adapter, runtime if self.sharded else None
         self.live = scorer is not None
         with no_bars():
-            self.scorer = scorer or load(model, dtype=dtype, freeze=PARTS, adapter=adapter, device=device)
+            self.scorer = scorer or load(
+                model, dtype=dtype, freeze=PARTS, adapter=adapter, replacing=True, device=device
+            )
         if not self.live:
             self.scorer.requires_grad_(False)
             self.scorer.eval()

@@ -27,6 +27,7 @@ def load(
     freeze: Sequence[str] = ("vision",),
     lora: Lora | PeftConfig | None = None,
     adapter: str = "",
+    replacing: bool = False,
     attention: str = "auto",
     quantize: str = "",
     cached_vision: bool = False,
@@ -38,6 +39,7 @@ def load(
     dtype           of the forward pass. Frozen parameters are kept in it, trainable ones in fp32 (the masters)
     freeze          any of "vision", "projector", "language"; all three for a model that only scores
     lora, adapter   a fresh LoRA adapter, or a directory with one that is trained further
+    replacing       for a model that only answers: an adapter may bring whole modules too (a trained projector)
     attention       backend of the tree attention. Qwen's towers take flash attention on CUDA where it is installed
     quantize        "nf4": the decoder's frozen linear layers in 4 bits (bitsandbytes); needs LoRA
     cached_vision   packs bring cached features: the tower's blocks are not loaded
@@ -70,7 +72,7 @@ def load(
     scorer.tower_loaded = not cached_vision
     freeze_parts(scorer, freeze, with_lora=bool(lora or adapter))
     if lora or adapter:
-        add_lora(scorer, lora, adapter)
+        add_lora(scorer, lora, adapter, replacing=replacing)
     set_dtypes(scorer, dtype)
     scorer.train()
     return scorer

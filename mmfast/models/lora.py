@@ -72,8 +72,11 @@ def settings_of(adapter_path: str) -> PeftConfig:
     return settings
 
 
-def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str = "") -> PeftModel:
-    """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad."""
+def add_lora(
+    scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str = "", *, replacing: bool = False
+) -> PeftModel:
+    """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad.
+    `replacing`: what the adapter has in place of whole modules (a trained projector) takes their place."""
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
     shapes_only = scorer.device.type == "meta"
     if adapter_path:
@@ -91,6 +94,11 @@ def add_lora(scorer: Scorer, spec: Lora | PeftConfig | None, adapter_path: str =
             task_type="CAUSAL_LM",
         )
         peft = get_peft_model(scorer.model, plain, low_cpu_mem_usage=shapes_only)
+    if replacing:
+        for name, module in [*peft.named_modules()]:
+            if isinstance(module, ModulesToSaveWrapper):
+                parent, _, leaf = name.rpartition(".")
+                setattr(peft.get_submodule(parent), leaf, module.modules_to_save[module.active_adapter])
     refuse_what_is_not_lora(peft)
     for p in trains:
         p.requires_grad_(True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmfast.config import Config
+from mmfast.data.containers.read import iterate
 from mmfast.data.records import Branch, Example, ImageInfo
 from mmfast.data.symbols import expanded
 from mmfast.files import whole, write_bytes
@@ -120,13 +121,18 @@ def export_reference(path: Path, source: Path, examples: Iterable[Example], cach
     tuples = {place(example.source, False)[1]: six_tuple(example, cache) for example in examples}
     order = sorted(tuples)
     if path.suffix == ".json":
-        records = json.loads(source.read_text())
-        kept = [{**records[row], **dict(zip(FIELDS, tuples[row], strict=True))} for row in order]
-        write_bytes(path, json.dumps(kept).encode())
+        rows = {row.number: row.value for row in iterate(source)}
+        kept = [{**rows[row], **dict(zip(FIELDS, tuples[row], strict=True))} for row in order]
+        try:
+            write_bytes(path, json.dumps(kept).encode())
+        except TypeError:
+            raise ValueError(f"{source} has its images inside, which JSON does not hold: write .parquet") from None
     elif path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if source.suffix != ".parquet":
+            raise ValueError(f"{path}: the rows of {source.name} are no parquet's: write .json")
         table = pq.read_table(source).take(pa.array(order))
         if "logps" in table.column_names:
             table = table.drop_columns(["logps"])
@@ -176,9 +182,10 @@ def _files(path: Path) -> list[tuple[str, Path]]:
 
 
 def _column(file: Path) -> list[SixTuple | None]:
-    if file.suffix == ".json":
-        records = json.loads(file.read_text())
-        return [[r[f] for f in FIELDS] if all(r.get(f) is not None for f in FIELDS) else None for r in records]
+    if file.suffix != ".parquet":
+        rows = {row.number: row.value for row in iterate(file) if isinstance(row.value, dict)}
+        whole = {n: all(value.get(f) is not None for f in FIELDS) for n, value in rows.items()}
+        return [[rows[n][f] for f in FIELDS] if whole.get(n) else None for n in range(max(rows, default=-1) + 1)]
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)

@@ -86,6 +86,30 @@ def test_with_an_adapter(folders, tmp_path):
     assert engine.identity()["adapter"] and engine.identity()["weights"] == base.identity()["weights"]
 
 
+def test_with_an_adapter_whose_projector_was_trained(folders, tmp_path):
+    from mmfast.models.export import save_peft
+    from mmfast.models.merge import merge
+
+    scorer = load(folders("llava"), dtype="float32", freeze=("vision",), lora=Lora(r=4))
+    torch.manual_seed(3)
+    for name, p in scorer.model.named_parameters():
+        if ".lora_B." in name or ("projector" in name and p.requires_grad):
+            torch.nn.init.normal_(p, std=0.3)
+    (tmp_path / "adapter").mkdir()
+    save_peft(scorer, folders("llava"), tmp_path / "adapter", write=True)
+    assert "modules_to_save" in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    merge(tmp_path / "adapter", tmp_path / "merged", folders("llava"))
+    engine, base = Local(folders("llava"), adapter=str(tmp_path / "adapter")), Local(folders("llava"))
+    rows = requests("llava", 6, max_tokens=12)
+    found = answered(engine, rows)
+    assert all(found[one.key, 0][0] == twin(engine, one) for one in rows)
+    merged = answered(Local(str(tmp_path / "merged")), rows)
+    assert {key: reply[0] for key, reply in found.items()} == {key: reply[0] for key, reply in merged.items()}
+    assert found != answered(base, rows)
+    with pytest.raises(ValueError, match=r"replaces .*projector.* as a whole"):  # a training does not go on with it
+        load(folders("llava"), dtype="float32", adapter=str(tmp_path / "adapter"))
+
+
 def test_a_small_budget_makes_rows_wait_and_changes_nothing(folders):
     rows = requests("llava", 24, max_tokens=40)
     large, small = Local(folders("llava")), Local(folders("llava"), tokens=420)

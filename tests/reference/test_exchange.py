@@ -42,15 +42,18 @@ def _cache(folder, fill=True):
     return cache
 
 
-@pytest.mark.parametrize("kind", ["json", "parquet", "muffin"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "muffin"])
 def test_there_and_back(tmp_path, kind):
     cache = _cache(tmp_path / "a")
-    source = tmp_path / ("source.json" if kind == "json" else "source.parquet")
+    source = tmp_path / f"source.{'parquet' if kind == 'muffin' else kind}"
+    rows = [{"image": "p.png", "n": i} for i in range(3)]
     if kind == "json":
-        source.write_text(json.dumps([{"image": "p.png", "n": i} for i in range(3)]))
+        source.write_text(json.dumps(rows))
+    elif kind == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         pq.write_table(pa.table({"question": ["a", "b", "c"]}), source)
-    out = tmp_path / ("out.json" if kind == "json" else "out.parquet")
+    out = tmp_path / ("out.json" if kind in ("json", "jsonl") else "out.parquet")
     assert export_reference(out, source, EXAMPLES[::2], cache) == 2  # row 1 was dropped
     if kind == "muffin":
         rows = [json.dumps({"logps": json.loads(t)["logps"]}) for t in pq.read_table(out).column("logps").to_pylist()]
@@ -58,6 +61,11 @@ def test_there_and_back(tmp_path, kind):
     kept = [
         Example(id=e.id, source=f"out:{i}", chosen=e.chosen, rejected=e.rejected) for i, e in enumerate(EXAMPLES[::2])
     ]
+    if kind == "jsonl":  # lines are read as well as one array
+        lines = out.with_suffix(".jsonl")
+        lines.write_text("".join(json.dumps(row) + "\n" for row in json.loads(out.read_text())))
+        assert [row["n"] for row in json.loads(out.read_text())] == [0, 2]
+        out = lines
     again = _cache(tmp_path / "b", fill=False)
     assert import_reference(out, kept, IMAGES, again, image_token=IMAGE) == 4
     for e in kept:
@@ -113,3 +121,15 @@ def test_no_file_holds_runner_up_tokens(tmp_path):
     for carry in (import_file, export_file):
         with pytest.raises(ValueError, match="scores runner-up tokens, which no such file holds"):
             carry(config, tmp_path / "x.json")
+
+
+def test_an_export_that_the_files_kind_does_not_hold_is_told(tmp_path):
+    cache = _cache(tmp_path / "a")
+    lines, inside = tmp_path / "source.jsonl", tmp_path / "source.parquet"
+    lines.write_text(json.dumps({"n": 0}) + "\n")
+    pq.write_table(pa.table({"image": [b"bytes"]}), inside)
+    with pytest.raises(ValueError, match=r"the rows of source.jsonl are no parquet's: write .json"):
+        export_reference(tmp_path / "out.parquet", lines, EXAMPLES[:1], cache)
+    with pytest.raises(ValueError, match=r"has its images inside, which JSON does not hold: write \.parquet"):
+        export_reference(tmp_path / "out.json", inside, EXAMPLES[:1], cache)
+    assert not (tmp_path / "out.json").exists()
