@@ -113,7 +113,9 @@ def sources_outside(kind: type[Adapter] | None) -> list[str]:
     store would outlive a change of its rules; those of mmfast's own files are under its format version."""
     classes = kind.__mro__ if kind else ()
     modules = {x.__module__ for x in classes if x.__module__.startswith(f"{PLACES[1]}.")}
-    return [Path(str(sys.modules[name].__file__)).read_text() for name in sorted(modules)]
+    files = [Path(str(sys.modules[name].__file__)) for name in sorted(modules)]
+    beside = [sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file] for file in files]
+    return [file.read_text() for some in beside for file in some]
 
 
 def _described_in(x: object, module: str) -> bool:

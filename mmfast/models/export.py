@@ -130,7 +130,7 @@ def _write(scorer: Scorer, base: str, out: Path, tensors: dict[str, Tensor], **s
 def copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
     """Tokenizer, processor and templates; the model's config where whole weights are written."""
     for path in base.iterdir():
-        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
+        if path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not path.name.endswith(".index.json"):
             if path.name in ("config.json", "generation_config.json") and not config_too:
                 continue
             if not (out / path.name).exists():

@@ -30,10 +30,15 @@ def published() -> dict[str, PretrainedConfig]:
     return {model: drawn_config(name, **sizes) for name, kind in kinds for model, sizes in kind.published.items()}
 
 
+def hub_id(path: str) -> str:
+    """Of a model, also where it lies in a folder of that name (as `mmfast import` is told to call it)."""
+    return next((model for model in published() if model.rpartition("/")[2] == Path(path).name), path)
+
+
 def memory_estimate(config: Config, gpus: int) -> Memory:
     """Of one of `gpus` GPUs, as `mmfast plan` tells it, without the model's directory and for made-up data."""
     job = alone(config)
-    scorer = sketch(job, published()[config.model.path])
+    scorer = sketch(job, published()[hub_id(config.model.path)])
     pack = usual_pack(scorer.adapter, config)
     return estimate(scorer, pack, setting_of(job, scorer, gpus, GPUS_PER_NODE, "cuda", micro_batches=2))
 
@@ -85,7 +90,7 @@ def recipes() -> list[dict[str, str | float]]:
     for path in map(recipe_file, names()):
         config = load(path)
         rows.append({"name": path.stem, "about": config.about, "path": str(path)})
-        if config.model.path in published():
+        if hub_id(config.model.path) in published():
             gpus = gpus_of(path.stem) if not config.model.lora or "gpu" in path.stem else 1
             o, t = config.optim, config.train
             key = repr(

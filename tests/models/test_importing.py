@@ -66,7 +66,7 @@ def test_what_it_makes_is_read_without_the_code_in_the_directory(source, tmp_pat
     assert taste.eos_token_id == ends and taste.top_p == 0.3
     assert ImageProcessor.from_model_dir(out) == ImageProcessor.from_model_dir(source)
     picture = torch.zeros(50, 70, 3, dtype=torch.uint8).numpy()
-    theirs = hf.AutoImageProcessor.from_pretrained(out, backend="pil")(picture, return_tensors="np")["pixel_values"]
+    theirs = hf.CLIPImageProcessorPil.from_pretrained(out)(picture, return_tensors="np")["pixel_values"]
     assert (ImageProcessor.from_model_dir(out).preprocess(picture)["pixel_values"] == theirs[0]).all()
     model, report = hf.AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -92,8 +92,12 @@ def test_it_is_trained_with_dgprefs_lora_and_goes_back(source, tmp_path):
     changed = {name.rsplit(".", 2)[-2] for name in merged if not torch.equal(merged[name], plain[name])}
     assert changed == {"c_attn", "c_proj", "w1", "w2"}
     assert not [n for n in merged if not torch.equal(merged[n], plain[n]) and ("mlp.c_proj" in n or "visual" in n)]
-    for name in ("qwen.tiktoken", "config.json"):
-        shutil.copy(source / name, tmp_path / "merged")
+    ours = json.loads((tmp_path / "merged" / "config.json").read_text())
+    original = json.loads((source / "config.json").read_text())
+    assert {key: ours.get(key) for key in original if key != "auto_map"} | {
+        "auto_map": original["auto_map"]
+    } == original
+    assert (tmp_path / "merged" / "qwen.tiktoken").read_bytes() == (source / "qwen.tiktoken").read_bytes()
     again = import_model(tmp_path / "merged", tmp_path / "again")
     assert all(torch.equal(t, merged[name]) for name, t in tensors(again).items())
 

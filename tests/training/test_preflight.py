@@ -246,7 +246,12 @@ def test_an_initial_adapter_alone_can_be_exported_as_peft(tiny, tmp_path):
 
 # the plan
 
-FAMILIES = {"llava-hf/llava-1.5": "llava", "Qwen/Qwen2.5-VL": "qwen2_5_vl", "Qwen/Qwen3-VL": "qwen3_vl"}
+FAMILIES = {
+    "llava-hf/llava-1.5": "llava",
+    "Qwen/Qwen2.5-VL": "qwen2_5_vl",
+    "Qwen/Qwen3-VL": "qwen3_vl",
+    "models/Qwen-VL-Chat": "qwen",
+}
 
 
 @pytest.fixture(scope="module")

@@ -89,8 +89,9 @@ def overrides(name, tiny, samples, folder):
     config = load(FOLDER / f"{name}.toml")
     wanted = "trl" if config.data.format == "auto" else config.data.format
     path = samples[{"sima": "sima-pairs"}.get(wanted, wanted)]
+    model = make_model(folder, "qwen") if name == "dgpref_qwen" else tiny[0]  # its LoRA and template are its family's
     given = {
-        "model.path": tiny[0], "model.dtype": "float32", "data.path": path, "data.images": path.parent,
+        "model.path": model, "model.dtype": "float32", "data.path": path, "data.images": path.parent,
         "data.workers": 0, "data.cache": folder / "cache", "output_dir": folder / "run", "log.progress": "false",
         "data.on_error": "drop", "model.max_pixels": 0, "data.eval_path": "", "train.eval_samples": 0,
     }  # fmt: skip

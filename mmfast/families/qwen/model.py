@@ -292,6 +292,7 @@ class QwenModel(QwenPreTrainedModel):
         use_cache: bool | None = None,
         **more: Any,
     ) -> BaseModelOutputWithPast:
+        # What is read, and from where on
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if cache is None else cache
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
@@ -344,6 +345,7 @@ class QwenForCausalLM(QwenPreTrainedModel, GenerationMixin):
         **more: Any,
     ) -> CausalLMOutputWithPast:
         """`pixel_values` [N, 3, edge, edge]: the images in the order in which they stand in `input_ids`, row by row."""
+        # Words, and images in their slots
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.transformer.wte(input_ids)
@@ -351,6 +353,7 @@ class QwenForCausalLM(QwenPreTrainedModel, GenerationMixin):
                 slots = (input_ids == self.config.visual["image_start_id"] + 2)[..., None]  # type: ignore[index]
                 rows = self.transformer.visual(pixel_values).to(inputs_embeds.dtype)
                 inputs_embeds = inputs_embeds.masked_scatter(slots, rows)
+        # The decoder, and the rows that are asked for
         output = self.transformer(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
