@@ -90,7 +90,7 @@ ORACLE = {"read": "text", "order": "one", "pairs": "greedy-sample"}  # it reads 
 TOP = dict.fromkeys(ATTRIBUTES, 4.0)
 WORSE = dict.fromkeys(ATTRIBUTES, 2.0)  # what a caption of the base is said to have, in the second turn of hindsight
 ASPECTS = ("object", "count", "spatial", "text")  # of DGPref's, those that captions of the world have
-FACTS = {"preset": "rlaifv", "experts": "rlaifv"}
+FACTS = {"preset": "rlaifv", "experts": "world"}  # "rlaifv" reads P(yes), in which noise never tips the balance
 
 STEPS = (
     Step(name="mllm-dpo-answers", do="answers", options={"preset": "mllm_dpo"}),

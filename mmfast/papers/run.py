@@ -123,20 +123,26 @@ def _step(name: str) -> Step:
 
 
 def pieces_of(folder: Path, seed: int, scale: Scale) -> dict[str, Piece]:
-    """Every piece by its name, in an order in which each comes behind what it reads. Its stamp is of its settings and
+    """Every piece by its name, in the order of the methods, each behind what it reads. Its stamp is of its settings and
     of the stamps of these."""
     common = json.dumps([asdict(scale), seed, WORLD_COMMIT, NOISE, MAX_TOKENS, CRITIC])
     everything: tuple[What, ...] = (*METHODS.values(), *STEPS, *FILES)
-    waiting: dict[str, What] = {named(what): what for what in everything}
+    by_name = {named(what): what for what in everything}
     found: dict[str, Piece] = {}
-    while waiting:
-        ready = [name for name, what in waiting.items() if all(other in found for other in reads(what))]
-        assert ready, f"{', '.join(waiting)} wait for each other, or for what there is not"
-        for name in ready:
-            what = waiting.pop(name)
-            told = json.dumps([asdict(what), common, *(found[other].stamp for other in reads(what))])
-            stamp = hashlib.sha256(told.encode()).hexdigest()[:24]
-            found[name] = Piece(what=what, folder=folder, seed=seed, scale=scale, stamp=stamp)
+
+    def add(name: str, above: tuple[str, ...] = ()) -> None:
+        assert name not in above, f"{' <- '.join((*above, name))} wait for each other"
+        what = by_name[name]
+        for other in reads(what):
+            if other not in found:
+                add(other, (*above, name))
+        told = json.dumps([asdict(what), common, *(found[other].stamp for other in reads(what))])
+        stamp = hashlib.sha256(told.encode()).hexdigest()[:24]
+        found[name] = Piece(what=what, folder=folder, seed=seed, scale=scale, stamp=stamp)
+
+    for one in METHODS.values():
+        if named(one) not in found:
+            add(named(one))
     return found
 
 
@@ -213,7 +219,7 @@ class _Workers:
 
 def _alone(parent: int) -> None:
     """In a worker: it computes on one core, ends with its parent however that ends, and leaves Ctrl-C to it."""
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)  # a run's own handler would take a softer one for a wish to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != parent:
         os._exit(1)

@@ -146,10 +146,10 @@ def followed(arguments: list[str], log: Path, environment: dict[str, str | None]
         raise Failed(reason(said(log, start)) or f"it ended with {process.returncode}")
 
 
-def die_with_parent() -> None:
-    """In the child: where the rounds are killed outright, the command must not go on writing beside the next start."""
+def die_with_parent(by: int = signal.SIGTERM) -> None:
+    """In the child: where the parent is killed outright, what it began must not go on writing beside the next start."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # PR_SET_PDEATHSIG
 
 
 def said(log: Path, start: int = 0) -> str:

@@ -231,6 +231,14 @@ def test_started_again_it_keeps_what_stands_and_makes_what_is_gone(done, monkeyp
     assert {name: row["score"] for name, row in again.items()} == {n: r["score"] for n, r in before["methods"].items()}
 
 
+def alive(number: str) -> bool:
+    """A process that ended and that nobody has asked for has no command line."""
+    try:
+        return bool(Path(f"/proc/{number}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 def test_what_leaves_nothing_to_train_on_is_left_out_and_said(tmp_path):
     """A base of three steps says nothing that can be judged: the corrections alone are trained on. Killed in the middle
@@ -252,8 +260,12 @@ def test_what_leaves_nothing_to_train_on_is_left_out_and_said(tmp_path):
     while not note.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert process.poll() is None
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    while any(alive(number) for number in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert time.monotonic() < deadline, "a worker outlives the command"
     ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     value = everything(tmp_path / "seed-4")
