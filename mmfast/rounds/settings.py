@@ -125,10 +125,11 @@ def load(path: str | Path, overrides: Sequence[str], known: Options) -> Settings
 
 def _follow(command: Command, read: dict[str, Any], known: Options) -> Command:
     """Our own model's prompts and images are those of its training, unless its table says otherwise."""
-    options = command.options
-    if command.stage != "eval" and (options.get("engine") != "local" or options.get("model") not in MODELS):
+    options, engine = command.options, "local" if command.stage == "eval" else command.options.get("engine")
+    if engine not in ("local", "plain") or (command.stage != "eval" and options.get("model") not in MODELS):
         return command
-    return replace(command, options={k: v for k, v in read.items() if k in known[command.stage]} | options)
+    taken = {k: v for k, v in read.items() if k in known[command.stage] and (k != "aspect" or engine == "local")}
+    return replace(command, options=taken | options)
 
 
 def _section(kind: Any, tree: Any, name: str) -> Any:

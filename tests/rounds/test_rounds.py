@@ -645,3 +645,5 @@ def test_our_own_model_reads_as_it_trains_and_others_as_they_are_told(tmp_path):
         "--template vicuna_v1" in said["eval"] and "--aspect crop" in said["eval"] and "--preset llava" in said["eval"]
     )
     assert not any(word in said["check"] for word in ("--template", "--dtype"))  # the world's
+    plain = settings(tmp_path, text + more, "generate.engine=plain").generate.options  # fits images its own way
+    assert plain["template"] == "vicuna_v1" and "aspect" not in plain

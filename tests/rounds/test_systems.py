@@ -79,6 +79,33 @@ def test_its_prompts_are_its_own_files(name, systems, world):
         assert all(row.meta["reference"] for row in rows)
 
 
+PREVIEW = {"ds_name": "d", "origin_dataset": "d", "origin_split": "{}", "idx": 7, "image_path": "a.jpg"}
+TEXTS = {"question": "What?", "chosen": "A.", "rejected": "B."}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize("row", [
+    PREVIEW | {"text": json.dumps(TEXTS)}, PREVIEW | {"text": json.dumps(TEXTS), "image": None}, PREVIEW | TEXTS,
+    {"image": "a.jpg", "text": "What?", "ground_truth": "A."}, {"question_id": 3, "image": "a.jpg", "text": "What?"},
+    {"question_id": 3, "image": "a.jpg", "text": "<image>\nWhat?", "category": "default"},
+    {"image": "a.jpg", "question": {"from": "human", "value": "<image>\nWhat?"},
+     "chosen": {"from": "gpt", "value": "A."}, "rejected": {"from": "gpt", "value": "B."}},
+])  # fmt: skip
+def test_rows_of_a_system_in_another_container_ask_the_same(row, suffix, tmp_path):
+    file = tmp_path / f"rows.{suffix}"
+    file.write_text(json.dumps([row] if suffix == "json" else row) + "\n")
+    (one,) = read_asked(file)
+    assert not one.problem and one.images == ("a.jpg",)
+    assert one.messages[-1]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
+
+
+def test_dgprefs_images_are_prompts_without_their_scene_graphs_too(systems):
+    folder = systems["dgpref_llava"]["prompts.images"]
+    graphs = read_asked(systems["dgpref_llava"]["prompts.path"], only_images=True, root=folder)
+    found = [(folder / row.images[0]).resolve() for row in read_asked(folder, only_images=True)]
+    assert sorted(found) == sorted((folder / row.images[0]).resolve() for row in graphs) and len(found) > 1
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_dry_run_says_the_commands_on_its_files(name, systems, tmp_path):
     given = [*overrides(systems[name]), f"output_dir={tmp_path}"]

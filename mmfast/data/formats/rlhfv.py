@@ -59,7 +59,8 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         meta["origin_split"] = json.loads(base64.b64decode(value["origin_split"], validate=True))
     else:
         content = json.loads(text) if isinstance(text, str) else text
-        images = image_list(value.get("image"))
+        image = value.get("image")  # its preview in JSON lines has the path alone
+        images = image_list(value.get("image_path") if image is None else image)
         meta["origin_split"] = origin(value.get("origin_split"))
     need(content, "question", "chosen", "rejected")
     meta["logps"] = content.get("logps")
@@ -98,7 +99,7 @@ def write(record: Record) -> Written:
 
 def _accepts(row: dict) -> bool:
     text = row.get("text")
-    if not isinstance(text, str | dict) or "image" not in row:
+    if not isinstance(text, str | dict) or not {"image", "image_path"} & set(row):
         return False
     if set(row) == set(TSV_COLUMNS) and isinstance(text, str) and not text.lstrip().startswith("{"):
         return True

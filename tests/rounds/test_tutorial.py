@@ -21,7 +21,7 @@ from mmfast.world.dataset import WorldSpec, write_world
 from mmfast.world.models import tiny_model
 from tests.rounds.crews import Inside
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 WORLD_PART, OWN_PART = PAGE.split("## On your own images")
 ROOT = get_command(app)
 
@@ -63,9 +63,9 @@ def test_every_command_is_understood_and_every_file_loads(tmp_path):
 
 def test_the_page_links_to_pages_that_are_there():
     for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (Path(__file__).parents[1] / "docs" / target).exists(), target
+        assert (Path(__file__).parents[2] / "docs" / target).exists(), target
     for page in ("README.md", "docs/README.md"):
-        assert "tutorial.md" in (Path(__file__).parents[1] / page).read_text()
+        assert "tutorial.md" in (Path(__file__).parents[2] / page).read_text()
 
 
 # What makes each command small: the world answers in the place of a model that was never trained
