@@ -1,6 +1,5 @@
-// How native functions become Python's: by their own declarations. A pointer is passed as an integer (a tensor's
-// data_ptr(), a stream; 0 stands for "absent"), a struct as its fields, one after another. mmfast/ops checks dtypes, shapes
-// and devices first.
+// How native functions become Python's: by their own declarations. A pointer is passed as a tensor, None, or an address; a
+// struct as its fields, one after another. mmfast/ops checks dtypes, shapes and devices first.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -30,8 +29,16 @@ struct Number {
 
   template <class T, class = std::enable_if_t<std::is_arithmetic_v<T> || std::is_pointer_v<T>>>
   operator T() const {
-    if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(value.cast<uintptr_t>());
+    if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(address());
     else return value.cast<T>();
+  }
+  uintptr_t address() const {
+    static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+    if (value.is_none()) return 0;
+    if (PyLong_Check(value.ptr())) return value.cast<uintptr_t>();
+    const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallMethodNoArgs(value.ptr(), name));
+    if (!found) throw pybind11::error_already_set();
+    return found.cast<uintptr_t>();
   }
 };
 template <class T, size_t... I>

@@ -39,16 +39,12 @@ MMFAST_HD float exp_or_zero(float x) {
 MMFAST_HD double exp_or_zero(double x) { return x < -700.0 ? 0.0 : ::exp(x); }
 
 MMFAST_HD float tanh_of(float x) {
-#ifdef __CUDA_ARCH__
-  return tanhf(x);
-#else
   const float size = x < 0 ? -x : x;
   const float t = exp_or_zero(-2.0f * size);
   const float large = (1.0f - t) / (1.0f + t);
   const float q = x * x;
   const float series = 1.0f + q * (-1.0f / 3 + q * (2.0f / 15 + q * (-17.0f / 315 + q * (62.0f / 2835 - q * (1382.0f / 155925)))));
   return size < 0.3f ? x * series : (x < 0 ? -large : large);
-#endif
 }
 MMFAST_HD double tanh_of(double x) { return ::tanh(x); }
 
@@ -95,7 +91,7 @@ MMFAST_HD T move_maximum(OthersSum<T>& a, T m) {
   return factor;
 }
 
-// bfloat16 by its bits, rounded to nearest even; NaN stays NaN.
+// bfloat16 by its bits, rounded to nearest even; a NaN keeps the upper bits of its payload and becomes quiet.
 MMFAST_HD float from_bf16(uint16_t x) {
   const uint32_t bits = uint32_t(x) << 16;
   float value;
@@ -106,7 +102,7 @@ MMFAST_HD uint16_t to_bf16(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return uint16_t(x != x ? 0x7fc0u : rounded);
+  return uint16_t(x != x ? (bits >> 16) | 0x40u : rounded);
 }
 
 }  // namespace mmfast

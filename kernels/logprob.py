@@ -257,36 +257,23 @@ def fold_forward(tile: Any, stats: Tensor, spec: Any, to: Any) -> None:
     )  # fmt: skip
 
 
-def fold_gradient(
-    tile: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    first: int,
-    lse: Tensor,
-    a: Tensor,
-    b: Tensor | None,
-    d: Tensor,
-    softcap: float,
-    temperature: float,
-    out: Tensor,
-) -> None:
-    rows, width = tile.shape
+def fold_gradient(tile: Any, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: Any, out: Tensor) -> None:
+    logits, bias, targets, first = tile
+    rows, width = logits.shape
     if rows == 0 or width == 0:
         return
-    block = min(block_of(width), 2048)
+    block = block_of(width)
     lse, a, d = lse.contiguous(), a.contiguous(), d.contiguous()
-    b_or_a = a if b is None else b.contiguous()
     fold_gradient_kernel[(rows, triton.cdiv(width, block))](
-        tile, tile.stride(0), tile if bias is None else bias, targets, first, lse, a, b_or_a, d, out,
-        out.stride(0), width, *scalars(softcap, temperature), HAS_BIAS=bias is not None,
-        HAS_SOFTCAP=softcap != 0, HAS_B=b is not None, BLOCK=block, num_warps=4,
+        logits, logits.stride(0), logits if bias is None else bias, targets, first, lse, a,
+        a if b is None else b.contiguous(), d, out, out.stride(0), width, *scalars(spec.softcap, spec.temperature),
+        HAS_BIAS=bias is not None, HAS_SOFTCAP=spec.softcap != 0, HAS_B=b is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
 
 def fold_finish(kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
     rows, columns = kept.shape
     if kept.numel():
-        block = min(block_of(width), 2048)
         fold_finish_kernel[(rows, scale.shape[0])](
-            kept, kept.stride(0), columns, scale, width, targets, entry, BLOCK=block, num_warps=4,
-        )  # fmt: skip
+            kept, kept.stride(0), columns, scale, width, targets, entry, BLOCK=block_of(width), num_warps=4
+        )

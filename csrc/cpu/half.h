@@ -3,8 +3,7 @@
 // nearest, ties to even; subnormals kept; a NaN keeps the upper bits of its payload and becomes quiet.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include "math.h"
 
 namespace mmfast {
 
@@ -21,12 +20,8 @@ inline float float_of(uint32_t bits) {
 
 struct BFloat16 {
   uint16_t bits;
-  explicit operator float() const { return float_of(uint32_t(bits) << 16); }
-  static BFloat16 from(float value) {
-    const uint32_t wide = float_bits(value);
-    if (value != value) return {uint16_t((wide >> 16) | 0x40)};
-    return {uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
-  }
+  explicit operator float() const { return from_bf16(bits); }
+  static BFloat16 from(float value) { return {to_bf16(value)}; }
 };
 
 struct Float16 {

@@ -14,7 +14,7 @@
 #include "cuda/ops.h"
 
 #ifdef MMFAST_EMULATE
-#include "cuda/emulate.h"  // the same kernels on the host, for tests
+#include "emulate.h"  // of tests/kernels: the same kernels on the host
 #else
 #include <cooperative_groups.h>
 #endif

@@ -6,7 +6,6 @@ namespace {
 using namespace cuda;
 
 constexpr int kSMs = 132;  // about: a block has fewer threads the more blocks can share a multiprocessor
-constexpr int kGradientThreads = 256;
 
 // --- forward: one block a row.
 // What a variant does beside the maximum, the sum and the target's logit. kSoftcap looks for a bias itself; kExtras is
@@ -24,6 +23,7 @@ struct Fold {
   int64_t stride, first, rows;
   int width;
   LogitMap<float> map;
+  float to_base2;  // of the softcap's e^2|x|: an exponent of 2
   bool aligned;   // rows of the tile, the bias and the outputs may be moved by 16 bytes
   bool one_pass;  // exponentials may be taken before the maximum is known, and their logits will still be there
   float* stats;
@@ -38,6 +38,16 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 units in the last 
 #else
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {  // 1 unit in the last place; 0 of infinity
+#ifdef MMFAST_EMULATE
+  return 1.0f / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
 }
@@ -86,8 +96,8 @@ __device__ __forceinline__ void put(float* to, const float (&x)[N], float&) {
   store<N>(to, x);
 }
 
-// One row of a tile. z is a logit with bias and softcap, before the temperature. A warp takes kChunk columns at a time;
-// a thread has kLoads loads of 16 bytes in flight.
+// One row of a tile. z is a logit with bias, before the temperature. A warp takes kChunk columns at a time; a
+// thread has kLoads loads of 16 bytes in flight.
 template <class T, int F>
 struct Row {
   static constexpr int kVec = 16 / sizeof(T), kLoads = (F & (kSoftcap | kCentered) ? 8 : 16) / kVec;
@@ -103,12 +113,19 @@ struct Row {
     return {fold, row_at(static_cast<const T*>(fold.tile), t * fold.stride), F & (kBias | kSoftcap) ? row_at(fold.bias, 0) : nullptr,
             y >= 0 && y < fold.width ? int(y) : -1, target};
   }
-  __device__ __forceinline__ float slope(float z) const {  // of the softcap; also where z is -inf
-    const float tanh = fmaxf(z * fold.map.inv_softcap, -1.0f);
-    return fmaf(-tanh, tanh, 1.0f);
+  // The softcap: tanh |x| is 1 - 2r and its slope 4r (1 - r), r = 1 / (1 + e^2|x|) by the hardware's functions. Returns the
+  // slope, 0 where z is infinite. tests/kernels/test_logprob_softcap.py bounds the errors.
+  __device__ __forceinline__ float cap(float& z) const {
+    if (!(F & kSoftcap)) return 1.0f;
+    const float r = reciprocal_approx(1.0f + exp2_approx(fabsf(z) * fold.to_base2));
+    z = copysignf(fmaf(-2.0f * fold.map.softcap, r, fold.map.softcap), z);
+    return 4.0f * fmaf(-r, r, r);
   }
-  __device__ __forceinline__ float mapped(float z) const {
-    return F & kSoftcap ? fold.map.softcap * tanh_of(z * fold.map.inv_softcap) : z;
+  // What `each` hands over: without the softcap, but with it where it has checked. Returns the softcap's slope.
+  __device__ __forceinline__ float finish(float& z, bool checked) const {
+    if (!(F & kSoftcap) || !checked) return cap(z);
+    const float tanh = fmaxf(z * fold.map.inv_softcap, -1.0f);  // also where z is -inf
+    return fmaf(-tanh, tanh, 1.0f);
   }
   __device__ __forceinline__ void read(int at, float (&z)[kVec]) const {
     load<kVec>(logits + at, z);
@@ -118,17 +135,16 @@ struct Row {
 #pragma unroll
       for (int j = 0; j < kVec; ++j) z[j] += more[j];
     }
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) z[j] = mapped(z[j]);
   }
-  // The same where the target or the row's end may be: they are -inf.
+  // The same where the target or the row's end may be, which are -inf, and with the softcap.
   __device__ __forceinline__ void read_checked(int at, float (&z)[kVec], float& total) const {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       z[j] = -INFINITY;
       if (at + j >= fold.width) continue;
-      const float x = to_acc(logits[at + j]);
-      const float value = mapped((F & (kBias | kSoftcap)) && bias ? x + bias[at + j] : x);
+      float value = to_acc(logits[at + j]);
+      if ((F & (kBias | kSoftcap)) && bias) value += bias[at + j];
+      cap(value);
       if (F & kExtras) total += value;
       if (at + j == y) *target = value * fold.map.inv_temperature;
       else z[j] = value;
@@ -184,11 +200,13 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   const bool seen = before > -INFINITY;
 
   auto maximum = [&](int end) {
-    float top[1] = {-INFINITY}, ignored;
-    row.each(end, ignored, [&](bool, int, const float(&z)[N]) {
+    float top[1] = {-INFINITY}, uncapped = -INFINITY, ignored;
+    row.each(end, ignored, [&](bool checked, int, const float(&z)[N]) {
+      float& highest = (F & kSoftcap) && !checked ? uncapped : top[0];
 #pragma unroll
-      for (int j = 0; j < N; ++j) top[0] = fmaxf(top[0], z[j]);
+      for (int j = 0; j < N; ++j) highest = fmaxf(highest, z[j]);
     });
+    if (uncapped > -INFINITY) row.cap(uncapped), top[0] = fmaxf(top[0], uncapped);
     block_reduce<1>(top, Max());
     return top[0] * scale;
   };
@@ -202,6 +220,7 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
       float e[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) {
+        const float slope = row.finish(z[j], checked);
         top[0] = fmaxf(top[0], z[j]);
         const float x = fmaf(z[j], scale, -base) * kLog2e;
         const float finite = fmaxf(x, -126.0f);  // 0 * inf must be 0; a NaN is in e
@@ -213,7 +232,7 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
           if (!checked) total += z[j];
         }
         if ((F & kWrite) && (F & kSoftcap)) {
-          e[j] *= row.slope(z[j]);
+          e[j] *= slope;
           exact += e[j];
         }
         if (F & kCentered) z[j] = e[j] * fmaf(finite, 1 / kLog2e, base - center);
@@ -302,21 +321,14 @@ __global__ void __launch_bounds__(512, 1) fold_gradient_kernel(const __grid_cons
   row.each(fold.width, ignored, [&](bool checked, int at, float(&z)[N]) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float logp = fmaf(z[j], scale, -base);
+      const float bend = row.finish(z[j], checked), logp = fmaf(z[j], scale, -base);
       const float g = exp2_approx(logp * kLog2e) * fmaf(slope, fmaxf(logp, -87.0f), at_zero);  // 0 * inf must be 0
-      z[j] = F & kSoftcap ? g * row.slope(z[j]) : g;
+      z[j] = F & kSoftcap ? g * bend : g;
     }
     if (!checked) put<N>(out + at, z, ignored);
     else
       for (int j = 0; j < N && at + j < fold.width; ++j) out[at + j] = from_acc<Out>(at + j == row.y ? entry : z[j]);
   });
-}
-
-// run(N): 8 elements at a time where addresses and strides allow it.
-template <class F>
-void in_units(bool fits, F&& run) {
-  if (fits) run(std::integral_constant<int, 8>{});
-  else run(std::integral_constant<int, 1>{});
 }
 
 template <class T>
@@ -334,7 +346,8 @@ void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t 
                        units_fit<Out>(tile.out, tile.out_stride, kOutVec) && units_fit<Out>(to.out_z, to.out_z_stride, kOutVec);
   const bool one_pass = !std::is_same_v<Out, __half> && tile.out != tile.logits;
   const Fold fold = {tile.logits, static_cast<const float*>(tile.bias), tile.targets, tile.stride, tile.first, tile.rows,
-                     int(tile.width), LogitMap<float>::of(tile.softcap, tile.temperature), aligned, one_pass,
+                     int(tile.width), LogitMap<float>::of(tile.softcap, tile.temperature),
+                     tile.softcap > 0 ? float(2 * 1.4426950408889634 / tile.softcap) : 0.0f, aligned, one_pass,
                      static_cast<float*>(stats), tile.out, tile.out_stride, to};
   if (tile.softcap > 0) flags |= kSoftcap;
   const int shared = tile.rows > 4 * kSMs ? 256 : tile.rows > kSMs ? 512 : 1024;

@@ -4,9 +4,8 @@ Run m holds the queries q_offsets[m]..q_offsets[m+1] of the stream; its keys and
 k_index[k_offsets[m]..k_offsets[m+1]]: its ancestors' tokens, then its own. Causal alignment is bottom-right: query i
 of a run sees keys up to i + (keys - queries). One variable-length call does it all, on any of these backends:
 
-    flash3, flash4, flash2   the flash-attn packages           flex    torch's flex_attention
-    varlen                   torch.nn.attention.varlen         cpu     our own, in fp32 on CPUs with AVX2 or AVX-512
-    xformers                 BlockDiagonalCausalFromBottomRightMask    loop    run by run, anywhere
+    flash3, flash4, flash2   the flash-attn packages      cpu    our own, in fp32 on CPUs with AVX2 or AVX-512
+    varlen                   torch.nn.attention.varlen    loop   run by run, anywhere
 
 backend="auto" takes the first of them that explain() has nothing against.
 """
@@ -17,9 +16,7 @@ import importlib
 import inspect
 import math
 import os
-import sys
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,17 +28,13 @@ from .dispatch import constant, native
 from .rows import gather_rows, invert
 
 OP = "tree_attention"
-BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "flex", "cpu", "loop")
+BACKENDS = ("flash3", "flash4", "flash2", "varlen", "cpu", "loop")
 HALF = (torch.bfloat16, torch.float16)
-
-
 LIBRARIES = {  # backend -> what must be installed, the module that its function is imported from, the function
     "flash3": ("flash_attn_interface", "flash_attn_interface", "flash_attn_varlen_func"),
     "flash4": ("flash_attn.cute", "flash_attn.cute.interface", "flash_attn_varlen_func"),
     "flash2": ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
     "varlen": ("torch.nn.attention.varlen", "torch.nn.attention.varlen", "varlen_attn"),
-    "xformers": ("xformers", "xformers.ops", "memory_efficient_attention"),
-    "flex": ("torch.nn.attention.flex_attention", "torch.nn.attention.flex_attention", "flex_attention"),
 }
 
 
@@ -57,9 +50,6 @@ def _installed(backend: str) -> str:
         return f"{package} cannot be imported: {' '.join(str(error).split())}"
     if backend == "varlen" and not _varlen_takes("window_size"):
         return f"torch {torch.__version__}: varlen_attn has no window_size"
-    operators = sys.modules.get("xformers._cpp_lib")  # without them it imports all the same, and raises when called
-    if backend == "xformers" and not getattr(operators, "_built_with_cuda", True):
-        return f"xformers has no CUDA operators for torch {torch.__version__}: another release of it may"
     return ""
 
 
@@ -112,12 +102,6 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
             return f"needs a head dimension up to 128, this is {head_dim}"
         if window:
             return "its backward pass takes no sliding window"
-    if backend == "xformers" and window:
-        return "is used without a sliding window only"
-    if backend == "flex" and head_dim < 16:
-        return f"needs a head dimension of 16 or more, this is {head_dim}"
-    if backend == "xformers" and head_dim > 128:
-        return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
 
 
@@ -228,55 +212,7 @@ def _flash4(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     return _flash(flash_attn_varlen_func, q, k, v, runs)
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
-
-    # The mask is built from host integers: two small copies from the device, which wait for it.
-    bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(
-        q_seqlen=runs.q_offsets.diff().tolist(), kv_seqlen=runs.k_offsets.diff().tolist()
-    )
-    group = q.shape[1] // k.shape[1]
-    k, v = (x[:, :, None].expand(-1, -1, group, -1) for x in (k, v))
-    q = q.unflatten(1, (k.shape[1], group))
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=runs.scale)[0].flatten(1, 2)
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    mask = flex_mask(runs.q_offsets, runs.k_offsets, q.shape[0], k.shape[0], runs.window)
-    block_mask = create_block_mask(mask, None, None, q.shape[0], k.shape[0], device=q.device)
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = _compiled_flex()(q, k, v, block_mask=block_mask, scale=runs.scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out[0].transpose(0, 1)
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
-
-
-def flex_mask(
-    q_offsets: Tensor, k_offsets: Tensor, queries: int, keys: int, window: int | None
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Returns the mask of the runs as a function of (batch, head, query row, gathered key row)."""
-    q_run = torch.searchsorted(q_offsets[1:], torch.arange(queries, device=q_offsets.device), right=True)
-    k_run = torch.searchsorted(k_offsets[1:], torch.arange(keys, device=k_offsets.device), right=True)
-    shift = (k_offsets[1:] - q_offsets[1:]).to(torch.int64)[q_run]  # the last query stands on the last key
-
-    def mask(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen = (q_run[i] == k_run[j]) & (j <= i + shift[i])
-        return seen & (j > i + shift[i] - window) if window else seen
-
-    return mask
-
-
-_CALLS = {
-    "varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4, "xformers": _xformers, "flex": _flex
-}  # fmt: skip
+_CALLS = {"varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4}
 
 
 def tree_attention(

@@ -107,18 +107,16 @@ def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]
 
 def _native(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor, scale: float, window: int
-) -> tuple[tuple[float, ...], list[Tensor]]:
-    """TreeAttention of csrc/ops.h, and the tensors that it points into: they must live as long."""
+) -> tuple[Any, ...]:
+    """TreeAttention of csrc/ops.h."""
     indices = [x.to(torch.int64).contiguous() for x in (q_offsets, k_offsets, k_index)]
-    rows = [dense_width(x) for x in (q, k, v)]
     sizes = (q_offsets.shape[0] - 1, q.shape[1], k.shape[1], q.shape[2])
-    strided = (number for x in rows for number in (x.data_ptr(), x.stride(0), x.stride(1)))
-    addresses = (x.data_ptr() for x in indices)
-    return (*addresses, *sizes, scale, window, torch.get_num_threads(), *strided), indices + rows
+    strided = [part for x in map(dense_width, (q, k, v)) for part in (x, x.stride(0), x.stride(1))]
+    return *indices, *sizes, scale, window, torch.get_num_threads(), *strided
 
 
-def _run(function: str, *numbers: float) -> None:
-    if not getattr(native(), function)(*numbers):
+def _run(function: str, *arguments: Any) -> None:
+    if not getattr(native(), function)(*arguments):
         raise MemoryError("tree_attention: out of memory for its scratch")
 
 
@@ -131,8 +129,7 @@ def exact_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
     if backend == "cpu":
-        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
-        _run("cpu_tree_forward", *attention, out.data_ptr(), lse.data_ptr())
+        _run("cpu_tree_forward", *_native(q, k, v, q_offsets, k_index, k_offsets, scale, window), out, lse)
         return out, lse
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
@@ -162,9 +159,8 @@ def exact_attention_backward(
     d_v = torch.empty_like(d_k)
     grad = dense_width(grad)
     if backend == "cpu":
-        attention, _alive = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
-        results = (x.data_ptr() for x in (out, lse, d_q, d_k, d_v))
-        _run("cpu_tree_backward", *attention, grad.data_ptr(), grad.stride(0), grad.stride(1), *results)
+        attention = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
+        _run("cpu_tree_backward", *attention, grad, grad.stride(0), grad.stride(1), out, lse, d_q, d_k, d_v)
         return d_q, d_k, d_v
     d_k.zero_(), d_v.zero_()  # keys of a run without queries
     q = dense_width(q)

@@ -29,11 +29,6 @@ def stream(tensor: Tensor) -> int:
     return torch._C._cuda_getCurrentRawStream(tensor.device.index) if tensor.is_cuda else 0
 
 
-def address(tensor: Tensor | None) -> int:
-    """Native code takes a tensor by this number; 0 stands for "absent"."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def row_stride(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.stride(0)
 

@@ -11,7 +11,7 @@ from mmfast.ops.arguments import check_range, refuse_double_backward
 from mmfast.ops.head import fused, tiles
 from mmfast.ops.head.backends import folds_for
 from mmfast.ops.head.backward import HeadGradients, by_recomputing, from_kept
-from mmfast.ops.head.call import Call, prepare
+from mmfast.ops.head.call import logit_spec, prepare
 from mmfast.ops.head.outcome import ENTROPY, LOGSUMSQ, MEAN_LOGIT, NUMBERS, TOP1, Kernels
 from mmfast.ops.head.spec import HeadSpec, compute_dtype, padded
 from mmfast.ops.head.tiles import Head
@@ -52,16 +52,15 @@ def linear_logprob(
     backward pass when the head is trained (docs/ops/linear_logprob.md). backend: "cuda", "triton", "cpu", "torch", or
     "triton-fused" where no gradient is needed (docs/kernels.md).
     """
-    call = prepare(
-        OP, hidden, weight, targets, rows=rows, bias=bias, lora=lora, softcap=softcap, temperature=temperature,
-        return_entropy=return_entropy, entropy_grad=entropy_grad, return_logsumsq=return_logsumsq,
-        return_mean_logit=return_mean_logit, tile_budget=tile_budget, keep_budget=keep_budget, backend=backend,
-    )  # fmt: skip
+    spec = logit_spec(OP, softcap, temperature, return_entropy, entropy_grad, return_logsumsq, return_mean_logit)
+    u, b = (None, None) if lora is None else lora
+    head = Head(hidden, u, weight, b, bias, targets)
+    call = prepare(OP, head, rows, spec, tile_budget=tile_budget, keep_budget=keep_budget, backend=backend)
     returned = {"return_entropy": return_entropy, "return_logsumsq": return_logsumsq}
     returned |= {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
     if backend == fused.NAME:
         return fused.fused_logprob(call, {"lora": lora is not None, **returned})
-    told, numbers, *_ = run(call)
+    told, numbers, *_ = _linear_logprob(*call.head, rows, call.spec.flat(), call.backend)
     return select(told, numbers, entropy_grad, returned)
 
 
@@ -75,17 +74,12 @@ def select(told: Tensor, numbers: Tensor, entropy_grad: bool, returned: dict[str
     return (logp, *chosen, numbers[TOP1] > 0) if returned["return_top1"] else (logp, *chosen)
 
 
-def run(call: Call) -> list[Tensor]:
-    """Returns outcome.Outcome as a list: told, numbers, kept if it is, then the gradients."""
-    made: list[Tensor] = _linear_logprob(*call.head, call.rows, call.spec.flat(), call.backend)
-    return made
-
-
 # --- the ops
 def _forward(
     x: Tensor, u: Tensor | None, weight: Tensor, b: Tensor | None, bias: Tensor | None, targets: Tensor,
     rows: Tensor | None, options: list[float], backend: str,
 ) -> list[Tensor]:  # fmt: skip
+    """Returns outcome.Outcome as a list: told, numbers, kept if it is, then the gradients."""
     check_range(OP, "targets", targets, 0, weight.shape[0])
     with no_autocast(x):
         head = _gathered(Head(x, u, weight, b, bias, targets), rows).dense()

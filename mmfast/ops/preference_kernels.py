@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import native
-from .launch import address, stream
+from .launch import stream
 from .preference_math import PreferenceSpec
 from .rows import invert, segment_sum_torch
 
@@ -59,8 +59,7 @@ def preference_native(
         tensors = tensors._replace(copies=copies, offsets=offsets)
     run = getattr(module, f"{half}_preference_{'f64' if logps.dtype == torch.float64 else 'f32'}")
     run(
-        *map(address, tensors), *sizes, loss.data_ptr(), metrics.data_ptr(), grad.data_ptr() if want_grad else 0,
-        address(scratch), *spec, stream(logps),
+        *tensors, *sizes, loss, metrics, grad if want_grad else None, scratch, *spec, stream(logps),
     )  # fmt: skip
     return loss, metrics, grad
 

@@ -53,11 +53,10 @@ def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -
         from mmfast.kernels.splice import segment_sum as kernel
 
         return kernel(values.view(values.shape[0], width), copies, offsets).view_as(out)
-    addresses = (values.data_ptr(), copies.data_ptr(), offsets.data_ptr(), out.data_ptr())
     if backend == "cuda":
-        module.cuda_segment_sum(*addresses, count, width, code, stream(values))
+        module.cuda_segment_sum(values, copies, offsets, out, count, width, code, stream(values))
     else:
-        module.cpu_segment_sum(*addresses, count, width, code)
+        module.cpu_segment_sum(values, copies, offsets, out, count, width, code)
     return out
 
 

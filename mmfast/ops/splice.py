@@ -44,11 +44,11 @@ def _splice(tokens: Tensor, table: Tensor, image_features: Tensor, features: Ten
     module: Any = native()
     out = table.new_empty((tokens.shape[0], table.shape[1]))
     row_bytes = table.shape[1] * table.element_size()
-    addresses = (x.data_ptr() for x in (tokens, features, table, image_features, out))
+    given = (tokens, features, table, image_features, out, out.shape[0], row_bytes)
     if backend == "cuda":
-        module.cuda_splice(*addresses, out.shape[0], row_bytes, stream(table))
+        module.cuda_splice(*given, stream(table))
     else:
-        module.cpu_splice(*addresses, out.shape[0], row_bytes, table.shape[0], image_features.shape[0])
+        module.cpu_splice(*given, table.shape[0], image_features.shape[0])
     return out
 
 

@@ -1,4 +1,4 @@
-// The CUDA ops run by csrc/cuda/emulate.h on the host, as a Python module.
+// The CUDA ops run by tests/kernels/emulate.h on the host, as a Python module.
 #include "bindings.h"
 #include "cuda/common.cuh"
 

@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for the host (csrc/cuda/emulate.h), once for each state of their sources.
+"""Builds the CUDA kernels for the host (tests/kernels/emulate.h), once for each state of their sources.
 
 Every test that runs them does so three times, with blocks, warps and lanes in each of ORDERS (conftest.py); in the last
 one every access to memory is watched (racecheck.cpp).
@@ -52,6 +52,7 @@ def emulated() -> ModuleType:
         *SOURCES,
         *OTHERS,
         *sorted((ROOT / "csrc").glob("**/*.h")),
+        ROOT / "tests/kernels/emulate.h",
         *sorted((ROOT / "csrc").glob("**/*.cuh")),
     ]:
         digest.update(source.read_bytes())
@@ -61,7 +62,13 @@ def emulated() -> ModuleType:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            includes = [ROOT / "csrc", headers, pybind11.get_include(), sysconfig.get_paths()["include"]]
+            includes = [
+                ROOT / "csrc",
+                ROOT / "tests/kernels",
+                headers,
+                pybind11.get_include(),
+                sysconfig.get_paths()["include"],
+            ]
             flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w", "-DMMFAST_EMULATE", "-x", "c++"]
             flags += [f"-I{folder}" for folder in includes]
             sources = [*SOURCES, *OTHERS]

@@ -1,6 +1,6 @@
 """The folds of every backend against the plain torch folds in fp64: the same tiles, statistics and outputs.
 
-Without a device the CUDA kernels run in the emulation of csrc/cuda/emulate.h and the Triton kernels in the interpreter.
+Without a device the CUDA kernels run in the emulation of emulate.h and the Triton kernels in the interpreter.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmfast.ops import attention as attention_module
-from mmfast.ops.attention import BACKENDS, choose_attention, explain, flex_mask, tree_attention
+from mmfast.ops.attention import BACKENDS, choose_attention, explain, tree_attention
 from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
 from tests.ops.places import generator
 
@@ -294,27 +293,6 @@ def test_empty_stream_keeps_its_gradient(dtype, width):
     assert q.grad.shape == q.shape and k.grad.shape == k.shape
 
 
-@pytest.mark.parametrize("window", [None, 2])
-def test_the_flex_mask_is_the_trees_mask(device, window):
-    deep = DEEP.to(device)
-    q, k, v = (x.detach().float() for x in inputs(DEEP, 2, 2))
-    mask = flex_mask(deep.q_offsets, deep.k_offsets, deep.size, len(deep.k_index), window)
-    blocks = create_block_mask(mask, None, None, DEEP.size, len(DEEP.k_index), device=device)
-    gathered = (x[deep.k_index].transpose(0, 1)[None] for x in (k, v))
-    found = flex_attention(q.transpose(0, 1)[None], *gathered, block_mask=blocks)[0].transpose(0, 1)
-    torch.testing.assert_close(found, call(DEEP, q, k, v, window=window), rtol=1e-5, atol=1e-5)
-
-
-def test_xformers_mask_is_bottom_right():
-    bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
-    mask = bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(
-        q_seqlen=PAIR.q_offsets.diff().tolist(), kv_seqlen=PAIR.k_offsets.diff().tolist()
-    ).materialize((PAIR.size, len(PAIR.k_index)))
-    own = flex_mask(PAIR.q_offsets, PAIR.k_offsets, PAIR.size, len(PAIR.k_index), None)
-    i, j = torch.arange(PAIR.size)[:, None], torch.arange(len(PAIR.k_index))[None]
-    assert torch.equal(mask == 0, own(None, None, i, j).expand(PAIR.size, -1))
-
-
 def test_choice_and_reasons():
     reasons = explain("cpu", torch.float64, 64)
     assert list(reasons) == list(BACKENDS) and reasons["loop"] == "" and all(reasons[b] for b in BACKENDS[:-1])
@@ -348,17 +326,6 @@ def installed(monkeypatch):
     yield put
     monkeypatch.undo()
     attention_module._installed.cache_clear()
-
-
-def test_xformers_without_its_operators_is_not_taken(installed):
-    """The wheel for another torch imports with a warning, and has no operator that runs."""
-    path, attend = {"__path__": []}, {"__path__": [], "memory_efficient_attention": None}
-    installed(xformers=path, xformers__ops=attend, xformers___cpp_lib={"_built_with_cuda": False})
-    assert "xformers has no CUDA operators for torch" in explain("cuda", torch.bfloat16, 64)["xformers"]
-    installed(xformers___cpp_lib={"_built_with_cuda": True})
-    assert attention_module._installed("xformers") == ""
-    installed(xformers__ops={"__path__": []})
-    assert "xformers cannot be imported" in attention_module._installed("xformers")
 
 
 def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_path):

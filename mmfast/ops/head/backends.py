@@ -93,18 +93,7 @@ class TritonFolds(Kernels):
     def __init__(self) -> None:
         from mmfast.kernels import logprob
 
-        self.kernels = logprob
-
-    def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
-        self.kernels.fold_forward(tile, stats, spec, to)
-
-    def gradient(
-        self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
-    ) -> None:
-        self.kernels.fold_gradient(*tile, lse, a, b, d, spec.softcap, spec.temperature, out)
-
-    def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
-        self.kernels.fold_finish(kept, scale, width, targets, entry)
+        vars(self).update(forward=logprob.fold_forward, gradient=logprob.fold_gradient, finish=logprob.fold_finish)
 
 
 FOLDS: dict[str, Callable[[], Kernels]] = {

@@ -1,4 +1,4 @@
-"""A call of the head, checked: what linear_logprob and linear_preference_loss have in common."""
+"""A call of the head, checked."""
 
 from __future__ import annotations
 
@@ -22,20 +22,17 @@ class Call(NamedTuple):
 
 def prepare(
     op: str,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
+    head: Head,
     rows: Tensor | None,
-    bias: Tensor | None,
-    lora: tuple[Tensor, Tensor] | None,
-    tile_budget: int | None,
-    keep_budget: int | None,
-    backend: str | None,
-    **logit_options: object,
+    spec: HeadSpec,
+    *,
+    tile_budget: int | None = None,
+    keep_budget: int | None = None,
+    backend: str | None = None,
 ) -> Call:
-    """Checks everything on the host; nothing is computed but casts."""
+    """Checks everything on the host; nothing is computed but casts. `spec` is of logit_spec."""
     # Shapes and dtypes, an argument at a time.
+    hidden, u, weight, b, bias, targets = head
     check(op, "hidden", hidden, FLOATS, ("T", "D"))
     length, dim, device = *hidden.shape, hidden.device
     check(op, "weight", weight, FLOATS, ("V", dim), device)
@@ -47,21 +44,18 @@ def prepare(
         check(op, "rows", rows, INDEX, (targets.shape[0],), device)
     if bias is not None:
         check(op, "bias", bias, FLOATS, (vocab,), device)
-    if lora is not None:
-        check(op, "lora[0]", lora[0], FLOATS, (length, "r"), device)
-        check(op, "lora[1]", lora[1], FLOATS, (vocab, lora[0].shape[1]), device)
-    u, b = (None, None) if lora is None else lora
-    spec = logit_spec(op, **logit_options)  # type: ignore[arg-type]
+    if u is not None:
+        check(op, "lora[0]", u, FLOATS, (length, "r"), device)
+        check(op, "lora[1]", b, FLOATS, (vocab, u.shape[1]), device)
     # Autocast as F.linear has it: what is multiplied is cast, the bias is not.
     if torch.is_autocast_enabled(device.type) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        u, b = (None if t is None else t.to(dtype) for t in (u, b))
+        hidden, u, weight, b = (t if t is None else t.to(dtype) for t in head[:4])  # type: ignore[assignment]
     for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
         if t is not None:
             check_same_dtype(op, name, t, "hidden", hidden)
     if rows is not None:
-        check_range(op, "rows", rows, 0, hidden.shape[0])
+        check_range(op, "rows", rows, 0, length)
     # What needs a gradient decides the path; budgets decide what is kept for it.
     head = Head(hidden, u, weight, b, bias, targets)
     wants = [t is not None and t.requires_grad for t in head[:5]] if torch.is_grad_enabled() else [False] * 5

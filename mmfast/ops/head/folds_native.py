@@ -14,7 +14,7 @@ from mmfast.ops.head.folds import BASE, WRITTEN, Tile, Written
 from mmfast.ops.head.gemm import torch_product
 from mmfast.ops.head.outcome import NUMBERS, Kernels
 from mmfast.ops.head.spec import HeadSpec
-from mmfast.ops.launch import address, row_stride, stream
+from mmfast.ops.launch import row_stride, stream
 from mmfast.ops.rows import DTYPE_CODES
 
 SLICE = 2**20  # elements of a transposed matrix that are copied at a time
@@ -36,8 +36,8 @@ def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
         left, to = (x[start : start + step] for x in (a, out))
         left = left if dense else left.contiguous()
         module.cpu_gemm_bf16(
-            left.data_ptr(), b.data_ptr(), to.data_ptr(), *to.shape, a.shape[1], left.stride(0), *b.stride(),
-            to.stride(0), accumulate, torch.get_num_threads(),
+            left, b, to, *to.shape, a.shape[1], left.stride(0), *b.stride(), to.stride(0), accumulate,
+            torch.get_num_threads(),
         )  # fmt: skip
 
 
@@ -63,30 +63,28 @@ class NativeFolds(Kernels):
         """A fold's last argument is the number of threads on CPU, the current stream on a GPU."""
         return torch.get_num_threads() if self.on_cpu else stream(tensor)
 
-    def _tile(self, tile: Tile, spec: HeadSpec, out: Tensor | None, out_dtype: torch.dtype) -> tuple[float, ...]:
+    def _tile(self, tile: Tile, spec: HeadSpec, out: Tensor | None, out_dtype: torch.dtype) -> tuple[Any, ...]:
         """LogitTile of csrc/ops.h."""
         logits, bias, targets, first = tile
         return (
-            logits.data_ptr(), *logits.shape, logits.stride(0), DTYPE_CODES[logits.dtype], address(bias),
-            targets.data_ptr(), first, spec.softcap, spec.temperature, address(out), row_stride(out),
-            DTYPE_CODES[out_dtype],
+            logits, *logits.shape, logits.stride(0), DTYPE_CODES[logits.dtype], bias, targets, first, spec.softcap,
+            spec.temperature, out, row_stride(out), DTYPE_CODES[out_dtype],
         )  # fmt: skip
 
     def forward(self, tile: Tile, stats: Tensor, spec: HeadSpec, to: Written) -> None:
         assert stats.is_contiguous() and (to.base is None or to.base.is_contiguous())
         written = tile.logits if to.probs is None else to.probs
         self._run(
-            "forward", *self._tile(tile, spec, to.probs, written.dtype), stats.data_ptr(), spec.entropy, spec.squares,
-            spec.total, address(to.probs_z), row_stride(to.probs_z), address(to.base), address(to.sums),
-            0 if to.sums is None else to.sums.shape[1], row_stride(to.sums), self._queue(stats),
+            "forward", *self._tile(tile, spec, to.probs, written.dtype), stats, spec.entropy, spec.squares, spec.total,
+            to.probs_z, row_stride(to.probs_z), to.base, to.sums, 0 if to.sums is None else to.sums.shape[1],
+            row_stride(to.sums), self._queue(stats),
         )  # fmt: skip
 
     def gradient(
         self, tile: Tile, lse: Tensor, a: Tensor, b: Tensor | None, d: Tensor, spec: HeadSpec, out: Tensor
     ) -> None:
         vectors = [None if t is None else t.contiguous() for t in (lse, a, b, d)]
-        addresses = (address(t) for t in vectors)
-        self._run("gradient", *self._tile(tile, spec, out, out.dtype), *addresses, self._queue(out))
+        self._run("gradient", *self._tile(tile, spec, out, out.dtype), *vectors, self._queue(out))
 
     def outcome(
         self, stats: Tensor, bases: Tensor | None, vocab: int, spec: HeadSpec, e: bool, normalise: bool = False
@@ -96,9 +94,8 @@ class NativeFolds(Kernels):
         rows = stats.shape[1]
         told, numbers = stats.new_empty((2, rows) if spec.entropy_grad else rows), stats.new_empty(NUMBERS, rows)
         self.module.cuda_head_outcome(
-            stats.data_ptr(), address(stats[BASE] if e else None), address(stats[WRITTEN] if e else None),
-            told.data_ptr(), numbers.data_ptr(), address(bases), rows, vocab, 0 if bases is None else len(bases),
-            *spec[:6], normalise, stream(stats),
+            stats, stats[BASE] if e else None, stats[WRITTEN] if e else None, told, numbers, bases, rows, vocab,
+            0 if bases is None else bases.shape[0], *spec[:6], normalise, stream(stats),
         )  # fmt: skip
         return told, numbers
 
@@ -112,17 +109,16 @@ class NativeFolds(Kernels):
         p = p if p.dtype == dtype else p.to(dtype)  # emulated: fp16 is kept in fp32 on a host
         assert p.is_contiguous() and (index is None or index.is_contiguous())
         copies, offsets = inverse or (None, None)
-        out = p.new_empty(len(a) if offsets is None else len(offsets) - 1, p.shape[1])
+        out = p.new_empty(a.shape[0] if offsets is None else offsets.shape[0] - 1, p.shape[1])
         self.module.cuda_head_combine(
-            *(address(t) for t in (out, p, q, r, index, copies, offsets, a, scale, b, c)), *out.shape, a.stride(0),
-            row_stride(b), row_stride(q), DTYPE_CODES[dtype], DTYPE_CODES[(p if q is None else q).dtype], stream(out),
+            out, p, q, r, index, copies, offsets, a, scale, b, c, *out.shape, a.stride(0), row_stride(b),
+            row_stride(q), DTYPE_CODES[dtype], DTYPE_CODES[(p if q is None else q).dtype], stream(out),
         )  # fmt: skip
         return out
 
     def finish(self, kept: Tensor, scale: Tensor, width: int, targets: Tensor, entry: Tensor) -> None:
         assert scale.is_contiguous() and entry.is_contiguous()
         self._run(
-            "finish", kept.data_ptr(), scale.data_ptr(), entry.data_ptr(), targets.data_ptr(), *kept.shape,
-            kept.stride(0), width,
-            DTYPE_CODES[kept.dtype], self._queue(kept),
+            "finish", kept, scale, entry, targets, *kept.shape, kept.stride(0), width, DTYPE_CODES[kept.dtype],
+            self._queue(kept),
         )  # fmt: skip
