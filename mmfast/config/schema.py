@@ -36,7 +36,7 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input. The reference is always computed without it."""
     targets: str = Field("language-linear", min_length=1)
-    """"language-linear": all of the language model but the head; or (ends of) names joined by commas: attn.c_proj,w1."""
+    """"language-linear": all of the language model but the head; or (ends of) names with commas: attn.c_proj,w1."""
 
 
 class Model(Section):
