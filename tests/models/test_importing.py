@@ -213,6 +213,12 @@ def broken(folder: Path, what: str) -> str:
         config.pop("visual")
         (folder / "config.json").write_text(json.dumps(config))
         return r"reads text alone \(Qwen-7B\)"
+    if what == "cut config":
+        (folder / "config.json").write_text((folder / "config.json").read_text()[:-9])
+        return r"config.json is no JSON \(.*\): fetch it again"
+    if what == "unknown":
+        (folder / "config.json").write_text('{"model_type": "llama_of_mine"}')
+        return r"model_type 'llama_of_mine' is known neither to mmfast nor to transformers"
     if what == "no weights":
         for file in folder.glob("pytorch_model*"):
             file.unlink()
@@ -224,7 +230,7 @@ def broken(folder: Path, what: str) -> str:
 
 MISTAKES = (
     "missing", "truncated", "empty", "code", "nested", "another part", "short part", "another model", "fewer layers",
-    "vocabulary", "other vocabulary", "quantised", "text alone", "no weights", "no config",
+    "cut config", "unknown", "vocabulary", "other vocabulary", "quantised", "text alone", "no weights", "no config",
 )  # fmt: skip
 
 
@@ -248,10 +254,12 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(source, tmp
 def test_the_target_must_be_new(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    for target, told in ((tmp_path / "out", "is there already"), (source / "in", "lies in"), (source, "is, holds")):
+    for target, told in ((tmp_path / "out", "is there already"), (source / "in", "lies in"), (source, "already")):
         with pytest.raises(ValueError, match=told):
             import_model(source, target)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+    with pytest.raises(ValueError, match="is there already"):
+        import_model("someone/large", tmp_path / "out")  # before anything is fetched
     (tmp_path / "out" / "mine").unlink()
     assert import_model(source, tmp_path / "out") == tmp_path / "out", "an empty folder is taken"
 
