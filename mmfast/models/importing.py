@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from mmfast.directory import published
 from mmfast.families import family_of
@@ -48,16 +49,23 @@ class Stored:
 
 def import_model(model: str | Path, out: str | Path, told: Callable[[str], None] = print) -> Path:
     """Writes the new folder `out`; `told` gets a line for all that is left out."""
-    source, out = published(model), Path(out).resolve()
-    # What can be told from the small files
+    # What can be told before anything is fetched, and from the small files
+    out = Path(out).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name a new folder, or remove it")
+    source = published(model)
     described = source / "config.json"
     if not described.is_file():
         raise ValueError(f"{source} has no config.json: name the folder (or hub id) of a whole model")
-    config = json.loads(described.read_text())
+    config = read_json(described)
     if "quantization_config" in config:
         raise ValueError(f"{source} is quantised: import the model that it was made of")
-    family: type[Adapter] = family_of(config.get("model_type") or "") or Adapter
-    refuse_target(out, source)
+    kind = config.get("model_type") or ""
+    family: type[Adapter] = family_of(kind) or Adapter
+    if family is Adapter and kind not in CONFIG_MAPPING:
+        raise ValueError(f"{described}: model_type {kind!r} is known neither to mmfast nor to transformers")
+    if out == source.resolve() or source.resolve() in out.parents or out in source.resolve().parents:
+        raise ValueError(f"{out} is, holds or lies in the model {source}: name a new folder")
     files, where = weights_of(source)
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", family.imported_config(source, config))
@@ -94,12 +102,14 @@ def import_model(model: str | Path, out: str | Path, told: Callable[[str], None]
     return out
 
 
-def refuse_target(out: Path, source: Path) -> None:
-    source = source.resolve()
-    if out == source or source in out.parents or out in source.parents:
-        raise ValueError(f"{out} is, holds or lies in the model {source}: name a new folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: name a new folder, or remove it")
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): fetch it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is no object of JSON: fetch it again")
+    return value
 
 
 def weights_of(source: Path) -> tuple[list[Path], dict[str, str]]:
@@ -107,7 +117,7 @@ def weights_of(source: Path) -> tuple[list[Path], dict[str, str]]:
     for stem, end in (("model", "safetensors"), ("pytorch_model", "bin")):
         alone, index = source / f"{stem}.{end}", source / f"{stem}.{end}.index.json"
         if index.is_file():
-            where: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            where: dict[str, str] = read_json(index).get("weight_map") or {}
             files = [source / name for name in sorted(set(where.values()))]
             if missing := [file.name for file in files if not file.is_file()]:
                 raise ValueError(f"{source} is not whole: {missing[0]}, which its {index.name} names, is missing")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from mmfast.models.importing import import_model
 from mmfast.models.merge import merge
 from mmfast.models.names import disk_names
 from mmfast.train import train
+from tests.make.hub_server import NAME, hub
 from tests.make.qwen_files import publish, tiny
 from tests.make.tiny_run import make_config, write_pairs
 
@@ -72,6 +75,17 @@ def test_what_it_makes_is_read_without_the_code_in_the_directory(source, tmp_pat
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(model) is type(hf.AutoModelForCausalLM.from_pretrained(out))
     assert not list(tmp_path.rglob("it-ran"))
+
+
+def test_a_hub_id_is_fetched_without_its_code(source, tmp_path):
+    own = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    with hub(source) as (environment, asked):
+        given = own | environment | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "mmfast.cli", "import", NAME, str(tmp_path / "out")]
+        subprocess.run(command, env=given, check=True, capture_output=True)
+    assert not [line for line in asked if ".py" in line] and len([x for x in asked if x.endswith(".bin")]) >= 2
+    want = tiny().state_dict()
+    assert all(torch.equal(t, want[name]) for name, t in tensors(tmp_path / "out").items())
 
 
 def test_it_is_trained_with_dgprefs_lora_and_goes_back(source, tmp_path):
@@ -199,6 +213,12 @@ def broken(folder: Path, what: str) -> str:
         config.pop("visual")
         (folder / "config.json").write_text(json.dumps(config))
         return r"reads text alone \(Qwen-7B\)"
+    if what == "cut config":
+        (folder / "config.json").write_text((folder / "config.json").read_text()[:-9])
+        return r"config.json is no JSON \(.*\): fetch it again"
+    if what == "unknown":
+        (folder / "config.json").write_text('{"model_type": "llama_of_mine"}')
+        return r"model_type 'llama_of_mine' is known neither to mmfast nor to transformers"
     if what == "no weights":
         for file in folder.glob("pytorch_model*"):
             file.unlink()
@@ -210,7 +230,7 @@ def broken(folder: Path, what: str) -> str:
 
 MISTAKES = (
     "missing", "truncated", "empty", "code", "nested", "another part", "short part", "another model", "fewer layers",
-    "vocabulary", "other vocabulary", "quantised", "text alone", "no weights", "no config",
+    "cut config", "unknown", "vocabulary", "other vocabulary", "quantised", "text alone", "no weights", "no config",
 )  # fmt: skip
 
 
@@ -234,10 +254,12 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(source, tmp
 def test_the_target_must_be_new(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    for target, told in ((tmp_path / "out", "is there already"), (source / "in", "lies in"), (source, "is, holds")):
+    for target, told in ((tmp_path / "out", "is there already"), (source / "in", "lies in"), (source, "already")):
         with pytest.raises(ValueError, match=told):
             import_model(source, target)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+    with pytest.raises(ValueError, match="is there already"):
+        import_model("someone/large", tmp_path / "out")  # before anything is fetched
     (tmp_path / "out" / "mine").unlink()
     assert import_model(source, tmp_path / "out") == tmp_path / "out", "an empty folder is taken"
 

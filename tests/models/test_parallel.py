@@ -20,6 +20,7 @@ from tests.make.model_cases import Case
 SETUPS = {
     "full, frozen tower": ("llava", ("vision",), None, Parallel(shard="full")),
     "everything trains": ("qwen2_5_vl", (), None, Parallel(shard="full")),
+    "a model of our own, all of it": ("qwen", (), None, Parallel(shard="full")),
     "replicas": ("qwen2_vl", ("vision",), None, Parallel(shard="none", activation_checkpointing=False)),
     "LoRA and a trained projector": (
         "qwen3_vl",
