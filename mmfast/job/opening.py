@@ -22,7 +22,7 @@ from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
 from mmfast.families import adapter_for
 from mmfast.families.base import Adapter
 from mmfast.job.runtime import Runtime
@@ -197,7 +197,8 @@ class Job:
                 problem = ""
                 if mine:
                     try:
-                        commit = directory(model, weights, commit=commit, cached=number == 2).name
+                        folder_of = adapter_directory if key == "model.adapter" else directory
+                        commit = folder_of(model, weights, commit=commit, cached=number == 2).name
                     except ValueError as error:
                         problem = f"{key}: {error}"
                 runtime.agree(problem)

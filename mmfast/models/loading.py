@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
+from mmfast.directory.native import tensors_of
 from mmfast.families import adapter_for, model_class
 from mmfast.families.base import Adapter
 from mmfast.models.float32 import keep_float32
 from mmfast.models.lora import Lora, add_lora
+from mmfast.models.names import whole
 from mmfast.models.scorer import Scorer, projector_parameters
 
 PARTS = ("vision", "projector", "language")
@@ -85,9 +88,23 @@ def read_model(
         with torch.device(device):
             return kinds.from_config(config, dtype=dtype, **options)
     if "quantization_config" in options:
-        return kinds.from_pretrained(path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
+        return from_files(kinds, path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
     # in the dtype it was written in: the masters lose nothing on the way to fp32
-    return kinds.from_pretrained(path, config=config, dtype="auto", **options).to(device)
+    return from_files(kinds, path, config=config, dtype="auto", **options).to(device)
+
+
+def from_files(kinds: Any, path: str | Path, *, config: PretrainedConfig, **options: Any) -> Any:
+    """from_pretrained, for a native folder too: its tensors are named before transformers sees them."""
+    stored = tensors_of(Path(path))
+    if stored is None:
+        return kinds.from_pretrained(path, config=config, **options)
+    with torch.device("meta"):
+        model = kinds.from_config(config)
+    state = {name: stored[name] for name in whole(stored, model)}
+    made: Any = type(model).from_pretrained(None, config=config, state_dict=state, **options)
+    if (Path(path) / "generation_config.json").exists():
+        (made[0] if isinstance(made, tuple) else made).generation_config = GenerationConfig.from_pretrained(path)
+    return made
 
 
 def set_depth(config: PretrainedConfig, adapter: Adapter, depth: int) -> int:

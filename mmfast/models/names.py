@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mmfast.directory import weight_files
+from mmfast.directory.native import Tensors, tensors_of
 from mmfast.families import model_class
 
 
@@ -21,8 +22,11 @@ def plain_name(name: str) -> str:
 
 
 def disk_names(base: Path) -> dict[str, str]:
-    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping."""
+    """Key in a model directory's files -> parameter name in the module, by transformers' own conversion mapping. Of a
+    native directory the tensors are asked for by their parameters' names."""
     model = empty_model(base)
+    if (stored := tensors_of(base)) is not None:
+        return {name: name for name in whole(stored, model)}
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
@@ -38,6 +42,21 @@ def disk_names(base: Path) -> dict[str, str]:
     if missing:
         raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
     return names
+
+
+def whole(stored: Tensors, model: PreTrainedModel) -> list[str]:
+    """The names of the tensors that are the model's. Raises where one is missing, or is another's."""
+    inside = {name: p.shape for name, p in model.named_parameters()}
+    for name, shape in inside.items():
+        if name not in stored:
+            raise ValueError(f"{stored.name} is not whole: none of its files holds {name}")
+        if stored.shape(name) != shape:
+            has = "x".join(map(str, stored.shape(name)))
+            raise ValueError(
+                f"{stored.name}: {name} is {has} in its files, and its config.json says "
+                f"{'x'.join(map(str, shape))}: is one of them another model's?"
+            )
+    return [name for name in stored if name in inside]
 
 
 def empty_model(base: Path) -> PreTrainedModel:
