@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmfast.directory import llava
-from mmfast.directory.hub import PICKLES, WEIGHTS, found, weight_files
+from mmfast.directory.hub import PICKLES, WEIGHTS, found, published, weight_files
 from mmfast.directory.native import note_of
 
-__all__ = ["adapter_directory", "directory", "weight_files"]
+__all__ = ["adapter_directory", "directory", "published", "weight_files"]
 
 
 def directory(model: str | Path, weights: bool = False, *, commit: str = "", cached: bool = False) -> Path:
@@ -56,5 +56,5 @@ def _check_weights(name: str, folder: Path) -> None:
         pickle = f", and {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
         raise ValueError(
             f"{name} holds no safetensors file: weights are read from safetensors only{pickle} "
-            "(save_pretrained of transformers and peft writes safetensors)"
+            f"({'`mmfast import` and ' if pickles else ''}save_pretrained of transformers and peft write safetensors)"
         )

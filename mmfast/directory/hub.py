@@ -9,6 +9,7 @@ from pathlib import Path
 DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, processor, template
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "non_lora_trainables.bin")  # read where nothing else is there
+PUBLISHED = ("*.bin", "*.tiktoken", "LICENSE*", "NOTICE*")  # what `mmfast import` makes a model's folder of
 
 _fetched: dict[tuple[str, Sequence[str]], Path] = {}  # what a process reads of a model is one commit, asked for once
 
@@ -25,6 +26,11 @@ def found(model: str | Path, patterns: Sequence[str] = (), *, commit: str = "", 
             return known
         _fetched[name, patterns] = _snapshot(name, patterns, commit or (known.name if known else ""), cached)
     return _fetched[name, patterns]
+
+
+def published(model: str | Path) -> Path:
+    """The folder of a model as it was published, pickled weights too: for a reader that unpickles tensors alone."""
+    return found(model, (*WEIGHTS, *PUBLISHED))
 
 
 def _snapshot(name: str, patterns: Sequence[str], commit: str, cached: bool) -> Path:

@@ -25,7 +25,7 @@ from mmfast.directory import adapter_directory, directory
 from mmfast.directory.native import note_of
 from mmfast.engines.base import Decode, Reply, Request, canonical, refuse
 from mmfast.engines.plain_prompts import Processed, Prompt, Prompts, Rendered, encodes
-from mmfast.families import family_of, model_class, reads_images
+from mmfast.families import config_of, family_of, model_class, reads_images
 from mmfast.files import weight_digests
 from mmfast.models.float32 import keep_float32
 from mmfast.models.loading import from_files
@@ -239,11 +239,9 @@ def cut(text: str, stop: Iterable[str]) -> tuple[str, bool]:
 
 
 def _without_own_code(folder: Path) -> Any:
-    from transformers import AutoConfig
-
     if "auto_map" in json.loads((folder / "config.json").read_text()):
         raise ValueError(f"{folder} brings code of its own: remote_code = True runs it, once you trust it")
-    return AutoConfig.from_pretrained(folder)
+    return config_of(folder)
 
 
 def _class_of(config: Any, remote_code: bool) -> Any:

@@ -73,7 +73,7 @@ class Prompts:
         )
         self.features = features
         self.infos: dict[str, ImageInfo] = {}
-        self.window = int(adapter.text_config.to_dict().get("max_position_embeddings") or 0)
+        self.window = adapter.longest or int(adapter.text_config.to_dict().get("max_position_embeddings") or 0)
 
     def read(self, request: Request) -> Prompt:
         """Raises ValueError (BadRow) where the model cannot read it."""

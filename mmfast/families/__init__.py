@@ -6,6 +6,7 @@ A family of one's own is a file of the same kind in a folder `mmfast_families` o
 from __future__ import annotations
 
 import importlib.util
+import json
 import pkgutil
 import re
 import sys
@@ -32,11 +33,43 @@ def adapter_for(config: PretrainedConfig) -> Adapter:
     return adapter
 
 
+def config_of(folder: str | Path) -> PretrainedConfig:
+    """The config of a model directory, its family's own classes made known first: no code of the directory runs."""
+    from transformers import AutoConfig
+
+    file = Path(folder) / "config.json"
+    register(json.loads(file.read_text()).get("model_type") or "" if file.is_file() else "")
+    return AutoConfig.from_pretrained(folder)
+
+
+def drawn_config(model_type: str, **sizes: Any) -> PretrainedConfig:
+    """A config of that type with these settings."""
+    from transformers import AutoConfig
+
+    register(model_type)
+    return AutoConfig.for_model(model_type, **sizes)
+
+
+def register(model_type: str) -> bool:
+    """Tells transformers of a family's own classes; False where it has no such."""
+    kind = family_of(model_type)
+    classes = None if kind is None else kind.classes()
+    if classes is None:
+        return False
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config, model = classes
+    AutoConfig.register(model_type, config, exist_ok=True)
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        auto.register(config, model, exist_ok=True)
+    return True
+
+
 def reads_images(config: PretrainedConfig) -> bool:
     """Is it a model of images and text, for transformers?"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or register(config.model_type)
 
 
 def model_class(config: PretrainedConfig) -> Any:

@@ -9,6 +9,7 @@ Letters: F feature rows (one an image slot), D decoder width, V tower width, L d
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmfast.families.layout import Layout
@@ -37,6 +38,7 @@ class Adapter:
     merge_size = 1  # patches merged along each axis into one image slot
     has_dummy = True  # dummy_images() is known: the tower's blocks can be sharded one by one while they train
     tower_packs = False  # the tower attends within images that lie in one row: sdpa would read the host for each
+    longest = 0  # a sequence of more tokens is computed in another way, which a tree has not; 0: of any length alike
     levels = 0  # deepstack: dense addends after the first decoder layers
 
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has
@@ -51,12 +53,30 @@ class Adapter:
     def __init__(self, config: PretrainedConfig):
         self.config = config
         self.text_config: PretrainedConfig = config.get_text_config()
-        self.image_token_id = image_token_id(config.to_dict())
+        self.image_token_id = self.image_id(config.to_dict())
+
+    @classmethod
+    def classes(cls) -> tuple[type[PretrainedConfig], type[PreTrainedModel]] | None:
+        """The family's own (config, model), which transformers is told of before one is opened; None: it has them."""
+        return None
 
     # images, for the data: `model` is config.json, `processor` preprocessor_config.json
 
+    needs_processor_file = True  # False: what a published model's preprocessor_config.json would say, the family says
+
     image_aspect = ""  # of data/images/processor.py: square, crop, pad, anyres or native. "": images are not known
     image_mean, image_std, image_resample = CLIP_MEAN, CLIP_STD, BICUBIC  # where the processor names none
+
+    @classmethod
+    def image_id(cls, model: dict[str, Any]) -> int | None:
+        """The id that stands for an image in token ids."""
+        return image_token_id(model)
+
+    @classmethod
+    def tower_square(cls, model: dict[str, Any]) -> tuple[int | None, int]:
+        """Pixels along the edge of the square that the tower reads (None: not said), and of a patch."""
+        vision = model.get("vision_config") or {}
+        return vision.get("image_size"), int(vision.get("patch_size", 14))
 
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:
@@ -103,6 +123,10 @@ class Adapter:
     def softcap(self) -> float | None:
         return self.text_config.to_dict().get("final_logit_softcapping")
 
+    def rows_a_slot(self) -> float:
+        """Rows that run through the tower for each image slot."""
+        return self.merge_size**2
+
     def tower_sizes(self) -> TowerSizes:
         """For the estimate of memory; by the names that CLIP's, SigLIP's and Qwen's towers use."""
         vision = self.config.vision_config.to_dict()
@@ -133,12 +157,32 @@ class Adapter:
     def layout(self, share: bool = True) -> Layout:
         """What packing must know of the family."""
         return Layout(
-            image_token_id=self.image_token_id, mrope=self.positions == "mrope", merge=self.merge_size, share=share
+            image_token_id=self.image_token_id,
+            mrope=self.positions == "mrope",
+            merge=self.merge_size,
+            share=share,
+            longest=self.longest,
         )
 
     def dummy_images(self) -> dict[str, Tensor]:
         """One smallest image, for a pack without images while the tower trains."""
         raise NotImplementedError
+
+    # a directory as it is published (`mmfast import`); `model` is its config.json
+
+    @classmethod
+    def imported_config(cls, source: Path, model: dict[str, Any]) -> dict[str, Any]:
+        """config.json as mmfast reads it."""
+        return model
+
+    @classmethod
+    def imported_name(cls, model: dict[str, Any], key: str) -> str:
+        """What a stored tensor is called from now on; "": it is left out, and that is said."""
+        return key
+
+    @classmethod
+    def write_imported(cls, source: Path, out: Path, model: dict[str, Any]) -> None:
+        """The tokenizer's and processor's files that the directory lacks; the others are copied before."""
 
     # the layout that the family had before transformers knew it
 

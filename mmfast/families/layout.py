@@ -18,6 +18,7 @@ class Layout:
     image_token_id: int | None  # None: a text-only model
     mrope: bool = False  # positions are (t, h, w): Qwen2-VL, 2.5 and 3
     merge: int = 1  # patches merged on each side before the decoder sees them
+    longest: int = 0  # tokens of a sequence that the model reads as it is trained; 0: any number
     share: bool = True  # False: the model cannot be run as a tree; only wholly equal sequences become one
 
     def merged_grid(self, image: ImageInfo) -> tuple[int, int, int]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoConfig
 
 from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
@@ -23,7 +22,7 @@ from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
 from mmfast.directory import adapter_directory, directory
-from mmfast.families import adapter_for
+from mmfast.families import adapter_for, config_of
 from mmfast.families.base import Adapter
 from mmfast.job.runtime import Runtime
 from mmfast.models.loading import load
@@ -135,7 +134,7 @@ class Job:
     def adapter(self) -> Adapter:
         """The family of the policy."""
         try:
-            return adapter_for(AutoConfig.from_pretrained(directory(self.model.path)))
+            return adapter_for(config_of(directory(self.model.path)))
         except OSError as error:
             raise ValueError(f"model.path: {error}") from None
 
@@ -154,7 +153,7 @@ class Job:
         options: dict[str, Any] = {"dtype": m.dtype, "freeze": freeze, "lora": lora, "attention": m.attention}
         mesh = self._mesh()
         adapter, quantize = (m.adapter, m.quantize) if train else ("", "")
-        listed = self.adapter if train else adapter_for(AutoConfig.from_pretrained(directory(path)))
+        listed = self.adapter if train else adapter_for(config_of(directory(path)))
         if runtime.world > 1 and listed.proven and not (adapter or quantize or m.cache_vision):
             assert mesh is not None
             folder = directory(path or m.path, weights=True)
@@ -249,7 +248,7 @@ class Job:
             return str(cache.folder)
 
         folder = self.runtime.from_main(encode)
-        return VisionCache(folder, adapter_for(AutoConfig.from_pretrained(directory(path))))
+        return VisionCache(folder, adapter_for(config_of(directory(path))))
 
 
 def keys_of_images(config: Config) -> list[str]:

@@ -44,11 +44,11 @@ def training_cost(scorer: Scorer, *, checkpointing: bool, cached_vision: bool) -
     linear = (2 + again) * count(layers) + count(p for p in layers if p.requires_grad)
     head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_dim
-    vision = 0
+    vision = 0.0
     if not cached_vision:
         projector = projector_parameters(adapter, model)
         tower_passes = (3 + again) if vision_trains(scorer) else 1
-        vision = tower_passes * count(scorer.tower_parameters()) * adapter.merge_size**2 + 3 * count(projector)
+        vision = tower_passes * count(scorer.tower_parameters()) * adapter.rows_a_slot() + 3 * count(projector)
     return Cost(
         attention=attention * (3.5 + again) / linear,  # backward is 2.5 forwards
         head=head.numel() * (3 if head.requires_grad else 2) / linear,
@@ -214,11 +214,12 @@ def trace_decoder(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, in
     equal = len({tuple((p.shape, p.requires_grad) for p in layer.parameters()) for layer in layers}) == 1
     if not (setting.wrapped and equal and len(layers) > few + 1):
         return trace_layers(scorer, pack, setting)
+    name = next(name for name, child in decoder.named_children() if child is layers)
     traced = []
     for number in (few, few + 1):
-        decoder.layers = layers[:number]
+        setattr(decoder, name, layers[:number])
         traced.append(trace_layers(scorer, pack, setting))
-        decoder.layers = layers
+        setattr(decoder, name, layers)
     kept, most = (b + (len(layers) - few - 1) * (b - a) for a, b in zip(traced[0][:2], traced[1][:2], strict=True))
     return kept, most, 0
 
@@ -296,7 +297,7 @@ def vision_bytes(scorer: Scorer, pack: Pack, setting: Setting) -> tuple[int, int
     rows = slots * width * each * (4 if trains else 1)
     if adapter.image_token_id is None or not slots or setting.cached_vision:
         return rows, rows
-    vision, patches = adapter.tower_sizes(), slots * adapter.merge_size**2
+    vision, patches = adapter.tower_sizes(), int(slots * adapter.rows_a_slot())
     pixels = patches * vision.pixels * 4
     block = patches * (6 * vision.hidden + 2 * vision.inner) * each
     outputs = (vision.depth + 1) * patches * vision.hidden * each  # of all blocks

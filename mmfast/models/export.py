@@ -18,13 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import weight_files
 from mmfast.directory.llava import native_config
 from mmfast.directory.native import TOWER, Tensors, note_of, origin_of, written_name
-from mmfast.families import adapter_for
+from mmfast.families import adapter_for, config_of
 from mmfast.families.base import Adapter
 from mmfast.models.names import disk_names, empty_model, plain_name, whole
 from mmfast.models.scorer import Scorer
@@ -102,7 +101,7 @@ def write_whole(
 
 def native_config_of(base: Path, aspect: str) -> dict[str, Any]:
     """config.json in LLaVA's layout of a model directory of either."""
-    family = adapter_for(AutoConfig.from_pretrained(base))
+    family = adapter_for(config_of(base))
     family.original_config(aspect)  # raises for any other family
     processor = ImageProcessor.from_model_dir(base, aspect)
     made = family.original_config(processor.aspect if isinstance(processor, ImageProcessor) else aspect)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
 from mmfast.directory.native import tensors_of
-from mmfast.families import adapter_for, model_class
+from mmfast.families import adapter_for, config_of, model_class
 from mmfast.families.base import Adapter
 from mmfast.models.float32 import keep_float32
 from mmfast.models.lora import Lora, add_lora
@@ -56,7 +56,7 @@ def load(
     if isinstance(path, str):
         path = str(directory(path, weights=not random_weights))
     # Read
-    config = AutoConfig.from_pretrained(path) if isinstance(path, str) else path
+    config = config_of(path) if isinstance(path, str) else path
     family = adapter_for(config)
     options: dict[str, Any] = {"attn_implementation": tower_attention(family, device, dtype)}
     if quantize:
@@ -112,8 +112,13 @@ def set_depth(config: PretrainedConfig, adapter: Adapter, depth: int) -> int:
     if adapter.tower_depth is None:
         raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
     section, key = adapter.tower_depth
-    before: int = getattr(getattr(config, section), key)
-    setattr(getattr(config, section), key, depth)
+    held: Any = getattr(config, section)
+    if isinstance(held, dict):
+        before: int = held[key]
+        held[key] = depth
+        return before
+    before = getattr(held, key)
+    setattr(held, key, depth)
     return before
 
 

@@ -35,17 +35,22 @@ def target_modules(scorer: Scorer, spec: Lora) -> list[str]:
         inside |= {id(m) for block in adapter.vision_blocks(model) for m in block.modules()}
     names = [n.strip() for n in spec.targets.split(",")] if isinstance(spec.targets, str) else [*spec.targets]
     head = model.get_output_embeddings()
-    if any(m is head and n.rsplit(".", 1)[-1] in names for n, m in model.named_modules()):
+    if any(m is head and _named(n, names) for n, m in model.named_modules()):
         inside.add(id(head))
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
     if spec.targets == ALL_LINEAR:
         return linear
-    picked = [n for n in linear if n.rsplit(".", 1)[-1] in names]
-    missing = [w for w in names if not any(n.rsplit(".", 1)[-1] == w for n in picked)]
+    picked = [n for n in linear if _named(n, names)]
+    missing = [w for w in names if not any(_named(n, [w]) for n in picked)]
     if missing:
         known = sorted({n.rsplit(".", 1)[-1] for n in linear})
         raise ValueError(f"model.lora.targets: no linear layer {missing[0]!r}; this model has {', '.join(known)}")
     return picked
+
+
+def _named(module: str, names: list[str]) -> bool:
+    """Is it one of them? A name with dots ("attn.c_proj") is the end of a module's full name."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def settings_of(adapter_path: str) -> PeftConfig:

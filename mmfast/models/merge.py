@@ -20,12 +20,11 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import adapter_directory, directory, weight_files
 from mmfast.directory.native import note_of, parameter_name
-from mmfast.families import adapter_for, model_class
+from mmfast.families import adapter_for, config_of, model_class
 from mmfast.models.export import merged, write_whole
 from mmfast.models.loading import from_files
 from mmfast.models.names import disk_names, empty_model
@@ -158,14 +157,14 @@ def check(base: Path, adapter: Path, out: Path) -> float:
 
 
 def read(folder: Path) -> nn.Module:
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder)
     options = {} if note_of(folder) else {"use_safetensors": True}
     return from_files(model_class(config), folder, config=config, dtype=torch.float32, **options).eval()
 
 
 def trial_rows(base: Path) -> list[dict[str, Tensor]]:
     """Inputs of a forward pass: random words, and words around a random picture where the family's images are known."""
-    config, draw = AutoConfig.from_pretrained(base), np.random.default_rng(0)
+    config, draw = config_of(base), np.random.default_rng(0)
     text = config.get_text_config()
     marks = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)}
     words = np.array([i for i in range(3, min(text.vocab_size, 30000)) if i not in marks])

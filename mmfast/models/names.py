@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mmfast.directory import weight_files
 from mmfast.directory.native import Tensors, tensors_of
-from mmfast.families import model_class
+from mmfast.families import config_of, model_class
 
 
 def plain_name(name: str) -> str:
@@ -61,7 +61,7 @@ def whole(stored: Tensors, model: PreTrainedModel) -> list[str]:
 
 def empty_model(base: Path) -> PreTrainedModel:
     """The model of a directory without its weights."""
-    config = AutoConfig.from_pretrained(base)
+    config = config_of(base)
     kind: Any = model_class(config)
     with torch.device("meta"):
         return kind.from_config(config)

@@ -48,13 +48,17 @@ def read_weights(scorer: Scorer, path: Path) -> None:
     inside: dict[str, Tensor] = {
         plain_name(name).replace(".base_layer.", "."): p for name, p in scorer.model.named_parameters()
     }
-    inside |= {plain_name(name): b for name, b in scorer.model.named_buffers()}
+    buffers = {plain_name(name): b for name, b in scorer.model.named_buffers()}
+    inside |= buffers
     if (stored := tensors_of(path)) is not None:
         for name in disk_names(path):
             put(inside[name], stored[name])
         return
-    state = {key: inside[name].detach() for key, name in disk_names(path).items() if name in inside}
+    names = disk_names(path)
+    state = {key: inside[name].detach() for key, name in names.items() if name in inside}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))
+    for name in buffers.keys() & set(names.values()):
+        buffers[name]._is_hf_initialized = True  # type: ignore[attr-defined]  # rebuild_buffers() leaves it
 
 
 def rebuild_buffers(model: PreTrainedModel) -> None:

@@ -89,7 +89,7 @@ class Plan:
         if not self.is_pairs and np.any(self.symbols.branch_of[:, 1] >= 0):
             raise ValueError("the data mixes pairs with examples that have no rejected side: plan them apart")
         self.cost = cost or Cost()
-        check_sizes(self.symbols, settings.tokens_per_pack, share=layout.share)
+        check_sizes(self.symbols, settings.tokens_per_pack, share=layout.share, longest=layout.longest)
         self._normalisers = self.symbols.normalisers(gamma)
         self._blocks = blocks(groups(self.symbols), settings.pairs_per_step)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -177,9 +177,15 @@ def forest_of(symbols: Symbols, cost: Cost, *, share: bool) -> tuple[Forest, np.
     return forest, *node_costs(symbols, forest, cost)
 
 
-def check_sizes(symbols: Symbols, budget: int, *, share: bool) -> None:
-    """A pair is whole in one pack, so each must fit the budget alone."""
+def check_sizes(symbols: Symbols, budget: int, *, share: bool, longest: int = 0) -> None:
+    """A pair is whole in one pack, so each must fit the budget alone, and each side the `longest` sequence."""
     a, b = symbols.branch_of.T
+    most = np.maximum(symbols.unshared[a], np.where(b >= 0, symbols.unshared[b], 0))
+    for e in np.flatnonzero(most > longest)[:1].tolist() if longest else ():
+        raise ValueError(
+            f"{symbols.told(e)} has {most[e]} tokens, but the model is trained with {longest} at most: it reads longer "
+            "ones in another way; lower data.max_length so that such rows are dropped or cut"
+        )
     apart = symbols.unshared[a] + np.where(b >= 0, symbols.unshared[b], 0)  # never less than the pair's tree
     for e in np.flatnonzero(apart > budget).tolist():
         tokens = int(forest_of(symbols.cut(np.asarray([e])), Cost(), share=share)[1].sum())

@@ -18,7 +18,7 @@ def check_length(job: Job, world: int) -> None:
             f"{world}: run one process"
         )
     t, warmup = config.train, config.optim.warmup
-    check_sizes(symbols, job.steps.tokens_per_pack, share=True)
+    check_sizes(symbols, job.steps.tokens_per_pack, share=True, longest=job.adapter.longest)
     whole, rest = divmod(len(symbols), t.pairs_per_step)
     total = t.total_steps(whole + (rest > 0 and not t.drop_last))
     if warmup >= 1 and warmup > total:

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from mmfast.config import Config, load
 from mmfast.data.records import Branch, Example, ImageInfo
-from mmfast.families import families
+from mmfast.families import drawn_config, families
 from mmfast.families.base import Adapter
 from mmfast.models.estimate import Memory, estimate
 from mmfast.packing import build_pack
@@ -27,9 +27,7 @@ PROMPT, RESPONSE, PIXELS = 64, 128, 1280 * 28 * 28  # tokens, and pixels of an i
 def published() -> dict[str, PretrainedConfig]:
     """Hub ids -> configs of the models that the families' files name."""
     kinds = families().items()
-    return {
-        model: AutoConfig.for_model(name, **sizes) for name, kind in kinds for model, sizes in kind.published.items()
-    }
+    return {model: drawn_config(name, **sizes) for name, kind in kinds for model, sizes in kind.published.items()}
 
 
 def memory_estimate(config: Config, gpus: int) -> Memory:
@@ -42,10 +40,11 @@ def memory_estimate(config: Config, gpus: int) -> Memory:
 
 def usual_pack(adapter: Adapter, config: Config) -> Pack:
     """As many pairs of an image, a prompt and two responses as a pack takes; the last prompt fills it."""
-    layout, vision = adapter.layout(), adapter.config.vision_config
-    side = (config.model.max_pixels or PIXELS) ** 0.5 if adapter.image_aspect == "native" else vision.image_size
-    side = int(side) // vision.patch_size // adapter.merge_size
-    slots = side**2 if adapter.image_aspect == "native" else adapter.square_slots(adapter.config.to_dict(), side)
+    layout, model = adapter.layout(), adapter.config.to_dict()
+    edge, patch = adapter.tower_square(model)
+    native = adapter.image_aspect == "native"
+    side = int((config.model.max_pixels or PIXELS) ** 0.5 if native else edge or 0) // patch // adapter.merge_size
+    slots = side**2 if native else adapter.square_slots(model, side)
     grid = (1, side * adapter.merge_size, side * adapter.merge_size)
     each, draw = slots + PROMPT + 2 * RESPONSE, np.random.default_rng(0)
     count, rest = max(1, config.train.tokens_per_pack // each), max(0, config.train.tokens_per_pack % each)

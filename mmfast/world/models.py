@@ -18,9 +18,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from mmfast.families import families, family_of, model_class
+from mmfast.families import drawn_config, families, family_of, model_class
 from mmfast.families.base import Adapter
 from mmfast.families.generic import TextOnly
 from mmfast.families.tiny import Chat, Size
@@ -111,7 +111,7 @@ def build(family: str, *, seed: int = 0, size: Size | str = "tiny", dtype: str =
     if len(tokenizer) > size.vocab:
         raise ValueError(f"vocab = {size.vocab} is below the tokenizer's {len(tokenizer)} tokens; raise it")
     tiny = _described(family)[0].tiny(size, tokenizer)
-    config = AutoConfig.for_model(family, **tiny.config)
+    config = drawn_config(family, **tiny.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config).from_config(config, dtype=getattr(torch, dtype))

@@ -64,7 +64,8 @@ class ImageProcessor:
                     f"{model.get('model_type')!r}: its images are read by transformers' own processor; leave them out"
                 )
             return OwnProcessor(folder)
-        return from_config(model, _processor_config(folder), aspect, min_pixels, max_pixels)
+        settings = _processor_config(folder, family.needs_processor_file)
+        return from_config(model, settings, aspect, min_pixels, max_pixels)
 
     def geometry(self, width: int, height: int) -> tuple[int, tuple[int, int, int] | None]:
         """(slots in the sequence, grid (t, h, w) in patches or None) of an image of this size."""
@@ -191,13 +192,15 @@ def fit_in(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
     return rows, min(math.ceil(width * by_height), columns)
 
 
-def _processor_config(folder: Path) -> dict[str, Any]:
+def _processor_config(folder: Path, needed: bool = True) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
             config = json.loads((folder / name).read_text())
             if name == "preprocessor_config.json" or "image_processor" in config:
                 return config.get("image_processor", config)
-    raise ValueError(f"{folder} has no preprocessor_config.json: is it a whole model folder?")
+    if needed:
+        raise ValueError(f"{folder} has no preprocessor_config.json: is it a whole model folder?")
+    return {}
 
 
 def _edge(config: dict[str, Any], default: int) -> int:
@@ -247,11 +250,10 @@ def from_config(
     if own == "native":
         return _native(config, common, min_pixels, max_pixels)
     # A fixed size, or tiles of one
-    vision = model.get("vision_config", {})
-    edge = _edge(config, int(vision.get("image_size", 224)))
-    patch = int(vision.get("patch_size", 14))
-    if "image_size" in vision and vision["image_size"] != edge:
-        raise ValueError(f"the image processor makes {edge} pixels, but the tower reads {vision['image_size']}")
+    reads, patch = family.tower_square(model)
+    edge = _edge(config, reads or 224)
+    if reads and reads != edge:
+        raise ValueError(f"the image processor makes {edge} pixels, but the tower reads {reads}")
     side = edge // patch
     slots = family.square_slots(model, side)
     if own != "anyres":

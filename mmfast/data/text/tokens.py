@@ -96,8 +96,8 @@ class Tokenizer:
         if not hf.is_fast:
             raise ValueError(f"{model}: only tokenizers with a tokenizer.json (or convertible to one) are supported")
         config = json.loads((folder / "config.json").read_text())
-        out = Tokenizer(hf, image_token_id(config), template, mode)
         family = family_of(config.get("model_type", ""))
+        out = Tokenizer(hf, (family.image_id if family else image_token_id)(config), template, mode)
         if out.image_token is not None:
             if family is not None and family.image_aspect:
                 out.expanded = family.image_text(config, out.image_token, out.token)
