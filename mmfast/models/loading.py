@@ -107,11 +107,17 @@ def from_files(kinds: Any, path: str | Path, *, config: PretrainedConfig, **opti
     return made
 
 
+def depth_key(adapter: Adapter) -> tuple[str, str]:
+    """Where a config says how deep its tower is. Raises for a family whose tower's output cannot be cached."""
+    if adapter.tower_depth is None:
+        why = adapter.why_no_cache or f"the tower of {adapter.config.model_type} is not known"
+        raise ValueError(f"model.cache_vision: nothing can be cached: {why}. Set it to false")
+    return adapter.tower_depth
+
+
 def set_depth(config: PretrainedConfig, adapter: Adapter, depth: int) -> int:
     """Gives the config's tower so many blocks; returns how many it had."""
-    if adapter.tower_depth is None:
-        raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
-    section, key = adapter.tower_depth
+    section, key = depth_key(adapter)
     held: Any = getattr(config, section)
     if isinstance(held, dict):
         before: int = held[key]

@@ -13,7 +13,7 @@ from mmfast.models.sharded import draw_lora, load_sharded
 from tests.make.rank_processes import run_ranks
 from tests.make.tiny_run import make_model
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "beit3_llava")
 
 
 def compare_whole(paths):
