@@ -74,15 +74,13 @@ NAMED = {
     "vicuna_v1": _VICUNA,
     # RLAIF-V on LLaVA-1.5: the same with another word in the system line
     "rlaifv": replace(_VICUNA, system=VICUNA.format(who="human")),
-    # LLaVA's first, and Muffin's (RLHF-V) for models without its marks: the stop mark is scored, the two role marks that
-    # its masking let through are not
+    # LLaVA's first, and Muffin's (RLHF-V) for models without its marks: the stop mark is scored, the two role marks
+    # that its masking let through are not
     "llava_v0": replace(_MUFFIN, image="{image}\n", tight=False),
     # Muffin (RLHF-V) as it is trained: its images have marks of their own
     "muffin": _MUFFIN,
     # and as it is asked: the image behind the question, and the model writes "Assistant:" itself
-    "muffin_ask": replace(
-        _MUFFIN, system_end="\n###", user="Human: {text}", answer="\n###", lead="", end="\n###", images_last=True
-    ),
+    "muffin_ask": replace(_MUFFIN, system_end="\n###", answer="###", lead="", end="\n###", images_last=True),
     "dgpref_llava": NamedTemplate(
         system="", system_end="", user="USER: {text}\n", answer="ASSISTANT:", end="", between="\n", images_first=True
     ),

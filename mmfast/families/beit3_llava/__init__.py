@@ -31,7 +31,8 @@ TEMPLATE = (
     "{% set shown.images = shown.images + '<im_start><im_patch><im_end>' %}{% endfor %}{% endif %}"
     "{% if m['role'] == 'system' %}{{ words }}\n\n### "
     "{% elif m['role'] == 'user' %}"
-    "{% if shown.images %}Human:{{ shown.images }}{{ (words + '\n').lstrip() }}{% else %}Human: {{ words }}\n{% endif %}"
+    "{% if shown.images %}Human:{{ shown.images }}{{ (words + '\n').lstrip() }}"
+    "{% else %}Human: {{ words }}\n{% endif %}"
     "{% else %}### Assistant: {{ words }}\n### {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:{% endif %}"
 )

@@ -203,14 +203,24 @@ class Beit3LlavaForCausalLM(Drawn, LlamaForCausalLM):
         self.model = Beit3LlavaModel(config)
         self.post_init()
 
-    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **more: Any) -> Any:
+    def forward(  # generate() reads these names
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         if pixel_values is not None and input_ids is not None:
-            more["inputs_embeds"], input_ids = self.model.embedded(input_ids, pixel_values), None
-        return super().forward(input_ids=input_ids, **more)
+            kwargs["inputs_embeds"], input_ids = self.model.embedded(input_ids, pixel_values), None
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def prepare_inputs_for_generation(self, *given: Any, **more: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *, pixel_values: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Pixels go in with the prompt alone."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*given, **more)
-        if more.get("use_cache", True) and not more.get("is_first_iteration"):
-            inputs["pixel_values"] = None
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["pixel_values"] = pixel_values
         return inputs
