@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmfast.directory import llava
-from mmfast.directory.hub import PICKLES, WEIGHTS, found, published, weight_files
+from mmfast.directory.hub import WEIGHTS, found, published, weight_files, with_weights
 from mmfast.directory.native import note_of
 
 __all__ = ["adapter_directory", "directory", "published", "weight_files"]
@@ -21,7 +21,9 @@ def directory(model: str | Path, weights: bool = False, *, commit: str = "", cac
     """The folder of a model. A hub id is fetched where it is not in the hub's cache (`cached`: it is)."""
     folder = found(model, commit=commit, cached=cached)
     if llava.is_native(folder):
-        return llava.view(str(model), _with_weights(model, commit, cached) if weights else folder, weights, directory)
+        if weights:
+            folder = with_weights(folder, str(model), commit=commit, cached=cached)
+        return llava.view(str(model), folder, weights, directory)
     if weights:
         folder = found(model, WEIGHTS, commit=commit, cached=cached)
         if note_of(folder) is None:
@@ -33,18 +35,11 @@ def adapter_directory(adapter: str | Path, weights: bool = False, *, commit: str
     """The folder of an adapter in peft's layout; of one in LLaVA's layout, a folder that says the same in peft's."""
     folder = found(adapter, commit=commit, cached=cached)
     if llava.is_adapter(folder):
-        return llava.peft_view(str(adapter), _with_weights(adapter, commit, cached))
+        return llava.peft_view(str(adapter), with_weights(folder, str(adapter), commit=commit, cached=cached))
     if weights:
         folder = found(adapter, WEIGHTS, commit=commit, cached=cached)
         _check_weights(str(adapter), folder)
     return folder
-
-
-def _with_weights(model: str | Path, commit: str, cached: bool) -> Path:
-    """safetensors where there are any; only then is anything else fetched."""
-    folder = found(model, WEIGHTS, commit=commit, cached=cached)
-    safe = list(folder.glob("*.safetensors"))
-    return folder if safe and not llava.is_adapter(folder) else found(model, PICKLES, commit=commit, cached=cached)
 
 
 def _check_weights(name: str, folder: Path) -> None:

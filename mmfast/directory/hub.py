@@ -28,6 +28,17 @@ def found(model: str | Path, patterns: Sequence[str] = (), *, commit: str = "", 
     return _fetched[name, patterns]
 
 
+def with_weights(folder: Path, name: str, *, commit: str = "", cached: bool = False) -> Path:
+    """The folder with its weight files: safetensors where there are any; only then is anything else fetched."""
+    if folder == Path(name):
+        return folder
+    folder = found(name, WEIGHTS, commit=commit, cached=cached)
+    adapter = (folder / "adapter_config.json").is_file()
+    return (
+        found(name, PICKLES, commit=commit, cached=cached) if adapter or not [*folder.glob("*.safetensors")] else folder
+    )
+
+
 def published(model: str | Path) -> Path:
     """The folder of a model as it was published, pickled weights too: for a reader that unpickles tensors alone."""
     return found(model, (*WEIGHTS, *PUBLISHED))

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmfast.directory.hub import PICKLES, WEIGHTS, found, weight_files, whole_files
-from mmfast.directory.native import NOTE, Tensors, read_adapter
+from mmfast.directory.hub import found, weight_files, whole_files, with_weights
+from mmfast.directory.native import NOTE, Tensors, note_of, read_adapter
 from mmfast.directory.sentencepiece import llama_backend
 
 VERSION = 1
@@ -50,6 +50,13 @@ TEMPLATE = (
 )
 
 
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text()).get("model_type", ""))
+    except (OSError, ValueError):
+        return ""
+
+
 def native_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder in LLaVA's native layout; empty for any other. Raises for layouts that are not read."""
     try:
@@ -59,8 +66,10 @@ def native_config(folder: Path) -> dict[str, Any]:
     kind = str(config.get("model_type", ""))
     if not kind.startswith("llava") or "vision_config" in config or "mm_vision_tower" not in config:
         return {}
-    wrong = ""
-    if kind not in ("llava", "llava_llama"):
+    wrong, made = "", (config.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
+    if made not in ("LlavaLlamaForCausalLM", "LlavaForCausalLM"):
+        wrong = f"it is a {made}"
+    elif kind not in ("llava", "llava_llama"):
         wrong = f"its decoder is of type {kind}"
     elif config.get("mm_projector_type", "linear") != "mlp2x_gelu":
         wrong = f"its projector is {config.get('mm_projector_type', 'linear')!r}, not 'mlp2x_gelu'"
@@ -89,45 +98,56 @@ def is_adapter(folder: Path) -> bool:
 
 def view(name: str, folder: Path, weights: bool, directory: Callable[..., Path]) -> Path:
     """The folder that describes a native one. `weights`: they are there, or this raises, and a note says where."""
-    if is_adapter(folder):
-        return _merged_view(name, folder, weights, directory)
+    if not is_adapter(folder):
+        return _view(name, folder, folder, weights)
+    # An adapter stands for its base with the adapter merged
+    settings = adapter_settings(name, folder)
+    try:
+        plain = found(settings["base_model_name_or_path"])
+        if (
+            _kind(plain) == "llama"
+        ):  # Vicuna itself, as LLaVA's own adapters have it: what else there is lies beside them
+            plain = with_weights(plain, settings["base_model_name_or_path"]) if weights else plain
+            return _view(name, folder, plain, weights, {"adapter": str(folder), "scale": scale_of(settings)})
+        base = directory(settings["base_model_name_or_path"], weights)
+    except ValueError as error:
+        raise ValueError(f"{name} is an adapter, and its base cannot be read: {error}") from None
+    return _merged_view(folder, base, weights, {"adapter": str(folder), "scale": scale_of(settings)})
+
+
+def _view(name: str, folder: Path, base: Path, weights: bool, more: dict[str, Any] | None = None) -> Path:
+    """`folder` has the config; `base`, the same folder but for adapters, the decoder's weights and the tokenizer."""
     config = native_config(folder)
-    tower = tower_of(name, config, folder, fetch=weights)
+    tower = tower_of(config, folder, fetch=weights)
     note: dict[str, Any] = {}
     if weights:
-        files = [str(file) for file in whole_files(name, folder)]
+        files = [str(file) for file in whole_files(str(base), base)]
         towers = [str(file) for file in whole_files(str(tower), tower)] if tower else []
         dtype = str(config.get("torch_dtype") or config.get("dtype") or "").removeprefix("torch.")
-        note = {"name": name, "origin": str(folder), "files": files, "tower": towers, "dtype": dtype}
+        note = {"name": name, "origin": str(folder), "files": files, "tower": towers, "dtype": dtype} | (more or {})
         if not tower and not Tensors(note).own_tower:
             raise ValueError(_no_tower(name, config))
 
     def write(out: Path) -> None:
-        words = _tokenizer(folder, config, out)
+        words = _tokenizer(base, config, out)
         vision = _tower_sizes(name, config, tower)
         (out / "config.json").write_text(json.dumps(_config(config, vision, words), indent=1))
         (out / "preprocessor_config.json").write_text(json.dumps(_images(config, vision["image_size"]), indent=1))
-        if (folder / "generation_config.json").exists():
-            shutil.copy(folder / "generation_config.json", out)
+        if (base / "generation_config.json").exists():
+            shutil.copy(base / "generation_config.json", out)
         if note:
             (out / NOTE).write_text(json.dumps(note, indent=1))
 
-    return _kept(folder, [str(tower), note, _stamps(folder)], write)
+    return _kept(folder, [str(tower), note, _stamps(folder), _stamps(base)], write)
 
 
-def _merged_view(name: str, folder: Path, weights: bool, directory: Callable[..., Path]) -> Path:
-    """Of an adapter in LLaVA's layout as a model: its base, and the adapter merged when a tensor is read."""
-    settings = adapter_settings(name, folder)
-    try:
-        base = directory(settings["base_model_name_or_path"], weights)
-    except ValueError as error:
-        raise ValueError(f"{name} is an adapter, and its base cannot be read: {error}") from None
+def _merged_view(folder: Path, base: Path, weights: bool, more: dict[str, Any]) -> Path:
+    """Of an adapter in LLaVA's layout on a whole LLaVA, whose folder of descriptions `base` is."""
     note: dict[str, Any] = {}
     if weights:
-        below = base / NOTE
-        note = json.loads(below.read_text()) if below.exists() else {"name": str(base), "origin": str(base)}
+        note = note_of(base) or {"name": str(base), "origin": str(base)}
         note.setdefault("files", [str(file) for file in weight_files(base)])
-        note |= {"adapter": str(folder), "scale": scale_of(settings)}
+        note |= more
         Tensors(note)  # it belongs to this base, or this raises
 
     def write(out: Path) -> None:
@@ -178,7 +198,7 @@ def scale_of(settings: dict[str, Any]) -> float:
     return settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
-def tower_of(name: str, config: dict[str, Any], folder: Path, *, fetch: bool) -> Path | None:
+def tower_of(config: dict[str, Any], folder: Path, *, fetch: bool) -> Path | None:
     """The folder of the tower that a config names: beside the model, or of a hub id. None where it is not there."""
     tower = str(config["mm_vision_tower"])
     last = tower.rstrip("/").rpartition("/")[2]
@@ -187,9 +207,7 @@ def tower_of(name: str, config: dict[str, Any], folder: Path, *, fetch: bool) ->
             return place
     for cached in (True, False) if fetch else (True,):
         try:
-            place = found(tower, WEIGHTS, cached=cached)
-            if not [*place.glob("*.safetensors")]:
-                place = found(tower, PICKLES, cached=cached)
+            place = with_weights(found(tower, cached=cached), tower, cached=cached)
             if (place / "config.json").is_file() and (not fetch or whole_files(tower, place)):
                 return place
         except ValueError:

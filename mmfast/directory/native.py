@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from torch import Tensor
 
+HEAD = "lm_head.weight"
 NOTE = "weights.native"  # beside the descriptions: where the weights lie
-TOWER = "model.vision_tower."
+TOWER, PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
 
 # The start of a stored name -> of the parameter's. LLaVA's own names, and those of the hub's converted models.
 NAMES = (
@@ -170,6 +171,8 @@ class Tensors(Mapping[str, "Tensor"]):
 
     def _check_adapter(self, adapter: str) -> None:
         for name in (*(f"{stem}.weight" for stem in self.lora), *self.replaced):
+            if name in self.replaced and name.startswith(PROJECTOR) and name not in self.places:
+                self.places[name] = (self.replaced, name)  # on Vicuna itself the projector is the adapter's alone
             if name not in self.places:
                 raise ValueError(f"{adapter}: {name} has no place in {self.name}: is it the adapter's base?")
             a, b = self.lora.get(name.removesuffix(".weight"), (None, None))
@@ -194,7 +197,8 @@ class Tensors(Mapping[str, "Tensor"]):
 
         stored = self._stored(name)
         if name in self.replaced:
-            return self.replaced[name].to(stored.dtype)
+            beside = self._stored(HEAD) if self.places[name][0] is self.replaced else stored
+            return self.replaced[name].to(beside.dtype)
         if name.removesuffix(".weight") in self.lora:
             a, b = self.lora[name.removesuffix(".weight")]
             return (stored.float() + self.scale * (b.float() @ a.float())).to(stored.dtype)

@@ -236,6 +236,24 @@ def test_an_adapter_is_a_model_and_merges(tmp_path, layout):
     )
 
 
+def test_an_adapter_on_vicuna_itself_is_a_model(tmp_path):
+    """LLaVA's own adapters name Vicuna as their base: the projector is theirs, and the tower has its name."""
+    native = write_native(make_model(tmp_path), tmp_path / "native")
+    vicuna = tmp_path / "vicuna"
+    vicuna.mkdir()
+    shutil.copy(native / "tokenizer.json", vicuna)
+    (vicuna / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    stored = {}
+    for file in native.glob("*.bin"):
+        stored |= torch.load(file, weights_only=True)
+    torch.save({k: t for k, t in stored.items() if "mm_projector" not in k}, vicuna / "pytorch_model.bin")
+    folder, _ = drawn_adapter(tmp_path, native)
+    expected = parameters(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(vicuna)}))
+    assert_equal(parameters(folder), expected)
+
+
 # training, exports and commands
 
 
@@ -366,9 +384,23 @@ def emptier(native):
         (with_config(mm_projector_type="linear"), "its projector is 'linear'"),
         (with_config(model_type="llava_mpt"), "its decoder is of type llava_mpt"),
         (with_config(image_aspect_ratio="anyres"), "it cuts images into tiles"),
+        (with_config(architectures=["LlavaQwenForCausalLM"]), "it is a LlavaQwenForCausalLM"),
         (with_config(mm_use_im_start_end=True), "it has words of its own for images"),
     ],
-    ids=["shard", "truncated", "other", "shape", "missing", "tower", "tokenizer", "linear", "mpt", "anyres", "words"],
+    ids=[
+        "shard",
+        "truncated",
+        "other",
+        "shape",
+        "missing",
+        "tower",
+        "tokenizer",
+        "linear",
+        "mpt",
+        "anyres",
+        "qwen",
+        "words",
+    ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, change, message):
     native = broken(tmp_path, change)

@@ -5,6 +5,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
+from mmfast.families import config_of
 from mmfast.world import grammar, models, scenes
 
 MESSAGE = [
@@ -16,16 +17,17 @@ MESSAGE = [
 def inputs(family, path):
     """Token ids with the image token repeated as often as the image has features, and the image's tensors."""
     tokenizer = hf.AutoTokenizer.from_pretrained(path)
-    config = hf.AutoConfig.from_pretrained(path)
+    config = config_of(path)
     picture = scenes.render(next(scenes.scenes(0, "train", 1)))
     text = tokenizer.apply_chat_template(MESSAGE, tokenize=False)
     if family in ("llava", "llava_next", "gemma3"):
         return hf.AutoProcessor.from_pretrained(path)(text=text, images=[picture], return_tensors="pt")
     batch = dict(hf.AutoImageProcessor.from_pretrained(path)(images=[picture], return_tensors="pt"))
-    slots = int(batch["image_grid_thw"].prod()) // 4
+    slots = config.num_query if family == "beit3_llava" else int(batch["image_grid_thw"].prod()) // 4
     image = tokenizer.convert_ids_to_tokens(config.image_token_id)
     ids = tokenizer(text.replace(image, image * slots), add_special_tokens=False, return_tensors="pt").input_ids
-    return batch | {"input_ids": ids, "mm_token_type_ids": (ids == config.image_token_id).int()}
+    types = {} if family == "beit3_llava" else {"mm_token_type_ids": (ids == config.image_token_id).int()}
+    return batch | types | {"input_ids": ids}
 
 
 @pytest.mark.parametrize("family", [f for f in models.FAMILIES if f != "llama"])

@@ -103,9 +103,14 @@ def image_count(messages: Sequence[dict]) -> int:
     return sum(p["type"] == "image" for m in messages for p in parts(m))
 
 
-def without_blanks(text: str, images: str) -> str:
-    """No white space on either side of `images`."""
-    before, _, after = text.rpartition(images)
+def user_turn(named: NamedTemplate, images: str, words: str) -> str:
+    """A turn of the user, its images where the template has them."""
+    if named.images_first:
+        return images + named.user.format(text=words)
+    turn = named.user.format(text=words + images if named.images_last else images + words)
+    if not (named.tight and images):
+        return turn
+    before, _, after = turn.rpartition(images) if named.images_last else turn.partition(images)
     return f"{before.rstrip()}{images}{after.lstrip()}"
 
 
@@ -207,14 +212,10 @@ class Template:
         chunks, open_text, number = [], system + named.system_end, 0
         for i, message in enumerate(rest, start=len(messages) - len(rest)):
             if message["role"] == "user":
-                images = ""
-                for _ in range(image_count([message])):
-                    number += 1
-                    images += named.image.format(image=self.tokenizer.image_token, number=number)
-                before, inside = (images, "") if named.images_first else ("", images)
-                words = text_of(message)
-                turn = named.user.format(text=words + inside if named.images_last else inside + words)
-                open_text += before + (without_blanks(turn, inside) if named.tight and inside else turn)
+                numbers = range(number + 1, number + 1 + image_count([message]))
+                number += len(numbers)
+                images = [named.image.format(image=self.tokenizer.image_token, number=n) for n in numbers]
+                open_text += user_turn(named, "".join(images), text_of(message))
             elif message["role"] == "assistant":
                 open_text += named.answer
                 answer = named.lead + text_of(message)

@@ -182,12 +182,14 @@ def _tokenizer(source: Path, model: dict[str, Any]) -> PreTrainedTokenizerFast:
 
     from mmfast.directory.sentencepiece import llama_backend
 
+    # Words
     if (source / "tokenizer.json").exists():
         backend = Tokenizer.from_file(str(source / "tokenizer.json"))
     elif (source / "tokenizer.model").exists():
         backend = llama_backend(source / "tokenizer.model")
     else:
         raise ValueError(f"{source} has neither tokenizer.model nor tokenizer.json, which hold its vocabulary")
+    # Marks, by the numbers that the directory says
     added = {}
     if (source / "added_tokens.json").exists():
         added = json.loads((source / "added_tokens.json").read_text())
@@ -203,6 +205,7 @@ def _tokenizer(source: Path, model: dict[str, Any]) -> PreTrainedTokenizerFast:
             f"{source}: with {', '.join(MARKS)} the tokenizer has {last + 1} words, and config.json says "
             f"{model['vocab_size']}: are its added_tokens.json and its weights those of one model?"
         )
+    # Together
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",
