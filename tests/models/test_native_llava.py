@@ -28,12 +28,14 @@ from mmfast.models.lora import Lora
 from mmfast.packing import build_pack
 from mmfast.train import train
 from mmfast.training.export import export
+from tests.make.hub_server import COMMIT, NAME, hub
 from tests.make.llama_tokenizer import llama_tokenizer
 from tests.make.native_llava import FIELDS, TOWER, original, pieces, write_adapter, write_native
 from tests.make.questions import ask, picture
 from tests.make.rank_processes import run_ranks
 from tests.make.tiny_run import make_config, make_model, write_pairs
 from tests.models.test_sharded import compare_whole
+from tests.test_directory import launch
 
 FORMS = [
     {"tower": "beside", "pickled": True, "shards": 2},
@@ -327,7 +329,41 @@ def test_the_commands_take_it(tmp_path):
     assert read(tmp_path / "run" / "metrics.jsonl")[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
+SCRIPT = """
+import sys
+from mmfast.directory import directory
+from mmfast.models.loading import load
+folder = directory(sys.argv[1])
+print(folder.name, (folder / "weights.native").exists())
+print(directory(sys.argv[1], weights=True).name, sum(p.numel() for p in load(sys.argv[1]).model.parameters()))
+"""
+
+
+def test_a_hub_id_brings_its_pickles_when_weights_are_asked_for(tmp_path):
+    """And ranks learn its commit by the folder's name; without the network it is read again."""
+    native = write_native(make_model(tmp_path), tmp_path / "native", tower="inside")
+    count = sum(p.numel() for p in parameters(native).values())
+    sizes = json.loads((tmp_path / "llava" / "config.json").read_text())["vision_config"]
+    with_config(mm_vision_config=sizes)(native)  # as our export writes it: no tower lies beside it there
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with hub(native) as (environment, asked):
+        told = launch(tmp_path, tmp_path / "script.py", NAME, **environment).splitlines()
+        assert told[-1] == f"{COMMIT} {count}" and f"{COMMIT} False" in told, told
+        assert len([a for a in asked if a.startswith("GET") and a.endswith(".bin")]) == 2, asked
+    again = launch(tmp_path, tmp_path / "script.py", NAME, **environment | {"HF_HUB_OFFLINE": "1"}).splitlines()
+    assert again[-1] == f"{COMMIT} {count}", again
+
+
 # what cannot be read
+
+
+def test_its_weights_are_not_quantised(tmp_path, monkeypatch):
+    from mmfast.models import loading
+
+    native = write_native(make_model(tmp_path), tmp_path / "native")
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: True)  # as if bitsandbytes were there
+    with pytest.raises(ValueError, match=r"^model\.quantize: .*native is in LLaVA's native layout"):
+        load(str(native), lora=Lora(r=4, alpha=8), quantize="nf4")
 
 
 def broken(tmp_path, change, **form):
