@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 
+from mmfast.directory.native import note_of
+
 DTYPES = {"BOOL": np.bool_, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 
 T = TypeVar("T")
@@ -73,9 +75,15 @@ def sha256_of(path: str | Path) -> str:
 
 
 def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, str]:
-    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files. `remembered`: a
-    folder where they are kept under a file's path, size and times, so that a next start need not read it."""
+    """sha256 (shortened) of dtype, shape and bytes of each tensor of a folder's safetensors files; of a folder that
+    notes where its weights lie (directory/native.py), the files' own. `remembered`: a folder where they are kept under
+    a file's path, size and times, so that a next start need not read it."""
     files = sorted(Path(folder).glob("*.safetensors"))
+    if (native := note_of(Path(folder))) is not None:  # of each file: .bin files name no tensor without being opened
+        folders = [native["adapter"]] if "adapter" in native else []
+        more = [str(p) for f in folders for p in sorted(Path(f).iterdir()) if p.suffix in (".bin", ".safetensors")]
+        listed = [*native["files"], *native.get("tower", ()), *more]
+        return {f"{n}/{Path(f).name}": file_digest(Path(f), remembered) for n, f in enumerate(listed)}
     if not files:
         raise ValueError(f"{folder} holds no safetensors file: weights are read from safetensors only")
     return {

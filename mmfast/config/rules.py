@@ -85,7 +85,5 @@ def contradictions(c: Config) -> Iterator[str]:
         yield f"optim.warmup = {warmup:g} steps is more than the run's {t.steps}: lower it, or give a share below 1"
     if "peft" in e.formats and not m.adapts:
         yield 'export.formats: "peft" needs [model.lora] or model.adapter'
-    if "llava" in e.formats and not m.adapts:
-        yield 'export.formats: "llava" is an adapter layout: it needs [model.lora] or model.adapter'
     if c.optim.master == "bf16-stochastic" and m.dtype != "bfloat16":
         yield 'optim.master = "bf16-stochastic" needs model.dtype = "bfloat16"'

@@ -83,7 +83,9 @@ class Data(Section):
     """Root of relative image paths; default: beside the file."""
     aspect: Literal["auto", "pad", "square", "crop", "anyres", "native"] = "auto"
     """"auto" (the processor's own), "pad", "square", "crop", "anyres", "native" (any size)."""
-    template: Literal["auto", "vicuna_v1", "rlaifv", "llava_v0", "dgpref_llava", "dgpref_qwen", "chatml"] = "auto"
+    template: Literal[
+        "auto", "vicuna_v1", "rlaifv", "llava_v0", "muffin", "muffin_ask", "dgpref_llava", "dgpref_qwen", "chatml"
+    ] = "auto"
     """"auto": the model's chat template; or a named one of a published system."""
     turns: Literal["last", "all"] = "last"
     """Which answers of a conversation are scored."""

@@ -105,7 +105,8 @@ class ExampleBuilder:
         chunks = self.template.chunks(messages, scored)
         side = self._joint(chunks) if self.template.joint else self._cut(chunks, record, notes, name)
         side.images = tuple(i.id for i in used)
-        placeholders = int((side.ids == self.tokenizer.image_token_id).sum()) if self.tokenizer.image_token_id else 0
+        token = self.tokenizer.image_token_id
+        placeholders = 0 if token is None else int((side.ids == token).sum())
         if placeholders != len(used):
             raise BadRow("image-count", f"{name}: {placeholders} image tokens for {len(used)} images")
         content = self.tokenizer.unmask(text_of(messages[scored[-1]]))

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
 from mmfast.engines import prefill, row_by_row
 from mmfast.engines.base import ABILITIES, Finish, Picture, Reply, Request, refuse
 from mmfast.engines.captured import Captured, why_not
@@ -118,7 +118,7 @@ class Local:
         return {
             "engine": "local",
             "weights": "of a running process" if self.live else weight_digests(folder),
-            "adapter": weight_digests(directory(self.adapter, weights=True)) if self.adapter else {},
+            "adapter": weight_digests(adapter_directory(self.adapter, weights=True)) if self.adapter else {},
             "dtype": str(self.scorer.dtype).removeprefix("torch."),
             "template": prompts.template.key,
             "tokenizer": prompts.tokenizer.digest,

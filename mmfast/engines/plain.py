@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from mmfast.data.problems import BadRow
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
+from mmfast.directory.native import note_of
 from mmfast.engines.base import Decode, Reply, Request, canonical, refuse
 from mmfast.engines.plain_prompts import Processed, Prompt, Prompts, Rendered, encodes
 from mmfast.families import config_of, family_of, model_class, reads_images
 from mmfast.files import weight_digests
 from mmfast.models.float32 import keep_float32
+from mmfast.models.loading import from_files
 from mmfast.packages import no_bars
 
 
@@ -55,9 +57,11 @@ class Plain:
         config = AutoConfig.from_pretrained(self.folder, trust_remote_code=remote_code) if remote_code else None
         config = config or _without_own_code(self.folder)
         keep_float32(getattr(torch, dtype))
-        options = {"dtype": getattr(torch, dtype), "trust_remote_code": remote_code, "use_safetensors": True}
+        options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+        if note_of(self.folder) is None:
+            options |= {"trust_remote_code": remote_code, "use_safetensors": True}
         with no_bars():
-            made = _class_of(config, remote_code).from_pretrained(self.folder, **options, output_loading_info=True)
+            made = from_files(_class_of(config, remote_code), self.folder, config=config, **options)
         self.model: Any = made[0]
         if missing := sorted(made[1]["missing_keys"]):  # they would be drawn at random
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -73,7 +77,7 @@ class Plain:
             from peft import PeftModel
 
             try:
-                self.model = PeftModel.from_pretrained(self.model, str(directory(adapter, weights=True)))
+                self.model = PeftModel.from_pretrained(self.model, str(adapter_directory(adapter, weights=True)))
             except (ValueError, OSError, RuntimeError) as error:
                 cause = str(error).strip().split("\n")[0]
                 raise ValueError(f"{adapter} is no adapter of {model}: {cause}") from None
@@ -87,7 +91,7 @@ class Plain:
     def identity(self) -> dict[str, Any]:
         import transformers
 
-        adapter = weight_digests(directory(self.adapter, weights=True)) if self.adapter else {}
+        adapter = weight_digests(adapter_directory(self.adapter, weights=True)) if self.adapter else {}
         return {
             "engine": "plain",
             "weights": weight_digests(self.folder),

@@ -41,6 +41,7 @@ class Adapter:
     longest = 0  # a sequence of more tokens is computed in another way, which a tree has not; 0: of any length alike
     levels = 0  # deepstack: dense addends after the first decoder layers
 
+    why_no_cache = ""  # why no output of the tower stays the same while it is frozen
     tower_depth: tuple[str, str] | None = None  # (sub-config, key) that says how many blocks the tower has
 
     # modules beside the decoder, by name: what quantisation leaves alone. None: not known, so nothing is quantised

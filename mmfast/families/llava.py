@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmfast.directory.llava import CLIP_336
+from mmfast.directory.native import written_name
 from mmfast.families.base import Adapter
 from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
 VICUNA_7B = {"vocab_size": 32064}  # the rest, and CLIP's tower, are transformers' defaults
 VICUNA_13B = VICUNA_7B | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
 VICUNA_13B |= {"num_attention_heads": 40, "num_key_value_heads": 40}
-
-ORIGINAL = {
-    "model.language_model.": "model.",
-    "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
-    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
-}
 
 
 class Llava(Adapter):
@@ -98,8 +94,7 @@ class Llava(Adapter):
         return model.model.multi_modal_projector(rows).flatten(0, -2)
 
     def original_name(self, name: str) -> str:
-        start = next((ours for ours in ORIGINAL if name.startswith(ours)), "")
-        return ORIGINAL.get(start, "") + name.removeprefix(start)
+        return written_name(name, "llava")
 
     def original_config(self, aspect: str) -> dict[str, Any]:
         c = self.config
@@ -110,6 +105,10 @@ class Llava(Adapter):
                 'export.formats: "llava" is the native layout of LLaVA-1.5 with its two-layer gelu projector on one '
                 "layer of the tower; this model has others"
             )
+        if aspect == "square":
+            raise ValueError(
+                'export.formats: LLaVA\'s layout has no word for data.aspect = "square"; it pads or cuts images'
+            )
         return c.text_config.to_dict() | {
             "model_type": "llava_llama",
             "architectures": ["LlavaLlamaForCausalLM"],
@@ -117,10 +116,10 @@ class Llava(Adapter):
             "mm_vision_select_feature": "patch",
             "mm_projector_type": "mlp2x_gelu",
             "mm_hidden_size": c.vision_config.hidden_size,
-            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_vision_tower": CLIP_336,
             "mm_use_im_start_end": False,
             "mm_use_im_patch_token": False,
-            "image_aspect_ratio": "pad" if aspect == "auto" else aspect,
+            "image_aspect_ratio": "pad" if aspect == "pad" else "square",  # which is its word for "cut"
         }
 
 

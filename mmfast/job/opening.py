@@ -21,11 +21,11 @@ from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
 from mmfast.families import adapter_for, config_of
 from mmfast.families.base import Adapter
 from mmfast.job.runtime import Runtime
-from mmfast.models.loading import load
+from mmfast.models.loading import depth_key, load
 from mmfast.models.lora import ALL_LINEAR, Lora, settings_of
 from mmfast.models.parallelize import make_mesh, parallelize
 from mmfast.models.proof import prove
@@ -129,6 +129,8 @@ class Job:
             load(folder, freeze=self.model.freeze, lora=self.lora, device="meta", random_weights=True)
         if self.of_images and self.adapter.image_token_id is None:
             raise ValueError(f"{self.of_images[0]} has no effect: {self.model.path} reads text alone; leave it out")
+        if self.model.cache_vision:
+            depth_key(self.adapter)
 
     # models
 
@@ -198,7 +200,8 @@ class Job:
                 problem = ""
                 if mine:
                     try:
-                        commit = directory(model, weights, commit=commit, cached=number == 2).name
+                        folder_of = adapter_directory if key == "model.adapter" else directory
+                        commit = folder_of(model, weights, commit=commit, cached=number == 2).name
                     except ValueError as error:
                         problem = f"{key}: {error}"
                 runtime.agree(problem)

@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmfast.families.base import FEATURES
-from mmfast.models.parallelize import vision_trains
-from mmfast.models.scorer import Scorer, projector_parameters
+from mmfast.models.scorer import Scorer, projector_parameters, vision_trains
 from mmfast.ops.head.spec import KEEP_BUDGET, TILE_BUDGET
 from mmfast.packing.cost import Cost
 from mmfast.packing.pack import Pack
@@ -190,6 +189,8 @@ def gathered(scorer: Scorer) -> tuple[list[Tensor], int]:
     """What FSDP2 holds whole at one time: (the root's own parameters, the size of a decoder block)."""
     layers = scorer.adapter.layers(scorer.model)
     apart = {id(p) for layer in layers for p in layer.parameters()} | {id(p) for p in scorer.tower_parameters()}
+    if vision_trains(scorer):
+        apart |= {id(p) for block in scorer.adapter.vision_blocks(scorer.model) for p in block.parameters()}
     return [p for p in scorer.parameters() if id(p) not in apart], max(count(x.parameters()) for x in layers)
 
 

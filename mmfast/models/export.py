@@ -19,10 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import weight_files
+from mmfast.directory.llava import native_config
+from mmfast.directory.native import TOWER, Tensors, note_of, origin_of, written_name
+from mmfast.families import adapter_for, config_of
 from mmfast.families.base import Adapter
-from mmfast.models.names import disk_names, empty_model, plain_name
+from mmfast.models.names import disk_names, empty_model, plain_name, whole
 from mmfast.models.scorer import Scorer
+
+SHARD = 5 << 30  # bytes of a file
 
 Replace = Callable[[str, Tensor | None], Tensor | None]
 """(a parameter's name, the base's tensor or, on a rank that does not write, None) -> what to write."""
@@ -63,6 +69,46 @@ def merged(base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return base.to(a.device, torch.float32) + scaling * (b.float() @ a.float())
 
 
+def write_whole(
+    base: Path,
+    out: Path,
+    replace: Replace,
+    *,
+    layout: str,
+    aspect: str = "auto",
+    tower: bool = False,
+    write: bool = True,
+) -> None:
+    """Whole weights with all that lies beside them. layout: "hf", transformers' own; "llava", LLaVA's native one, which
+    leaves out a tower that the base only names unless it was trained (`tower`)."""
+    native = note_of(base)
+    if layout == "hf" and native is None:
+        rewrite_weights(base, out, replace, write=write)
+    else:
+        tower = write_in_layout(base, out, replace, layout, tower=tower, write=write)
+    if not write:
+        return
+    origin = base if layout == "hf" else origin_of(base)
+    copy_side_files(origin, out, config_too=layout == "hf")
+    if layout == "llava":
+        config = native_config_of(base, aspect) | {"unfreeze_mm_vision_tower": tower}
+        if tower:  # for our own reader; the original takes the sizes from the folder that mm_vision_tower names
+            config["mm_vision_config"] = json.loads((base / "config.json").read_text())["vision_config"]
+        (out / "config.json").write_text(json.dumps(config, indent=1, default=str))
+        if (origin / "generation_config.json").exists():
+            shutil.copy(origin / "generation_config.json", out)
+
+
+def native_config_of(base: Path, aspect: str) -> dict[str, Any]:
+    """config.json in LLaVA's layout of a model directory of either."""
+    family = adapter_for(config_of(base))
+    family.original_config(aspect)  # raises for any other family
+    processor = ImageProcessor.from_model_dir(base, aspect)
+    made = family.original_config(processor.aspect if isinstance(processor, ImageProcessor) else aspect)
+    own = native_config(origin_of(base))
+    return {**own, "image_aspect_ratio": made["image_aspect_ratio"]} if own else made
+
+
 def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = True) -> None:
     """The base's safetensors files again, in the same names, dtypes and shards, each tensor through `replace`."""
     names = disk_names(base)
@@ -80,6 +126,39 @@ def rewrite_weights(base: Path, out: Path, replace: Replace, *, write: bool = Tr
         shutil.copy(base / "model.safetensors.index.json", out)
 
 
+def write_in_layout(base: Path, out: Path, replace: Replace, layout: str, *, tower: bool, write: bool) -> bool:
+    """A LLaVA's tensors in another layout than the base's, or in the native one again: each through `replace`. Returns
+    whether the tower was written."""
+    # Which tensors, and in which files
+    stored = Tensors(note_of(base) or {"name": str(base), "files": weight_files(base)})
+    tower = tower or stored.own_tower or layout == "hf"
+    names = [n for n in whole(stored, empty_model(base)) if tower or not n.startswith(TOWER)]
+    shards: list[list[str]] = [[]]
+    room = SHARD
+    for name in names:
+        size = stored.size(name)
+        if size > room and shards[-1]:
+            shards, room = [*shards, []], SHARD
+        shards[-1].append(name)
+        room -= size
+    # One file at a time
+    index: dict[str, str] = {}
+    for number, part in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {}
+        for name in part:
+            before = stored[name] if write else None
+            new = replace(name, before)
+            if new is not None and before is not None:
+                tensors[written_name(name, layout)] = new.to("cpu", before.dtype).contiguous()
+        if write:
+            save_file(tensors, out / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(tensors, file)
+    if write and len(shards) > 1:
+        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
+    return tower
+
+
 def save_peft(scorer: Scorer, base: str, out: Path, *, write: bool) -> None:
     """adapter_config.json and adapter_model.safetensors; a trained projector goes in as modules_to_save."""
     lora, others = _trained(scorer)
@@ -93,8 +172,9 @@ def save_peft(scorer: Scorer, base: str, out: Path, *, write: bool) -> None:
     _write(scorer, base, out, lora | others, target_modules=_layers(lora), modules_to_save=sorted(modules) or None)
 
 
-def save_original(scorer: Scorer, base: str, out: Path, *, aspect: str, write: bool) -> None:
-    """The layout of the family's first loader (LLaVA's: mllm-dpo, SIMA): an adapter, and non_lora_trainables.bin."""
+def save_original(scorer: Scorer, base: str, folder: Path, out: Path, *, aspect: str, write: bool) -> None:
+    """The layout of the family's first loader (LLaVA's: mllm-dpo, SIMA): an adapter, and non_lora_trainables.bin.
+    `folder`: of the model that `base` names."""
     lora, others = _trained(scorer)
     if not write:
         return
@@ -102,8 +182,7 @@ def save_original(scorer: Scorer, base: str, out: Path, *, aspect: str, write: b
     layers = sorted({name.rpartition(".")[2] for name in _layers(lora)})
     _write(scorer, base, out, {rename(name): t for name, t in lora.items()}, target_modules=layers)
     torch.save({f"base_model.model.{rename(k)}": t for k, t in others.items()}, out / "non_lora_trainables.bin")
-    config = scorer.adapter.original_config(aspect)
-    (out / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    (out / "config.json").write_text(json.dumps(native_config_of(folder, aspect), indent=1, default=str))
 
 
 def _trained(scorer: Scorer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from mmfast.directory import directory
+from mmfast.directory.native import tensors_of
 from mmfast.families import adapter_for, config_of, model_class
 from mmfast.families.base import Adapter
 from mmfast.models.float32 import keep_float32
 from mmfast.models.lora import Lora, add_lora
+from mmfast.models.names import whole
 from mmfast.models.scorer import Scorer, projector_parameters
 
 PARTS = ("vision", "projector", "language")
@@ -87,16 +90,41 @@ def read_model(
         with torch.device(device):
             return kinds.from_config(config, dtype=dtype, **options)
     if "quantization_config" in options:
-        return kinds.from_pretrained(path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
+        return from_files(kinds, path, config=config, dtype=dtype, device_map={"": str(device)}, **options)
     # in the dtype it was written in: the masters lose nothing on the way to fp32
-    return kinds.from_pretrained(path, config=config, dtype="auto", **options).to(device)
+    return from_files(kinds, path, config=config, dtype="auto", **options).to(device)
+
+
+def from_files(kinds: Any, path: str | Path, *, config: PretrainedConfig, **options: Any) -> Any:
+    """from_pretrained, for a native folder too: its tensors are named before transformers sees them."""
+    stored = tensors_of(Path(path))
+    if stored is None:
+        return kinds.from_pretrained(path, config=config, **options)
+    if "quantization_config" in options:
+        raise ValueError(
+            f"model.quantize: {stored.name} is in LLaVA's native layout, whose weights are not quantised while they "
+            "are read: take a converted model (llava-hf/...)"
+        )
+    with torch.device("meta"):
+        model = kinds.from_config(config)
+    state = {name: stored[name] for name in whole(stored, model)}
+    made: Any = type(model).from_pretrained(None, config=config, state_dict=state, **options)
+    if (Path(path) / "generation_config.json").exists():
+        (made[0] if isinstance(made, tuple) else made).generation_config = GenerationConfig.from_pretrained(path)
+    return made
+
+
+def depth_key(adapter: Adapter) -> tuple[str, str]:
+    """Where a config says how deep its tower is. Raises for a family whose tower's output cannot be cached."""
+    if adapter.tower_depth is None:
+        why = adapter.why_no_cache or f"the tower of {adapter.config.model_type} is not known"
+        raise ValueError(f"model.cache_vision: nothing can be cached: {why}. Set it to false")
+    return adapter.tower_depth
 
 
 def set_depth(config: PretrainedConfig, adapter: Adapter, depth: int) -> int:
     """Gives the config's tower so many blocks; returns how many it had."""
-    if adapter.tower_depth is None:
-        raise ValueError(f"model.cache_vision does not know the tower of {config.model_type}; set it to false")
-    section, key = adapter.tower_depth
+    section, key = depth_key(adapter)
     held: Any = getattr(config, section)
     if isinstance(held, dict):
         before: int = held[key]

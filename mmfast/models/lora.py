@@ -8,7 +8,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from mmfast import config
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory
 from mmfast.models.scorer import Scorer, projector_parameters
 
 ALL_LINEAR = "language-linear"
@@ -57,7 +57,7 @@ def settings_of(adapter_path: str) -> PeftConfig:
     """An initial adapter's own settings, for a fresh one of its shape: ranks, patterns and layers as it has them.
     Raises where they are not plain LoRA's."""
     try:
-        settings = PeftConfig.from_pretrained(str(directory(adapter_path)))
+        settings = PeftConfig.from_pretrained(str(adapter_directory(adapter_path)))
     except (ValueError, OSError) as error:
         raise ValueError(f"model.adapter: {adapter_path} is no adapter of peft's layout: {error}") from None
     if not isinstance(settings, LoraConfig) or settings.use_dora:
@@ -80,7 +80,8 @@ def add_lora(
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
     shapes_only = scorer.device.type == "meta"
     if adapter_path:
-        peft = PeftModel.from_pretrained(scorer.model, str(directory(adapter_path, weights=True)), is_trainable=True)
+        folder = adapter_directory(adapter_path, weights=True)
+        peft = PeftModel.from_pretrained(scorer.model, str(folder), is_trainable=True)
     elif isinstance(spec, PeftConfig):
         peft = get_peft_model(scorer.model, spec, low_cpu_mem_usage=shapes_only)
     else:

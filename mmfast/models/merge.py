@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmfast.data.images.processor import ImageProcessor
-from mmfast.directory import directory, weight_files
+from mmfast.directory import adapter_directory, directory, weight_files
+from mmfast.directory.native import note_of, parameter_name
 from mmfast.families import adapter_for, config_of, model_class
-from mmfast.models.export import copy_side_files, merged, rewrite_weights
+from mmfast.models.export import merged, write_whole
+from mmfast.models.loading import from_files
 from mmfast.models.names import disk_names, empty_model
 
 HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"}
@@ -40,12 +42,12 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     """Merge a peft adapter into its base, written to the new folder `out`. Returns the largest difference that rounding
     makes to the log-prob of a token, in nat. Where anything is wrong, nothing is left."""
     # Refuse what cannot be merged
-    folder, out = directory(adapter), Path(out).resolve()
+    folder, out = adapter_directory(adapter), Path(out).resolve()
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} is not a peft adapter: it has no adapter_config.json")
     settings = json.loads((folder / "adapter_config.json").read_text())
     refuse_settings(adapter, settings)
-    folder = directory(adapter, weights=True)
+    folder = adapter_directory(adapter, weights=True)
     source = directory(base or settings["base_model_name_or_path"], weights=True)
     refuse_target(out, source, folder)
     tensors = {
@@ -68,8 +70,7 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        rewrite_weights(source, temporary, replace)
-        copy_side_files(source, temporary, config_too=True)
+        write_whole(source, temporary, replace, layout="llava" if note_of(source) else "hf")
         worst = check(source, folder, temporary)
         os.rename(temporary, out)
     except ValueError as error:
@@ -137,15 +138,17 @@ def check(base: Path, adapter: Path, out: Path) -> float:
     names = disk_names(base)
     for file in weight_files(out):
         with safe_open(file, "pt") as source:
-            for key in set(source.keys()) & names.keys():
-                stored, expected = source.get_tensor(key), rounded[names[key]]
+            for key in source.keys():  # noqa: SIM118 (not a dict)
+                if (name := parameter_name(key) if note_of(base) else names.get(key)) is None:
+                    continue
+                stored, expected = source.get_tensor(key), rounded[name]
                 allowed = torch.finfo(stored.dtype).eps * expected.abs() + 1e-5 * expected.abs().max()
                 if not bool(((stored.float() - expected).abs() <= allowed).all()):
                     raise ValueError(f"the merged {key} is not what peft merges, beyond the rounding of {stored.dtype}")
                 expected.copy_(expected.to(stored.dtype))
     noise = difference(scores(model, rows), exact)
     del model, rounded
-    worst = difference(scores(read(out), rows), exact)
+    worst = difference(scores(read(directory(out, weights=True)), rows), exact)
     if not worst <= 1.5 * noise + 1e-3:
         raise ValueError(
             f"the merged model is off by {worst:.3g} nat a token from base + adapter, and rounding explains {noise:.3g}"
@@ -155,8 +158,8 @@ def check(base: Path, adapter: Path, out: Path) -> float:
 
 def read(folder: Path) -> nn.Module:
     config = config_of(folder)
-    kinds = model_class(config)
-    return kinds.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    options = {} if note_of(folder) else {"use_safetensors": True}
+    return from_files(model_class(config), folder, config=config, dtype=torch.float32, **options).eval()
 
 
 def trial_rows(base: Path) -> list[dict[str, Tensor]]:

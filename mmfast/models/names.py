@@ -13,6 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mmfast.directory import weight_files
+from mmfast.directory.native import Tensors, tensors_of
 from mmfast.families import config_of, model_class
 
 
@@ -22,12 +23,15 @@ def plain_name(name: str) -> str:
 
 
 def disk_names(base: Path) -> dict[str, str]:
-    """Key in a model directory's files -> parameter name in the module."""
+    """Key in a model directory's files -> parameter name in the module. The tensors of a native directory are asked for
+    by their parameters' names."""
+    model = empty_model(base)
+    if (stored := tensors_of(base)) is not None:
+        return {name: name for name in whole(stored, model)}
     keys: list[str] = []
     for file in weight_files(base):
         with safe_open(file, "pt") as source:
             keys += source.keys()
-    model = empty_model(base)
     names = module_names(model, keys)
     if missing := unnamed(model, names):
         raise ValueError(f"{base}: cannot tell which stored tensor is {missing[0]} ({len(missing)} such)")
@@ -52,6 +56,21 @@ def unnamed(model: PreTrainedModel, names: dict[str, str]) -> list[str]:
     """The parameters that no stored key has the name of."""
     found = set(names.values())
     return [name for name, _ in model.named_parameters() if name not in found]
+
+
+def whole(stored: Tensors, model: PreTrainedModel) -> list[str]:
+    """The names of the tensors that are the model's. Raises where one is missing, or is another's."""
+    inside = {name: p.shape for name, p in model.named_parameters()}
+    for name, shape in inside.items():
+        if name not in stored:
+            raise ValueError(f"{stored.name} is not whole: none of its files holds {name}")
+        if stored.shape(name) != shape:
+            has = "x".join(map(str, stored.shape(name)))
+            raise ValueError(
+                f"{stored.name}: {name} is {has} in its files, and its config.json says "
+                f"{'x'.join(map(str, shape))}: is one of them another model's?"
+            )
+    return [name for name in stored if name in inside]
 
 
 def empty_model(base: Path) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from torch.distributed.fsdp import (
 )
 
 from mmfast.config.schema import Parallel
-from mmfast.models.scorer import Scorer
+from mmfast.models.scorer import Scorer, vision_trains
 
 
 def mesh_shape(parallel: Parallel, world: int, local: int) -> tuple[int, int]:
@@ -61,10 +61,6 @@ def parallelize(scorer: Scorer, parallel: Parallel, mesh: DeviceMesh | None, dty
     elif parallel.offload:
         raise ValueError("parallel.offload needs a process group: launch with torchrun")
     return scorer
-
-
-def vision_trains(scorer: Scorer) -> bool:
-    return any(p.requires_grad for p in scorer.tower_parameters())
 
 
 def blocks(scorer: Scorer) -> list[nn.Module]:

@@ -170,7 +170,7 @@ class Scorer(nn.Module):
         # these lie in the root's own group, so they are plain gathered tensors here
         idle = [p for p in projector_parameters(adapter, model) if p.requires_grad]
         tower = [p for p in self.tower_parameters() if p.requires_grad]
-        if tower and adapter.has_dummy:
+        if vision_trains(self) and adapter.has_dummy:  # in blocks that are sharded one by one: they must run
             images = {name: t.to(device) for name, t in adapter.dummy_images().items()}
             return 0 * adapter.encode(model, images).sum()
         total = torch.zeros((), device=device)
@@ -225,6 +225,13 @@ def scatter(rows: Tensor, pack: Pack) -> Tensor:
 def projector_parameters(adapter: Adapter, model: PreTrainedModel) -> list[nn.Parameter]:
     parts = adapter.projector(model)
     return [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+
+
+def vision_trains(scorer: Scorer) -> bool:
+    """Does a gradient run through the tower's blocks? Muffin's hold parts of its projector."""
+    blocks = scorer.adapter.vision_blocks(scorer.model)
+    inside = (p for block in blocks for p in block.parameters())
+    return any(p.requires_grad for p in (*scorer.tower_parameters(), *inside))
 
 
 def idle(pack: Pack) -> Pack:

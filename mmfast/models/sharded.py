@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from mmfast.directory.native import tensors_of
 from mmfast.models.loading import load, tower_attention
 from mmfast.models.names import disk_names, plain_name
 from mmfast.models.parallelize import Parallel, parallelize
@@ -41,6 +42,7 @@ def load_sharded(
     return scorer
 
 
+@torch.no_grad()
 def read_weights(scorer: Scorer, path: Path) -> None:
     """Each rank reads its slices; values are cast to what they are kept in."""
     inside: dict[str, Tensor] = {
@@ -48,6 +50,10 @@ def read_weights(scorer: Scorer, path: Path) -> None:
     }
     buffers = {plain_name(name): b for name, b in scorer.model.named_buffers()}
     inside |= buffers
+    if (stored := tensors_of(path)) is not None:
+        for name in disk_names(path):
+            put(inside[name], stored[name])
+        return
     names = disk_names(path)
     state = {key: inside[name].detach() for key, name in names.items() if name in inside}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmfast.config import Config
 from mmfast.data.store import ExampleStore
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
 from mmfast.files import weight_digests
 from mmfast.job.opening import Job, Model
 from mmfast.job.passes import Pass
@@ -57,7 +57,7 @@ def make_manifest(job: Job) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "weights": weight_digests(directory(named or m.path, weights=True), job.cache / "digests"),
-        "adapter": weight_digests(directory(adapter, weights=True)) if adapter else {},
+        "adapter": weight_digests(adapter_directory(adapter, weights=True)) if adapter else {},
         "dtype": m.dtype,
         "quantize": m.quantize,
         "tokenizer": made["tokenizer"],

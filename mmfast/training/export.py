@@ -11,11 +11,20 @@ import torch
 
 from mmfast.config import Config, build, dump, load
 from mmfast.directory import directory
+from mmfast.directory.native import origin_of
 from mmfast.files import sha256_of
 from mmfast.job.opening import Job
 from mmfast.job.rows import read
 from mmfast.job.runtime import start
-from mmfast.models.export import copy_side_files, live_weights, rewrite_weights, save_original, save_peft, unplaced
+from mmfast.models.export import (
+    copy_side_files,
+    live_weights,
+    native_config_of,
+    save_original,
+    save_peft,
+    unplaced,
+    write_whole,
+)
 from mmfast.models.lora import settings_of
 from mmfast.models.names import disk_names
 from mmfast.models.scorer import Scorer
@@ -36,8 +45,8 @@ def check_export(job: Job) -> None:
     """Raises for what could not be exported after the training, from the model's description and its files' headers."""
     job.fetch_models(weights=True)
     config, family = job.config, job.adapter
-    formats, folder = formats_of(config), directory(config.model.path)
-    if "hf" in formats:
+    formats, folder = formats_of(config), directory(config.model.path, weights=True)
+    if "hf" in formats or ("llava" in formats and not config.model.adapts):
         disk_names(folder)
     if "peft" in formats and "projector" not in config.model.freeze and (name := unplaced(family, folder)):
         raise ValueError(
@@ -45,7 +54,7 @@ def check_export(job: Job) -> None:
             'set export.formats = ["hf"] and export.merge = true, or put "projector" into model.freeze'
         )
     if "llava" in formats:
-        family.original_config(config.data.aspect)
+        native_config_of(folder, config.data.aspect)
         settings = settings_of(config.model.adapter) if config.model.adapter else None
         for name in ("rank_pattern", "alpha_pattern"):
             if getattr(settings, name, None):
@@ -59,21 +68,24 @@ def export_run(job: Job, scorer: Scorer, step: int, data: str, *, out: Path | No
     config, runtime, run = job.config, job.runtime, job.folder
     out = out or run / "export"
     for name in formats_of(config):
-        final = out / ("llava-lora" if name == "llava" else name)
+        final = out / ("llava-lora" if name == "llava" and config.model.adapts else name)
         temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
         if runtime.main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         runtime.barrier()
         base = directory(config.model.path, weights=True)
-        if name == "hf":
-            rewrite_weights(base, temporary, live_weights(scorer), write=runtime.main)
+        aspect: dict[str, Any] = {"aspect": config.data.aspect, "write": runtime.main}
+        if name == "hf" or not config.model.adapts:
+            trained = "vision" not in config.model.freeze
+            write_whole(base, temporary, live_weights(scorer), layout=name, tower=trained, **aspect)
         elif name == "peft":
             save_peft(scorer, config.model.path, temporary, write=runtime.main)
         else:
-            save_original(scorer, config.model.path, temporary, aspect=config.data.aspect, write=runtime.main)
+            save_original(scorer, config.model.path, base, temporary, **aspect)
         if runtime.main:
-            copy_side_files(base, temporary, config_too=name == "hf")
+            if config.model.adapts and name != "hf":
+                copy_side_files(origin_of(base) if name == "llava" else base, temporary, config_too=False)
             (temporary / "README.md").write_text(model_card(config, temporary, step, metrics_at(run, step), data))
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():

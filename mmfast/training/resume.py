@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mmfast.config import Config, Section
-from mmfast.directory import directory
+from mmfast.directory import adapter_directory, directory
 from mmfast.files import weight_digests
 from mmfast.job.checkpoint_files import damage, evaluation, find, number, pending, present, read_info
 from mmfast.job.opening import Job
@@ -209,11 +209,13 @@ def identity_of(job: Job) -> dict[str, Any]:
     """What a checkpoint is compared by beside its settings: digests of the examples, and of the starting policy and its
     initial adapter, read by rank 0 (and remembered)."""
 
-    def digest(model: str) -> str:
-        parts = weight_digests(directory(model, weights=True), job.cache / "digests") if model else {}
+    def digest(model: str, folder_of: Callable[..., Path] = directory) -> str:
+        parts = weight_digests(folder_of(model, weights=True), job.cache / "digests") if model else {}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24] if model else ""
 
-    weights = job.runtime.from_main(lambda: {"weights": digest(job.model.path), "adapter": digest(job.model.adapter)})
+    weights = job.runtime.from_main(
+        lambda: {"weights": digest(job.model.path), "adapter": digest(job.model.adapter, adapter_directory)}
+    )
     return {"data": job.store.digest, "mixture": [weight for _, weight in job.data.files()], **weights}
 
 

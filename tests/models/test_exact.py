@@ -18,7 +18,7 @@ from mmfast.packing import build_pack, response_key
 from mmfast.world import models as world
 from tests.make.model_cases import Case, captions, everything, plain_logps, wild
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen", "llama")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen", "beit3_llava", "llama")
 GAMMA = 3.0
 LOSSES = ("sigmoid", "ipo", "averaged ddpo")
 
@@ -158,7 +158,8 @@ def test_lora_with_checkpointing(family, tmp_path):
 
 
 def is_projector(name: str) -> bool:
-    return any(part in name for part in ("multi_modal_projector", "image_newline", "merger"))
+    parts = ("multi_modal_projector", "image_newline", "merger", "mm_projector", "model.query", ".B.")
+    return any(part in name for part in parts)
 
 
 def test_lora_on_the_head(tmp_path):

@@ -22,6 +22,8 @@ SETUPS = {
     "everything trains": ("qwen2_5_vl", (), None, Parallel(shard="full")),
     "a model of our own, all of it": ("qwen", (), None, Parallel(shard="full")),
     "replicas": ("qwen2_vl", ("vision",), None, Parallel(shard="none", activation_checkpointing=False)),
+    "a trained branch in a frozen tower": ("beit3_llava", ("vision",), None, Parallel(shard="full")),
+    "the same beside LoRA": ("beit3_llava", ("vision",), Lora(r=4, alpha=8), Parallel(shard="hybrid", shard_size=2)),
     "LoRA and a trained projector": (
         "qwen3_vl",
         ("vision",),

@@ -13,10 +13,10 @@ from mmfast.models.sharded import draw_lora, load_sharded
 from tests.make.rank_processes import run_ranks
 from tests.make.tiny_run import make_model
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen", "beit3_llava")
 
 
-def compare(paths):
+def compare_whole(paths):
     dist.init_process_group("gloo")
     torch.manual_seed(dist.get_rank())  # nothing may depend on a rank's own generator
     parallel = Parallel(shard="full", activation_checkpointing=True)
@@ -43,7 +43,7 @@ def compare(paths):
 
 
 def test_every_family(tmp_path):
-    run_ranks(2, tmp_path, compare, [make_model(tmp_path, family) for family in FAMILIES])
+    run_ranks(2, tmp_path, compare_whole, [make_model(tmp_path, family) for family in FAMILIES])
 
 
 def test_a_fresh_adapter_follows_the_seed(tmp_path):

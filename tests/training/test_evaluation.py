@@ -29,11 +29,12 @@ def processed(path, family, question, picture):
     images = {}
     if picture:
         images = dict(hf.AutoImageProcessor.from_pretrained(path, backend="pil")(images=[picture], return_tensors="pt"))
-        pad, slots = ("<imgpad>", 16) if family == "qwen" else ("<|image_pad|>", images.get("image_grid_thw"))
-        text = text.replace(pad, pad * (slots if family == "qwen" else int(slots.prod()) // 4))
+        own = {"beit3_llava": ("<im_patch>", 8), "qwen": ("<imgpad>", 16)}  # of families that have no grid
+        pad, slots = own.get(family) or ("<|image_pad|>", int(images["image_grid_thw"].prod()) // 4)
+        text = text.replace(pad, pad * slots)
     inputs = {**tokenizer(text, add_special_tokens=False, return_tensors="pt")}
     inputs.pop("token_type_ids", None)
-    if picture and family != "qwen":
+    if picture and family not in own:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
     return inputs | images
 

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from mmfast.models import export as exporting
 from mmfast.models import merge as merging
 from mmfast.models.loading import load
 from mmfast.models.merge import merge
@@ -107,7 +108,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path, monkeypatch, dtyp
         )
         with pytest.raises(ValueError, match=r"the merged multi_modal_projector.*is not what peft merges"):
             merge(adapter, tmp_path / "out")
-    copy = merging.copy_side_files
+    copy = exporting.copy_side_files
 
     def other_layer(source, out, *, config_too):
         copy(source, out, config_too=config_too)
@@ -115,7 +116,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path, monkeypatch, dtyp
         (out / "config.json").write_text(text.replace('"vision_feature_layer": -2', '"vision_feature_layer": -1'))
 
     with monkeypatch.context() as patched:  # right weights that load as another model: only a picture tells
-        patched.setattr(merging, "copy_side_files", other_layer)
+        patched.setattr(exporting, "copy_side_files", other_layer)
         with pytest.raises(ValueError, match=r"off by .* nat a token from base"):
             merge(adapter, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "llava"]

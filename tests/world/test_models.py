@@ -23,10 +23,12 @@ def inputs(family, path):
     if family in ("llava", "llava_next", "gemma3"):
         return hf.AutoProcessor.from_pretrained(path)(text=text, images=[picture], return_tensors="pt")
     batch = dict(hf.AutoImageProcessor.from_pretrained(path)(images=[picture], return_tensors="pt"))
-    slots = int(batch["image_grid_thw"].prod()) // 4 if family != "qwen" else config.visual["n_queries"]
+    own = {"beit3_llava": "num_query", "qwen": "n_queries"}  # of families that have no grid
+    fixed = {"qwen": getattr(config, "visual", None)}.get(family) or config.to_dict()
+    slots = fixed[own[family]] if family in own else int(batch["image_grid_thw"].prod()) // 4
     image = tokenizer.convert_ids_to_tokens(config.image_token_id)
     ids = tokenizer(text.replace(image, image * slots), add_special_tokens=False, return_tensors="pt").input_ids
-    types = {} if family == "qwen" else {"mm_token_type_ids": (ids == config.image_token_id).int()}
+    types = {} if family in own else {"mm_token_type_ids": (ids == config.image_token_id).int()}
     return batch | types | {"input_ids": ids}
 
 

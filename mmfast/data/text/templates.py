@@ -8,7 +8,7 @@ system; otherwise a response begins where the prompt's own tokens end, so a prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mmfast.data.problems import BadRow
 from mmfast.data.text.tokens import Tokenizer
@@ -36,6 +36,9 @@ class NamedTemplate:
     lead: str = " "  # between the generation prompt and the answer
     joint: bool = True
     mode: str = "legacy"  # the tokenizer's
+    # of later templates; not in the repr, which keys of caches are made of
+    images_last: bool = field(default=False, repr=False)  # behind the first turn's text
+    tight: bool = field(default=False, repr=False)  # no white space beside an image: as slow tokenizers read it
 
 
 VICUNA = (
@@ -57,19 +60,28 @@ _CHATML = NamedTemplate(
     mode="",
 )
 
+_MUFFIN = NamedTemplate(
+    system=VICUNA.format(who="human"),
+    system_end="\n\n### ",
+    user="Human: {text}\n",
+    answer="### Assistant:",
+    end="\n### ",
+    image="<im_start>{image}<im_end>",
+    tight=True,
+)
+
 NAMED = {
     # LLaVA-1.5, mllm-dpo and SIMA
     "vicuna_v1": _VICUNA,
     # RLAIF-V on LLaVA-1.5: the same with another word in the system line
     "rlaifv": replace(_VICUNA, system=VICUNA.format(who="human")),
-    # Muffin (RLHF-V): the stop mark is scored, the two role marks that its masking let through are not
-    "llava_v0": NamedTemplate(
-        system=VICUNA.format(who="human"),
-        system_end="\n\n### ",
-        user="Human: {text}\n",
-        answer="### Assistant:",
-        end="\n### ",
-    ),
+    # LLaVA's first, and Muffin's (RLHF-V) for models without its marks: the stop mark is scored, the two role marks
+    # that its masking let through are not
+    "llava_v0": replace(_MUFFIN, image="{image}\n", tight=False),
+    # Muffin (RLHF-V) as it is trained: its images have marks of their own
+    "muffin": _MUFFIN,
+    # and as it is asked: the image behind the question, and the model writes "Assistant:" itself
+    "muffin_ask": replace(_MUFFIN, system_end="\n###", answer="###", lead="", end="\n###", images_last=True),
     "dgpref_llava": NamedTemplate(
         system="", system_end="", user="USER: {text}\n", answer="ASSISTANT:", end="", between="\n", images_first=True
     ),
@@ -92,6 +104,17 @@ def image_count(messages: Sequence[dict]) -> int:
     return sum(p["type"] == "image" for m in messages for p in parts(m))
 
 
+def user_turn(named: NamedTemplate, images: str, words: str) -> str:
+    """A turn of the user, its images where the template has them."""
+    if named.images_first:
+        return images + named.user.format(text=words)
+    turn = named.user.format(text=words + images if named.images_last else images + words)
+    if not (named.tight and images):
+        return turn
+    before, _, after = turn.rpartition(images) if named.images_last else turn.partition(images)
+    return f"{before.rstrip()}{images}{after.lstrip()}"
+
+
 class Template:
     """One named template with one tokenizer: messages to chunks of (masked) text."""
 
@@ -106,7 +129,7 @@ class Template:
         self.tokenizer = tokenizer.in_mode(self.named.mode) if self.named and self.named.mode else tokenizer
         if self.named:
             written = self.named.user + self.named.end + (self.named.image if tokenizer.image_token else "")
-            marks = [m for m in ("<|im_start|>", "<|im_end|>", *QWEN_2) if m in written]
+            marks = [m for m in ("<|im_start|>", "<|im_end|>", *QWEN_2, "<im_start>", "<im_end>") if m in written]
             missing = [m for m in marks if m not in tokenizer.specials]
             if missing:
                 raise ValueError(f"data.template: {name} needs the special token {missing[0]}, which the model lacks")
@@ -193,12 +216,10 @@ class Template:
         chunks, open_text, number = [], system + named.system_end, 0
         for i, message in enumerate(rest, start=len(messages) - len(rest)):
             if message["role"] == "user":
-                images = ""
-                for _ in range(image_count([message])):
-                    number += 1
-                    images += named.image.format(image=self.tokenizer.image_token, number=number)
-                before, inside = (images, "") if named.images_first else ("", images)
-                open_text += before + named.user.format(text=inside + text_of(message))
+                numbers = range(number + 1, number + 1 + image_count([message]))
+                number += len(numbers)
+                images = [named.image.format(image=self.tokenizer.image_token, number=n) for n in numbers]
+                open_text += user_turn(named, "".join(images), text_of(message))
             elif message["role"] == "assistant":
                 open_text += named.answer
                 answer = named.lead + text_of(message)
