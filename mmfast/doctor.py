@@ -24,7 +24,7 @@ from mmfast.ops.oracles import logprob as oracle
 
 PACKAGES = (
     "mmfast", "torch", "transformers", "triton", "peft", "safetensors", "numpy", "pyarrow", "pillow", "torchao",
-    "flash-attn", "trl", "liger-kernel",
+    "flash-attn", "xformers", "trl", "liger-kernel",
 )  # fmt: skip
 
 

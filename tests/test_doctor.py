@@ -42,6 +42,8 @@ def test_doctors_milliseconds_are_not_a_first_calls(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_backend_that_fails_is_a_problem_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers without operators raised NotImplementedError at its first call."""
+
     def fails(device: torch.device, backend: str) -> tuple[float, float]:
         if backend == "first":
             raise NotImplementedError("no operator found\nfor these inputs")

@@ -46,8 +46,8 @@ class Model(Section):
     """An initial LoRA adapter (peft layout); the reference includes it."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward pass; masters are fp32 with either. "float32" trains in fp32 throughout."""
-    attention: Literal["auto", "flash2", "flash3", "flash4", "varlen", "cpu", "loop"] = "auto"
-    """Backend of the tree attention: "auto", flash2, flash3, flash4, varlen, cpu, loop."""
+    attention: Literal["auto", "flash2", "flash3", "flash4", "varlen", "xformers", "cpu", "loop"] = "auto"
+    """Backend of the tree attention: "auto", flash2, flash3, flash4, varlen, xformers, cpu, loop."""
     quantize: Literal["", "nf4"] = ""
     """"nf4": the frozen base in 4 bits (QLoRA); needs lora."""
     freeze: Annotated[list[Literal["vision", "projector", "language"]], Names] = ["vision"]

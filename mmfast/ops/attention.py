@@ -6,6 +6,7 @@ of a run sees keys up to i + (keys - queries). One variable-length call does it 
 
     flash3, flash4, flash2   the flash-attn packages      cpu    our own, in fp32 on CPUs with AVX2 or AVX-512
     varlen                   torch.nn.attention.varlen    loop   run by run, anywhere
+    xformers                 BlockDiagonalCausalFromBottomRightMask
 
 backend="auto" takes the first of them that explain() has nothing against.
 """
@@ -16,6 +17,7 @@ import importlib
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,13 +30,16 @@ from .dispatch import constant, native
 from .rows import gather_rows, invert
 
 OP = "tree_attention"
-BACKENDS = ("flash3", "flash4", "flash2", "varlen", "cpu", "loop")
+BACKENDS = ("flash3", "flash4", "flash2", "varlen", "xformers", "cpu", "loop")
 HALF = (torch.bfloat16, torch.float16)
+
+
 LIBRARIES = {  # backend -> what must be installed, the module that its function is imported from, the function
     "flash3": ("flash_attn_interface", "flash_attn_interface", "flash_attn_varlen_func"),
     "flash4": ("flash_attn.cute", "flash_attn.cute.interface", "flash_attn_varlen_func"),
     "flash2": ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
     "varlen": ("torch.nn.attention.varlen", "torch.nn.attention.varlen", "varlen_attn"),
+    "xformers": ("xformers", "xformers.ops", "memory_efficient_attention"),
 }
 
 
@@ -50,6 +55,9 @@ def _installed(backend: str) -> str:
         return f"{package} cannot be imported: {' '.join(str(error).split())}"
     if backend == "varlen" and not _varlen_takes("window_size"):
         return f"torch {torch.__version__}: varlen_attn has no window_size"
+    operators = sys.modules.get("xformers._cpp_lib")  # without them it imports all the same, and raises when called
+    if backend == "xformers" and not getattr(operators, "_built_with_cuda", True):
+        return f"xformers has no CUDA operators for torch {torch.__version__}: another release of it may"
     return ""
 
 
@@ -102,6 +110,10 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
             return f"needs a head dimension up to 128, this is {head_dim}"
         if window:
             return "its backward pass takes no sliding window"
+    if backend == "xformers" and window:
+        return "is used without a sliding window only"
+    if backend == "xformers" and head_dim > 128:
+        return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
 
 
@@ -212,7 +224,21 @@ def _flash4(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     return _flash(flash_attn_varlen_func, q, k, v, runs)
 
 
-_CALLS = {"varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4}
+def _xformers(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
+
+    # The mask is built from host integers: two small copies from the device, which wait for it.
+    bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+        q_seqlen=runs.q_offsets.diff().tolist(), kv_seqlen=runs.k_offsets.diff().tolist()
+    )
+    group = q.shape[1] // k.shape[1]
+    k, v = (x[:, :, None].expand(-1, -1, group, -1) for x in (k, v))
+    q = q.unflatten(1, (k.shape[1], group))
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=runs.scale)[0].flatten(1, 2)
+
+
+_CALLS = {"varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4, "xformers": _xformers}
 
 
 def tree_attention(

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -293,6 +294,19 @@ def test_empty_stream_keeps_its_gradient(dtype, width):
     assert q.grad.shape == q.shape and k.grad.shape == k.shape
 
 
+def test_xformers_mask_is_bottom_right():
+    bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
+    mask = bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+        q_seqlen=PAIR.q_offsets.diff().tolist(), kv_seqlen=PAIR.k_offsets.diff().tolist()
+    ).materialize((PAIR.size, len(PAIR.k_index)))
+    own = torch.zeros(PAIR.size, len(PAIR.k_index), dtype=torch.bool)
+    for (q, q_end), (k, k_end) in zip(
+        pairwise(PAIR.q_offsets.tolist()), pairwise(PAIR.k_offsets.tolist()), strict=True
+    ):
+        own[q:q_end, k:k_end] = torch.ones(q_end - q, k_end - k).tril(k_end - k - (q_end - q)).bool()
+    assert torch.equal(mask == 0, own)
+
+
 def test_choice_and_reasons():
     reasons = explain("cpu", torch.float64, 64)
     assert list(reasons) == list(BACKENDS) and reasons["loop"] == "" and all(reasons[b] for b in BACKENDS[:-1])
@@ -326,6 +340,17 @@ def installed(monkeypatch):
     yield put
     monkeypatch.undo()
     attention_module._installed.cache_clear()
+
+
+def test_xformers_without_its_operators_is_not_taken(installed):
+    """The wheel for another torch imports with a warning, and has no operator that runs."""
+    path, attend = {"__path__": []}, {"__path__": [], "memory_efficient_attention": None}
+    installed(xformers=path, xformers__ops=attend, xformers___cpp_lib={"_built_with_cuda": False})
+    assert "xformers has no CUDA operators for torch" in explain("cuda", torch.bfloat16, 64)["xformers"]
+    installed(xformers___cpp_lib={"_built_with_cuda": True})
+    assert attention_module._installed("xformers") == ""
+    installed(xformers__ops={"__path__": []})
+    assert "xformers cannot be imported" in attention_module._installed("xformers")
 
 
 def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_path):
