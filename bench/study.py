@@ -40,7 +40,7 @@ class Run:
 
     part: str
     pairs: str  # of FILES
-    settings: dict[str, Any] = field(default_factory=lambda: dict(DDPO))
+    settings: dict[str, Any] = field(default_factory=lambda: dict(DDPO))  # "order": of the pairs, another one
     control: str = ""
     blind: bool = False
 
@@ -55,6 +55,11 @@ RUNS = {  # those that answer most stand first: a start that is stopped leaves t
     "room_sft": Run("relations and words", "room", SFT),
     "room_all": Run("relations and words", "room_all", control="room_sft"),
     "random": Run("relations and words", "random"),
+    "ddpo_again": Run("chance", "all", DDPO | {"order": 1}, control="sft"),
+    "gamma1_again": Run("chance", "all", DDPO | {"gamma": 1.0, "order": 1}, control="sft"),
+    "sft_again": Run("chance", "all", SFT | {"order": 1}),
+    "own_again": Run("chance", "own", DDPO | {"order": 1}, control="own_sft"),
+    "room_again": Run("chance", "room", DDPO | {"order": 1}, control="room_sft"),
     "own_dpo": Run("own answers", "own", ALONE, control="own_dpo_blind"),
     "own_dpo_blind": Run("own answers", "own", ALONE, blind=True),
     "dpo": Run("own answers", "all", ALONE, control="dpo_blind"),
@@ -220,7 +225,9 @@ def captions(
 
 def aligned(out: Path, name: str, run: Run, world: Path, base: Path, pairs: Path, seed: int) -> Path:
     reference = out / f"reference-{pairs.stem}"
-    settings = align_settings(world, base, out / name / "run", reference=reference, seed=seed, **run.settings)
+    given = dict(run.settings)
+    order = seed + 1000 * given.pop("order", 0)
+    settings = align_settings(world, base, out / name / "run", reference=reference, seed=order, **given)
     settings["data"] = {"path": str(pairs), "images": str(world), "workers": 0}
     settings["parallel"]["threads"] = 1
     settings["log"]["progress"] = False
@@ -247,7 +254,7 @@ def study(out: Path, seed: int, names: list[str], say: Callable[[dict], None]) -
     scenes = read_scenes(world)
     texts, _ = captions(out / "before", {"world": spec.seed}, lambda: base, scenes)
     scores = {"": score(texts, scenes)}
-    say(row("base", seed, Run("all", ""), scores, texts, scenes))
+    say(row("base", seed, Run("all", "", {}), scores, texts, scenes))
     # Each run, and where its control is there already what it has beyond that
     for name in names:
         run = RUNS[name]
