@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")  # configuration, tokenizer, processor, template
+DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, processor, template
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
-PUBLISHED = ("*.bin", "LICENSE*", "NOTICE*")  # what `mmfast import` makes a model's folder of
+PUBLISHED = ("*.bin", "*.tiktoken", "LICENSE*", "NOTICE*")  # what `mmfast import` makes a model's folder of
 
 _fetched: dict[tuple[str, bool], Path] = {}  # hub ids: what a process reads of a model is one commit, asked for once
 
