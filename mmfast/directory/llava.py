@@ -124,7 +124,8 @@ def _view(name: str, folder: Path, base: Path, weights: bool, more: dict[str, An
         files = [str(file) for file in whole_files(str(base), base)]
         towers = [str(file) for file in whole_files(str(tower), tower)] if tower else []
         dtype = str(config.get("torch_dtype") or config.get("dtype") or "").removeprefix("torch.")
-        note = {"name": name, "origin": str(folder), "files": files, "tower": towers, "dtype": dtype} | (more or {})
+        note = {"name": name, "origin": str(folder), "files": files, "tower": towers, "dtype": dtype}
+        note |= {"beside": str(base)} | (more or {})
         if not tower and not Tensors(note).own_tower:
             raise ValueError(_no_tower(name, config))
 
@@ -133,6 +134,7 @@ def _view(name: str, folder: Path, base: Path, weights: bool, more: dict[str, An
         vision = _tower_sizes(name, config, tower)
         (out / "config.json").write_text(json.dumps(_config(config, vision, words), indent=1))
         (out / "preprocessor_config.json").write_text(json.dumps(_images(config, vision["image_size"]), indent=1))
+        (out / "processor_config.json").write_text(json.dumps(_processor(config, vision["patch_size"]), indent=1))
         if (base / "generation_config.json").exists():
             shutil.copy(base / "generation_config.json", out)
         if note:
@@ -268,6 +270,15 @@ def _images(config: dict[str, Any], edge: int) -> dict[str, Any]:
         "crop_size": {"height": edge, "width": edge}, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711], "do_pad": config.get("image_aspect_ratio") == "pad",
+    }  # fmt: skip
+
+
+def _processor(config: dict[str, Any], patch: int) -> dict[str, Any]:
+    """For other software: mmfast reads none of it."""
+    whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
+    return {
+        "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": patch,
+        "num_additional_image_tokens": 1, "vision_feature_select_strategy": "full" if whole else "default",
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import weight_files
-from mmfast.directory.llava import native_config
+from mmfast.directory.llava import native_config, tower_of
 from mmfast.directory.native import TOWER, Tensors, note_of, origin_of, written_name
 from mmfast.families import adapter_for, config_of
 from mmfast.families.base import Adapter
@@ -88,15 +88,20 @@ def write_whole(
         tower = write_in_layout(base, out, replace, layout, tower=tower, write=write)
     if not write:
         return
-    origin = base if layout == "hf" else origin_of(base)
-    copy_side_files(origin, out, config_too=layout == "hf")
-    if layout == "llava":
-        config = native_config_of(base, aspect) | {"unfreeze_mm_vision_tower": tower}
-        if tower:  # for our own reader; the original takes the sizes from the folder that mm_vision_tower names
-            config["mm_vision_config"] = json.loads((base / "config.json").read_text())["vision_config"]
-        (out / "config.json").write_text(json.dumps(config, indent=1, default=str))
-        if (origin / "generation_config.json").exists():
-            shutil.copy(origin / "generation_config.json", out)
+    if layout == "hf":
+        copy_side_files(base, out, config_too=True)
+        return
+    # LLaVA's own descriptions; a tower that is only named must be found from the new folder too
+    for place in dict.fromkeys((origin_of(base), Path((native or {}).get("beside", base)))):
+        copy_side_files(place, out, config_too=False)
+        if (place / "generation_config.json").exists():
+            shutil.copy(place / "generation_config.json", out)
+    config = native_config_of(base, aspect) | {"unfreeze_mm_vision_tower": tower}
+    if tower:  # for our own reader; the original takes the sizes from the folder that mm_vision_tower names
+        config["mm_vision_config"] = json.loads((base / "config.json").read_text())["vision_config"]
+    elif native and native.get("tower") and tower_of(config, out, fetch=False) is None:
+        config["mm_vision_tower"] = str(Path(native["tower"][0]).parent.resolve())
+    (out / "config.json").write_text(json.dumps(config, indent=1, default=str))
 
 
 def native_config_of(base: Path, aspect: str) -> dict[str, Any]:
@@ -211,6 +216,8 @@ def copy_side_files(base: Path, out: Path, *, config_too: bool) -> None:
     for path in base.iterdir():
         if path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and not path.name.endswith(".index.json"):
             if path.name in ("config.json", "generation_config.json") and not config_too:
+                continue
+            if path.name == "adapter_config.json":  # of a base that is itself an adapter: the copy is whole
                 continue
             if not (out / path.name).exists():
                 shutil.copy(path, out)

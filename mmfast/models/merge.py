@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import adapter_directory, directory, weight_files
-from mmfast.directory.native import note_of, parameter_name
+from mmfast.directory.hub import found
+from mmfast.directory.native import note_of, origin_of, parameter_name
 from mmfast.families import adapter_for, config_of, model_class
 from mmfast.models.export import merged, write_whole
 from mmfast.models.loading import from_files
@@ -49,7 +50,7 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     refuse_settings(adapter, settings)
     folder = adapter_directory(adapter, weights=True)
     source = directory(base or settings["base_model_name_or_path"], weights=True)
-    refuse_target(out, source, folder)
+    refuse_target(out, origin_of(source), found(adapter))
     tensors = {
         k.removeprefix("base_model.model."): v for k, v in load_file(folder / "adapter_model.safetensors").items()
     }

@@ -6,15 +6,17 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
 from mmfast.cli.app import app
 from mmfast.data.build import build
+from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.settings import DataSettings
 from mmfast.directory import adapter_directory, directory
 from mmfast.directory.native import written_name
@@ -38,10 +40,10 @@ from tests.models.test_sharded import compare_whole
 from tests.test_directory import launch
 
 FORMS = [
-    {"tower": "beside", "pickled": True, "shards": 2},
-    {"tower": "inside", "pickled": True, "shards": 1},
-    {"tower": "inside", "pickled": False, "shards": 3},
-    {"tower": "beside", "pickled": False, "shards": 1},
+    ({"tower": "beside", "pickled": True, "shards": 2}, "float16"),
+    ({"tower": "inside", "pickled": True, "shards": 1}, "float32"),
+    ({"tower": "inside", "pickled": False, "shards": 3}, "float16"),
+    ({"tower": "beside", "pickled": False, "shards": 1}, "float32"),
 ]
 
 
@@ -61,8 +63,9 @@ def assert_equal(some, others):
         assert torch.equal(p, others[name]) and p.dtype == others[name].dtype, name
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
+@pytest.mark.parametrize(
+    ("form", "dtype"), FORMS, ids=lambda x: "-".join(map(str, x.values())) if type(x) is dict else x
+)
 def test_every_parameter_is_the_same(tmp_path, form, dtype):
     hf = make_model(tmp_path, dtype=dtype)
     native = write_native(hf, tmp_path / "native", **form)
@@ -83,8 +86,6 @@ def test_log_probs_and_answers_are_the_same(tmp_path):
         settings = DataSettings(path=str(data), template="vicuna_v1", aspect="pad")
         store = build(settings, path, tmp_path / "cache" / path.name, progress=False)
         scorer = load(str(path), dtype="float32").eval()
-        from mmfast.data.images.processor import ImageProcessor
-
         processor = ImageProcessor.from_model_dir(directory(path), "pad")
 
         def images(ids, store=store, processor=processor):
@@ -110,8 +111,6 @@ def test_log_probs_and_answers_are_the_same(tmp_path):
 
 
 def test_images_are_padded_where_the_config_says_so(tmp_path):
-    from mmfast.data.images.processor import ImageProcessor
-
     native = write_native(make_model(tmp_path), tmp_path / "native")
     assert ImageProcessor.from_model_dir(directory(native)).aspect == "pad"
     config = json.loads((native / "config.json").read_text())
@@ -254,6 +253,11 @@ def test_an_adapter_on_vicuna_itself_is_a_model(tmp_path):
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(vicuna)}))
     assert_equal(parameters(folder), expected)
+    changes = {"export.formats": ["llava"], "train.steps": 1, "optim.lr": 1e-30}
+    train(make_config(tmp_path, folder, write_pairs(tmp_path, 4), **changes))
+    out = tmp_path / "run" / "export" / "llava"
+    assert (out / "tokenizer.json").exists() and not (out / "adapter_config.json").exists()
+    assert_equal(parameters(out), expected)
 
 
 # training, exports and commands
@@ -265,7 +269,7 @@ def test_a_whole_run_is_exported_in_either_layout_and_read_again(tmp_path, freez
     changes = {"model.freeze": freeze, "export.formats": ["llava", "hf"], "train.steps": 2}
     train(make_config(tmp_path, native, write_pairs(tmp_path, 4), **changes))
     out = tmp_path / "run" / "export"
-    shutil.copytree(tmp_path / TOWER.partition("/")[2], out / TOWER.partition("/")[2])
+    tower_folder = tmp_path / TOWER.partition("/")[2]  # which does not lie beside the export
     written = load_file(out / "llava" / "model.safetensors")
     keys = {key for file in native.glob("*.bin") for key in torch.load(file, weights_only=True)}
     tower = {key for key in written if ".vision_tower." in key}
@@ -275,13 +279,20 @@ def test_a_whole_run_is_exported_in_either_layout_and_read_again(tmp_path, freez
     before = parameters(native)
     assert not torch.equal(own["lm_head.weight"], before["lm_head.weight"])
     config = json.loads((out / "llava" / "config.json").read_text())
-    assert config["mm_vision_tower"] == TOWER and config["unfreeze_mm_vision_tower"] == (not freeze)
-    assert {k: config[k] for k in FIELDS if k not in ("unfreeze_mm_vision_tower", "mm_hidden_size")} == {
-        k: v for k, v in FIELDS.items() if k not in ("unfreeze_mm_vision_tower", "mm_hidden_size")
-    }
+    assert config["mm_vision_tower"] == (str(tower_folder) if freeze else TOWER)
+    assert config["unfreeze_mm_vision_tower"] == (not freeze)
+    same = FIELDS.keys() - {"unfreeze_mm_vision_tower", "mm_hidden_size", "mm_vision_tower"}
+    assert {key: config[key] for key in same} == {key: FIELDS[key] for key in same}
     model = AutoModelForImageTextToText.from_pretrained(out / "hf")  # and anybody reads this one
     assert_equal(dict(model.named_parameters()), own)
     assert export(tmp_path / "run", ("llava",)).name == "step-2"
+    processor = AutoProcessor.from_pretrained(out / "hf", backend="pil")
+    inputs = processor(text="<image>\nUSER", images=[Image.new("RGB", (60, 20), "red")], return_tensors="pt")
+    ours = ImageProcessor.from_model_dir(directory(out / "llava")).preprocess(
+        np.full((20, 60, 3), (255, 0, 0), np.uint8)
+    )
+    assert torch.equal(inputs["pixel_values"][0], torch.from_numpy(ours["pixel_values"]))
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 36
 
 
 def test_a_converted_model_is_exported_in_the_native_layout(tmp_path):
