@@ -221,7 +221,7 @@ def _agree(settings: Settings) -> None:
         if pairs.of and pairs.of not in [*names, "answers"]:
             raise ValueError(f"[[pairs]] of = {pairs.of!r}: there is no such feedback; {', '.join(names) or 'none'}")
     if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
-        why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.chair_s")'
+        why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.CHAIRs")'
         raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
     _agree_on_evaluation(settings)
     if settings.best and settings.best.partition(".")[0] not in settings.evaluate.bench:
