@@ -26,7 +26,9 @@ from mmfast.packages import how_to_install
 
 KEYS = ("MMFAST_API_KEY", "OPENAI_API_KEY")  # the first that is set
 AGAIN = (408, 409, 425, 429)  # and whatever is a server's own fault, from 500 on
-TOLD = re.compile(r"(\d+) calls(?:, (\d+) tries more)?, (\d+) tokens in, (\d+) out(?:, (\d+\.\d+) paid)?")
+TOLD = re.compile(  # at the end of a command, where a progress bar has a comma before it
+    r"(?:; |: )(\d+) calls(?:, (\d+) tries more)?, (\d+) tokens in, (\d+) out(?:, (\d+\.\d+) paid)?"
+)
 LONGEST_WAIT = 600.0  # seconds; a server may ask for more
 
 
@@ -67,7 +69,7 @@ class Usage:
 
     @classmethod
     def said_in(cls, text: str) -> Usage:
-        """The sum of all that was told in the output of commands."""
+        """The sum of what commands told at their ends."""
         found = cls()
         for calls, retries, read, written, cost in TOLD.findall(text):
             found.calls += int(calls)

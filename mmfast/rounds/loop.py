@@ -93,19 +93,26 @@ def _take(step: Step, crew: Machine | Ranks, console: Console) -> None:
         try:
             crew.run(step.command, step.log, wide=step.wide, follow=lambda line: status.update(f"{step.told}  {line}"))
         except (Failed, Interrupted) as error:
+            text = said(step.log, size)
             with suppress(OSError):  # a full disk has ended it, maybe
-                step.pause(_spent(before, began, used, said(step.log, size)))
+                step.pause(_spent(before, began, used, text))
             if isinstance(error, Interrupted):
                 raise
-            full = disk_usage(step.home).free < LITTLE
-            where = f"the disk of {step.home} is full; " if full else ""
-            told = f"({where}all of it is in {step.log}; the same command goes on here)"
-            raise ValueError(f"{step.told}: {error}\n  {told}") from None
+            raise ValueError(_why(step, str(error), text)) from None
     # What it left
     text = said(step.log, size)
     _usable(step, text)
     step.end(_spent(before, began, used, text), _kept(step, text))
     console.print(f"{step.told}: {time.monotonic() - began:.0f} s", highlight=False)
+
+
+def _why(step: Step, error: str, text: str) -> str:
+    """Why a command failed: its own words; where it makes training data, what it has counted; and a full disk."""
+    lines = text.splitlines() if step.command[0] == "data" else []
+    counted = [line for line in lines if line.strip() and not line.startswith(("mmfast: ", "error: "))]
+    full = f"the disk of {step.home} is full; " if disk_usage(step.home).free < LITTLE else ""
+    end = f"({full}all of it is in {step.log}; the same command goes on here)"
+    return "\n  ".join([f"{step.told}: {error}", *counted[-12:], end])
 
 
 def _spent(before: dict[str, float], began: float, used: float, text: str) -> dict[str, float]:

@@ -430,7 +430,8 @@ def test_tokens_and_cost_are_counted():
 
 def test_what_was_told_of_the_use_is_read_back():
     first, second = Usage(calls=3, prompt_tokens=12, completion_tokens=4), Usage(calls=1, retries=2, cost=0.25)
-    told = Usage.said_in(f"out: 3 rows; {first.told()}\njudge: {second.told()}\n")
+    shown = f"critique: 1/2, 3 s, {first.told()}\n"  # as a progress bar leaves it
+    told = Usage.said_in(f"{shown}out: 3 rows; {first.told()}\njudge: {second.told()}\n")
     assert told == Usage(calls=4, retries=2, prompt_tokens=12, completion_tokens=4, cost=0.25)
 
 

@@ -562,7 +562,8 @@ def test_what_a_stopped_start_has_spent_is_added_to(tmp_path):
     def kill(number, made):
         if made.name == "check":
             Pretend.say(
-                made.parent / "logs" / "check.log", "3 calls, 2 tries more, 500 tokens in, 20 out, 0.5000 paid\n"
+                made.parent / "logs" / "check.log",
+                "out: 1 rows; 3 calls, 2 tries more, 500 tokens in, 20 out, 0.5000 paid\n",
             )
             raise Interrupted(15)
 

@@ -46,7 +46,7 @@ keep = "last"
 stop = "never"
 [prompts]
 path = "{world}/pairs.jsonl"
-limit = 4
+limit = 8
 [generate]
 engine = "{url}"
 model = "{model}"
@@ -66,7 +66,7 @@ stage = "critique"
 name = "exact"
 engine = "world"
 model = "{world}"
-noise = 0.5
+noise = 0.7
 [[pairs]]
 rule = "sima"
 of = "critique"
@@ -102,7 +102,7 @@ activation_checkpointing = false
 def given(tmp_path_factory):
     """The world, the benchmarks' folders, the critic's prompt."""
     folder = tmp_path_factory.mktemp("given")
-    world = write_world(folder / "world", WorldSpec(base=24, pairs=8, groups=1, test=2))
+    world = write_world(folder / "world", WorldSpec(base=24, pairs=10, groups=1, test=2))
     data = folder / "data"
     (data / "mmhal").mkdir(parents=True)
     folder_of(data / "mmhal")
@@ -165,7 +165,7 @@ def test_two_rounds_through_transformers_serve(given, taught, tmp_path, monkeypa
     for number in ("01", "02"):
         home = out / "rounds" / number
         answers = list(rows(home / "answers"))
-        assert len(answers) == 8 and len({row["answer"] for row in answers}) > 2
+        assert len(answers) == 16 and len({row["answer"] for row in answers}) > 2
         verdicts = [row for row in rows(home / "critique") if row["verdict"]]
         assert len(verdicts) >= 3 and all(row["verdict"] == row["order"][0] for row in verdicts)  # "[[1]]": the first
         assert len((home / "pairs.jsonl").read_text().splitlines()) == len(verdicts)
