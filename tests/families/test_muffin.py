@@ -27,7 +27,7 @@ from mmfast.models import Scorer, load
 from mmfast.packing import build_pack
 from mmfast.train import train
 from mmfast.world import models as world
-from tests.make.native_llava import sentencepiece_model
+from tests.make.native_llava import sentencepiece_model, write_weights
 from tests.make.questions import ask, picture
 from tests.make.tiny_run import make_config, make_model, write_pairs
 
@@ -392,3 +392,25 @@ def test_what_a_user_may_get_wrong_is_one_line(tmp_path):
             load(str(tmp_path / "beit3_llava"))
     with pytest.raises(ValueError, match="muffin needs the special token <im_start>, which the model lacks"):
         Template("muffin", Tokenizer.load(make_model(tmp_path)))
+
+
+def test_a_published_directory_is_imported_and_loads_equal(tmp_path):
+    importing = pytest.importorskip("mmfast.models.importing")
+    path = make_model(tmp_path, "beit3_llava", vocab=1100)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)  # as files of those days
+    source = tmp_path / "published"
+    source.mkdir()
+    write_weights(tensors, source, pickled=True, shards=2)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"image_token_id": None, "architectures": ["Beit3LlavaLlamaForCausalLM"]}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.model").write_bytes(sentencepiece_model())
+    with pytest.raises(ValueError, match="`mmfast import`"):
+        load(str(source))
+    importing.import_model(str(source), tmp_path / "new")
+    expected = dict(load(str(path), dtype="float32").model.named_parameters())
+    found = load(str(tmp_path / "new"), dtype="float32")
+    assert found.adapter.image_token_id == 1 + Tokenizer.load(tmp_path / "new").specials["[PAD]"]
+    for name, p in found.model.named_parameters():
+        assert torch.equal(p, expected[name]), name

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer as Backend
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -20,16 +23,19 @@ from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.settings import DataSettings
 from mmfast.directory import adapter_directory, directory
 from mmfast.directory.native import written_name
-from mmfast.directory.sentencepiece import pieces_of
+from mmfast.directory.sentencepiece import llama_backend, pieces_of
 from mmfast.engines.base import Decode
 from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
+from mmfast.evals.benches import benches
+from mmfast.evals.tables import read_result
 from mmfast.job.rows import read
 from mmfast.models.loading import load
 from mmfast.models.lora import Lora
 from mmfast.packing import build_pack
 from mmfast.train import train
 from mmfast.training.export import export
+from tests.make.eval_cases import Toy, write_toy
 from tests.make.hub_server import COMMIT, NAME, hub
 from tests.make.llama_tokenizer import llama_tokenizer
 from tests.make.native_llava import FIELDS, TOWER, original, pieces, write_adapter, write_native
@@ -149,6 +155,27 @@ def test_a_tokenizer_of_sentencepiece_has_llamas_ids(tmp_path):
     with pytest.raises(ValueError, match="is no vocabulary of sentencepiece"):
         (native / "tokenizer.model").write_bytes((native / "tokenizer.model").read_bytes()[:-7])
         directory(native)
+
+
+def test_llamas_own_tokenizer(tmp_path):
+    """tokenizer.model and the tokenizer.json that transformers made of it agree."""
+    home = Path(os.environ.get("MMFAST_TOKENIZERS", "")) / "llava15"
+    if "MMFAST_TOKENIZERS" not in os.environ or not (home / "tokenizer.model").exists():
+        pytest.skip("LLaVA-1.5's tokenizer: MMFAST_TOKENIZERS, a folder with llava15 in it")
+    ours, theirs = llama_backend(home / "tokenizer.model"), Backend.from_file(str(home / "tokenizer.json"))
+    assert ours.get_vocab() == {word: n for word, n in theirs.get_vocab().items() if n < 32000}
+    pages = [
+        line for page in sorted(Path(__file__).parents[2].glob("docs/*.md")) for line in page.read_text().split("\n")
+    ]
+    for text in (
+        *pages,
+        "  two blanks",
+        "</s>USER: \u65e5\u672c\U0001f642",
+        "a</s> b\n\n\t c",
+        *map(chr, range(1, 3000, 7)),
+    ):
+        if "<image>" not in text and "<pad>" not in text:
+            assert ours.encode(text).ids == theirs.encode(text).ids, text
 
 
 @pytest.mark.parametrize("system", [False, True])
@@ -320,7 +347,8 @@ def test_an_adapter_run_on_a_native_base_comes_back_by_its_folder(tmp_path):
     )
 
 
-def test_the_commands_take_it(tmp_path):
+def test_the_commands_take_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(benches(), "toy", Toy())
     native = write_native(make_model(tmp_path), tmp_path / "native")
     data, file = write_pairs(tmp_path, 4), tmp_path / "config.toml"
     from mmfast.config import dump
@@ -334,9 +362,12 @@ def test_the_commands_take_it(tmp_path):
         ["train", str(file)],
         ["generate", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "answers"), "--engine", "local",
          "--model", str(native), "--max-tokens", "4"],
+        ["eval", str(native), "--bench", "toy", "--data", str(write_toy(tmp_path / "toy", images=2, each=1)),
+         "--out", str(tmp_path / "eval")],
     ):  # fmt: skip
         result = CliRunner().invoke(app, words, catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)
+    assert read_result(tmp_path / "eval" / "toy").made_by
     assert read(tmp_path / "run" / "metrics.jsonl")[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
