@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -70,14 +71,35 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 
 
 @app.command(context_settings=TAKES_OVERRIDES)
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train in this one process. On several GPUs: torchrun --nproc-per-node N -m mmfast.train CONFIG."""
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int, typer.Option(help="Processes on this machine, one a GPU; without a GPU, processes on its CPUs.", min=1)
+    ] = 1,
+) -> None:
+    """Train, in this one process or on several GPUs of this machine. On several machines: torchrun ... -m mmfast.train
+    CONFIG (docs/training.md)."""
     from mmfast.config import load
 
     settings = load(config, overrides or [])  # a mistake in it is told before anything heavy is imported
+    if gpus > 1:
+        raise typer.Exit(_several(gpus, [config, *(overrides or [])], Path(settings.output_dir)))
     from mmfast.train import train as run
 
     run(settings)
+
+
+def _several(gpus: int, arguments: list[str], folder: Path) -> int:
+    import torch
+
+    from mmfast.rounds.launch import attached
+
+    if "RANK" in os.environ:
+        raise ValueError("--gpus starts the processes itself, and torchrun has started this one: leave one of them out")
+    if 0 < (there := torch.cuda.device_count()) < gpus:
+        raise ValueError(f"--gpus {gpus}: this machine has {there}")
+    return attached(gpus, ["mmfast.train", *arguments], folder)
 
 
 @app.command(context_settings=TAKES_OVERRIDES)

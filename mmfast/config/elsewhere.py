@@ -1,7 +1,7 @@
 """What TRL's DPOConfig, LLaMA-Factory, ms-swift and others call our keys, and which of theirs have no counterpart.
 
-One table serves the message of an unknown key and docs/migration.md; a test holds it to every key of TRL's DPOConfig and
-of LLaMA-Factory's DPO examples.
+One table serves the message of an unknown key and docs/migration.md; a test holds it to every key of TRL's DPOConfig
+and of LLaMA-Factory's DPO examples.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ EXCLUSIVE = ("train.steps", "train.epochs")  # an override of one clears the oth
 
 
 def apply(tree: dict[str, Any], overrides: Sequence[str], optional: Collection[str]) -> None:
-    """Put overrides into the tree of a file. `--key=value` and `--key value` are read like key=value; `key=none` takes a
-    key of `optional` (those whose default is absence) out of it."""
+    """Put overrides into the tree of a file. `--key=value` and `--key value` are read like key=value; `key=none` takes
+    a key of `optional` (those whose default is absence) out of it."""
     names: set[str] = set()
     for text in _joined(overrides):
         name, mark, value = text.partition("=")

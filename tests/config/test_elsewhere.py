@@ -10,7 +10,7 @@ from mmfast.config.toml import all_keys
 from tests.config.test_effects import keys_of_schema
 
 # trl 1.16.0, DPOConfig with what it has of transformers' TrainingArguments
-TRL = """
+TRL_KEYS = """
 output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
 warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules
 gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor bf16 fp16 bf16_full_eval
@@ -32,15 +32,16 @@ do_predict resume_from_checkpoint local_rank model_init_kwargs trust_remote_code
 dataset_num_proc max_length truncation_mode padding_free pad_to_multiple_of precompute_ref_log_probs
 precompute_ref_batch_size loss_type loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing beta
 use_weighting discopop_tau activation_offloading sync_ref_model ref_model_mixup_alpha ref_model_sync_steps pad_token
-""".split()
+"""
 # LLaMA-Factory, examples/train_lora/qwen2_5vl_lora_dpo.yaml and qwen3vl_lora_dpo.yaml, their comments' keys too
-LLAMA_FACTORY = """
+LLAMA_FACTORY_KEYS = """
 model_name_or_path image_max_pixels video_max_pixels trust_remote_code stage do_train finetuning_type lora_rank
 lora_target pref_beta pref_loss dataset template cutoff_len max_samples overwrite_cache preprocessing_num_workers
 dataloader_num_workers output_dir logging_steps save_steps plot_loss overwrite_output_dir save_only_model report_to
 per_device_train_batch_size gradient_accumulation_steps learning_rate num_train_epochs lr_scheduler_type warmup_ratio
 bf16 ddp_timeout resume_from_checkpoint val_size per_device_eval_batch_size eval_strategy eval_steps
-""".split()
+"""
+TRL, LLAMA_FACTORY = TRL_KEYS.split(), LLAMA_FACTORY_KEYS.split()
 
 
 def said(override: str) -> str:
