@@ -158,6 +158,20 @@ def plan(
 
 
 @app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A data file, or a directory of shards.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model directory or hub id.")],
+    images: Annotated[str, typer.Option(help="Root of relative image paths; default: beside the file.")] = "",
+    gpus: Annotated[int, typer.Option(help="Of how many GPUs of a machine the run will be.", min=1)] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of each GPU; 0: what is here.", min=0)] = 0,
+) -> None:
+    """Print a config to start from, filled in from the data, the model and the memory: mmfast init ... > my.toml"""
+    from mmfast.training.starting import starting_config
+
+    print(starting_config(str(data), model, images=images, gpus=gpus, memory_gib=memory), end="")
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes: what each reproduces, and an estimate of its memory on a GPU."""
     from rich.console import Console

@@ -131,18 +131,18 @@ def all_keys() -> dict[str, list[str]]:
 
 def _toml(tree: dict[str, Any], path: tuple[str, ...]) -> str:
     plain = {k: v for k, v in tree.items() if not isinstance(v, dict)}
-    text = "".join(f"{k} = {_literal(v)}\n" for k, v in plain.items())
+    text = "".join(f"{k} = {literal(v)}\n" for k, v in plain.items())
     for key, value in tree.items():
         if isinstance(value, dict):
             text += f"\n[{'.'.join((*path, key))}]\n" + _toml(value, (*path, key))
     return text
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_literal(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_literal(v) for v in value) + "]"
+        return "[" + ", ".join(literal(v) for v in value) + "]"
     if isinstance(value, float):
         return repr(value)  # repr round-trips; "5e-07" is valid TOML
     return json.dumps(value, ensure_ascii=False)

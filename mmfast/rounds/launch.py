@@ -1,4 +1,4 @@
-"""How a command is run on all processes of this machine: `mmfast train --gpus N` here, a command of a round in a process
+"""How a command is run on all processes of this machine: `mmfast train --gpus N`, or a command of a round in a process
 of its own or through torchrun, or, where the rounds themselves run under torchrun or Slurm, on every rank at once.
 
 A command has its own processes, so that the memory of one stage is free for the next, and nothing of one's state
@@ -53,9 +53,9 @@ def standalone(processes: int) -> list[str]:
 
 
 def attached(processes: int, arguments: Sequence[str], folder: Path) -> int:
-    """Runs a module in so many processes that write to this terminal, and returns the exit code, as of one process: 75
-    where a signal stopped a run in `folder` after its checkpoint. torchrun works in this process and says nothing of its
-    own: what a rank said of its error is the last line."""
+    """Runs a module in so many processes that write to this terminal, and returns the exit code of one process: 75
+    where a signal stopped a run in `folder` after its checkpoint. torchrun works in this process and says nothing
+    itself: what a rank said of its error is the last line."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
