@@ -52,9 +52,7 @@ def starting_config(data: str, model: str, *, images: str = "", gpus: int = 1, m
     told = {
         "max_length": f"the longest of {len(store)} examples has {longest} tokens, those of images included",
         "on_error": f"{bad} rows cannot be used: mmfast data check {data} --model {model} names them",
-        "kind": "each example is a pair"
-        if pairs
-        else "some have no rejected side: cross entropy of answers",
+        "kind": "each example is a pair" if pairs else "some have no rejected side: cross entropy of answers",
         "dtype": "there is no GPU here",
         "lora": "trained whole it needs more memory than there is",
         "tokens_per_pack": f"the plan: {needed / 2**30:.2f} of {room / 2**30:.2f} GiB"
