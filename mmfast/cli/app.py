@@ -60,6 +60,26 @@ ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"mmfast {version('mmfast')}")
+        except PackageNotFoundError:  # found on the path alone
+            print("mmfast, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def anything(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """mmfast: align vision-language models with preferences."""
+
+
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Show versions, devices and backends, say which would be used and why, and test each op against its oracle."""
@@ -117,6 +137,8 @@ def reference(
     if source and target:
         raise ValueError("--import and --export: choose one")
     settings = load(config, overrides or [])
+    if source and not source.exists():
+        raise ValueError(f"--import {source}: it does not exist")
     from mmfast.reference import exchange, scoring
 
     if source:
