@@ -34,6 +34,7 @@ from mmfast.evals.world import greedy_captions, score
 from mmfast.evals.world_report import print_tables, write_report
 from mmfast.job.rows import read
 from mmfast.progress import Follow, Parts
+from mmfast.rounds.launch import standalone
 from mmfast.world import probe
 from mmfast.world.base import WarmUp, align_settings, base_settings, seeing_model
 from mmfast.world.dataset import WorldSpec, read_lines, read_scenes, write_world
@@ -75,10 +76,7 @@ def launch(settings: dict[str, Any], path: Path, follow: Follow, *, processes: i
     out = Path(settings["output_dir"])
     shutil.rmtree(out, ignore_errors=True)
     path.write_text(dump(checked(settings)))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "mmfast.train", str(path),
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", *standalone(processes), "mmfast.train", str(path)]
     steps = settings["train"]["steps"]
     log = path.with_suffix(".log")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -59,6 +60,26 @@ ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, over the file's own.")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"mmfast {version('mmfast')}")
+        except PackageNotFoundError:  # found on the path alone
+            print("mmfast, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def anything(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """mmfast: align vision-language models with preferences."""
+
+
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Show versions, devices and backends, say which would be used and why, and test each op against its oracle."""
@@ -70,14 +91,35 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 
 
 @app.command(context_settings=TAKES_OVERRIDES)
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train in this one process. On several GPUs: torchrun --nproc-per-node N -m mmfast.train CONFIG."""
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int, typer.Option(help="Processes on this machine, one a GPU; without a GPU, processes on its CPUs.", min=1)
+    ] = 1,
+) -> None:
+    """Train, in this one process or on several GPUs of this machine. On several machines: torchrun ... -m mmfast.train
+    CONFIG (docs/training.md)."""
     from mmfast.config import load
 
     settings = load(config, overrides or [])  # a mistake in it is told before anything heavy is imported
+    if gpus > 1:
+        raise typer.Exit(_several(gpus, [config, *(overrides or [])], Path(settings.output_dir)))
     from mmfast.train import train as run
 
     run(settings)
+
+
+def _several(gpus: int, arguments: list[str], folder: Path) -> int:
+    import torch
+
+    from mmfast.rounds.launch import attached
+
+    if "RANK" in os.environ:
+        raise ValueError("--gpus starts the processes itself, and torchrun has started this one: leave one of them out")
+    if 0 < (there := torch.cuda.device_count()) < gpus:
+        raise ValueError(f"--gpus {gpus}: this machine has {there}")
+    return attached(gpus, ["mmfast.train", *arguments], folder)
 
 
 @app.command(context_settings=TAKES_OVERRIDES)
@@ -95,6 +137,8 @@ def reference(
     if source and target:
         raise ValueError("--import and --export: choose one")
     settings = load(config, overrides or [])
+    if source and not source.exists():
+        raise ValueError(f"--import {source}: it does not exist")
     from mmfast.reference import exchange, scoring
 
     if source:
@@ -133,6 +177,20 @@ def plan(
         print(json.dumps(report.as_dict(), indent=2))
     else:
         planning.show(report)
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A data file, or a directory of shards.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model directory or hub id.")],
+    images: Annotated[str, typer.Option(help="Root of relative image paths; default: beside the file.")] = "",
+    gpus: Annotated[int, typer.Option(help="Of how many GPUs of a machine the run will be.", min=1)] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of each GPU; 0: what is here.", min=0)] = 0,
+) -> None:
+    """Print a config to start from, filled in from the data, the model and the memory: mmfast init ... > my.toml"""
+    from mmfast.training.starting import starting_config
+
+    print(starting_config(str(data), model, images=images, gpus=gpus, memory_gib=memory), end="")
 
 
 @app.command()

@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 from pydantic import ValidationError
 
 from mmfast.config.effects import idle
-from mmfast.config.overrides import ALIASES, apply
+from mmfast.config.elsewhere import ABSENT, ALIASES
+from mmfast.config.overrides import apply
 from mmfast.config.rules import contradictions
 from mmfast.config.schema import Config, Lora, Section, Source, Term
 
@@ -97,12 +98,17 @@ def _explain(item: Any) -> str:
     path = [part for part in item["loc"] if isinstance(part, str) and part not in ("str", "list[Source]")]
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
-        if path[-1] in ALIASES:
-            return f"unknown key {name}: did you mean {ALIASES[path[-1]]}?"
+        if path[-1] in ABSENT:
+            return f"unknown key {name}: it has no counterpart here: {ABSENT[path[-1]]}"
+        every = all_keys()
+        if here := ALIASES.get(path[-1]) or " or ".join(every.get(path[-1], ())):
+            return f"unknown key {name}: here it is {here}"
         near = difflib.get_close_matches(path[-1], _known(path[:-1]), n=1, cutoff=0.5)
-        everywhere = difflib.get_close_matches(path[-1], _all_keys(), n=1, cutoff=0.6)
-        hint = ".".join([*path[:-1], near[0]]) if near else ", ".join(_all_keys()[k] for k in everywhere)
+        everywhere = difflib.get_close_matches(path[-1], every, n=1, cutoff=0.6)
+        hint = ".".join([*path[:-1], near[0]]) if near else ", ".join(every[k][0] for k in everywhere)
         return f"unknown key {name}" + (f": did you mean {hint}?" if hint else "")
+    if item["type"] == "model_type" and name in ALIASES:
+        return f"{name} is a section: here it is {ALIASES[name]}"
     return f"{name}: {item['msg']} (got {item.get('input')!r})"
 
 
@@ -113,29 +119,30 @@ def _known(path: list[str]) -> list[str]:
     return list(section.model_fields) if _is_section(section) else []
 
 
-def _all_keys() -> dict[str, str]:
-    keys: dict[str, str] = {}
+def all_keys() -> dict[str, list[str]]:
+    """The last part of each key -> the keys that end so."""
+    keys: dict[str, list[str]] = {}
     for name, field in Config.model_fields.items():
-        for key in field.annotation.model_fields if _is_section(field.annotation) else ():
-            keys.setdefault(key, f"{name}.{key}")
-        keys.setdefault(name, name)
+        inside = field.annotation.model_fields if _is_section(field.annotation) else ()
+        for key in inside or [name]:
+            keys.setdefault(key, []).append(f"{name}.{key}" if inside else name)
     return keys
 
 
 def _toml(tree: dict[str, Any], path: tuple[str, ...]) -> str:
     plain = {k: v for k, v in tree.items() if not isinstance(v, dict)}
-    text = "".join(f"{k} = {_literal(v)}\n" for k, v in plain.items())
+    text = "".join(f"{k} = {literal(v)}\n" for k, v in plain.items())
     for key, value in tree.items():
         if isinstance(value, dict):
             text += f"\n[{'.'.join((*path, key))}]\n" + _toml(value, (*path, key))
     return text
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_literal(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_literal(v) for v in value) + "]"
+        return "[" + ", ".join(literal(v) for v in value) + "]"
     if isinstance(value, float):
         return repr(value)  # repr round-trips; "5e-07" is valid TOML
     return json.dumps(value, ensure_ascii=False)

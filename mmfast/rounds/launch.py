@@ -1,5 +1,5 @@
-"""How a command of a round is run: in a process of its own, on all processes of this machine through torchrun, or,
-where the rounds themselves run under torchrun or Slurm, on every rank at once.
+"""How a command is run on all processes of this machine: `mmfast train --gpus N`, or a command of a round in a process
+of its own or through torchrun, or, where the rounds themselves run under torchrun or Slurm, on every rank at once.
 
 A command has its own processes, so that the memory of one stage is free for the next, and nothing of one's state
 reaches another.
@@ -8,6 +8,7 @@ reaches another.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mmfast.job.runfolder import STOPPED
 from mmfast.job.runtime import PATIENCE
 
 Follow = Callable[[str], None]  # told the last line of what the command says, again and again
@@ -45,6 +47,41 @@ def invocation(command: Sequence[str]) -> list[str]:
     return ["mmfast.train", *command[1:]] if command[0] == "train" else ["mmfast.cli", *command]
 
 
+def standalone(processes: int) -> list[str]:
+    """torchrun's options for so many processes of a module on this machine; the module and its arguments follow."""
+    return ["--standalone", "--nproc-per-node", str(processes), "-m"]
+
+
+def attached(processes: int, arguments: Sequence[str], folder: Path) -> int:
+    """Runs a module in so many processes that write to this terminal, and returns the exit code of one process: 75
+    where a signal stopped a run in `folder` after its checkpoint. torchrun works in this process and says nothing
+    itself: what a rank said of its error is the last line."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # torchrun's threads, patience and silence
+    os.environ.update({k: v for k, v in _threads(processes).items() if v and k not in os.environ})
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    patience = [name for name in torchrun.get_args_parser()._option_string_actions if name == "--shutdown-timeout"]
+    more = [*patience, *(["600"] if patience else [])]  # torch 2.11 has no such option, and waits 30 seconds
+    stopped, code = folder / STOPPED, 0
+    before = _changed_at(stopped)
+    try:
+        torchrun.run(torchrun.parse_args([*more, *standalone(processes), *arguments]))
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        code = 128 - first.exitcode if first.exitcode < 0 else first.exitcode
+    except SignalException as error:
+        code = 128 + error.sigval
+    return 75 if _changed_at(stopped) not in (0, before) else code
+
+
+def _changed_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 class Machine:
     """The processes of this one machine. `processes`: of a wide command; 0: one a GPU, else 1."""
 
@@ -55,7 +92,7 @@ class Machine:
 
     def run(self, command: Sequence[str], log: Path, *, wide: bool, follow: Follow = lambda line: None) -> None:
         several = wide and self.processes > 1
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
+        torchrun = ["torch.distributed.run", *standalone(self.processes)]
         environment = {} if several and "OMP_NUM_THREADS" in os.environ else _threads(self.processes if several else 1)
         followed([*(torchrun if several else []), *invocation(command)], log, environment, follow)
 

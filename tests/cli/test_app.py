@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from unittest.mock import Mock
 
 import pytest
@@ -37,3 +38,17 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch) -> None
         with pytest.raises(SystemExit) as told:
             cli.main()
         assert str(told.value).startswith("mmfast: ") and error.strerror in str(told.value)
+
+
+def test_the_version_is_the_packages() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.stdout == f"mmfast {metadata.version('mmfast')}\n"
+    assert "--version" not in CliRunner().invoke(app, ["doctor", "--help"]).output
+
+
+def test_a_file_to_import_that_is_not_there_is_named(tmp_path) -> None:
+    (tmp_path / "c.toml").write_text('[model]\npath = "m"\n')
+    with pytest.raises(ValueError, match=r"--import nowhere.parquet: it does not exist"):
+        CliRunner().invoke(
+            app, ["reference", str(tmp_path / "c.toml"), "--import", "nowhere.parquet"], catch_exceptions=False
+        )

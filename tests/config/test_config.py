@@ -39,7 +39,7 @@ merge = true
     [
         ("train.pairs_per_stpe=3", "did you mean train.pairs_per_step"),
         ("optim.beta=0.1", "optim.beta"),
-        ("lr=0.1", "did you mean optim.lr"),
+        ("lr=0.1", "here it is optim.lr"),
         ("model.lora.rank=4", "unknown key model.lora.rank"),
         ("objective.beta=0", "objective.beta"),
         ("objective.beta=-1", "greater than 0"),

@@ -343,20 +343,6 @@ def test_one_name_is_a_list_of_one_and_dashes_are_forgiven():
         load("", ["export.formats=gguf"])
 
 
-def test_other_trainers_names_are_guessed():
-    from mmfast.config.overrides import ALIASES
-
-    keys = keys_of_schema()
-    for alias, meant in ALIASES.items():
-        assert meant.split(" ")[0] in keys | {"model.lora"}, alias
-        with pytest.raises(ValueError, match="did you mean") as caught:
-            load("", [f"{alias}=1"])
-        assert f"did you mean {meant}" in str(caught.value), alias
-    for text in ("optim.learning_rate=1", "train.batch_size=8", "train.num_train_epochs=1", "--learning-rate=1e-5"):
-        with pytest.raises(ValueError, match=r"did you mean (optim.lr|train.pairs_per_step|train.epochs)"):
-            load("", [text])
-
-
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

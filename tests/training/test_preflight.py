@@ -321,7 +321,7 @@ def test_the_command_takes_dashed_overrides_and_refuses_an_idle_option(tiny, tmp
         assert done.exit_code == 0, done.output
         assert low < json.loads(done.stdout)["largest_pack"] <= high
     for given, told in (
-        (["--lr=1e-5"], "did you mean optim.lr"),
+        (["--lr=1e-5"], "here it is optim.lr"),
         (["--gpus-per-node", "4"], "--gpus-per-node has no effect"),
         (["--rnaks=3"], "unknown key rnaks"),
     ):
