@@ -77,6 +77,7 @@ def add_lora(
 ) -> PeftModel:
     """Adds a fresh adapter, or loads one, and freezes the base; projector parameters keep their requires_grad.
     `replacing`: what the adapter has in place of whole modules (a trained projector) takes their place."""
+    # The adapter
     trains = [p for p in projector_parameters(scorer.adapter, scorer.model) if p.requires_grad]
     shapes_only = scorer.device.type == "meta"
     if adapter_path:
@@ -95,6 +96,7 @@ def add_lora(
             task_type="CAUSAL_LM",
         )
         peft = get_peft_model(scorer.model, plain, low_cpu_mem_usage=shapes_only)
+    # What it replaces, and what trains beside it
     if replacing:
         for name, module in [*peft.named_modules()]:
             if isinstance(module, ModulesToSaveWrapper):

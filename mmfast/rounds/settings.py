@@ -232,6 +232,7 @@ def _agree_on_evaluation(settings: Settings) -> None:
 
 def _agree(settings: Settings) -> None:
     """What contradicts itself, or could not take effect, before anything runs."""
+    # Names
     rounds, names = settings.rounds, [one.name for one in settings.feedback]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise ValueError(f"[[feedback]] two are called {twice}: give one a `name` of its own")
@@ -240,11 +241,13 @@ def _agree(settings: Settings) -> None:
     for pairs in settings.pairs:
         if pairs.of and pairs.of not in [*names, "answers"]:
             raise ValueError(f"[[pairs]] of = {pairs.of!r}: there is no such feedback; {', '.join(names) or 'none'}")
+    # What is asked
     said = settings.generate.options.keys() - {"engine", "model", "dtype", *FOLLOWED}
     if not settings.prompts.path and (said or not all(one.file for one in settings.pairs)):
         raise ValueError("[prompts] path is missing: without it nothing is asked, and every [[pairs]] is a file")
     if settings.feedback and not settings.prompts.path:
         raise ValueError("[[feedback]] has no effect without [prompts] path: nothing is asked")
+    # By what a model is kept
     if not (settings.judged and settings.best) and (rounds.keep == "best" or rounds.stop == "no gain"):
         why = 'rounds.keep = "best" and rounds.stop = "no gain" need [evaluate] bench and best (best = "chair.CHAIRs")'
         raise ValueError(f'{why}: add them, or set rounds.keep = "last" and rounds.stop = "never"')
@@ -252,6 +255,7 @@ def _agree(settings: Settings) -> None:
     if settings.best and settings.best.partition(".")[0] not in settings.evaluate.bench:
         told = f"its benchmark is not among bench = {settings.evaluate.bench}"
         raise ValueError(f"[evaluate] best = {settings.best!r}: {told}")
+    # What the training is given
     if settings.training.get("data", {}).get("path"):
         raise ValueError("data.path is given by the rounds themselves (what is asked is prompts.path): leave it out")
     if settings.training.get("reference", {}).get("model"):
