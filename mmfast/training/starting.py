@@ -40,9 +40,9 @@ def starting_config(data: str, model: str, *, images: str = "", gpus: int = 1, m
             "model": {"path": model} | ({} if cuda else {"dtype": "float32"}),
             "data": given | {"max_length": -(-longest // 64) * 64, "on_error": "drop" if bad else "raise"},
             "objective": {"kind": "dpo" if pairs else "sft"},
-            "train": {"epochs": 3, "pairs_per_step": min(128, max(1, 1 << (len(store) // 16).bit_length() - 1))},
+            "train": {"epochs": 3, "pairs_per_step": some(len(store))},
         }
-        room = (memory_gib or memory_here()) * 2**30
+        room = (memory_gib or memory_here() / (1 if cuda else gpus)) * 2**30  # processes on CPUs share it
         device = "cuda" if cuda else "cpu"
         whole, pack, needed = _fitting(tree, store, gpus, device, room)
     tree["train"]["tokens_per_pack"] = pack
@@ -56,7 +56,7 @@ def starting_config(data: str, model: str, *, images: str = "", gpus: int = 1, m
         "dtype": "there is no GPU here",
         "lora": "trained whole it needs more memory than there is",
         "tokens_per_pack": f"the plan: {needed / 2**30:.2f} of {room / 2**30:.2f} GiB"
-        + (f" on each of {gpus} GPUs" if gpus > 1 else "")
+        + (f" on each of {gpus} ranks" if gpus > 1 else "")
         + ("" if needed <= SHARE * room else ": TOO MUCH, take more GPUs or a smaller model"),
         "pairs_per_step": "of an update, over all GPUs",
         "lr": "a usual rate for " + ("all weights" if whole else "LoRA"),
@@ -86,6 +86,11 @@ def _fitting(tree: dict[str, Any], store: ExampleStore, gpus: int, device: str, 
                 return not lora, int(size), needed
         return not lora, int(sizes[0]), smallest
     return False, int(sizes[0]), smallest
+
+
+def some(examples: int) -> int:
+    """Examples of a step: a power of two between 8 and 128 (or all there are) that gives an epoch 16 steps or more."""
+    return min(examples, 128, max(8, 1 << max(0, (examples // 16).bit_length() - 1)))
 
 
 def memory_here() -> float:

@@ -59,6 +59,10 @@ def test_memory_decides_on_lora_and_packs(tiny, monkeypatch):
     assert "TOO MUCH" in starting_config(str(data), str(model), memory_gib=10)
 
 
+def test_a_step_is_a_part_of_an_epoch_and_no_larger_than_the_data():
+    assert [starting.some(n) for n in (1, 7, 8, 24, 200, 256, 2047, 2048, 10**6)] == [1, 7, 8, 8, 8, 16, 64, 128, 128]
+
+
 def test_bad_rows_are_left_out_and_counted_and_sides_decide_the_objective(tiny, tmp_path):
     model, data = tiny
     rows = [json.loads(line) for line in data.read_text().splitlines()]
