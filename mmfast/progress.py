@@ -98,10 +98,8 @@ class Steps:
     def update(self, step: int, values: dict[str, float]) -> None:
         shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "tokens_per_s": "tok/s"}
         given = {short: values[key] for key, short in shown.items() if key in values}
-        note = "  ".join(f"{short} {one:{',.0f' if abs(one) >= 1000 else '.4g'}}" for short, one in given.items())
-            f"{short} {values[key]:{',.0f' if abs(values[key]) >= 1000 else '.4g'}}"
-            for key, short in shown.items()
-            if key in values
+        note = "  ".join(
+            f"{name} {one:,.0f}" if abs(one) >= 1000 else f"{name} {one:.4g}" for name, one in given.items()
         )
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
