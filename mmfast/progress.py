@@ -97,7 +97,10 @@ class Steps:
 
     def update(self, step: int, values: dict[str, float]) -> None:
         shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin", "tokens_per_s": "tok/s"}
-        note = "  ".join(f"{short} {values[key]:.4g}" for key, short in shown.items() if key in values)
+        given = {short: values[key] for key, short in shown.items() if key in values}
+        note = "  ".join(
+            f"{name} {one:,.0f}" if abs(one) >= 1000 else f"{name} {one:.4g}" for name, one in given.items()
+        )
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
         elif self.show:

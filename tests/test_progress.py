@@ -64,3 +64,8 @@ def test_a_bar_that_is_not_asked_for_is_not_drawn():
     with bars(Console(file=out, force_terminal=True), show=False) as bar:
         bar.update(bar.add_task("examples", total=3), advance=3, note="1 dropped")
     assert out.getvalue() == ""
+
+
+def test_large_numbers_are_written_out(capsys):
+    Steps(9, 0, show=True).update(1, {"loss": 0.693147, "tokens_per_s": 11430.4})
+    assert capsys.readouterr().err == "step 1/9  loss 0.6931  tok/s 11,430\n"
