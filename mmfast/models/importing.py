@@ -134,14 +134,13 @@ def read(file: Path) -> Mapping[str, Tensor]:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again") from None
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         try:
-            held = torch.load(file, mmap=True, **options)
+            held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):  # of torch before 1.6
                 raise
-            held = torch.load(file, **options)
+            held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         cause = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(f"{file} holds more than tensors, and what runs code is not read ({cause})") from None

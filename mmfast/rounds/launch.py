@@ -190,6 +190,9 @@ def die_with_parent(by: int = signal.SIGTERM) -> None:
 
 
 def said(log: Path, start: int = 0) -> str:
+    """What a command has written; nothing where it ended before its first word."""
+    if not log.exists():
+        return ""
     with open(log, "rb") as file:
         file.seek(start)
         return file.read().decode(errors="replace")

@@ -36,7 +36,8 @@ def test_the_rows_that_are_read_are_as_they_were(tmp_path, family, monkeypatch):
     assert torch.equal(found[rows], want[rows]) or torch.allclose(found[rows], want[rows], atol=1e-6)
     assert all(torch.equal(a, b) for n in whole for a, b in zip(whole[n], few[n], strict=True))
     assert torch.equal(again, want), "a hook was left behind"
-    assert seen == [len(pack.tokens), len(rows), len(pack.tokens)]
+    narrowed = family != "qwen"  # whose queries, keys and values are one projection: its last layer runs whole
+    assert seen == [len(pack.tokens), len(rows) if narrowed else len(pack.tokens), len(pack.tokens)]
 
 
 def test_a_few_rows_are_filled_up_so_that_bits_depend_on_no_mates():

@@ -58,7 +58,8 @@ def test_the_exit_code_and_the_last_line_are_those_of_one_process(begin, tmp_pat
     process = begin(kind)
     out, error = process.communicate(timeout=300)
     assert (process.returncode, out, error) == (code, "", told)
-    assert {path.name for path in tmp_path.glob("rank-*")} <= {"rank-0", "rank-1"} and (tmp_path / "rank-0").exists()
+    assert {path.name for path in tmp_path.glob("rank-*")} <= {"rank-0", "rank-1"}
+    assert (tmp_path / "rank-0").exists() or kind == "killed"  # rank 1 may be killed before rank 0 has begun
 
 
 def test_an_old_stop_is_not_this_ones(begin, tmp_path):

@@ -133,22 +133,22 @@ def test_it_says_whom_it_follows_and_where_it_departs(name):
 @pytest.mark.parametrize("name", PAPERS)
 def test_its_evaluation_can_be_asked_and_scored(name):
     asked = load(recipe(name), [], KNOWN)
-    options = asked.evaluate.options
-    flavours = commands._each(asked.benches, options.get("flavour", ""), "--flavour", "flavours")
-    wordings = commands._each(asked.benches, options.get("wording", ""), "--wording", "wordings")
+    options = asked.scoring.options
+    flavours = commands._each(asked.evaluate.bench, options.get("flavour", ""), "--flavour", "flavours")
+    wordings = commands._each(asked.evaluate.bench, options.get("wording", ""), "--wording", "wordings")
     commands._check_scoring(flavours, False, options.get("judge", ""), 1)
-    assert options["preset"] in PRESETS and all(worded(bench_of(one), wordings[one]) for one in asked.benches)
+    assert options["preset"] in PRESETS and all(worded(bench_of(one), wordings[one]) for one in asked.evaluate.bench)
     bench, _, metric = asked.best.partition(".")
     known = bench_of(bench).metrics(defaultdict(lambda: 1.0), flavours[bench] or bench_of(bench).flavours[0])
     assert metric in known, known
     # The line that leaves the judge out stands as it is
     judgeless = re.search(r"^# Without a judge.*?: (evaluate\.bench=.*)$", recipe(name).read_text(), re.M)
     without = load(recipe(name), judgeless[1].split(), KNOWN)
-    own = without.evaluate.options
-    assert "judge" not in own and without.best.partition(".")[0] in without.benches
-    flavours = commands._each(without.benches, own.get("flavour", ""), "--flavour", "flavours")
-    commands._each(without.benches, own.get("wording", ""), "--wording", "wordings")
-    for one in without.benches:
+    own = without.scoring.options
+    assert "judge" not in own and without.best.partition(".")[0] in without.evaluate.bench
+    flavours = commands._each(without.evaluate.bench, own.get("flavour", ""), "--flavour", "flavours")
+    commands._each(without.evaluate.bench, own.get("wording", ""), "--wording", "wordings")
+    for one in without.evaluate.bench:
         assert not bench_of(one).judge or flavours[one] == "rules" or one == "mmbench"
 
 
@@ -186,7 +186,7 @@ def test_our_model_answers_with_the_template_and_images_of_its_training():
         data = asked.training["data"]
         for one in (
             asked.generate,
-            asked.evaluate,
+            asked.scoring,
             *(f for f in asked.feedback if f.options.get("model") == "current"),
         ):
             assert one.options["dtype"] == "bfloat16"

@@ -14,7 +14,8 @@ from mmfast.data.containers.tables import TSV_COLUMNS
 from mmfast.data.formats.known import detect, read_records
 from mmfast.data.problems import BadRow
 from mmfast.data.settings import DataSettings
-from mmfast.engines.asked import count_rows, read_asked
+from mmfast.engines.asked import read_asked
+from mmfast.engines.inputs import count_rows
 from tests.make import format_samples as samples
 
 ROWS = [
