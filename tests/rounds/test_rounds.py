@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -451,6 +452,32 @@ def test_a_benchmark_that_needs_a_judge_has_one_named_before_a_model_is_asked(tm
     assert " ".join(commands[0][-10:]) == told and commands[0][4] == "mmhal"
     config = (tmp_path / "rounds.toml").read_text()
     assert "judge" in config and "judge" not in str(asked.training)  # a training knows none
+
+
+def test_of_several_benchmarks_each_is_checked_by_the_flavour_that_it_has(tmp_path, monkeypatch):
+    """RLAIF-V's and RLHF-V's recipes were refused: each benchmark was given the flavours of all."""
+    seen = {}
+
+    def names(bench, questions, data, flavour):
+        seen[bench] = flavour
+        return ["chair_s", "score"], None
+
+    def asking(bench, data, **more):
+        return SimpleNamespace(bench=bench, questions=[SimpleNamespace(unit=str(n)) for n in range(2)], data=None)
+
+    monkeypatch.setattr(choice, "asking", asking)
+    monkeypatch.setattr(choice, "metric_names", names)
+    text = FILE + '[evaluate]\nbench = ["world", "mmhal"]\nbest = "world.chair_s"\ndata = "d"\nflavour = "rlaif-v"\n'
+    choice.check(settings(tmp_path, text))
+    assert seen == {"world": "", "mmhal": "rlaif-v"}
+    with pytest.raises(ValueError, match="flavour: none of world, mmhal has 'rlaif'"):
+        choice.check(settings(tmp_path, text, "evaluate.flavour=rlaif"))
+
+
+def test_where_nothing_is_asked_no_prompts_are_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    loop.readable(settings(tmp_path, PUBLISHED))
 
 
 def test_what_a_judge_has_scored_is_looked_at_before_a_round_is_spent(tmp_path, rated):
