@@ -102,12 +102,7 @@ def read_file(file: Path) -> Mapping[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or not whole: {error}") from None
     try:
-        try:
-            read: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            read = torch.load(file, map_location="cpu", weights_only=True)  # a format of before torch 1.6
+        read = unpickled(file)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{file} is a pickle that holds more than tensors, and could run code: it is not read"
@@ -117,6 +112,18 @@ def read_file(file: Path) -> Mapping[str, Tensor]:
     if not (isinstance(read, dict) and all(isinstance(value, torch.Tensor) for value in read.values())):
         raise ValueError(f"{file} holds no weights: it is no table of tensors")
     return cast("Mapping[str, Tensor]", read)
+
+
+def unpickled(file: Path) -> Any:
+    """What a pickle holds, tensors alone, in the file's own memory where its format allows that."""
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(file, map_location="cpu", weights_only=True)  # a format of before torch 1.6
 
 
 class _Safe(Mapping[str, "Tensor"]):

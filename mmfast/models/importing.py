@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 
 from mmfast.directory import published
+from mmfast.directory.native import unpickled
 from mmfast.families import family_of
 from mmfast.families.base import Adapter
 from mmfast.files import whole, write_json
@@ -135,12 +136,7 @@ def read(file: Path) -> Mapping[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again") from None
     try:
-        try:
-            held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):  # of torch before 1.6
-                raise
-            held = torch.load(file, map_location="cpu", weights_only=True)
+        held = unpickled(file)
     except pickle.UnpicklingError as error:
         cause = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(f"{file} holds more than tensors, and what runs code is not read ({cause})") from None
