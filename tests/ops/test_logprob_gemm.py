@@ -46,6 +46,6 @@ def test_a_lone_row_or_column_keeps_any_stride() -> None:
 
 def test_a_transposed_matrix_is_not_copied_whole() -> None:
     """The weight's gradient is kept^T X, kept [U,V]."""
-    kept, x = torch.randn(256, 32768).bfloat16(), torch.randn(256, 64).bfloat16()  # 16 MiB
+    kept, x = torch.randn(256, 32768).bfloat16(), torch.randn(256, 64).bfloat16()  # 16 MiB, its slices 4
     out = torch.empty(32768, 64)
-    assert peak_mib(lambda: bf16_product(kept.T, x, out, False)) < 6
+    assert peak_mib(lambda: bf16_product(kept.T, x, out, False)) < 10
