@@ -23,6 +23,11 @@ IMAGES = typer.Option("", help=Data.model_fields["images"].description)
 OPTION = typer.Option([], "--option", help="An option of the reader, NAME=VALUE (docs/formats.md); may be repeated.")
 CAPTIONS = typer.Option(None, help="dgpref: the raw captions beside expert scores.")
 SKIP = typer.Option(None, help="dgpref: a file of object words too vague to judge, one a line.")
+OBJECTS = typer.Option(
+    None, help="chair: scene graphs of GQA or Visual Genome, {image: [objects]}, or a table of mmfast eval chair-table."
+)
+SYNONYMS = typer.Option(None, help="chair: the list of synonyms, a line a class of objects.")
+FIRST = typer.Option("", help="Keep the first so many pairs (68414), or this share of them (0.5: DGPref's HALF_VSG).")
 WEIGHT = typer.Option(
     None,
     help="What tokens of false claims weigh (segments = record); default: they are marked, and weigh gamma.",
@@ -113,8 +118,8 @@ def pairs(
     out: Path = TARGET,
     rule: str = typer.Option(
         ...,
-        help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; reward: highest implicit reward over lowest; sima: a critic's "
-        "verdicts; rlhfv: people's corrections.",
+        help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; chair: fewer objects that are not there; reward: highest "
+        "implicit reward over lowest; sima: a critic's verdicts; rlhfv: people's corrections.",
     ),
     score: str = typer.Option("", help="Score expression instead of the rule's own, e.g. 'Helpfulness + Coherence'."),
     margin: float = typer.Option(-1.0, help="Least difference of a pair; default: the rule's."),
@@ -124,6 +129,9 @@ def pairs(
     aspects: str = typer.Option("", help="dgpref: comma list; one named twice counts twice."),
     sums: bool = typer.Option(False, "--sum", help="dgpref: number of wrong items instead of their share."),
     skip: Path = SKIP,
+    objects: Path = OBJECTS,
+    synonyms: Path = SYNONYMS,
+    first: str = FIRST,
     answer: str = ANSWER,
     answers: Path = ANSWERS,
     questions: Path = QUESTIONS,
@@ -135,7 +143,7 @@ def pairs(
     option: list[str] = OPTION,
 ) -> None:
     """Choose preference pairs from scored answers by a published rule, or take those of a critic or of people."""
-    from mmfast.feedback.rules import RULES, choose_pairs
+    from mmfast.feedback.rules import RULES, choose_pairs, first_of, read_first
 
     given = {"answer": answer, "answers": answers, "questions": questions}
     # A critic or a person has chosen already
@@ -143,11 +151,16 @@ def pairs(
         if score or margin >= 0 or per_prompt >= 0 or balance is not None or captions or answer or questions:
             raise ValueError(f"--rule {rule} takes {CHOSEN[rule]}: nothing is scored, so no option of scores applies")
         _without_captions(captions, aspects, sums, skip, option)
+        _without_objects(rule, objects, synonyms)
+        if first:
+            raise ValueError(f"--first is for scored answers; cut what --rule {rule} makes by data convert --share")
         _taken(rule, scores, out, images, on_error, answers, keep_cut, weight)
         return
     # The rule, changed as asked
     if rule not in RULES:
         raise ValueError(f"--rule: unknown rule {rule!r}; choose one of {', '.join((*RULES, *CHOSEN))}")
+    _without_objects(rule, objects, synonyms)
+    most = read_first(first)
     changes: dict[str, Any] = {"score": score} if score else {}
     changes |= {k: v for k, v in (("margin", margin), ("per_prompt", per_prompt)) if v >= 0}
     changes |= {} if balance is None else {"balance": balance}
@@ -160,10 +173,15 @@ def pairs(
     else:
         _without_captions(captions, aspects, sums, skip, option)
         found = making.answers()
+    if rule == "chair":
+        found = _by_objects(making, found, objects, synonyms)
     records, counts = choose_pairs(found, replace(RULES[rule], **changes), seed, making.problems, weight=weight)
     for name, value in counts.items():
         typer.echo(f"{name}: {value}")
-    making.write(records)
+    kept = first_of(records, most)
+    if len(kept) < len(records):
+        typer.echo(f"first of them: {len(kept)}")
+    making.write(kept)
 
 
 CHOSEN = {"sima": "a critic's verdicts", "rlhfv": "people's corrections"}
@@ -217,6 +235,38 @@ def _experts(
         skip=[line.strip() for line in skip.read_text(encoding="utf-8").splitlines()] if skip else (),
         problems=making.problems,
     )
+
+
+def _by_objects(making: Making, found: Iterator[Any], objects: Path, synonyms: Path) -> Iterator[Any]:
+    """Answers with the score `chair`: words are read as DGPref reads them, the images' objects come from `objects`."""
+    from mmfast.evals.coco import Vocabulary, image_id, object_table
+    from mmfast.feedback.object_scores import as_table, object_scored
+
+    vocabulary = Vocabulary(synonyms.read_text(encoding="utf-8"), "dgpref")
+    table = object_table(as_table(objects.read_bytes()), objects.name, vocabulary)
+
+    def named(text: str) -> list[str]:
+        return [kind for _, kind in vocabulary.mentions(text)]
+
+    return object_scored(found, table, named, image_id, making.problems)
+
+
+def _without_objects(rule: str, objects: Path | None, synonyms: Path | None) -> None:
+    """--objects and --synonyms are what --rule chair reads, and no other."""
+    given = {"--objects": objects, "--synonyms": synonyms}
+    for name, path in given.items():
+        if rule != "chair" and path is not None:
+            raise ValueError(f"{name} is for --rule chair: {rule} reads no objects")
+        if rule == "chair" and path is None:
+            raise ValueError(f"--rule chair needs {name}: {NEEDED[name]}")
+        if path is not None and not path.is_file():
+            raise ValueError(f"{name} {path}: there is no such file")
+
+
+NEEDED = {
+    "--objects": "what is in the images (GQA's train_sceneGraphs.json)",
+    "--synonyms": "the words for each class of objects (github.com/LisaAnne/Hallucination, data/synonyms.txt)",
+}
 
 
 def _without_captions(captions: Path | None, aspects: str, sums: bool, skip: Path | None, option: list[str]) -> None:

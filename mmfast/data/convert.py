@@ -137,21 +137,26 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
 
 def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:
     """The record with images as the new file can name them: bytes kept where the container holds bytes, else files."""
-    out: list[Any] = []
-    for image in record.images:
-        if isinstance(image, str) and not image.startswith(("base64:", "data:")):
-            if image.startswith(("http://", "https://")) or Path(image).is_absolute():
-                out.append(image)
-            else:
-                out.append(os.path.relpath((root / image).resolve(), target.parent.resolve()))
-            continue
-        data, _ = image_bytes(image, root)
-        if embed:
-            out.append({"bytes": data, "path": image.get("path")} if isinstance(image, dict) else data)
-            continue
-        ending = next((end for mark, end in SIGNATURES if data.startswith(mark)), ".img")
-        path = target.parent / f"{target.stem}_images" / (hashlib.sha256(data).hexdigest()[:32] + ending)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        out.append(os.path.relpath(path, target.parent))
-    return replace(record, images=tuple(out))
+    return replace(record, images=tuple(_image(image, root, target, embed) for image in record.images))
+
+
+def moved_images(row: dict[str, Any], root: Path, target: Path) -> dict[str, Any]:
+    """A row of prompts with its images (under `root`) as a file of JSON at `target` can name them."""
+    if "images" in row:
+        return row | {"images": [_image(image, root, target, False) for image in row["images"]]}
+    return row | {"image": _image(row["image"], root, target, False)}
+
+
+def _image(image: Any, root: Path, target: Path, embed: bool) -> Any:
+    if isinstance(image, str) and not image.startswith(("base64:", "data:")):
+        if image.startswith(("http://", "https://")) or Path(image).is_absolute():
+            return image
+        return os.path.relpath((root / image).resolve(), target.parent.resolve())
+    data, _ = image_bytes(image, root)
+    if embed:
+        return {"bytes": data, "path": image.get("path")} if isinstance(image, dict) else data
+    ending = next((end for mark, end in SIGNATURES if data.startswith(mark)), ".img")
+    path = target.parent / f"{target.stem}_images" / (hashlib.sha256(data).hexdigest()[:32] + ending)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return os.path.relpath(path, target.parent)
