@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from mmfast.cli.chair import OBJECTS, SYNONYMS, by_objects, needs_objects
 from mmfast.config.schema import Data
 
 SCORES = typer.Argument(help="Answers with scores: a folder of judge or grade (pairs: critique, correct), or a file.")
@@ -23,10 +24,6 @@ IMAGES = typer.Option("", help=Data.model_fields["images"].description)
 OPTION = typer.Option([], "--option", help="An option of the reader, NAME=VALUE (docs/formats.md); may be repeated.")
 CAPTIONS = typer.Option(None, help="dgpref: the raw captions beside expert scores.")
 SKIP = typer.Option(None, help="dgpref: a file of object words too vague to judge, one a line.")
-OBJECTS = typer.Option(
-    None, help="chair: scene graphs of GQA or Visual Genome, {image: [objects]}, or a table of mmfast eval chair-table."
-)
-SYNONYMS = typer.Option(None, help="chair: the list of synonyms, a line a class of objects.")
 FIRST = typer.Option("", help="Keep the first so many pairs (68414), or this share of them (0.5: DGPref's HALF_VSG).")
 WEIGHT = typer.Option(
     None,
@@ -151,7 +148,7 @@ def pairs(
         if score or margin >= 0 or per_prompt >= 0 or balance is not None or captions or answer or questions:
             raise ValueError(f"--rule {rule} takes {CHOSEN[rule]}: nothing is scored, so no option of scores applies")
         _without_captions(captions, aspects, sums, skip, option)
-        _without_objects(rule, objects, synonyms)
+        needs_objects(rule, objects, synonyms)
         if first:
             raise ValueError(f"--first is for scored answers; cut what --rule {rule} makes by data convert --share")
         _taken(rule, scores, out, images, on_error, answers, keep_cut, weight)
@@ -159,7 +156,7 @@ def pairs(
     # The rule, changed as asked
     if rule not in RULES:
         raise ValueError(f"--rule: unknown rule {rule!r}; choose one of {', '.join((*RULES, *CHOSEN))}")
-    _without_objects(rule, objects, synonyms)
+    needs_objects(rule, objects, synonyms)
     most = read_first(first)
     changes: dict[str, Any] = {"score": score} if score else {}
     changes |= {k: v for k, v in (("margin", margin), ("per_prompt", per_prompt)) if v >= 0}
@@ -174,7 +171,7 @@ def pairs(
         _without_captions(captions, aspects, sums, skip, option)
         found = making.answers()
     if rule == "chair":
-        found = _by_objects(making, found, objects, synonyms)
+        found = by_objects(found, objects, synonyms, making.problems)
     records, counts = choose_pairs(found, replace(RULES[rule], **changes), seed, making.problems, weight=weight)
     for name, value in counts.items():
         typer.echo(f"{name}: {value}")
@@ -235,38 +232,6 @@ def _experts(
         skip=[line.strip() for line in skip.read_text(encoding="utf-8").splitlines()] if skip else (),
         problems=making.problems,
     )
-
-
-def _by_objects(making: Making, found: Iterator[Any], objects: Path, synonyms: Path) -> Iterator[Any]:
-    """Answers with the score `chair`: words are read as DGPref reads them, the images' objects come from `objects`."""
-    from mmfast.evals.coco import Vocabulary, image_id, object_table
-    from mmfast.feedback.object_scores import as_table, object_scored
-
-    vocabulary = Vocabulary(synonyms.read_text(encoding="utf-8"), "dgpref")
-    table = object_table(as_table(objects.read_bytes()), objects.name, vocabulary)
-
-    def named(text: str) -> list[str]:
-        return [kind for _, kind in vocabulary.mentions(text)]
-
-    return object_scored(found, table, named, image_id, making.problems)
-
-
-def _without_objects(rule: str, objects: Path | None, synonyms: Path | None) -> None:
-    """--objects and --synonyms are what --rule chair reads, and no other."""
-    given = {"--objects": objects, "--synonyms": synonyms}
-    for name, path in given.items():
-        if rule != "chair" and path is not None:
-            raise ValueError(f"{name} is for --rule chair: {rule} reads no objects")
-        if rule == "chair" and path is None:
-            raise ValueError(f"--rule chair needs {name}: {NEEDED[name]}")
-        if path is not None and not path.is_file():
-            raise ValueError(f"{name} {path}: there is no such file")
-
-
-NEEDED = {
-    "--objects": "what is in the images (GQA's train_sceneGraphs.json)",
-    "--synonyms": "the words for each class of objects (github.com/LisaAnne/Hallucination, data/synonyms.txt)",
-}
 
 
 def _without_captions(captions: Path | None, aspects: str, sums: bool, skip: Path | None, option: list[str]) -> None:

@@ -59,9 +59,9 @@ def prompts(
     taking.problems = result.problems if on_error == "drop" else None
     # What the data set is, and options that would do nothing to it
     which = kind_of(source, kind)
-    idle = [("--turns", turns and not which.turns), ("--lines", lines and which.asks)]
-    idle += [("--per-image", per_image and not which.asks and not asked)]
-    for name in [name for name, useless in idle if useless]:
+    idle = {"--turns": bool(turns) and not which.turns, "--lines": bool(lines) and which.asks}
+    idle["--per-image"] = per_image > 0 and not which.asks and not asked
+    for name in [name for name, useless in idle.items() if useless]:
         raise ValueError(f"{name} has no effect on {which.name}: {WHY[name]}")
     # The draw
     how = Drawing(root=root, take=take, seed=seed, per_image=per_image, lines=None if which.asks else asked)

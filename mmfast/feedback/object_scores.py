@@ -36,23 +36,20 @@ def object_scored(
             yield replace(one, scores=one.scores | {SCORE: -float(len(wrong))})
 
 
-def as_table(content: bytes) -> bytes:
-    """Visual Genome's list of scene graphs in the form of GQA's {image id: {"objects": {id: {"name"}}}}; other content
-    as it is."""
-    if content.lstrip()[:1] != b"[":
-        return content
+def graph_names(content: bytes) -> dict[str, list[str]] | None:
+    """The names of the things in each image of GQA's or Visual Genome's scene graphs; None where it is no such file."""
+    if content.lstrip()[:1] not in (b"{", b"["):
+        return None
     from mmfast.feedback.experts.graph import things
 
     graphs = json.loads(content)
-    if not all(isinstance(graph, dict) and {"image_id", "objects"} <= set(graph) for graph in graphs):
-        raise ValueError("--objects: a list of scene graphs has an image_id and objects in each")
-    return json.dumps(
-        {
-            str(graph["image_id"]): {
-                "objects": {
-                    thing["id"]: {"name": thing["called"][0].lower()} for thing in things(graph) if thing["called"]
-                }
-            }
-            for graph in graphs
-        }
-    ).encode()
+    if isinstance(graphs, list):
+        if not all(isinstance(graph, dict) and {"image_id", "objects"} <= set(graph) for graph in graphs):
+            raise ValueError("--objects: a list of scene graphs has an image_id and objects in each")
+        graphs = {str(graph["image_id"]): graph for graph in graphs}
+    if not all(isinstance(graph, dict) and "objects" in graph for graph in graphs.values()):
+        return None
+    try:
+        return {image: [name.lower() for t in things(g) for name in t["called"][:1]] for image, g in graphs.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--objects: a thing of the scene graphs is not whole: {error}") from None
