@@ -61,8 +61,9 @@ def prompts(
     which = kind_of(source, kind)
     idle = {"--turns": bool(turns) and not which.turns, "--lines": bool(lines) and which.asks}
     idle["--per-image"] = per_image > 0 and not which.asks and not asked
-    for name in [name for name, useless in idle.items() if useless]:
-        raise ValueError(f"{name} has no effect on {which.name}: {WHY[name]}")
+    for name, useless in idle.items():
+        if useless:
+            raise ValueError(f"{name} has no effect on {which.name}: {WHY[name]}")
     # The draw
     how = Drawing(root=root, take=take, seed=seed, per_image=per_image, lines=None if which.asks else asked)
     made = drawn(found_in(source, which, taking), how)
