@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ def prompts(
 ) -> None:
     """Draw prompts from a published data set: distinct images and questions, true answers where there are such."""
     from mmfast.data.containers.write import WRITERS
-    from mmfast.data.convert import Conversion, keep_apart, moved_images
+    from mmfast.data.convert import Conversion, keep_apart, moved_image
     from mmfast.engines.presets import EIGHT
     from mmfast.feedback.published import found_in, kind_of
-    from mmfast.feedback.published.base import Taking
+    from mmfast.feedback.published.base import INSIDE, Taking
     from mmfast.feedback.published.draw import Drawing, drawn, lines_of
     from mmfast.files import whole
 
@@ -67,9 +69,24 @@ def prompts(
     # The draw
     how = Drawing(root=root, take=take, seed=seed, per_image=per_image, lines=None if which.asks else asked)
     made = drawn(found_in(source, which, taking), how)
+    # Its images: those inside rows are read again, and become files
     out.parent.mkdir(parents=True, exist_ok=True)
+    moved = {image: image for row in made for image in row.get("images", [row.get("image")])}
+
+    def keep(name: str, data: bytes) -> None:
+        if moved.get(name) == name:
+            moved[name] = moved_image(data, root, out)
+
+    inside = [image for image in moved if image.startswith(INSIDE)]
+    moved |= {image: moved_image(image, root, out) for image in moved if not image.startswith(INSIDE)}
+    if inside:
+        again = replace(taking, keep=keep, left=Counter(), problems=None if taking.problems is None else [])
+        deque(found_in(source, which, again), maxlen=0)
+    for row in made:
+        name = "image" if "image" in row else "images"
+        row[name] = moved[row[name]] if name == "image" else [moved[image] for image in row[name]]
     with whole(out) as temporary:
-        WRITERS[".jsonl"](temporary, (moved_images(row, root, out) for row in made))
+        WRITERS[".jsonl"](temporary, iter(made))
     typer.echo("\n".join(_told(which.name, made, taking, how, result)))
 
 

@@ -137,17 +137,11 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
 
 def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:
     """The record with images as the new file can name them: bytes kept where the container holds bytes, else files."""
-    return replace(record, images=tuple(_image(image, root, target, embed) for image in record.images))
+    return replace(record, images=tuple(moved_image(image, root, target, embed) for image in record.images))
 
 
-def moved_images(row: dict[str, Any], root: Path, target: Path) -> dict[str, Any]:
-    """A row of prompts with its images (under `root`) as a file of JSON at `target` can name them."""
-    if "images" in row:
-        return row | {"images": [_image(image, root, target, False) for image in row["images"]]}
-    return row | {"image": _image(row["image"], root, target, False)}
-
-
-def _image(image: Any, root: Path, target: Path, embed: bool) -> Any:
+def moved_image(image: Any, root: Path, target: Path, embed: bool = False) -> Any:
+    """An image as a file at `target` can name it. `embed`: it holds bytes; else they become a file beside it."""
     if isinstance(image, str) and not image.startswith(("base64:", "data:")):
         if image.startswith(("http://", "https://")) or Path(image).is_absolute():
             return image

@@ -140,13 +140,17 @@ def test_any_file_of_rows_is_drawn_from_and_images_in_it_are_kept(tmp_path, prom
     source = published.written(tmp_path / "rlaifv.json", rows)
     told, _ = prompts(source)
     assert told.startswith("rows: 2 prompts about 2 images") and "1 repeats of an image and question" in told
-    packed = {"image": {"bytes": (tmp_path / "a.png").read_bytes(), "path": "a.png"}, **pair}
+    held = {name: (tmp_path / name).read_bytes() for name in ("a.png", "b.png")}
+    packed = [{"image": {"bytes": data, "path": name}, **pair} for name, data in held.items()]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist([packed]), tmp_path / "packed.parquet")
-    _, (one,) = prompts(tmp_path / "packed.parquet")
-    assert (prompts.path.parent / one["image"]).read_bytes() == (tmp_path / "a.png").read_bytes()
+    pq.write_table(pa.Table.from_pylist(packed), tmp_path / "packed.parquet")
+    _, rows = prompts(tmp_path / "packed.parquet")
+    assert {(prompts.path.parent / row["image"]).read_bytes() for row in rows} == set(held.values())
+    _, (one,) = prompts(tmp_path / "packed.parquet", "--take", 1, out="one.jsonl")
+    assert len(list((prompts.path.parent / "one_images").iterdir())) == 1  # only what is drawn is kept
+    assert not any(asked.problem for asked in read_asked(prompts.path)) and one["id"] in {row["id"] for row in rows}
 
 
 # the draw
@@ -222,6 +226,8 @@ def test_dgprefs_preset_asks_its_eight_wordings_under_dgprefs_keys(tmp_path, pro
 def test_every_mistake_is_one_line(tmp_path, prompts):
     source, root = published.llava_150k(tmp_path), ("--images", tmp_path / "train2017")
     graphs = published.gqa(tmp_path)
+    marks = [{"id": 1, "image_id": 1, "caption": "A"}, {"id": 2, "caption": "B"}]
+    broken = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": marks}
     cases = [
         ((source, "--kind", "vqa"), "--kind: unknown kind 'vqa'; choose auto, scigraphqa, llava, lrv, coco, graphs"),
         (
@@ -237,6 +243,10 @@ def test_every_mistake_is_one_line(tmp_path, prompts):
             "000000000007.jpg (--images names the root)",
         ),
         ((graphs, "--images", tmp_path / "VisualGenome", "--take", 4), "--take 4: there are 3 images; 1 images are"),
+        (
+            (published.written(tmp_path / "bad_coco.json", broken), "--kind", "coco"),
+            "bad_coco.json:0: an image, a category or an annotation is not whole (KeyError: 'image_id')",
+        ),
         ((source,), "nothing can be drawn of 8 prompts; 7 images are missing under"),
         ((source, "--images", tmp_path / "gone"), "there is no such folder"),
         ((source, *root, "--lines", "none"), "--lines has no effect on llava: it has its own questions"),
@@ -258,6 +268,7 @@ def test_every_mistake_is_one_line(tmp_path, prompts):
         ({"image": "000000000002.jpg", "conversations": []}, "the conversation is not a list of turns"),
         ({"image": "000000000002.jpg", "conversations": published.said(" ")}, "the question is empty"),
         ({"image": "000000000002.jpg", "conversations": [{"from": "x", "value": "y"}]}, "a turn is not {from, value}"),
+        ({"image": "000000000002.jpg", "conversations": [{"from": [], "value": "y"}]}, "the row is not of this kind"),
         ({"image": "000000000002.jpg", "conversations": published.said("<image><image>", "A.")}, "2 times <image>"),
         ({"image": "http://a/b.jpg", "conversations": published.said("What?", "A.")}, "is an address"),
     ],

@@ -37,16 +37,17 @@ def _coco(source: Path, rows: Iterator[Row], taking: Taking) -> Iterator[Found]:
     for row in rows:
         if isinstance(row.value, BadRow) or not _is_coco(row.value):
             raise ValueError(f"{row.source} is no file of COCO's captions or instances: {COCO}")
-        names = {one.get("id"): str(one.get("name")) for one in row.value.get("categories") or []}
-        images |= {image.get("id"): image for image in row.value["images"]}
-        for mark in row.value["annotations"]:
-            if "caption" in mark:
-                said.setdefault(mark["image_id"], []).append((int(mark.get("id", 0)), str(mark["caption"]).strip()))
-            elif "keypoints" not in mark:  # people told again
-                if mark.get("category_id") not in names:
-                    told = f"annotation {mark.get('id')} has the category {mark.get('category_id')}"
-                    raise ValueError(f"{row.source}: {told}, which is not among its categories")
-                objects.setdefault(mark["image_id"], Counter())[names[mark["category_id"]]] += 1
+        try:
+            images |= {image["id"]: image for image in row.value["images"]}
+            names = {one["id"]: str(one["name"]) for one in row.value.get("categories") or []}
+            for mark in row.value["annotations"]:
+                if "caption" in mark:
+                    said.setdefault(mark["image_id"], []).append((int(mark["id"]), str(mark["caption"]).strip()))
+                elif "keypoints" not in mark:  # people told again
+                    objects.setdefault(mark["image_id"], Counter())[names[mark["category_id"]]] += 1
+        except (KeyError, TypeError, ValueError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{row.source}: an image, a category or an annotation is not whole ({told})") from None
 
     # The images, numbered by their files' names
     def make(row: Row) -> Iterator[Found]:

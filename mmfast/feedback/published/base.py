@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.read import Row
+from mmfast.data.images.index import image_bytes, is_path, unwrapped
 from mmfast.data.problems import BadRow, Problem, pass_over
 
+INSIDE = "sha256:"  # how an image that lies inside a row is called until it is drawn
 VISUAL_GENOME = ("{}", "VG_100K/{}", "VG_100K_2/{}")  # where its images lie under a root
 
 
@@ -18,7 +21,7 @@ VISUAL_GENOME = ("{}", "VG_100K/{}", "VG_100K_2/{}")  # where its images lie und
 class Found:
     """An image (or several), and what is asked about it where the data set has a question."""
 
-    images: tuple[Any, ...]  # as the data set names them, or their bytes
+    images: tuple[str, ...]  # as the data set names them; those inside a row by their digest
     places: tuple[str, ...] = ()  # where a single image may lie under the root; default: its name
     asked: Any = ""  # a text, or messages; "": what is asked comes from lines
     answer: str = ""  # the true one, where there is one
@@ -35,9 +38,23 @@ class Taking:
     rows: tuple[int, int | None] = (0, None)  # [from, to) of those that are read, counted from 0
     problems: list[Problem] | None = None  # bad rows are listed here; None: the first one raises
     left: Counter[str] = field(default_factory=Counter)  # why rows give no prompt -> how many
+    keep: Callable[[str, bytes], None] | None = None  # is given the name and bytes of every image inside a row
 
     def wanted(self, number: int) -> bool:
         return self.rows[0] <= number and (self.rows[1] is None or number < self.rows[1])
+
+    def named(self, images: Iterable[Any]) -> tuple[str, ...]:
+        """The images of a row by name: bytes are not held, since a data set may have tens of gigabytes of them."""
+        return tuple(self._named(unwrapped(image)) for image in images)
+
+    def _named(self, image: Any) -> str:
+        if is_path(image):
+            return image
+        data, _ = image_bytes(image, self.root)
+        name = INSIDE + hashlib.sha256(data).hexdigest()
+        if self.keep is not None:
+            self.keep(name, data)
+        return name
 
     def each(self, rows: Iterable[Row], make: Callable[[Row], Iterable[Found]]) -> Iterator[Found]:
         """What the wanted rows make; anything that a row can get wrong makes it a bad one."""
@@ -52,6 +69,9 @@ class Taking:
                 made = list(make(row))
             except BadRow as error:
                 pass_over(row.source, error, self.problems)
+            except (KeyError, TypeError, AttributeError) as error:
+                bad = BadRow("format", f"the row is not of this kind ({type(error).__name__}: {error})")
+                pass_over(row.source, bad, self.problems)
             else:
                 yield from made
 

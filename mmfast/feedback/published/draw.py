@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.images.index import is_path
 from mmfast.engines.base import canonical
-from mmfast.feedback.published.base import Found
+from mmfast.feedback.published.base import INSIDE, Found
 
 
 @dataclass(kw_only=True)
@@ -64,7 +63,7 @@ def _distinct(found: Iterable[Found], how: Drawing) -> dict[tuple[str, str], tup
     known: dict[tuple[str, str], Found] = {}
     answers: dict[tuple[str, str], Counter[str]] = {}
     for one in found:
-        key = "\n".join(map(_image_name, one.images)), one.asked if isinstance(one.asked, str) else canonical(one.asked)
+        key = "\n".join(one.images), one.asked if isinstance(one.asked, str) else canonical(one.asked)
         if key in known:
             how.left[f"repeats of an image{' and question' if how.lines is None else ''}"] += 1
             known[key] = min(known[key], one, key=lambda each: canonical([each.id, each.more]))
@@ -77,14 +76,6 @@ def _distinct(found: Iterable[Found], how: Drawing) -> dict[tuple[str, str], tup
     }
 
 
-def _image_name(image: Any) -> str:
-    """As the data set calls it; of one that lies inside the row, its content's digest."""
-    if is_path(image):
-        return str(image)
-    data = image if isinstance(image, bytes) else str(image).encode()
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def _number(seed: int, *names: str) -> str:
     return hashlib.sha256(canonical([seed, *names]).encode()).hexdigest()
 
@@ -92,18 +83,18 @@ def _number(seed: int, *names: str) -> str:
 def _name(key: tuple[str, str], one: Found) -> str:
     """Its id: DGPref's number of an image, or the image's own name with a digest of the question."""
     first = key[0].partition("\n")[0]
-    stem = first[7:19] if first.startswith("sha256:") else Path(first).stem
+    stem = first[len(INSIDE) :][:12] if first.startswith(INSIDE) else Path(first).stem
     return one.id or f"{stem}-{hashlib.sha256(canonical(list(key)).encode()).hexdigest()[:8]}"
 
 
 def _placed(one: Found, how: Drawing) -> Found | None:
     """With its image where that lies under the root; None where one is not there."""
-    images: list[Any] = []
+    images: list[str] = []
     for image in one.images:
         places: Sequence[str] = one.places if one.places and len(one.images) == 1 else (image,)
-        place = next((p for p in places if (how.root / p).is_file()), None) if is_path(image) else image
+        place = next((p for p in places if image.startswith(INSIDE) or (how.root / p).is_file()), None)
         if place is None:
-            how.missing.setdefault(str(image))
+            how.missing.setdefault(image)
             return None
         images.append(place)
     return Found(images=tuple(images), asked=one.asked, answer=one.answer, id=one.id, more=one.more)

@@ -15,12 +15,12 @@ from typing import Any
 from mmfast.data.containers.read import Row
 from mmfast.data.formats.known import FORMATS
 from mmfast.data.formats.messages import ROLES, image_list
-from mmfast.data.images.index import unwrapped
 from mmfast.data.problems import BadRow, pass_over
 from mmfast.engines.asked import QUESTIONS, read_asked
 from mmfast.feedback.published.base import VISUAL_GENOME, Found, Kind, Taking, text_in
 
 MARKER = "<image>"
+OTHERS = {"chosen", "image", "images", "image_path"}  # columns of rows that have an image_id too, and are not LRV's
 Pair = tuple[str, str]  # a question, and its answer ("": none)
 
 
@@ -54,7 +54,7 @@ def _wanted(pairs: list[Pair], taking: Taking) -> list[Pair]:
 def _llava(source: Path, rows: Iterator[Row], taking: Taking) -> Iterator[Found]:
     def make(row: Row) -> Iterator[Found]:
         pairs = _spoken(row.value.get("conversations"))
-        images = tuple(map(unwrapped, image_list(row.value.get("image", row.value.get("images")))))
+        images = taking.named(image_list(row.value.get("image", row.value.get("images"))))
         if not images:
             taking.left["rows without an image"] += 1
             return
@@ -113,14 +113,18 @@ def _scigraphqa(source: Path, rows: Iterator[Row], taking: Taking) -> Iterator[F
 def _rows(source: Path, rows: Iterator[Row], taking: Taking) -> Iterator[Found]:
     """Any file that `mmfast generate` reads, asked as it asks it. `rows` are read again there."""
     for asked in islice(read_asked(source, root=taking.root), *taking.rows):
-        if asked.problem:
-            pass_over(asked.source, BadRow("format", asked.problem), taking.problems)
-        elif not asked.images:
-            taking.left["rows without an image"] += 1
-        else:
+        try:
+            if asked.problem:
+                raise BadRow("format", asked.problem)
+            images = taking.named(asked.images)
+        except BadRow as error:
+            pass_over(asked.source, error, taking.problems)
+            continue
+        if images:
             truth = asked.meta.get("reference") or asked.meta.get("ground_truth") or ""
-            images = tuple(map(unwrapped, asked.images))
             yield Found(images=images, asked=list(asked.messages), answer=str(truth).strip())
+        else:
+            taking.left["rows without an image"] += 1
 
 
 def _conversation(value: dict[str, Any]) -> bool:
@@ -155,7 +159,7 @@ KINDS = (
     Kind(
         name="lrv",
         looks_for="image_id and question",
-        accepts=lambda value: {"image_id", "question"} <= set(value) and not {"chosen", "images"} & set(value),
+        accepts=lambda value: {"image_id", "question"} <= set(value) and not OTHERS & set(value),
         read=_lrv,
         asks=True,
     ),
