@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ def prompts(
 ) -> None:
     """Draw prompts from a published data set: distinct images and questions, true answers where there are such."""
     from mmfast.data.containers.write import WRITERS
-    from mmfast.data.convert import Conversion, keep_apart, moved_image
+    from mmfast.data.convert import Conversion, keep_apart
     from mmfast.engines.presets import EIGHT
     from mmfast.feedback.published import found_in, kind_of
-    from mmfast.feedback.published.base import INSIDE, Taking
+    from mmfast.feedback.published.base import Taking
     from mmfast.feedback.published.draw import Drawing, drawn, lines_of
     from mmfast.files import whole
 
@@ -69,25 +70,38 @@ def prompts(
     # The draw
     how = Drawing(root=root, take=take, seed=seed, per_image=per_image, lines=None if which.asks else asked)
     made = drawn(found_in(source, which, taking), how)
-    # Its images: those inside rows are read again, and become files
     out.parent.mkdir(parents=True, exist_ok=True)
-    moved = {image: image for row in made for image in row.get("images", [row.get("image")])}
 
-    def keep(name: str, data: bytes) -> None:
-        if moved.get(name) == name:
-            moved[name] = moved_image(data, root, out)
-
-    inside = [image for image in moved if image.startswith(INSIDE)]
-    moved |= {image: moved_image(image, root, out) for image in moved if not image.startswith(INSIDE)}
-    if inside:
+    def read_again(keep: Callable[[str, bytes], None]) -> None:
         again = replace(taking, keep=keep, left=Counter(), problems=None if taking.problems is None else [])
         deque(found_in(source, which, again), maxlen=0)
-    for row in made:
-        name = "image" if "image" in row else "images"
-        row[name] = moved[row[name]] if name == "image" else [moved[image] for image in row[name]]
+
+    _bring(made, root, out, read_again)
     with whole(out) as temporary:
         WRITERS[".jsonl"](temporary, iter(made))
     typer.echo("\n".join(_told(which.name, made, taking, how, result)))
+
+
+def _bring(made: list[dict[str, Any]], root: Path, out: Path, read_again: Callable[[Any], None]) -> None:
+    """Images as the new file can name them. Those inside rows of the data set are read again, and become files."""
+    from mmfast.data.convert import moved_image
+    from mmfast.feedback.published.base import INSIDE
+
+    named = {image for row in made for image in row.get("images", [row.get("image")])}
+    inside = {image for image in named if image.startswith(INSIDE)}
+    moved = {image: moved_image(image, root, out) for image in named - inside}
+
+    def keep(name: str, data: bytes) -> None:
+        if name in inside and name not in moved:
+            moved[name] = moved_image(data, root, out)
+
+    if inside:
+        read_again(keep)
+    for row in made:
+        if "image" in row:
+            row["image"] = moved[row["image"]]
+        else:
+            row["images"] = [moved[image] for image in row["images"]]
 
 
 WHY = {

@@ -12,7 +12,10 @@ from mmfast.engines.asked import read_asked
 from mmfast.engines.presets import EIGHT, planned
 from mmfast.engines.stage import rows as stage_rows
 from mmfast.feedback.answers import read_answers
+from mmfast.feedback.critique import critique
+from mmfast.feedback.critique import planned as critics
 from tests.make import published
+from tests.make.answer_cases import Says, stage
 from tests.make.engine_cases import answers
 
 
@@ -207,6 +210,15 @@ def test_generate_reads_it_and_later_stages_know_the_truth(tmp_path, prompts):
     truth = {(row["image"].rpartition("/")[2], row["prompt"], row["reference"]) for row in kept}
     assert {(one.images[0].rpartition("/")[2], one.question, one.reference) for one in found} == truth
     assert len(truth) == 4
+    # SIMA's critic is shown it
+    shown = []
+
+    def say(request):
+        shown.append(json.dumps(request.messages))
+        return "The first is right. [[1]]"
+
+    stage(critique, tmp_path / "answers", tmp_path / "critic", Says(say), critics("sima"))
+    assert len(shown) == 4 and all(any(json.dumps(text)[1:-1] in one for one in shown) for *_, text in truth)
 
 
 def test_dgprefs_preset_asks_its_eight_wordings_under_dgprefs_keys(tmp_path, prompts):
