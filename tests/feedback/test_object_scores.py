@@ -12,6 +12,7 @@ from mmfast.cli.data import app
 from mmfast.data.formats.known import read_records
 from mmfast.engines.presets import EIGHT
 from tests.make import published
+from tests.make.feedback_cases import write_answers
 
 SYNONYMS = "person, man, woman\ndog, puppy\ncar\nsofa, couch\ncat\nbook\n"
 # By image and prompt. 0 has a dog and a bucket, 1 a man and a kite, 3 a cat and a sofa
@@ -45,7 +46,7 @@ def pairs(tmp_path):
     (tmp_path / "synonyms.txt").write_text(SYNONYMS)
     objects = published.gqa(tmp_path)
 
-    def run(*options, objects=objects, rule="chair"):
+    def run(*options, objects=objects, rule="chair", source=source):
         out = tmp_path / "pairs.jsonl"
         given = ["--objects", str(objects), "--synonyms", str(tmp_path / "synonyms.txt")] if objects else []
         asked = ["pairs", str(source), "--rule", rule, *given, "--images", str(tmp_path / "VisualGenome")]
@@ -80,6 +81,15 @@ def test_visual_genomes_list_and_a_table_of_objects_say_the_same(tmp_path, pairs
     assert told_of(found) == PAIRS
     table = {"2350001": ["dog"], "17": ["person"], "2400": ["cat", "sofa"]}
     assert told_of(pairs(objects=published.written(tmp_path / "objects.json", table))[1]) == PAIRS
+
+
+def test_a_folder_of_answers_finds_its_images_by_the_names_of_their_files(tmp_path, pairs):
+    image = tmp_path / "VisualGenome" / "VG_100K_2" / "17.jpg"
+    said = ["A man.", "A dog and a car.", "A man and a cat."]
+    folder = write_answers(tmp_path / "answers", [(image, text) for text in said])
+    _, (one,) = pairs(source=folder)
+    assert (one.chosen[0]["content"], one.rejected[0]["content"]) == (said[0], said[1])
+    assert one.scores == {"chosen": 0, "rejected": -2}
 
 
 def test_names_of_two_words_in_a_scene_graph_are_their_things(tmp_path, pairs):
