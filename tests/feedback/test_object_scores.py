@@ -8,13 +8,16 @@ import pickle
 import pytest
 from typer.testing import CliRunner
 
+from mmfast.cli.chair import by_objects
 from mmfast.cli.data import app
 from mmfast.data.formats.known import read_records
 from mmfast.engines.presets import EIGHT
+from mmfast.feedback.answer import Answer
 from tests.make import published
 from tests.make.feedback_cases import write_answers
 
 SYNONYMS = "person, man, woman\ndog, puppy\ncar\nsofa, couch\ncat\nbook\n"
+LONGER = "chair, seat\ntoilet\nairplane, jet plane\n"
 # By image and prompt. 0 has a dog and a bucket, 1 a man and a kite, 3 a cat and a sofa
 CAPTIONS = {
     "0_0": "A dog beside a bucket.",
@@ -81,6 +84,53 @@ def test_visual_genomes_list_and_a_table_of_objects_say_the_same(tmp_path, pairs
     assert told_of(found) == PAIRS
     table = {"2350001": ["dog"], "17": ["person"], "2400": ["cat", "sofa"]}
     assert told_of(pairs(objects=published.written(tmp_path / "objects.json", table))[1]) == PAIRS
+
+
+# What DGPref's chair_utils.py (269ddab) counted of `invented`, nltk's tokeniser without its sentences in it
+COUNTED = ["11210021", "22411322", "11310121", "23331222"]
+WORDS = (
+    "man",
+    "dogs",
+    "toilet seat",
+    "kite",
+    "couches",
+    "cat",
+    "baby dog",
+    "books",
+    "cub",
+    "women",
+    "car",
+    "jet",
+    "seat",
+)
+
+
+def invented():
+    """Scene graphs of four images, and eight captions of each."""
+    graphs, captions = {}, {}
+    for i in range(4):
+        there = [WORDS[(5 * i + 4 * n) % len(WORDS)] for n in range(4)]
+        graphs[str(70 + i)] = {
+            "width": 8,
+            "height": 8,
+            "objects": {str(n): {"name": name} for n, name in enumerate(there)},
+        }
+        for k in range(8):
+            words = [WORDS[(7 * i + 3 * k * j + j * j) % len(WORDS)] for j in range(2 + k % 4)]
+            captions[f"{i}_{k}"] = f"There are {', '.join(words)} in it."
+    return graphs, captions
+
+
+def test_objects_are_counted_as_dgprefs_script_counts_them(tmp_path):
+    graphs, captions = invented()
+    objects, synonyms = published.written(tmp_path / "graphs.json", graphs), tmp_path / "synonyms.txt"
+    synonyms.write_text(SYNONYMS + LONGER)
+    found = [
+        Answer(key=key, row=n, source=key, group=key[0], text=text, meta={"name": str(70 + int(key[0]))})
+        for n, (key, text) in enumerate(captions.items())
+    ]
+    scores = [int(-one.scores["chair"]) for one in by_objects(iter(found), objects, synonyms, None)]
+    assert ["".join(map(str, scores[i : i + 8])) for i in range(0, 32, 8)] == COUNTED
 
 
 def test_a_folder_of_answers_finds_its_images_by_the_names_of_their_files(tmp_path, pairs):
