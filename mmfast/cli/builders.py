@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from mmfast.cli.chair import OBJECTS, SYNONYMS, by_objects, needs_objects
 from mmfast.config.schema import Data
 
 SCORES = typer.Argument(help="Answers with scores: a folder of judge or grade (pairs: critique, correct), or a file.")
@@ -23,6 +24,7 @@ IMAGES = typer.Option("", help=Data.model_fields["images"].description)
 OPTION = typer.Option([], "--option", help="An option of the reader, NAME=VALUE (docs/formats.md); may be repeated.")
 CAPTIONS = typer.Option(None, help="dgpref: the raw captions beside expert scores.")
 SKIP = typer.Option(None, help="dgpref: a file of object words too vague to judge, one a line.")
+FIRST = typer.Option("", help="Keep the first so many pairs (68414), or this share of them (0.5: DGPref's HALF_VSG).")
 WEIGHT = typer.Option(
     None,
     help="What tokens of false claims weigh (segments = record); default: they are marked, and weigh gamma.",
@@ -113,8 +115,8 @@ def pairs(
     out: Path = TARGET,
     rule: str = typer.Option(
         ...,
-        help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; reward: highest implicit reward over lowest; sima: a critic's "
-        "verdicts; rlhfv: people's corrections.",
+        help="mllm_dpo, mllm_dpo_minmax, rlaifv, dgpref; chair: fewer objects that are not there; reward: highest "
+        "implicit reward over lowest; sima: a critic's verdicts; rlhfv: people's corrections.",
     ),
     score: str = typer.Option("", help="Score expression instead of the rule's own, e.g. 'Helpfulness + Coherence'."),
     margin: float = typer.Option(-1.0, help="Least difference of a pair; default: the rule's."),
@@ -124,6 +126,9 @@ def pairs(
     aspects: str = typer.Option("", help="dgpref: comma list; one named twice counts twice."),
     sums: bool = typer.Option(False, "--sum", help="dgpref: number of wrong items instead of their share."),
     skip: Path = SKIP,
+    objects: Path = OBJECTS,
+    synonyms: Path = SYNONYMS,
+    first: str = FIRST,
     answer: str = ANSWER,
     answers: Path = ANSWERS,
     questions: Path = QUESTIONS,
@@ -135,7 +140,7 @@ def pairs(
     option: list[str] = OPTION,
 ) -> None:
     """Choose preference pairs from scored answers by a published rule, or take those of a critic or of people."""
-    from mmfast.feedback.rules import RULES, choose_pairs
+    from mmfast.feedback.rules import RULES, choose_pairs, first_of, read_first
 
     given = {"answer": answer, "answers": answers, "questions": questions}
     # A critic or a person has chosen already
@@ -143,11 +148,16 @@ def pairs(
         if score or margin >= 0 or per_prompt >= 0 or balance is not None or captions or answer or questions:
             raise ValueError(f"--rule {rule} takes {CHOSEN[rule]}: nothing is scored, so no option of scores applies")
         _without_captions(captions, aspects, sums, skip, option)
+        needs_objects(rule, objects, synonyms)
+        if first:
+            raise ValueError(f"--first is for scored answers; cut what --rule {rule} makes by data convert --share")
         _taken(rule, scores, out, images, on_error, answers, keep_cut, weight)
         return
     # The rule, changed as asked
     if rule not in RULES:
         raise ValueError(f"--rule: unknown rule {rule!r}; choose one of {', '.join((*RULES, *CHOSEN))}")
+    needs_objects(rule, objects, synonyms)
+    most = read_first(first)
     changes: dict[str, Any] = {"score": score} if score else {}
     changes |= {k: v for k, v in (("margin", margin), ("per_prompt", per_prompt)) if v >= 0}
     changes |= {} if balance is None else {"balance": balance}
@@ -160,10 +170,15 @@ def pairs(
     else:
         _without_captions(captions, aspects, sums, skip, option)
         found = making.answers()
+    if rule == "chair":
+        found = by_objects(found, objects, synonyms, making.problems)
     records, counts = choose_pairs(found, replace(RULES[rule], **changes), seed, making.problems, weight=weight)
     for name, value in counts.items():
         typer.echo(f"{name}: {value}")
-    making.write(records)
+    kept = first_of(records, most)
+    if len(kept) < len(records):
+        typer.echo(f"first of them: {len(kept)}")
+    making.write(kept)
 
 
 CHOSEN = {"sima": "a critic's verdicts", "rlhfv": "people's corrections"}

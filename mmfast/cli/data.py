@@ -13,10 +13,11 @@ from typing import Any
 import typer
 
 from mmfast.cli.builders import OPTION, options_of, pairs, sft, steerlm
+from mmfast.cli.prompts import prompts
 from mmfast.config.schema import Data
 
 app = typer.Typer(help="Look at data, check it, convert it, make it from scored answers.", no_args_is_help=True)
-for command in (pairs, sft, steerlm):
+for command in (prompts, pairs, sft, steerlm):
     app.command()(command)
 
 FILE = typer.Argument(help="A data file, or a directory of shards.")

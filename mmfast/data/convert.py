@@ -137,21 +137,20 @@ def write_records(records: Iterator[Record], target: Path, to: str, root: Path, 
 
 def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:
     """The record with images as the new file can name them: bytes kept where the container holds bytes, else files."""
-    out: list[Any] = []
-    for image in record.images:
-        if isinstance(image, str) and not image.startswith(("base64:", "data:")):
-            if image.startswith(("http://", "https://")) or Path(image).is_absolute():
-                out.append(image)
-            else:
-                out.append(os.path.relpath((root / image).resolve(), target.parent.resolve()))
-            continue
-        data, _ = image_bytes(image, root)
-        if embed:
-            out.append({"bytes": data, "path": image.get("path")} if isinstance(image, dict) else data)
-            continue
-        ending = next((end for mark, end in SIGNATURES if data.startswith(mark)), ".img")
-        path = target.parent / f"{target.stem}_images" / (hashlib.sha256(data).hexdigest()[:32] + ending)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        out.append(os.path.relpath(path, target.parent))
-    return replace(record, images=tuple(out))
+    return replace(record, images=tuple(moved_image(image, root, target, embed) for image in record.images))
+
+
+def moved_image(image: Any, root: Path, target: Path, embed: bool = False) -> Any:
+    """An image as a file at `target` can name it. `embed`: it holds bytes; else they become a file beside it."""
+    if isinstance(image, str) and not image.startswith(("base64:", "data:")):
+        if image.startswith(("http://", "https://")) or Path(image).is_absolute():
+            return image
+        return os.path.relpath((root / image).resolve(), target.parent.resolve())
+    data, _ = image_bytes(image, root)
+    if embed:
+        return {"bytes": data, "path": image.get("path")} if isinstance(image, dict) else data
+    ending = next((end for mark, end in SIGNATURES if data.startswith(mark)), ".img")
+    path = target.parent / f"{target.stem}_images" / (hashlib.sha256(data).hexdigest()[:32] + ending)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return os.path.relpath(path, target.parent)

@@ -121,6 +121,7 @@ RULES = {
     "mllm_dpo_minmax": Rule(choose=best_against_worst, score="Helpfulness + Correctness + Coherence", margin=2),
     "rlaifv": Rule(choose=every_pair, score="claims", margin=1, per_prompt=2, balance=True),
     "dgpref": Rule(choose=every_pair, score="score", margin=0.3),
+    "chair": Rule(choose=every_pair, score="chair", margin=2),
     "reward": Rule(choose=best_against_worst, score="reward", margin=0),
 }
 
@@ -152,6 +153,24 @@ def choose_pairs(
             "mean words chosen / rejected": f"{balance.chosen_words:.1f} / {balance.rejected_words:.1f}",
         }
     return [pair_record(n, a, b, (score(a), score(b)), weight=weight) for n, (a, b) in enumerate(pairs)], counts
+
+
+def read_first(text: str) -> int | float:
+    """A number of pairs, or a share of them; 0: all."""
+    try:
+        number = (int(text) if text.isdecimal() else float(text)) if text else 0
+    except ValueError:
+        number = -1
+    if text and not (number >= 1 if isinstance(number, int) else 0 < number < 1):
+        raise ValueError(f"--first {text}: a number of pairs (68414), or a share of them below 1 (0.5)")
+    return number
+
+
+def first_of(records: Sequence[Record], first: int | float) -> list[Record]:
+    """The first so many, or this share of them, rounded down: DGPref's caps, and its HALF_VSG."""
+    if isinstance(first, int) and first > len(records):
+        raise ValueError(f"--first {first}: there are {len(records):,} pairs")
+    return list(records if not first else records[: first if isinstance(first, int) else int(first * len(records))])
 
 
 # SFT
