@@ -328,17 +328,9 @@ def _run(out: Path, chosen: Chosen, asked: list[Asking], debug: int, allow: floa
 
 
 def _each(names: list[str], given: str, option: str, kinds: str) -> dict[str, str]:
-    """Of each benchmark the one of the names given (joined by commas) that it has, "" for its first; one that none of
-    them has is refused."""
-    from mmfast.evals.benches import bench as bench_of
+    from mmfast.evals.answering import each_its_own
 
-    if len(names) == 1:
-        return {names[0]: given}
-    known = {name: list(getattr(bench_of(name), kinds)) for name in names}
-    for one in _listed(given):
-        if not any(one in own for own in known.values()):
-            raise ValueError(f"{option}: none of {', '.join(names)} has {one!r}")
-    return {name: next((one for one in _listed(given) if one in own), "") for name, own in known.items()}
+    return each_its_own(names, given, option, kinds)
 
 
 def _check_scoring(flavours: dict[str, str], strict: bool, judge: str, runs: int) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -113,6 +113,19 @@ def worded(bench: Benchmark, name: str) -> tuple[Wording, str]:
     if name not in bench.wordings:
         raise ValueError(f"--wording: {bench.name} has no wording {name!r}; there are {', '.join(bench.wordings)}")
     return bench.wordings[name], name
+
+
+def each_its_own(names: Sequence[str], given: str, option: str, kinds: str) -> dict[str, str]:
+    """Of each benchmark the one of the names given (joined by commas) that it has, "" for its first; one that none of
+    them has is refused. `kinds`: "flavours" or "wordings"."""
+    if len(names) == 1:
+        return {names[0]: given}
+    listed = [one.strip() for one in given.split(",") if one.strip()]
+    known = {name: list(getattr(bench_of(name), kinds)) for name in names}
+    for one in listed:
+        if not any(one in own for own in known.values()):
+            raise ValueError(f"{option}: none of {', '.join(names)} has {one!r}")
+    return {name: next((one for one in listed if one in own), "") for name, own in known.items()}
 
 
 def questions_of(bench: Benchmark, data: Data, wording: Wording, limit: int = 0) -> list[Question]:

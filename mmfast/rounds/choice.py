@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from mmfast.evals.answering import asking
+from mmfast.evals.answering import asking, each_its_own
 from mmfast.evals.base import JudgeNeeded
 from mmfast.evals.benches import bench as bench_of
 from mmfast.evals.scoring import metric_names
@@ -35,25 +34,31 @@ class Standing:
 
 def check(settings: Settings) -> None:
     """Raises where a benchmark cannot be asked or scored, or does not measure [evaluate].best: before a model is."""
+    for name in settings.evaluate.bench:
+        check_bench(settings, name)
+
+
+def check_bench(settings: Settings, name: str) -> int:
+    """The same of one benchmark; returns how many questions it has."""
     section, options, best = settings.evaluate, settings.scoring.options, settings.best
-    for name in section.bench:
-        given: dict[str, Any] = {"images": section.images, "limit": section.limit}
-        asked = asking(name, section.data, wording=str(options.get("wording", "")), **given)
-        chosen = best.startswith(f"{name}.")
-        if chosen and len({question.unit for question in asked.questions}) == 1:
-            raise ValueError(f"[evaluate] best = {best!r}: questions about one image have no interval: raise limit")
-        try:
-            flavour = str(options.get("flavour", ""))
-            known, _ = metric_names(asked.bench, list(asked.questions), asked.data, flavour)
-        except JudgeNeeded:
-            judge = f"{name} needs a judge (officially {asked.bench.judge})"
-            if "judge" not in options:
-                raise ValueError(f"[evaluate] {judge}: name its engine in judge, its model in judge-model") from None
-            if section.every and chosen:
-                raise ValueError(f"[evaluate] every: inside a run no judge is asked, and {judge}") from None
-        else:
-            if chosen:
-                _measured(best, known)
+    wording = each_its_own(section.bench, str(options.get("wording", "")), "wording", "wordings")[name]
+    flavour = each_its_own(section.bench, str(options.get("flavour", "")), "flavour", "flavours")[name]
+    asked = asking(name, section.data, wording=wording, images=section.images, limit=section.limit)
+    chosen = best.startswith(f"{name}.")
+    if chosen and len({question.unit for question in asked.questions}) == 1:
+        raise ValueError(f"[evaluate] best = {best!r}: questions about one image have no interval: raise limit")
+    try:
+        known, _ = metric_names(asked.bench, list(asked.questions), asked.data, flavour)
+    except JudgeNeeded:
+        judge = f"{name} needs a judge (officially {asked.bench.judge})"
+        if "judge" not in options:
+            raise ValueError(f"[evaluate] {judge}: name its engine in judge, its model in judge-model") from None
+        if section.every and chosen:
+            raise ValueError(f"[evaluate] every: inside a run no judge is asked, and {judge}") from None
+    else:
+        if chosen:
+            _measured(best, known)
+    return len(asked.questions)
 
 
 def check_base(settings: Settings) -> None:

@@ -63,6 +63,8 @@ def run(settings: Settings, crew: Machine | Ranks, console: Console, *, report: 
 def readable(settings: Settings) -> None:
     """Raises where there are no prompts, before a model is judged."""
     prompts = settings.prompts
+    if not prompts.path:  # nothing is asked: the pairs are there
+        return
     try:
         if next(read_asked(Path(prompts.path), prompts.format), None) is None:
             raise ValueError(f"{prompts.path} holds no row")
