@@ -34,7 +34,7 @@ def rounds(
     if dry_run:
         _commands(asked)
         return
-    _there(asked)
+    read_there(asked)
 
     def all_rounds(crew: Any, console: Console) -> None:
         model = loop.run(asked, crew, console, report=report.write)
@@ -73,7 +73,7 @@ def carry_out(asked: Any, work: Callable[[Any, Any], None]) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _there(asked: Any) -> None:
+def read_there(asked: Any) -> None:
     """What is read must be there before the base is judged."""
     from mmfast.engines.inputs import input_files
 

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from mmfast.models.importing import import_model
 from mmfast.reproduce import weights
+from mmfast.reproduce.inputs import used
 from mmfast.reproduce.need import GIB
 from mmfast.reproduce.paper import Input, Paper, Weights
+from mmfast.rounds.settings import Settings
 
 OTHER_FORMATS = ("*.msgpack", "*.h5", "*.onnx", "*.ot", "*.gguf")  # of the same weights
 
 
-def to_fetch(paper: Paper, root: Path, *, own_base: bool) -> list[Weights | Input]:
-    """What is on the hub and not here, or not whole."""
-    skipped = [paper.models[0], *(one for one in paper.models if one.layout == "tower")] if own_base else []
-    models: list[Weights | Input] = [one for one in paper.models if one not in skipped and not _whole(one, root)]
-    return models + [one for one in paper.inputs if one.hub and not (root / one.path).exists()]
+def to_fetch(paper: Paper, root: Path, settings: Settings) -> list[Weights | Input]:
+    """What a run reads, is on the hub, and is not here, or not whole."""
+    models, files = used(paper, root, settings)
+    missing: list[Weights | Input] = [one for one in models if not _whole(one, root)]
+    return missing + [one for one in files if one.hub and not (root / one.path).exists()]
 
 
 def _whole(model: Weights, root: Path) -> bool:

@@ -27,16 +27,25 @@ class Line:
     fix: str = ""  # a command, or where it is to be had
 
 
-def look(paper: Paper, root: Path, settings: Settings, *, own_base: bool, limit: int) -> list[Line]:
-    """Everything that a run reads. `own_base`: the user named another model. `limit`: only the first rows are asked."""
-    found: list[Line] = []
-    skipped = [paper.models[0], *(one for one in paper.models if one.layout == "tower")] if own_base else []
-    found += [_model(one, root) for one in paper.models if one not in skipped]
-    if own_base:
+def look(paper: Paper, root: Path, settings: Settings) -> list[Line]:
+    """Everything that a run reads; of the paper's what the user's own overrides have left."""
+    models, files = used(paper, root, settings)
+    found = [_model(one, root) for one in models]
+    if paper.models[0] not in models:
         found.append(_own_base(settings.base))
-    found += [_input(one, root, limit) for one in paper.inputs]
+    found += [_input(one, root, settings.prompts.limit) for one in files]
     found += [_bench(settings, name) for name in settings.evaluate.bench]
     return found + list(_servers(settings))
+
+
+def used(paper: Paper, root: Path, settings: Settings) -> tuple[list[Weights], list[Input]]:
+    """Of the paper's models and files those that a run of these settings reads."""
+    named = {settings.base, *(str(one.options.get("model", "")) for one in [settings.generate, *settings.feedback])}
+    models = [one for one in paper.models if str(root / one.used) in named]
+    if paper.models[0] in models:
+        models += [one for one in paper.models if one.layout == "tower"]
+    named = {settings.prompts.path, settings.prompts.images, *(one.file for one in settings.pairs)}
+    return models, [one for one in paper.inputs if str(root / one.path) in named]
 
 
 # models
@@ -187,9 +196,9 @@ def _servers(settings: Settings) -> Iterator[Line]:
             yield Line(what=f"server of {who}", there=True, told=address)
 
 
-def parameters(paper: Paper, root: Path, base: str, own_base: bool) -> float:
+def parameters(paper: Paper, settings: Settings) -> float:
     """Of the model that runs: as its files say, else as the paper's base has."""
     try:
-        return float(weights.look(base, Path(base) if own_base else root / paper.models[0].used).parameters)
+        return float(weights.look(settings.base, Path(settings.base)).parameters)
     except ValueError:
         return paper.models[0].parameters

@@ -27,7 +27,8 @@ class Need:
     free: int
 
 
-def need(paper: Paper, settings: Settings, root: Path, scale: float, parameters: float, own_base: bool) -> Need:
+def need(paper: Paper, settings: Settings, root: Path, scale: float, parameters: float) -> Need:
+    own_base = settings.base != str(root / paper.models[0].used)
     gpus = torch.cuda.device_count()
     here = root
     while not here.exists():
@@ -82,7 +83,7 @@ def tflops(size: int = 0) -> float:
 
 def memory(paper: Paper, settings: Settings, gpus: int) -> float | str:
     """GiB of one GPU by `mmfast plan`'s estimate, for packs full of made-up pairs."""
-    return memory_estimate(build(training(settings, paper.models[0].like)), gpus).total / GIB  # type: ignore[arg-type]
+    return memory_estimate(build(training(settings, paper.models[0].like)), gpus).total / GIB
 
 
 def disk(paper: Paper, settings: Settings, scale: float, parameters: float) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,12 +17,14 @@ from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
 from mmfast.evals.benches import bench as bench_of
 from mmfast.reproduce import fetch, inputs, need, paper, run, table, weights
+from mmfast.rounds import choice, loop
 from mmfast.rounds.settings import MAKERS, STAGES, load
 from mmfast.world.dataset import WorldSpec, write_world
 from mmfast.world.models import tiny_model
 from tests.make.native_llava import write_native
 from tests.make.system_files import PAPERS, write_system
-from tests.rounds.crews import Pretend
+from tests.rounds.crews import Inside, Pretend
+from tests.rounds.test_systems import FEEDBACK, TOY
 
 ROOT = get_command(app)
 KNOWN = {name: options_of(ROOT, name) for name in ("generate", "eval", *STAGES, *MAKERS)}
@@ -222,7 +225,7 @@ def test_files_without_a_language_model_are_refused(tiny, tmp_path):
 def test_nothing_is_fetched_before_its_licence_is_accepted(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: asked.append((a, k)))
-    wanted = fetch.to_fetch(paper.load_paper("sima"), tmp_path, own_base=False)
+    wanted = fetch.to_fetch(paper.load_paper("sima"), tmp_path, settings("sima", tmp_path))
     with pytest.raises(ValueError, match=r"needs --accept-licences.*liuhaotian/llava-v1.5-13b: unknown.*SIMA_prompts"):
         fetch.fetch(wanted, tmp_path, accepted=False, told=print)
     assert not asked
@@ -235,7 +238,7 @@ def test_nothing_is_fetched_before_its_licence_is_accepted(tmp_path, monkeypatch
 
 def test_a_disk_too_small_for_what_is_fetched_is_said_first(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 20 << 30))
-    wanted = fetch.to_fetch(paper.load_paper("sima"), tmp_path, own_base=False)
+    wanted = fetch.to_fetch(paper.load_paper("sima"), tmp_path, settings("sima", tmp_path))
     with pytest.raises(ValueError, match="has 20 GiB free, and 25 GiB are to be fetched"):
         fetch.fetch(wanted, tmp_path, accepted=True, told=print)
 
@@ -390,3 +393,74 @@ def test_all_that_is_missing_is_said_at_once_and_nothing_starts(tmp_path, monkey
     for text in ("MISSING  people's corrections", "MISSING  benchmark objhal", "MISSING  server of", "disk: up to"):
         assert text in said.output, text
     assert not (tmp_path / "runs").exists()
+
+
+def test_of_several_benchmarks_each_is_tried_in_the_flavour_and_wording_that_it_has(tmp_path, monkeypatch):
+    seen = {}
+
+    def asking(name, data, *, wording, **more):
+        seen[name] = [wording]
+        questions = tuple(SimpleNamespace(unit=unit) for unit in "ab")
+        return SimpleNamespace(bench=bench_of(name), questions=questions, data=None)
+
+    def metric_names(bench, questions, data, flavour):
+        seen[bench.name].append(flavour)
+        return ["CHAIRs_refine"], []
+
+    monkeypatch.setattr(choice, "asking", asking)
+    monkeypatch.setattr(choice, "metric_names", metric_names)
+    choice.check(settings("rlhfv", tmp_path))
+    assert seen == {"objhal": ["", ""], "mmhal": ["rlhf-v", ""], "llava-bench-coco": ["rlhf-v", "rlhf-v"]}
+    with pytest.raises(ValueError, match="none of objhal, mmhal, llava-bench-coco has 'sima'"):
+        choice.check(settings("rlhfv", tmp_path, given=["evaluate.flavour=sima"]))
+
+
+def test_pairs_that_are_there_need_no_prompts_beside_them(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    loop.readable(settings("rlhfv", tmp_path))
+
+
+# whole, on stand-ins
+
+
+class Crew(Inside):
+    def end(self, code):
+        assert code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_table_ends_a_run_on_stand_ins_and_a_second_start_runs_nothing(name, rooted, world, tiny, monkeypatch):
+    root, crews = rooted(name), []
+    monkeypatch.setattr(need, "memory", lambda *given: 1.0)
+    monkeypatch.setattr("mmfast.rounds.launch.Machine", lambda processes: crews.append(Crew()) or crews[-1])
+    feedback = FEEDBACK["dgpref_llava" if name == "dgpref_qwen" else name]
+    own = [text.replace('"W"', f'"{world}"').replace("=W", f"={world}") for text in feedback]
+    toy = (
+        TOY
+        | {"model.path": tiny, "evaluate.data": world}
+        | ({"model.lora.targets": "language-linear", "data.template": "auto"} if name == "dgpref_qwen" else {})
+    )
+    toy |= {"data.template": "auto", "data.aspect": "pad"} if name == "rlhfv" else {}
+    given = [f"{key}={value}" for key, value in toy.items() if name != "rlhfv" or not key.startswith("prompts")]
+    command = [
+        "reproduce",
+        name,
+        *given,
+        *own,
+        "--root",
+        str(root),
+        "--scale",
+        "0.5",
+        "--write",
+        str(root / "rows.jsonl"),
+    ]
+    for start in range(2):
+        said = CliRunner().invoke(app, command)
+        assert said.exit_code == 0, (said.output, said.exception)
+        assert "| aligned |" in said.output and "Differs from the paper:" in said.output
+        assert "- model.path: there the recipe's" in said.output
+        assert bool(crews[start].ran) == (start == 0)
+    rows = [json.loads(line) for line in (root / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[0]["paper"] == name and rows[0]["scale"] == 0.5
