@@ -30,7 +30,8 @@ def reproduce(
     from mmfast.reproduce import inputs, need, paper, run, table
 
     # What is asked
-    one, given, root, known = paper.load_paper(name), list(overrides or []), root.absolute(), known_options(context)
+    one, root, known = paper.load_paper(name), root.absolute(), known_options(context)
+    given = [text.removeprefix("--") for text in overrides or []]
     if accept and not fetch:
         raise ValueError("--accept-licences has no effect without --fetch: nothing is fetched")
     if fetch:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmfast.models.importing import import_model
 from mmfast.reproduce import weights
-from mmfast.reproduce.inputs import used
+from mmfast.reproduce.inputs import look_at, used
 from mmfast.reproduce.need import GIB
 from mmfast.reproduce.paper import Input, Paper, Weights
 from mmfast.rounds.settings import Settings
@@ -20,7 +20,13 @@ def to_fetch(paper: Paper, root: Path, settings: Settings) -> list[Weights | Inp
     """What a run reads, is on the hub, and is not here, or not whole."""
     models, files = used(paper, root, settings)
     missing: list[Weights | Input] = [one for one in models if not _whole(one, root)]
-    return missing + [one for one in files if one.hub and not (root / one.path).exists()]
+    return missing + [one for one in files if one.hub and not _all_rows(one, root)]
+
+
+def _all_rows(item: Input, root: Path) -> bool:
+    """A download that was stopped leaves fewer than the paper's."""
+    line = look_at(item, root, 1)
+    return line.there and not line.short
 
 
 def _whole(model: Weights, root: Path) -> bool:

@@ -25,6 +25,7 @@ class Line:
     there: bool
     told: str  # what was found, or what is wrong
     fix: str = ""  # a command, or where it is to be had
+    short: bool = False  # it has other rows than the paper's
 
 
 def look(paper: Paper, root: Path, settings: Settings) -> list[Line]:
@@ -33,7 +34,7 @@ def look(paper: Paper, root: Path, settings: Settings) -> list[Line]:
     found = [_model(one, root) for one in models]
     if paper.models[0] not in models:
         found.append(_own_base(settings.base))
-    found += [_input(one, root, settings.prompts.limit) for one in files]
+    found += [look_at(one, root, settings.prompts.limit) for one in files]
     found += [_bench(settings, name) for name in settings.evaluate.bench]
     return found + list(_servers(settings))
 
@@ -94,7 +95,7 @@ def fetch(item: Weights | Input, root: Path) -> str:
 # files
 
 
-def _input(item: Input, root: Path, limit: int) -> Line:
+def look_at(item: Input, root: Path, limit: int) -> Line:
     path = root / item.path
     if not path.exists():
         told = f"{path} is missing (licence: {item.licence})"
@@ -109,7 +110,7 @@ def _input(item: Input, root: Path, limit: int) -> Line:
     except ValueError as error:
         return Line(what=item.what, there=False, told=str(error).removeprefix("data.path: "), fix=fetch(item, root))
     usual = f", where the paper's set has {item.rows:,}" if isinstance(item.rows, int) and item.rows != rows else ""
-    return Line(what=item.what, there=True, told=f"{rows:,} rows{usual}")
+    return Line(what=item.what, there=True, told=f"{rows:,} rows{usual}", short=bool(usual))
 
 
 def read(item: Input, path: Path, images: Path | None, limit: int) -> int:

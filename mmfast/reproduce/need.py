@@ -51,10 +51,10 @@ def training(settings: Settings, model: str = "") -> dict[str, object]:
 def hours(paper: Paper, settings: Settings, scale: float, parameters: float, speed: float) -> dict[str, float | str]:
     """The arithmetic of the whole run at `speed` TFLOP/s, this machine's for large matrices: no run is faster. What
     servers, experts, people and the benchmarks take is beyond it."""
-    work, rounds = paper.work, settings.rounds.count
-    epochs = build(training(settings)).train.epochs or 1.0
+    work, rounds, t = paper.work, settings.rounds.count, build(training(settings)).train
+    pairs = t.steps * t.pairs_per_step if t.steps is not None else _times(work.pairs, (t.epochs or 1.0) * scale)
     # forward and backward; recomputed activations are not counted, as they need not be
-    train = _flop(work.pairs, work.tokens_per_pair, 6 * parameters * epochs * scale * rounds)
+    train = _flop(pairs, work.tokens_per_pair, 6 * parameters * rounds)
     # all answers read once; each round its part, or all of them
     asked = rounds if settings.rounds.prompts == "same" else 1
     answer = _flop(work.prompts, work.tokens_per_prompt, 2 * parameters * scale * asked)
@@ -62,7 +62,11 @@ def hours(paper: Paper, settings: Settings, scale: float, parameters: float, spe
     return {name: "unknown" if flop is None else flop / (speed * 1e12) / 3600 for name, flop in parts.items()}
 
 
-def _flop(count: int | str, tokens: int | str, each: float) -> float | None:
+def _times(count: int | str, by: float) -> float | str:
+    return count if isinstance(count, str) else count * by
+
+
+def _flop(count: float | str, tokens: int | str, each: float) -> float | None:
     return None if UNKNOWN in (count, tokens) else float(count) * float(tokens) * each
 
 

@@ -66,7 +66,7 @@ def tiny(tmp_path_factory):
 
 
 def data_lines(name, root, limit=0):
-    return [inputs._input(one, root, limit) for one in paper.load_paper(name).inputs]
+    return [inputs.look_at(one, root, limit) for one in paper.load_paper(name).inputs]
 
 
 # the descriptions
@@ -234,6 +234,12 @@ def test_nothing_is_fetched_before_its_licence_is_accepted(tmp_path, monkeypatch
         "liuhaotian/llava-v1.5-13b", "openai/clip-vit-large-patch14-336", "furonghuang-lab/SIMA_prompts",
     ]  # fmt: skip
     assert asked[-1][1]["repo_type"] == "dataset" and asked[-1][1]["local_dir"] == tmp_path / "data/SIMA_prompts"
+
+
+def test_a_download_that_was_stopped_goes_on(rooted):
+    root = rooted("rlhfv")  # ten of its rows
+    wanted = fetch.to_fetch(paper.load_paper("rlhfv"), root, settings("rlhfv", root))
+    assert [fetch.name_of(one) for one in wanted] == ["Yirany/RLHF-V-SFT", "openbmb/RLHF-V-Dataset"]
 
 
 def test_a_disk_too_small_for_what_is_fetched_is_said_first(tmp_path, monkeypatch):
