@@ -12,6 +12,7 @@ import torch
 from mmfast.config import build
 from mmfast.reproduce.paper import UNKNOWN, Paper
 from mmfast.rounds.settings import Settings, training_of
+from mmfast.rounds.steps import OF_MODELS
 from mmfast.training.recipes import memory_estimate
 
 GIB = 2**30
@@ -57,7 +58,12 @@ def hours(paper: Paper, settings: Settings, scale: float, parameters: float, spe
     train = _flop(pairs, work.tokens_per_pair, 6 * parameters * rounds)
     # all answers read once; each round its part, or all of them
     asked = rounds if settings.rounds.prompts == "same" else 1
-    answer = _flop(work.prompts, work.tokens_per_prompt, 2 * parameters * scale * asked)
+    options = settings.generate.options
+    writer = str(options.get("model", ""))
+    own = next((one.parameters for one in paper.models if writer.endswith(one.used)), parameters)
+    answer = _flop(work.prompts, work.tokens_per_prompt, 2 * own * scale * asked)
+    if settings.prompts.path and options.get("engine") not in OF_MODELS:
+        answer = 0.0  # a server's, or another's
     parts = {"training": train, "answers": answer}
     return {name: "unknown" if flop is None else flop / (speed * 1e12) / 3600 for name, flop in parts.items()}
 

@@ -380,8 +380,10 @@ def test_hours_are_the_arithmetic_at_this_machines_speed(tmp_path):
 def test_a_disk_too_small_for_the_run_is_said_before_it_starts(tmp_path, monkeypatch):
     one, asked = paper.load_paper("rlaifv"), settings("rlaifv", tmp_path)
     bytes_ = need.disk(one, asked, 1.0, 7e9)
-    # Four rounds of whole weights, each with the checkpoints of 2,671 steps
-    assert bytes_ == pytest.approx(4 * (2 * 7e9 + 16 * 12 * 7e9), rel=0.01)
+    # Four rounds of whole weights, each with the checkpoint that is kept, or with those of 2,671 steps
+    assert bytes_ == pytest.approx(4 * (2 * 7e9 + 12 * 7e9), rel=0.01)
+    every = settings("rlaifv", tmp_path, given=["train.keep_last=50"])
+    assert need.disk(one, every, 1.0, 7e9) == pytest.approx(4 * (2 * 7e9 + 16 * 12 * 7e9), rel=0.01)
     small = need.Need(hours={}, memory=1.0, has_memory=None, disk=bytes_, free=10 << 30)
     with pytest.raises(ValueError, match=r"has 10.0 GiB free, and the run may write .* GiB: make room"):
         need.refuse_small_disk(small, tmp_path)
