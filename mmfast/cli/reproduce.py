@@ -34,6 +34,8 @@ def reproduce(
     given = [text.removeprefix("--") for text in overrides or []]
     if accept and not fetch:
         raise ValueError("--accept-licences has no effect without --fetch: nothing is fetched")
+    if write is not None and upto:
+        raise ValueError("--write adds the row of a whole run: leave --upto out")
     if fetch:
         from mmfast.reproduce import fetch as fetching
 

@@ -305,6 +305,12 @@ def test_it_ends_after_the_stage_that_is_named_and_goes_on(rooted, world, monkey
     assert crew.ran == ["01/pairs", "01/run", "01/eval"]
 
 
+def test_a_row_is_of_a_whole_run(tmp_path):
+    command = ["reproduce", "sima", "--root", str(tmp_path), "--upto", "base", "--write", str(tmp_path / "rows.jsonl")]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code and "leave --upto out" in str(said.exception)
+
+
 def test_a_stage_that_there_is_not_is_one_line(tmp_path):
     said = CliRunner().invoke(app, ["reproduce", "sima", "--root", str(tmp_path), "--upto", "grade"])
     assert said.exit_code and "stages of sima are base, answers, critique, pairs, run, eval" in str(said.exception)
@@ -445,12 +451,13 @@ def test_a_table_ends_a_run_on_stand_ins_and_a_second_start_runs_nothing(name, r
     monkeypatch.setattr("mmfast.rounds.launch.Machine", lambda processes: crews.append(Crew()) or crews[-1])
     feedback = FEEDBACK["dgpref_llava" if name == "dgpref_qwen" else name]
     own = [text.replace('"W"', f'"{world}"').replace("=W", f"={world}") for text in feedback]
-    toy = (
-        TOY
-        | {"model.path": tiny, "evaluate.data": world}
-        | ({"model.lora.targets": "language-linear", "data.template": "auto"} if name == "dgpref_qwen" else {})
-    )
-    toy |= {"data.template": "auto", "data.aspect": "pad"} if name == "rlhfv" else {}
+    # The tiny model is a LLaVA, also in the place of Qwen-VL-Chat and Muffin; the world writes DGPref's captions
+    toy = TOY | {"model.path": tiny, "evaluate.data": world}
+    if name == "dgpref_qwen":
+        toy |= {"model.lora.targets": "language-linear", "data.template": "auto", "evaluate.template": ""}
+        toy |= dict.fromkeys(("generate.dtype", "generate.template", "generate.aspect"), "")
+    if name == "rlhfv":
+        toy |= {"data.template": "auto", "data.aspect": "pad", "evaluate.template": ""}
     given = [f"{key}={value}" for key, value in toy.items() if name != "rlhfv" or not key.startswith("prompts")]
     command = [
         "reproduce",
