@@ -305,6 +305,29 @@ def test_it_ends_after_the_stage_that_is_named_and_goes_on(rooted, world, monkey
     assert crew.ran == ["01/pairs", "01/run", "01/eval"]
 
 
+class Killed(BaseException):
+    """Nothing of a command's own end runs."""
+
+
+@pytest.mark.parametrize("at", range(5))  # base, answers, critique, pairs, run
+def test_killed_in_any_stage_the_same_call_goes_on_there(at, rooted, world, monkeypatch):
+    from rich.console import Console
+
+    root = rooted("sima")
+    asked = settings("sima", root, given=[*OWN, f"evaluate.data={world}"])
+    monkeypatch.setattr("mmfast.rounds.loop.one_sided", lambda step: None)
+
+    def end(number, made):
+        if number == at:
+            raise Killed
+
+    first, second, whole = Pretend(end), Pretend(), ["00/eval", "01/answers", "01/critique", "01/pairs", "01/run"]
+    with pytest.raises(Killed):
+        run.run(asked, first, Console(quiet=True), report=lambda settings: settings.folder)
+    run.run(asked, second, Console(quiet=True), report=lambda settings: settings.folder)
+    assert first.ran == whole[:at] and second.ran == [*whole[at:], "01/eval"]
+
+
 def test_a_row_is_of_a_whole_run(tmp_path):
     command = ["reproduce", "sima", "--root", str(tmp_path), "--upto", "base", "--write", str(tmp_path / "rows.jsonl")]
     said = CliRunner().invoke(app, command)
