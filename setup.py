@@ -119,7 +119,7 @@ if __name__ == "__main__":
             *("mmfast.kernels", "mmfast.recipe_files", "mmfast.engines.page", "mmfast.feedback.prompts"),
         ],
         package_data={
-            "mmfast.recipe_files": ["*.toml"],
+            "mmfast.recipe_files": ["*.toml", "papers/*.toml"],
             "mmfast.feedback.prompts": ["*.toml"],
             "mmfast.feedback.experts": ["*.toml"],
             "mmfast.engines.page": ["*"],

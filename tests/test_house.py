@@ -20,7 +20,7 @@ TESTS = ROOT / "tests"
 # From the top. A name stands for a module or a folder of mmfast/; the longest name that fits a module is its place.
 FLOORS = {
     "commands": "cli demo papers",
-    "rounds": "rounds",
+    "rounds": "rounds reproduce",
     "train": "train",
     "training": "training",
     "feedback and evals": "feedback evals",

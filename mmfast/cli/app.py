@@ -32,6 +32,7 @@ try:
     from mmfast.cli.grade import grade
     from mmfast.cli.judge import judge
     from mmfast.cli.logprobs import logprobs
+    from mmfast.cli.reproduce import reproduce
     from mmfast.cli.rounds import rounds
 except ModuleNotFoundError as error:
     missing(error)
@@ -53,6 +54,7 @@ app.command()(grade)
 app.command()(decompose)
 app.command()(check)
 app.command(context_settings={"ignore_unknown_options": True})(rounds)
+app.command(context_settings={"ignore_unknown_options": True})(reproduce)
 app.command()(logprobs)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,16 +27,28 @@ def rounds(
 
     from mmfast.rounds import loop, report, settings
 
-    root = context.find_root().command
-    options = {name: options_of(root, name) for name in ("generate", "eval", *settings.STAGES, *settings.MAKERS)}
-    asked = settings.load(config, overrides or [], options)
+    asked = settings.load(config, overrides or [], known_options(context))
     if status:
         _status(loop.status(asked), Console())
         return
     if dry_run:
         _commands(asked)
         return
-    _there(asked)
+    read_there(asked)
+
+    def all_rounds(crew: Any, console: Console) -> None:
+        model = loop.run(asked, crew, console, report=report.write)
+        page = report.write(asked)
+        typer.echo(f"the model: {model}\nwhat came of it: {page}")
+
+    carry_out(asked, all_rounds)
+
+
+def carry_out(asked: Any, work: Callable[[Any, Any], None]) -> NoReturn:
+    """Does `work` with a crew and a console, one command at a time in a folder, and ends with what came of it as exit
+    code."""
+    from rich.console import Console
+
     from mmfast.rounds.launch import Interrupted, Machine, Ranks
 
     # One process alone decides
@@ -46,9 +59,7 @@ def rounds(
     try:
         console = Console(stderr=True)
         with _held(asked.folder):
-            model = loop.run(asked, crew, console, report=report.write)
-        page = report.write(asked)
-        typer.echo(f"the model: {model}\nwhat came of it: {page}")
+            work(crew, console)
         code = 0
     except Interrupted as error:
         print(f"stopped by {error}; the same command goes on", file=sys.stderr)
@@ -62,7 +73,7 @@ def rounds(
     raise typer.Exit(code)
 
 
-def _there(asked: Any) -> None:
+def read_there(asked: Any) -> None:
     """What is read must be there before the base is judged."""
     from mmfast.engines.inputs import input_files
 
@@ -80,6 +91,14 @@ def _held(folder: Path) -> Any:
     from mmfast.job.runfolder import Lock
 
     return closing(Lock(folder))
+
+
+def known_options(context: typer.Context) -> dict[str, dict[str, bool]]:
+    """Of every command that a round can have."""
+    from mmfast.rounds.settings import MAKERS, STAGES
+
+    root = context.find_root().command
+    return {name: options_of(root, name) for name in ("generate", "eval", *STAGES, *MAKERS)}
 
 
 def options_of(root: Any, stage: str) -> dict[str, bool]:
