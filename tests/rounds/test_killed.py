@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,12 +121,23 @@ def test_killed_in_every_step_it_ends_with_the_same_weights(given, tmp_path):
     assert weights(out, 2) == weights(tmp_path / "alone", 2)
 
 
+def launchers(nodes: int) -> list[list[str]]:
+    """Two ranks: of one machine, or of two, each of which is told its own place and the first one's address."""
+    torchrun = ["-m", "torch.distributed.run"]
+    if nodes == 1:
+        return [[*torchrun, "--standalone", "--nproc-per-node", "2"]]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return [[*torchrun, *meeting, "--node-rank", str(rank)] for rank in range(2)]
+
+
 @pytest.mark.slow
-def test_two_ranks_run_the_rounds_together(given, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_ranks_run_the_rounds_together(nodes, given, tmp_path):
     out = tmp_path / "ranks"
-    process = run([*launcher, *command(out, given, 1)])
-    told = ended(process)
+    told = "".join([ended(p) for p in [run([*each, *command(out, given, 1)]) for each in launchers(nodes)]])
     assert told.count("round 1, run:") == 1, told  # rank 0 alone tells
     assert (out / "rounds" / "01" / "run" / "finished.json").exists()
     assert json.loads((out / "result.json").read_text())["rounds"] == 1
