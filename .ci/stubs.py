@@ -1,0 +1,79 @@
+"""Stand-ins for the system's libraries, for the linker alone: each exports what its original does, less every symbol
+version newer than manylinux_2_28 has. What is linked against them binds to the older version where there is one, and
+stays undefined where there is none, which .ci/wheel.py then names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+# The newest versions of manylinux_2_28: glibc 2.28, and libstdc++ and libgcc of GCC 8.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
+# Before glibc 2.34 these were no part of libc.so.6: where they are wanted they must be loaded by name.
+ONCE_APART = ("libpthread.so.0", "libdl.so.2", "librt.so.1")
+
+
+def make(folder: Path, compiler: str = "cc") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in LIBRARIES:
+        _link(folder, library, _exported(_found(compiler, library)), compiler)
+    for library in ONCE_APART:
+        _link(folder, library, {}, compiler)
+    # What -lc, -lm, -lgcc_s and -lstdc++ find: linker scripts, as the system has them.
+    here = folder.resolve()
+    beside = {"c": [_found(compiler, "libc_nonshared.a"), _found(compiler, "ld-linux-x86-64.so.2")], "gcc_s": ["-lgcc"]}
+    for library in LIBRARIES:
+        name = library.removeprefix("lib").split(".so")[0]
+        more = " ".join(beside.get(name, []))
+        (folder / f"lib{name}.so").write_text(f"GROUP ( {here / library} {more} )\n")
+
+
+def version_of(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """"GLIBC_2.17" -> ("GLIBC", (2, 17)); None for a version without numbers, such as GLIBC_PRIVATE."""
+    match = re.fullmatch(r"([A-Z]+)_([\d.]+)", name)
+    return (match[1], tuple(map(int, match[2].split(".")))) if match else None
+
+
+def allowed(version: str) -> bool:
+    known = version_of(version)
+    return known is not None and known[0] in NEWEST and known[1] <= NEWEST[known[0]]
+
+
+def _found(compiler: str, name: str) -> str:
+    path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+    if "/" not in path:
+        raise SystemExit(f"{compiler} does not find {name}")
+    return path.strip()
+
+
+def _exported(library: str) -> dict[str, tuple[str, str]]:
+    """Symbol -> (its kind, the newest version of it that is allowed)."""
+    command = ["readelf", "--dyn-syms", "--wide", library]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, tuple[str, str]] = {}
+    for line in table.splitlines():
+        columns = line.split()
+        if len(columns) < 8 or columns[6] == "UND" or "@" not in columns[7]:
+            continue
+        name, version = re.split("@+", columns[7])
+        kind = "function" if columns[3] in ("FUNC", "IFUNC") else "object"
+        if columns[3] != "TLS" and allowed(version):
+            before = found.get(name)
+            if before is None or version_of(before[1])[1] < version_of(version)[1]:  # type: ignore[index]
+                found[name] = kind, version
+    return found
+
+
+def _link(folder: Path, library: str, symbols: dict[str, tuple[str, str]], compiler: str) -> None:
+    source, versions = folder / f"{library}.s", folder / f"{library}.map"
+    lines = [".data"]
+    for i, (name, (kind, version)) in enumerate(symbols.items()):
+        lines += [f".globl s{i}", f".type s{i}, @{kind}", f".size s{i}, 8", f"s{i}: .quad 0"]
+        lines.append(f".symver s{i}, {name}@@{version}, remove")
+    source.write_text("\n".join(lines) + '\n.section .note.GNU-stack,"",@progbits\n')
+    nodes = sorted({version for _, version in symbols.values()})
+    versions.write_text("".join(f"{node} {{ }};\n" for node in nodes) + "{ local: *; };\n" * (not nodes))
+    command = [compiler, "-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
+    subprocess.run([*command, str(source), "-o", str(folder / library)], check=True)
