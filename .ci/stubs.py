@@ -8,8 +8,15 @@ import re
 import subprocess
 from pathlib import Path
 
-# The newest versions of manylinux_2_28: glibc 2.28, and libstdc++ and libgcc of GCC 8.
-NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+# The newest versions of manylinux_2_28: of glibc 2.28, and of libstdc++, libgcc and libgomp of GCC 8.
+NEWEST = {
+    "GLIBC": (2, 28),
+    "GLIBCXX": (3, 4, 24),
+    "CXXABI": (1, 3, 11),
+    "GCC": (7, 0, 0),
+    "GOMP": (4, 5),
+    "OMP": (4, 5),
+}
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
 # Before glibc 2.34 these were no part of libc.so.6: where they are wanted they must be loaded by name.
 ONCE_APART = ("libpthread.so.0", "libdl.so.2", "librt.so.1")
@@ -31,7 +38,7 @@ def make(folder: Path, compiler: str = "cc") -> None:
 
 
 def version_of(name: str) -> tuple[str, tuple[int, ...]] | None:
-    """"GLIBC_2.17" -> ("GLIBC", (2, 17)); None for a version without numbers, such as GLIBC_PRIVATE."""
+    """Of "GLIBC_2.17": ("GLIBC", (2, 17)); None for a version without numbers, such as GLIBC_PRIVATE."""
     match = re.fullmatch(r"([A-Z]+)_([\d.]+)", name)
     return (match[1], tuple(map(int, match[2].split(".")))) if match else None
 
@@ -77,3 +84,21 @@ def _link(folder: Path, library: str, symbols: dict[str, tuple[str, str]], compi
     versions.write_text("".join(f"{node} {{ }};\n" for node in nodes) + "{ local: *; };\n" * (not nodes))
     command = [compiler, "-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
     subprocess.run([*command, str(source), "-o", str(folder / library)], check=True)
+
+
+def missing(library: str | Path) -> list[str]:
+    """What a built module asks for and manylinux_2_28 does not have: symbols of newer versions, and symbols of no
+    version, which nobody has, less Python's own and those that may be absent."""
+    command = ["readelf", "--dyn-syms", "--wide", str(library)]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = []
+    for line in table.splitlines():
+        columns = line.split()
+        if len(columns) < 8 or columns[6] != "UND":
+            continue
+        name, _, version = columns[7].partition("@")
+        if version and not allowed(version.lstrip("@")):
+            found.append(columns[7])
+        elif not version and columns[4] != "WEAK" and not re.match("_?Py", name):
+            found.append(name)
+    return found
