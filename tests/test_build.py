@@ -254,3 +254,4 @@ def test_a_source_distribution_holds_all_that_the_build_reads(tmp_path: Path) ->
     wanted = {str(f.relative_to(ROOT)) for f in needed if f.suffix != ".so" and "__pycache__" not in f.parts}
     wanted |= {"CMakeLists.txt", "LICENSE", "mmfast/evals/text/WORDNET_LICENSE"}
     assert wanted <= held, wanted - held
+    assert not [name for name in held if name.startswith("tests")], "some tests, which cannot run alone"
