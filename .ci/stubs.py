@@ -1,11 +1,12 @@
 """Stand-ins for the system's libraries, for the linker alone: each exports what its original does, less every symbol
 version newer than manylinux_2_28 has. What is linked against them binds to the older version where there is one, and
-stays undefined where there is none, which .ci/wheel.py then names."""
+stays undefined where there is none, which .ci/wheels.py then names."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 # The newest versions of manylinux_2_28: of glibc 2.28, and of libstdc++, libgcc and libgomp of GCC 8.
@@ -18,16 +19,14 @@ NEWEST = {
     "OMP": (4, 5),
 }
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
-# Before glibc 2.34 these were no part of libc.so.6: where they are wanted they must be loaded by name.
+# No part of libc.so.6 before glibc 2.34, and nearly empty since: a wheel must load them by name (CMakeLists.txt).
 ONCE_APART = ("libpthread.so.0", "libdl.so.2", "librt.so.1")
 
 
 def make(folder: Path, compiler: str = "cc") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *ONCE_APART):
         _link(folder, library, _exported(_found(compiler, library)), compiler)
-    for library in ONCE_APART:
-        _link(folder, library, {}, compiler)
     # What -lc, -lm, -lgcc_s and -lstdc++ find: linker scripts, as the system has them.
     here = folder.resolve()
     beside = {"c": [_found(compiler, "libc_nonshared.a"), _found(compiler, "ld-linux-x86-64.so.2")], "gcc_s": ["-lgcc"]}
@@ -57,20 +56,37 @@ def _found(compiler: str, name: str) -> str:
 
 def _exported(library: str) -> dict[str, tuple[str, str]]:
     """Symbol -> (its kind, the newest version of it that is allowed)."""
-    command = ["readelf", "--dyn-syms", "--wide", library]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, tuple[str, str]] = {}
-    for line in table.splitlines():
-        columns = line.split()
-        if len(columns) < 8 or columns[6] == "UND" or "@" not in columns[7]:
+    for kind, _, place, name, version in _symbols(library):
+        known = version_of(version)
+        if place == "UND" or kind == "TLS" or known is None or not allowed(version):
             continue
-        name, version = re.split("@+", columns[7])
-        kind = "function" if columns[3] in ("FUNC", "IFUNC") else "object"
-        if columns[3] != "TLS" and allowed(version):
-            before = found.get(name)
-            if before is None or version_of(before[1])[1] < version_of(version)[1]:  # type: ignore[index]
-                found[name] = kind, version
+        before = found.get(name)
+        if before is None or version_of(before[1])[1] < known[1]:  # type: ignore[index]
+            found[name] = "function" if kind in ("FUNC", "IFUNC") else "object", version
     return found
+
+
+def missing(library: str | Path) -> list[str]:
+    """What a built module asks for and manylinux_2_28 does not have: symbols of newer versions, and symbols of no
+    version, which nobody has, less Python's own and those that may be absent."""
+    found = []
+    for _, bound, place, name, version in _symbols(library):
+        if place != "UND" or not name:
+            continue
+        if (version and not allowed(version)) or not (version or bound == "WEAK" or re.match("_?Py", name)):
+            found.append(f"{name}@{version}".rstrip("@"))
+    return found
+
+
+def _symbols(library: str | Path) -> Iterator[list[str]]:
+    """Of a library: kind, bound (GLOBAL, WEAK), place (UND: elsewhere), name and version ("" where it has none)."""
+    command = ["readelf", "--dyn-syms", "--wide", str(library)]
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        columns = line.split()
+        if len(columns) > 7 and columns[0].rstrip(":").isdigit():
+            name, _, version = columns[7].partition("@")
+            yield [columns[3], columns[4], columns[6], name, version.lstrip("@")]
 
 
 def _link(folder: Path, library: str, symbols: dict[str, tuple[str, str]], compiler: str) -> None:
@@ -81,24 +97,6 @@ def _link(folder: Path, library: str, symbols: dict[str, tuple[str, str]], compi
         lines.append(f".symver s{i}, {name}@@{version}, remove")
     source.write_text("\n".join(lines) + '\n.section .note.GNU-stack,"",@progbits\n')
     nodes = sorted({version for _, version in symbols.values()})
-    versions.write_text("".join(f"{node} {{ }};\n" for node in nodes) + "{ local: *; };\n" * (not nodes))
+    versions.write_text("".join(f"{node} {{ }};\n" for node in nodes))
     command = [compiler, "-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
     subprocess.run([*command, str(source), "-o", str(folder / library)], check=True)
-
-
-def missing(library: str | Path) -> list[str]:
-    """What a built module asks for and manylinux_2_28 does not have: symbols of newer versions, and symbols of no
-    version, which nobody has, less Python's own and those that may be absent."""
-    command = ["readelf", "--dyn-syms", "--wide", str(library)]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = []
-    for line in table.splitlines():
-        columns = line.split()
-        if len(columns) < 8 or columns[6] != "UND":
-            continue
-        name, _, version = columns[7].partition("@")
-        if version and not allowed(version.lstrip("@")):
-            found.append(columns[7])
-        elif not version and columns[4] != "WEAK" and not re.match("_?Py", name):
-            found.append(name)
-    return found
