@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons vllm lmms-eval screenshots clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons wheel wheel-check vllm lmms-eval screenshots clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -78,6 +78,15 @@ install-check:
 PYTHONS ?= python3.12 python3.13
 pythons:
 	for python in $(PYTHONS); do TORCH="$(TORCH)" PIP_NO_CACHE_DIR=1 .ci/install-check $$python || exit 1; done
+
+# dist/: a source distribution, and of it a wheel for each of these Pythons, audited and loaded without a compiler (docs/releasing.md).
+# Then the README's path with the wheel of this Python, and with TORCH, in a bare venv. Minutes; not in CI.
+WHEELS ?= python3.10 python3.11 python3.12 python3.13
+wheel:
+	$(PYTHON) .ci/wheels.py build $(WHEELS)
+
+wheel-check:
+	TORCH="$(TORCH)" $(PYTHON) .ci/wheels.py check $(PYTHON)
 
 # The server engine against a real vLLM on this CPU, in a venv of its own (build/vllm, 3 GB, minutes). Not in CI.
 vllm: setup

@@ -28,8 +28,8 @@ def fail(problem: str, fix: str) -> None:
 
 def check_machine() -> None:
     """Name what is missing before CMake buries it in a page of output."""
-    if sys.version_info < (3, 11):  # noqa: UP036  (an old pip may ignore requires-python)
-        fail(f"Python {sys.version.split()[0]} is too old", "use Python 3.11 to 3.13")
+    if sys.version_info < (3, 10):  # noqa: UP036  (an old pip may ignore requires-python)
+        fail(f"Python {sys.version.split()[0]} is too old", "use Python 3.10 to 3.13")
     asked = os.environ.get("CXX", "").split()
     if asked and not shutil.which(asked[0]):
         fail(f"CXX={asked[0]} is no program on the PATH", "correct or unset CXX")

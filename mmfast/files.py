@@ -70,8 +70,11 @@ def _sync(path: Path) -> None:
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def weight_digests(folder: Path, remembered: Path | None = None) -> dict[str, str]:

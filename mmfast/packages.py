@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
+if sys.version_info >= (3, 11):
+    import tomllib as tomllib
+else:  # the same, as a package
+    pass
+
 # transformers and peft import torchao where it is installed. torchao warns of the GPU files that it cannot load on
 # every other machine, and registers constants in a way that torch warns of.
 for _name in ("torchao", "torch.utils._pytree"):

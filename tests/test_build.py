@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import math
 import os
+import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from mmfast.ops.dispatch import native
+from mmfast.packages import tomllib
 
 ROOT = Path(__file__).parents[1]
 needs_native = pytest.mark.skipif(native() is None, reason="mmfast._C was not built")
@@ -46,8 +53,92 @@ def test_the_module_can_be_imported_before_and_after_torch_with_one_openmp_runti
     assert done.returncode == 0, done.stderr
 
 
-def setup_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mmfast_setup", ROOT / "setup.py")
+SMALL = """
+#include <cmath>
+#include <exception>
+#include <stdexcept>
+extern "C" double newer(double x) { return std::exp(x) + std::log(x); }
+extern "C" int copies(int n) {  // of a caught exception, each thrown again from an array whose length is checked
+  std::exception_ptr* held = new std::exception_ptr[n];
+  try { throw std::runtime_error("once"); } catch (...) { held[0] = std::current_exception(); }
+  for (int i = 1; i < n; ++i) held[i] = held[i - 1];
+  int caught = 0;
+  for (int i = 0; i < n; ++i) try { std::rethrow_exception(held[i]); } catch (const std::runtime_error&) { ++caught; }
+  delete[] held;
+  return caught;
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++") or platform.libc_ver()[0] != "glibc", reason="needs g++ and glibc")
+def test_what_is_linked_against_the_stand_ins_needs_no_system_newer_than_manylinux_2_28(tmp_path: Path) -> None:
+    stubs = script(".ci/stubs.py")
+    stubs.make(tmp_path / "stubs", "g++")
+    (tmp_path / "small.cpp").write_text(SMALL)
+    common = ["g++", "-O2", "-fno-math-errno", "-shared", "-fPIC", str(tmp_path / "small.cpp")]
+    against, portable = [f"-L{tmp_path / 'stubs'}"], [str(ROOT / "csrc/portable.cpp")]
+    asks = {}
+    for name, more in {"plain": [], "bare": against, "wheel": [*portable, *against]}.items():
+        subprocess.run([*common, *more, "-o", str(tmp_path / name)], check=True)
+        asks[name] = set(stubs.missing(tmp_path / name))
+    newer = {symbol for symbol in asks["plain"] if symbol.startswith(("exp@", "log@"))}
+    if float(platform.libc_ver()[1]) >= 2.29:  # so that the test can fail where it matters
+        assert len(newer) == 2
+    assert {symbol.split("@")[0] for symbol in asks["plain"] - newer} == asks["bare"]
+    assert asks["wheel"] == set()
+    library = ctypes.CDLL(str(tmp_path / "wheel"))
+    library.newer.restype, library.newer.argtypes = ctypes.c_double, [ctypes.c_double]
+    assert library.newer(2.0) == math.exp(2.0) + math.log(2.0)
+    assert library.copies(1000) == 1000
+
+
+@pytest.mark.parametrize("wheel", sorted((ROOT / "dist").glob("*manylinux*.whl")), ids=lambda path: path.name)
+def test_the_wheels_that_were_built_need_no_newer_system(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = (name for name in content.namelist() if name.endswith(".so"))
+        assert script(".ci/stubs.py").missing(content.extract(name, tmp_path)) == []
+
+
+def test_wheels_are_asked_for_of_a_python_that_is_there_and_checked_once_built() -> None:
+    for command, python, told in (
+        ("build", "no-such-python", "no-such-python is no program on the PATH"),
+        ("check", "no-such-python", "no-such-python is no program on the PATH"),
+    ):
+        done = subprocess.run(
+            [sys.executable, ".ci/wheels.py", command, python], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
+
+
+def test_the_version_is_written_in_pyproject_alone() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == project["version"]
+    sources = [*(ROOT / "mmfast").rglob("*.py"), ROOT / "setup.py", ROOT / "CMakeLists.txt", ROOT / "CITATION.cff"]
+    assert [path for path in sources if f'"{project["version"]}"' in path.read_text()] == []
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["license"] == project["license"] and cited["title"].startswith(project["name"])
+    assert not cited.keys() & {"version", "date-released"}
+
+
+def test_the_workflow_makes_and_tries_the_pythons_that_the_package_promises() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = [name.split(" :: ")[2] for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert project["requires-python"] == f">={promised[0]}"
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert workflow["newcomer"]["strategy"]["matrix"]["python"] == promised
+    (made,) = (
+        step["with"]["python-version"]
+        for step in workflow["wheels"]["steps"]
+        if "with" in step and "python-version" in step["with"]
+    )
+    assert made.split() == promised
+    defaults = re.search(r"^WHEELS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert defaults and defaults[1].split() == [f"python{version}" for version in promised]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mmfast_script", ROOT / name)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -56,18 +147,18 @@ def setup_script() -> ModuleType:
 
 def commands_of_a_build(monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: str) -> list[list[str]]:
     """The command lines that setup.py would run in `folder` under `environment`."""
-    script = setup_script()
-    for name in script.SETTINGS:
+    setup = script("setup.py")
+    for name in setup.SETTINGS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     ran: list[list[str]] = []
     (folder / "build" / f"cmake-{sys.implementation.cache_tag}").mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(script, "ROOT", folder)
-    monkeypatch.setattr(script, "run", ran.append)
-    builder = script.CMakeBuild.__new__(script.CMakeBuild)
+    monkeypatch.setattr(setup, "ROOT", folder)
+    monkeypatch.setattr(setup, "run", ran.append)
+    builder = setup.CMakeBuild.__new__(setup.CMakeBuild)
     builder.get_ext_fullpath = lambda name: str(folder / "out" / name)
-    builder.build_extension(script.Extension("mmfast._C", sources=[]))
+    builder.build_extension(setup.Extension("mmfast._C", sources=[]))
     return ran
 
 
@@ -90,7 +181,7 @@ def test_cmake_args_reach_cmake_and_a_build_under_other_settings_starts_afresh(
 def test_a_failure_of_the_cuda_half_names_every_switch_for_it() -> None:
     told = [sys.executable, "-c", "print('nvcc fatal: Unsupported gpu architecture'); raise SystemExit(1)"]
     with pytest.raises(SystemExit) as failure:
-        setup_script().run(told)
+        script("setup.py").run(told)
     for switch in ("NVCC_CCBIN", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "CUDAARCHS", "CMAKE_ARGS", "MMFAST_CUDA=0"):
         assert switch in str(failure.value)
 
@@ -158,7 +249,9 @@ def test_a_source_distribution_holds_all_that_the_build_reads(tmp_path: Path) ->
     (archive,) = tmp_path.glob("mmfast-*.tar.gz")
     with tarfile.open(archive) as content:
         held = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
-    needed = [*(ROOT / "csrc").rglob("*"), *(ROOT / "recipes").glob("*.toml"), *(ROOT / "kernels").glob("*.py")]
-    needed += (ROOT / "mmfast/engines/page").iterdir()
-    wanted = {str(file.relative_to(ROOT)) for file in needed if file.is_file()} | {"CMakeLists.txt", "LICENSE"}
+    folders = [ROOT / name for name in ("csrc", "kernels", "recipes", "mmfast")]
+    needed = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix]
+    wanted = {str(f.relative_to(ROOT)) for f in needed if f.suffix != ".so" and "__pycache__" not in f.parts}
+    wanted |= {"CMakeLists.txt", "LICENSE", "mmfast/evals/text/WORDNET_LICENSE"}
     assert wanted <= held, wanted - held
+    assert not [name for name in held if name.startswith("tests")], "some tests, which cannot run alone"

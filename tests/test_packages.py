@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from mmfast.config import Optim
-from mmfast.packages import how_to_install, packages
+from mmfast.packages import how_to_install, packages, tomllib
 from mmfast.training import metrics, optim
 
 ROOT = Path(__file__).parents[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from mmfast.packages import tomllib
 
 EXCLUSIVE = ("train.steps", "train.epochs")  # an override of one clears the other of the file
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,6 +14,7 @@ from mmfast.config.elsewhere import ABSENT, ALIASES
 from mmfast.config.overrides import apply
 from mmfast.config.rules import contradictions
 from mmfast.config.schema import Config, Lora, Section, Source, Term
+from mmfast.packages import tomllib
 
 
 def load(path: str | Path = "", overrides: list[str] | tuple[str, ...] = ()) -> Config:

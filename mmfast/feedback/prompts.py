@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmfast.packages import tomllib
 
 FOLDER = Path(__file__).with_name("prompts")
 PLACES = ("demonstrations", "metrics", "low", "high")  # in a text, beside its slots

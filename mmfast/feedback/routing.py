@@ -26,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -39,6 +38,7 @@ from mmfast.engines.base import Engine
 from mmfast.feedback.expert_scores import NUMBERS, WHOLE_IMAGE
 from mmfast.feedback.items import KINDS, PLACES
 from mmfast.feedback.prompts import prompt
+from mmfast.packages import tomllib
 
 FOLDER = Path(__file__).with_name("experts")
 # What an expert can be -> its class; those of ENGINES stand on an engine

@@ -44,6 +44,8 @@ def test_the_version_is_the_packages() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0 and done.stdout == f"mmfast {metadata.version('mmfast')}\n"
     assert "--version" not in CliRunner().invoke(app, ["doctor", "--help"]).output
+    run = subprocess.run([sys.executable, "-m", "mmfast", "--version"], capture_output=True, text=True)
+    assert run.stdout == done.stdout, run.stderr
 
 
 def test_a_file_to_import_that_is_not_there_is_named(tmp_path) -> None:

@@ -3,7 +3,6 @@
 A key that this table does not know fails: a new key says here when it acts.
 """
 
-import tomllib
 from typing import get_args
 
 import pytest
@@ -12,6 +11,7 @@ from mmfast.config import Config, Lora, Section, Source, Term, build, dump, load
 from mmfast.config import effects as config_effects
 from mmfast.config import rules as config_rules
 from mmfast.config import schema as config
+from mmfast.packages import tomllib
 
 ALWAYS = {
     "output_dir": "the run's files lie there",

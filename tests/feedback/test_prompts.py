@@ -1,7 +1,6 @@
 """Prompts are data: what a file may say, what is told of a bad one; and each of ours, once through two engines."""
 
 import os
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.feedback import ratings, verdicts
 from mmfast.feedback.prompts import FOLDER, Prompt, Wording, known, prompt
+from mmfast.packages import tomllib
 from tests.feedback.test_decompose import OWN as TAKEN_APART
 from tests.make.local_cases import picture
 from tests.make.prompt_models import llava

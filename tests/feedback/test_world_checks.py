@@ -118,7 +118,7 @@ def test_labels_of_an_engine_say_the_same_as_the_annotation(world, taken_apart):
     assert tally.failed == 0
     other = {(row["image"], row["kind"], *row["args"]): row for row in rows(taken_apart / "asked")}
     for row in rows(taken_apart / "verdicts"):
-        asked = other[row["image"], row["kind"], *row["args"]]
+        asked = other[(row["image"], row["kind"], *row["args"])]
         assert asked["verdict"] == (1 if row["verdict"] == 1 else -1)
         assert asked["p_yes"] == (1.0 if row["verdict"] == 1 else 0.0)
 
@@ -185,7 +185,7 @@ def test_a_tiny_detector_learns_to_see_what_the_annotation_says(tmp_path):
     agree = {kind: [] for kind in ("object", "count", "spatial")}
     for row in rows(tmp_path / "seen"):
         if row["kind"] in agree:
-            agree[row["kind"]].append(row["verdict"] == true[row["image"], row["kind"], *row["args"]])
+            agree[row["kind"]].append(row["verdict"] == true[(row["image"], row["kind"], *row["args"])])
     told = {kind: (sum(same) / len(same), len(same)) for kind, same in agree.items()}
     print(told)
     assert all(share > 0.95 and number > 60 for share, number in told.values()), told

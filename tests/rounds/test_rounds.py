@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,7 @@ from typer.main import get_command
 
 from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
+from mmfast.packages import tomllib
 from mmfast.rounds import choice, loop, report, steps
 from mmfast.rounds.launch import Failed, Interrupted
 from mmfast.rounds.settings import MAKERS, STAGES, load

@@ -1,13 +1,13 @@
 """mmfast init: the config that it prints loads as it stands and is filled in from data, model and memory."""
 
 import json
-import tomllib
 
 import pytest
 from typer.testing import CliRunner
 
 from mmfast.cli.app import app
 from mmfast.config import load
+from mmfast.packages import tomllib
 from mmfast.train import train
 from mmfast.training import starting
 from mmfast.training.forecast import plan
