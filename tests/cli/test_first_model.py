@@ -75,7 +75,7 @@ def test_the_readmes_commands_run_as_written(place):
 
 
 def test_the_readmes_other_commands_are_understood():
-    lines = re.findall(r"^mmfast [^>\n]+$", README, re.M)
+    lines = re.findall(r"^mmfast [^>\n]+$", README.partition("## Your own")[2], re.M)
     assert len(lines) >= 11
     for line in lines:
         understood(shlex.split(line, comments=True))
