@@ -100,7 +100,7 @@ docs: build/mkdocs/.installed
 
 build/mkdocs/.installed:
 	$(PYTHON) -m venv build/mkdocs
-	build/mkdocs/bin/python -m pip install -q mkdocs==1.6.1 pymdown-extensions
+	build/mkdocs/bin/python -m pip install -q mkdocs==1.6.1 pymdown-extensions==13.1.2
 	touch $@
 
 clean:

@@ -61,8 +61,10 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     assert found == ["none.png", "b.md#again-2", "#no", "b.md#no-heading", "gone/c.md#x"]
 
 
-def test_every_page_is_on_the_map():
+def test_every_page_is_on_the_map_and_in_the_site():
     told = set(re.findall(r"\]\(([\w/-]+\.md)", (ROOT / "docs" / "README.md").read_text()))
     there = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     ops = {name for name in there if name.startswith("ops/")}  # ops/README.md is their map
-    assert there - ops - told == {"README.md"} and "ops/README.md" in told
+    assert there - ops - told == {"README.md"} and "ops/README.md" in told, "docs/README.md is the map"
+    listed = re.findall(r": (?:docs/)?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert there - set(listed) == set() and len(listed) == len(set(listed)) + 1, "mkdocs.yml lists the site's pages"
