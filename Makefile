@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py
 
-.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons wheel wheel-check vllm lmms-eval screenshots clean
+.PHONY: setup demo test quick gpu lint types profile sanitize compilers install-check pythons wheel wheel-check vllm lmms-eval screenshots docs clean
 setup: $(STAMP) $(VENV)/.built
 
 $(STAMP): pyproject.toml
@@ -99,6 +99,18 @@ lmms-eval: setup
 # The pictures of docs/correcting.md, taken of the page on the embedded world (needs a browser).
 screenshots: setup
 	OMP_NUM_THREADS=1 $(PY) -m tests.make.screenshots docs
+
+# README and docs as a site in build/site, strict, in a venv of its own. tests/cli/test_docs.py checks the links without it.
+docs: build/mkdocs/.installed
+	rm -rf build/site-source && mkdir -p build/site-source
+	cp -r --parents *.md LICENSE docs examples recipes bench/results tests/README.md build/site-source
+	build/mkdocs/bin/mkdocs build --strict
+	@echo "build/site/index.html"
+
+build/mkdocs/.installed:
+	$(PYTHON) -m venv build/mkdocs
+	build/mkdocs/bin/python -m pip install -q mkdocs==1.6.1 pymdown-extensions==13.1.2
+	touch $@
 
 clean:
 	rm -rf build dist $(VENV) mmfast/_C*.so

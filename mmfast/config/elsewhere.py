@@ -1,7 +1,7 @@
 """What TRL's DPOConfig, LLaMA-Factory, ms-swift and others call our keys, and which of theirs have no counterpart.
 
-One table serves the message of an unknown key and docs/migration.md; a test holds it to every key of TRL's DPOConfig
-and of LLaMA-Factory's DPO examples.
+One table serves the message of an unknown key and docs/migration.md; tests hold it to every key of TRL's DPOConfig
+and of the DPO examples of LLaMA-Factory and ms-swift.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ HERE = {  # our key, and a word on it -> what others call it
     "train.checkpoint_every": "save_steps save_interval save_strategy",
     "train.keep_last": "save_total_limit",
     "train.eval_every": "eval_steps eval_interval eval_strategy",
+    "train.eval_tokens": "max_new_tokens",
     "train.best_metric": "metric_for_best_model load_best_model_at_end",
     "train.resume": "resume_from_checkpoint overwrite_output_dir",
     "train.nonfinite_limit": "logging_nan_inf_filter",
@@ -26,7 +27,7 @@ HERE = {  # our key, and a word on it -> what others call it
     "optim.name": "optim optimizer optimizer_type",
     "optim.schedule": "lr_scheduler_type lr_scheduler scheduler",
     "optim.min_lr (and optim.decay_share)": "lr_scheduler_kwargs",
-    "optim.warmup": "warmup_ratio warmup_steps",
+    "optim.warmup": "warmup_ratio warmup_steps lr_warmup_fraction",
     "optim.clip": "max_grad_norm clip_grad grad_clip gradient_clipping",
     "optim.betas": "adam_beta1 adam_beta2",
     "optim.eps": "adam_epsilon",
@@ -35,7 +36,7 @@ HERE = {  # our key, and a word on it -> what others call it
     "objective.loss": "loss_type pref_loss rlhf_type",
     "objective.terms": "loss_weights",
     "objective.beta": "pref_beta dpo_beta",
-    "objective.sft_weight": "pref_ftx rpo_alpha sft_alpha",
+    "objective.sft_weight": "pref_ftx rpo_alpha cpo_alpha sft_alpha",
     "objective.gamma": "dpo_token_weight dpo_token_weighted",
     "objective.average": "dpo_use_average",
     "objective.label_smoothing": "dpo_label_smoothing",
@@ -44,11 +45,11 @@ HERE = {  # our key, and a word on it -> what others call it
     "objective.tau": "discopop_tau",
     "objective.simpo_margin": "simpo_gamma",
     "objective.kind": "stage task",
-    "model.path": "model_name_or_path model_id base_model",
+    "model.path": "model model_name_or_path model_id base_model",
     "model.adapter": "adapter_name_or_path adapters",
     "model.dtype": "torch_dtype bf16 fp16 precision",
     "model.dtype (and model.attention, model.quantize)": "model_init_kwargs",
-    "model.attention": "attn_implementation attn_impl flash_attn",
+    "model.attention": "attn_implementation attn_impl flash_attn attention_backend",
     "model.quantize": "quantization_bit quant_bits load_in_4bit",
     "model.freeze": (
         "freeze_vision_tower freeze_vit freeze_aligner freeze_llm freeze_multi_modal_projector freeze_language_model"
@@ -62,8 +63,8 @@ HERE = {  # our key, and a word on it -> what others call it
     "model.lora": "peft_config use_peft lora_enable finetuning_type tuner_type",
     "reference.model": "ref_model ref_model_name_or_path",
     "reference.kind": "precompute_ref_log_probs",
-    "data.path": "dataset dataset_name train_file data_path",
-    "data.eval_path": "eval_dataset val_dataset validation_file val_size",
+    "data.path": "dataset dataset_name train_dataset train_file data_path",
+    "data.eval_path": "eval_dataset val_dataset validation_file val_size split_dataset_ratio",
     "data.images": "image_folder media_dir image_dir",
     "data.aspect": "image_aspect_ratio",
     "data.max_length": "cutoff_len max_seq_length model_max_length",
@@ -71,8 +72,8 @@ HERE = {  # our key, and a word on it -> what others call it
     "data.limit": "max_samples",
     "data.workers": "dataloader_num_workers preprocessing_num_workers dataset_num_proc",
     "seed": "data_seed",
-    "parallel.activation_checkpointing": "gradient_checkpointing",
-    "parallel.shard": "fsdp fsdp_config deepspeed accelerator_config parallelism_config",
+    "parallel.activation_checkpointing": "gradient_checkpointing recompute_granularity",
+    "parallel.shard": "fsdp fsdp_config deepspeed accelerator_config parallelism_config dist_config",
     "parallel.compile": "torch_compile",
     "log.every": "logging_steps log_every logging_strategy logging_first_step",
     "log.trackers": "report_to",
@@ -81,10 +82,12 @@ HERE = {  # our key, and a word on it -> what others call it
     "output_dir": "output out save_dir",
 }
 NOWHERE = {  # why there is nothing to set -> what others call it
-    "it is always so": "padding_free average_tokens_across_devices enable_jit_checkpoint plot_loss",
+    "it is always so": "padding_free packing average_tokens_across_devices enable_jit_checkpoint plot_loss "
+    "save_safetensors",
     "nothing is padded: examples are packed": "pad_to_multiple_of pad_token",
-    "the loss is fused with the last layer, always": "use_liger_kernel liger_kernel_config",
-    "each decoder block is recomputed, in one way": "activation_checkpointing_kwargs gradient_checkpointing_kwargs",
+    "the loss is fused with the last layer, always": "use_liger_kernel liger_kernel_config cross_entropy_loss_fusion",
+    "each decoder block is recomputed, in one way": "activation_checkpointing_kwargs gradient_checkpointing_kwargs "
+    "recompute_method recompute_num_layers",
     "blocks are compiled in one way": "torch_compile_backend torch_compile_mode",
     "a model's dropout is that of its config.json; an adapter's is model.lora.dropout": "disable_dropout",
     "labels of tokens are not smoothed; those of pairs are by objective.label_smoothing": "label_smoothing_factor",
@@ -92,10 +95,11 @@ NOWHERE = {  # why there is nothing to set -> what others call it
     "float32 is float32": "tf32",
     "no code of a model's folder is run": "trust_remote_code",
     "images and text alone are read": "video_max_pixels video_min_pixels",
-    "what is built is kept by its content, and made anew where that changed": "overwrite_cache",
+    "what is built is kept by its content, and made anew where that changed": "overwrite_cache load_from_cache_file",
     "training never keeps keys and values": "use_cache",
     "a resumed run goes on at the very example": "ignore_data_skip restore_callback_states_from_checkpoint",
-    "a checkpoint holds all that exact resume needs; the model alone is in export/": "save_only_model",
+    "a checkpoint holds all that exact resume needs; the model alone is in export/": "save_only_model "
+    "no_save_optim no_save_rng",
     "rank 0 alone writes and logs": "save_on_each_node log_on_each_node log_level log_level_replica",
     "`mmfast train` trains, and evaluates where data.eval_path is given": "do_train do_eval do_predict",
     "held-out pairs are always measured in full, as objective.loss measures the others": "prediction_loss_only "
@@ -110,6 +114,12 @@ NOWHERE = {  # why there is nothing to set -> what others call it
     "gradients are summed by FSDP2 or one all-reduce, without settings": "ddp_find_unused_parameters ddp_bucket_cap_mb "
     "ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout",
     "torchrun, or `mmfast train --gpus N`, says it": "local_rank",
+    "parallel.shard alone divides a model: no layers, no heads, no sequences": "sequence_parallel "
+    "sequence_parallel_size tensor_model_parallel_size pipeline_model_parallel_size expert_model_parallel_size",
+    "kernels are chosen by what runs here (mmfast doctor)": "kernel_config",
+    "config.json says what kind of model it is": "model_class",
+    "a run starts from model.path and, where its folder holds a checkpoint, goes on from there": "finetune",
+    "the model that trains answers in evaluations": "sample_backend",
     "hide the GPUs with CUDA_VISIBLE_DEVICES": "use_cpu",
     "docs/training.md says what repeats to the bit": "full_determinism",
     "the run's folder stays here: upload export/ with the hub's own command": "push_to_hub hub_token hub_private_repo "
