@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -460,13 +461,22 @@ def test_a_hub_id_brings_its_pickles_when_weights_are_asked_for(tmp_path):
 # what cannot be read
 
 
-def test_its_weights_are_not_quantised(tmp_path, monkeypatch):
-    from mmfast.models import loading
-
-    native = write_native(make_model(tmp_path), tmp_path / "native")
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: True)  # as if bitsandbytes were there
-    with pytest.raises(ValueError, match=r"^model\.quantize: .*native is in LLaVA's native layout"):
-        load(str(native), lora=Lora(r=4, alpha=8), quantize="nf4")
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("pickled", [True, False])
+def test_in_four_bits_it_is_what_the_hubs_layout_is(tmp_path, pickled):
+    hf = make_model(tmp_path)
+    native = write_native(hf, tmp_path / "native", pickled=pickled)
+    expected, found = (
+        dict(load(str(path), lora=Lora(r=4, alpha=8), quantize="nf4").model.named_parameters()) for path in (hf, native)
+    )
+    assert expected.keys() == found.keys() and sum(p.dtype == torch.uint8 for p in found.values()) > 10
+    for name, p in found.items():
+        if "lora_A" in name:  # drawn
+            continue
+        assert p.dtype == expected[name].dtype and torch.equal(p.data, expected[name].data), name
+        if p.dtype == torch.uint8:
+            some, others = p.quant_state.as_dict(packed=True), expected[name].quant_state.as_dict(packed=True)
+            assert all(torch.equal(some[key], others[key]) for key in others)
 
 
 def broken(tmp_path, change, **form):
