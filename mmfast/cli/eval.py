@@ -339,10 +339,11 @@ def _check_scoring(flavours: dict[str, str], strict: bool, judge: str, runs: int
     from mmfast.evals.scoring import check_options
 
     found = [bench_of(name) for name in flavours]
-    takers = [one for one in found if one.judge] or found[:1]
+    chosen = {one.name: flavours[one.name] or one.flavours[0] for one in found}
+    takers = [one for one in found if one.asks_judge(chosen[one.name])] or found[:1]
     for one in found:
         judged = one in takers
-        check_options(one, flavours[one.name] or one.flavours[0], bool(judge) and judged, runs if judged else 1, strict)
+        check_options(one, chosen[one.name], bool(judge) and judged, runs if judged else 1, strict)
     return [one.name for one in takers]
 
 

@@ -103,16 +103,25 @@ def view(name: str, folder: Path, weights: bool, directory: Callable[..., Path])
     # An adapter stands for its base with the adapter merged
     settings = adapter_settings(name, folder)
     try:
-        plain = found(settings["base_model_name_or_path"])
-        if (
-            _kind(plain) == "llama"
-        ):  # Vicuna itself, as LLaVA's own adapters have it: what else there is lies beside them
-            plain = with_weights(plain, settings["base_model_name_or_path"]) if weights else plain
-            return _view(name, folder, plain, weights, {"adapter": str(folder), "scale": scale_of(settings)})
+        if (vicuna := on_vicuna(name, folder, settings["base_model_name_or_path"], weights)) is not None:
+            return vicuna
         base = directory(settings["base_model_name_or_path"], weights)
     except ValueError as error:
         raise ValueError(f"{name} is an adapter, and its base cannot be read: {error}") from None
     return _merged_view(folder, base, weights, {"adapter": str(folder), "scale": scale_of(settings)})
+
+
+def on_vicuna(name: str, folder: Path, base: str, weights: bool, bare: bool = False) -> Path | None:
+    """Of an adapter on Vicuna itself, as LLaVA's own name it: the model that both are, its tower and projector from
+    beside the adapter. `bare`: without the matrices, which is what they are merged into. None for any other base."""
+    plain = found(base)
+    if _kind(plain) != "llama":
+        return None
+    if not is_native(folder):
+        raise ValueError(f"{name} has Vicuna as its base, and no config.json of a LLaVA that names tower and projector")
+    plain = with_weights(plain, base) if weights else plain
+    note = {"name": f"{base} under {name}", "adapter": str(folder), "bare": bare}
+    return _view(name, folder, plain, weights, note | {"scale": scale_of(adapter_settings(name, folder))})
 
 
 def _view(name: str, folder: Path, base: Path, weights: bool, more: dict[str, Any] | None = None) -> Path:

@@ -166,6 +166,8 @@ class Tensors(Mapping[str, "Tensor"]):
         if note.get("adapter"):
             self.lora, self.replaced = read_adapter(Path(note["adapter"]))
             self._check_adapter(note["adapter"])
+            if note.get("bare"):
+                self.lora = {}
 
     def _take(self, file: Path, names: tuple[tuple[str, str], ...], others: bool = False) -> None:
         read = read_file(file)

@@ -175,12 +175,16 @@ class Benchmark:
     wordings: ClassVar[Mapping[str, Wording]] = {"official": Wording()}  # so too
     files: ClassVar[Mapping[str, File]] = {}
     judge: ClassVar[str] = ""  # the official judge, where one is needed
+    judged: ClassVar[tuple[str, ...]] = ()  # the flavours that ask it, where not all do
     options: ClassVar[Mapping[str, str]] = {}  # --option NAME=VALUE: what each name is for
     parsers_differ: ClassVar[bool] = False  # a strict parser of our own stands beside the official one
     missing: ClassVar[str] = "refused"  # "wrong": the official script counts a question without an answer as wrong
     layout: ClassVar[str] = "llava"  # of its official answer files (layouts.py)
     less_is_better: ClassVar[tuple[str, ...]] = ()  # metrics of which the smallest is the best
     published: ClassVar[str] = ""  # figures and where they stand, for docs/evaluation.md
+
+    def asks_judge(self, flavour: str) -> bool:
+        return bool(self.judge) and (not self.judged or flavour in self.judged)
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         raise NotImplementedError

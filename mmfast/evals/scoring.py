@@ -74,7 +74,7 @@ def score(
     if not first:
         raise ValueError(f"{one.name}: no answer was marked")
     if judge is not None and not scoring.judged:
-        raise ValueError(f"--judge has no effect: {one.name} is scored without one by the flavour {flavour}")
+        scoring.notes.append("the judge was not asked: every answer could be scored without it")
     more = [marks for marks, _ in others]
     metrics = partial(one.metrics, flavour=flavour)
     strictly = means([marked(0, True)[0]], metrics) if one.parsers_differ and not strict else {}
@@ -122,8 +122,8 @@ def check_options(bench: Benchmark, flavour: str, judge: bool, runs: int, strict
     """Raises where an option has no effect on this benchmark."""
     if flavour not in bench.flavours:
         raise ValueError(f"--flavour: {bench.name} has no {flavour!r}; there are {', '.join(bench.flavours)}")
-    if judge and not bench.judge:
-        raise ValueError(f"--judge has no effect: {bench.name} is scored without one")
+    if judge and not bench.asks_judge(flavour):
+        raise ValueError(f"--judge has no effect: {bench.name} is scored without one by the flavour {flavour}")
     if runs > 1 and not judge:
         raise ValueError("--runs has no effect without a --judge: the same answers always have the same score")
     if strict and not bench.parsers_differ:

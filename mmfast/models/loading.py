@@ -100,11 +100,6 @@ def from_files(kinds: Any, path: str | Path, *, config: PretrainedConfig, **opti
     stored = tensors_of(Path(path))
     if stored is None:
         return kinds.from_pretrained(path, config=config, **options)
-    if "quantization_config" in options:
-        raise ValueError(
-            f"model.quantize: {stored.name} is in LLaVA's native layout, whose weights are not quantised while they "
-            "are read: take a converted model (llava-hf/...)"
-        )
     with torch.device("meta"):
         model = kinds.from_config(config)
     state = {name: stored[name] for name in whole(stored, model)}

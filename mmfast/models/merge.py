@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.directory import adapter_directory, directory, weight_files
 from mmfast.directory.hub import found
+from mmfast.directory.llava import is_adapter, on_vicuna
 from mmfast.directory.native import note_of, origin_of, parameter_name
 from mmfast.families import adapter_for, config_of, model_class
 from mmfast.models.export import merged, write_whole
@@ -49,8 +50,10 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     settings = json.loads((folder / "adapter_config.json").read_text())
     refuse_settings(adapter, settings)
     folder = adapter_directory(adapter, weights=True)
-    source = directory(base or settings["base_model_name_or_path"], weights=True)
-    refuse_target(out, origin_of(source), found(adapter))
+    named, published = str(base or settings["base_model_name_or_path"]), found(adapter)
+    vicuna = on_vicuna(str(adapter), published, named, True, bare=True) if is_adapter(published) else None
+    source = vicuna or directory(named, weights=True)
+    refuse_target(out, found(named) if vicuna else origin_of(source), published)
     tensors = {
         k.removeprefix("base_model.model."): v for k, v in load_file(folder / "adapter_model.safetensors").items()
     }

@@ -240,6 +240,20 @@ def test_of_several_benchmarks_each_takes_the_flavour_and_wording_that_it_has():
     names = ["chair", "mmhal", "pope"]
     assert _each(names, "sima,rlaif-v", "--flavour", "flavours") == {"chair": "sima", "mmhal": "rlaif-v", "pope": ""}
     assert _each(names, "", "--wording", "wordings") == dict.fromkeys(names, "")
+    # and the judge, where its flavour asks one
+    several = dict.fromkeys(("mmbench", "mm-vet", "pope", "qbench", "objhal"), "") | {"objhal": "rules"}
+    assert _check_scoring(several, False, "URL", 1) == ["mm-vet"]
+    assert _check_scoring(several | {"mmbench": "judge", "objhal": ""}, False, "URL", 1) == [
+        "mmbench", "mm-vet", "objhal",
+    ]  # fmt: skip
+    for name, flavour in (
+        ("mmbench", "exact"),
+        ("objhal", "rules"),
+        ("hallusionbench", "yes-no"),
+        ("pope", "official"),
+    ):
+        with pytest.raises(ValueError, match=f"--judge has no effect: {name} is scored without one"):
+            _check_scoring({name: flavour}, False, "URL", 1)
     with pytest.raises(ValueError, match="--flavour: none of chair, mmhal, pope has 'siam'"):
         _each(names, "sima,siam", "--flavour", "flavours")
     with pytest.raises(ValueError, match="chair has no 'siam'; there are original"):  # of one, in its own words

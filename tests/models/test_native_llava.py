@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -264,8 +265,8 @@ def test_an_adapter_is_a_model_and_merges(tmp_path, layout):
     )
 
 
-def test_an_adapter_on_vicuna_itself_is_a_model(tmp_path):
-    """LLaVA's own adapters name Vicuna as their base: the projector is theirs, and the tower has its name."""
+def on_vicuna(tmp_path):
+    """(an adapter on a whole LLaVA, and a function that names Vicuna as its base instead; Vicuna)"""
     native = write_native(make_model(tmp_path), tmp_path / "native")
     vicuna = tmp_path / "vicuna"
     vicuna.mkdir()
@@ -276,15 +277,76 @@ def test_an_adapter_on_vicuna_itself_is_a_model(tmp_path):
         stored |= torch.load(file, weights_only=True)
     torch.save({k: t for k, t in stored.items() if "mm_projector" not in k}, vicuna / "pytorch_model.bin")
     folder, _ = drawn_adapter(tmp_path, native)
+
+    def named():
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(vicuna)}))
+
+    return folder, named, vicuna
+
+
+def test_an_adapter_on_vicuna_itself_is_a_model(tmp_path):
+    """LLaVA's own adapters name Vicuna as their base: the projector is theirs, and the tower has its name."""
+    folder, named, _ = on_vicuna(tmp_path)
     expected = parameters(folder)
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(vicuna)}))
+    named()
     assert_equal(parameters(folder), expected)
     changes = {"export.formats": ["llava"], "train.steps": 1, "optim.lr": 1e-30}
     train(make_config(tmp_path, folder, write_pairs(tmp_path, 4), **changes))
     out = tmp_path / "run" / "export" / "llava"
     assert (out / "tokenizer.json").exists() and not (out / "adapter_config.json").exists()
     assert_equal(parameters(out), expected)
+
+
+def merged(*words):
+    return CliRunner().invoke(app, ["merge", *map(str, words)])
+
+
+@pytest.mark.parametrize("said", ["by the adapter", "by --base"])
+def test_an_adapter_on_vicuna_itself_merges(tmp_path, said):
+    folder, named, vicuna = on_vicuna(tmp_path)
+    expected = parameters(folder)
+    if said == "by the adapter":
+        named()
+    result = merged(folder, tmp_path / "merged", *([] if said == "by the adapter" else ["--base", vicuna]))
+    assert result.exit_code == 0 and "merged" in result.output, result.exception
+    found = parameters(tmp_path / "merged")
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(p, expected[name], atol=1e-6) for name, p in found.items())
+    # A model by itself: neither the adapter nor Vicuna is needed, and it is none any more
+    for gone in (folder, vicuna):
+        shutil.rmtree(gone)
+    assert_equal(parameters(tmp_path / "merged"), found)
+    assert not [*(tmp_path / "merged").glob("adapter*")] and (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_what_cannot_be_merged_into_vicuna_is_one_line(tmp_path):
+    folder, named, vicuna = on_vicuna(tmp_path)
+    named()
+
+    def said(*words):
+        result = merged(folder, *words)
+        assert result.exit_code and isinstance(result.exception, ValueError) and not (tmp_path / "merged").exists()
+        assert "\n" not in str(result.exception)
+        return str(result.exception)
+
+    assert "is, holds or lies in the base" in said(vicuna / "inside")
+    assert "is, holds or lies in the adapter" in said(folder / "inside")
+    # Vicuna of another size, and one that is not whole
+    weights = torch.load(vicuna / "pytorch_model.bin", weights_only=True)
+    wide = {k: torch.cat([t, t], -1) if k.endswith("proj.weight") else t for k, t in weights.items()}
+    torch.save(wide, vicuna / "pytorch_model.bin")
+    assert "has another shape than in" in said(tmp_path / "merged")
+    torch.save({k: t for k, t in weights.items() if "norm" not in k}, vicuna / "pytorch_model.bin")
+    assert f"{vicuna} under {folder} is not whole: none of its files holds" in said(tmp_path / "merged")
+    torch.save(weights, vicuna / "pytorch_model.bin")
+    # An adapter without its projector, and one of a language model
+    others = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
+    torch.save({}, folder / "non_lora_trainables.bin")
+    assert "none of its files holds model.multi_modal_projector" in said(tmp_path / "merged")
+    torch.save(others, folder / "non_lora_trainables.bin")
+    (folder / "config.json").unlink()
+    assert "no config.json of a LLaVA" in said(tmp_path / "merged")
 
 
 # training, exports and commands
@@ -399,13 +461,22 @@ def test_a_hub_id_brings_its_pickles_when_weights_are_asked_for(tmp_path):
 # what cannot be read
 
 
-def test_its_weights_are_not_quantised(tmp_path, monkeypatch):
-    from mmfast.models import loading
-
-    native = write_native(make_model(tmp_path), tmp_path / "native")
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: True)  # as if bitsandbytes were there
-    with pytest.raises(ValueError, match=r"^model\.quantize: .*native is in LLaVA's native layout"):
-        load(str(native), lora=Lora(r=4, alpha=8), quantize="nf4")
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("pickled", [True, False])
+def test_in_four_bits_it_is_what_the_hubs_layout_is(tmp_path, pickled):
+    hf = make_model(tmp_path)
+    native = write_native(hf, tmp_path / "native", pickled=pickled)
+    expected, found = (
+        dict(load(str(path), lora=Lora(r=4, alpha=8), quantize="nf4").model.named_parameters()) for path in (hf, native)
+    )
+    assert expected.keys() == found.keys() and sum(p.dtype == torch.uint8 for p in found.values()) > 10
+    for name, p in found.items():
+        if "lora_A" in name:  # drawn
+            continue
+        assert p.dtype == expected[name].dtype and torch.equal(p.data, expected[name].data), name
+        if p.dtype == torch.uint8:
+            some, others = p.quant_state.as_dict(packed=True), expected[name].quant_state.as_dict(packed=True)
+            assert all(torch.equal(some[key], others[key]) for key in others)
 
 
 def broken(tmp_path, change, **form):

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from mmfast.rounds.settings import MAKERS, STAGES, load, training_of
 from mmfast.training.recipes import FOLDER
 from mmfast.world.dataset import WorldSpec, write_world
 from mmfast.world.models import tiny_model
+from tests.make import published
 from tests.make.system_files import PAPERS, write_system
 from tests.rounds.crews import Inside
 
@@ -97,6 +99,54 @@ def test_rows_of_a_system_in_another_container_ask_the_same(row, suffix, tmp_pat
     (one,) = read_asked(file)
     assert not one.problem and one.images == ("a.jpg",)
     assert one.messages[-1]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
+
+
+def drawn_by(name):
+    """The commands that a recipe's head names for its prompts, and the overrides that take them."""
+    text = recipe(name).read_text()
+    (overrides,) = re.findall(r"^# .*\(docs/pipelines\.md.*, with (.+):$", text, re.M)
+    return re.findall(r"^#   (mmfast data prompts .+)$", text, re.M), overrides.split()
+
+
+SOURCES = {  # a published file as the heads name it -> our stand-in, and the folder of its images
+    "llava_instruct_150k.json": (published.llava_150k, {"train2017": "coco/train2017"}),
+    "filter_cap1.json": (published.lrv, {"vg": "lrv_image_folder"}),
+    "SciGraphQA-295K-train/data": (published.scigraphqa, {"figures": "scigraph"}),
+    "GQA/train_sceneGraphs.json": (published.gqa, {}),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_prompts_of_a_head_are_drawn_and_read(name, systems, tmp_path, monkeypatch):
+    commands, more = drawn_by(name)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = shlex.split(command)
+        if words[3] in SOURCES:
+            make, moved = SOURCES[words[3]]
+            found = make(tmp_path)
+            if found.name != Path(words[3]).name:
+                (tmp_path / words[3]).mkdir(parents=True)
+                found.rename(tmp_path / words[3] / found.name)
+            for folder, place in moved.items():
+                (tmp_path / place).parent.mkdir(exist_ok=True)
+                (tmp_path / folder).rename(tmp_path / place)
+        else:
+            (tmp_path / words[3]).symlink_to(systems[name]["prompts.path"])
+        # As many as a stand-in has: 3000 rows and 17,000 prompts are not there
+        few = {"--take": "2", "--rows": "0:3"}
+        words = [few.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+        ended = CliRunner().invoke(app, words[1:])
+        assert ended.exit_code == 0, (command, ended.output, ended.exception)
+    asked = load(recipe(name), more, KNOWN)
+    plan = planned(str(asked.generate.options.get("preset", "")))
+    rows = list(read_asked(Path(asked.prompts.path), only_images=bool(plan.wordings)))
+    assert len(rows) >= 2 * len(commands) and not [row.problem for row in rows if row.problem]
+    home = Path(asked.prompts.path)
+    home = home if home.is_dir() else home.parent
+    assert not asked.prompts.images and not asked.prompts.limit
+    assert all((home / image).is_file() for row in rows for image in row.images)
+    assert len({row.id for row in rows}) == len(rows)
 
 
 def test_dgprefs_images_are_prompts_without_their_scene_graphs_too(systems):

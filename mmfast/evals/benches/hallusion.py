@@ -48,6 +48,7 @@ class Hallusion(Benchmark):
         ),
     }
     judge = "gpt-4 at its default temperature"
+    judged: ClassVar = ("official",)
     less_is_better = ("figures_wrong", "figures_inconsistent", "fp_ratio")
     published = "GPT-4V: aAcc 65.28, qAcc 28.79, fAcc 39.88, easy 75.60, hard 37.67 (HallusionBench's README)"
 

@@ -53,6 +53,7 @@ class MmBench(Benchmark):
         "mmbench_dev_2*.tsv", "mmbench_dev_en*.tsv", "mmbench_test_2*.tsv", "mmbench_test_en*.tsv", "MMBench_*EN*.tsv"
     )
     judge = "gpt-3.5-turbo-0613, only in the flavours judge"
+    judged: ClassVar = ("judge", "judge-2023")
     layout = "mmbench"
     published = "dev, by the server: LLaVA-1.5 7B 64.3, 13B 67.7 (LLaVA docs/MODEL_ZOO.md)"
     parsers_differ = True

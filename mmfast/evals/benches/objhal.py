@@ -33,6 +33,7 @@ class ObjHal(Chair):
     about = "objects that a detailed description names and the picture has not"
     flavours = ("llm", "rules")
     judge = "gpt-3.5-turbo-0613, for llm"
+    judged: ClassVar = ("llm",)
     wordings: ClassVar = {
         "rlhfv": Wording(decode=Decode(beams=3, max_tokens=1024), about="RLHF-V's questions, three beams"),
         "dgpref": Wording(decode=Decode(max_tokens=1024), about="RLHF-V's questions, greedy"),

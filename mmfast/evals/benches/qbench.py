@@ -40,6 +40,7 @@ class QBench(Benchmark):
         "prompts": PROMPTS,
     }
     judge = "the judge of VLMEvalKit, only in the flavour judge"
+    judged: ClassVar = ("judge",)
 
     def questions(self, data: Data, wording: Wording) -> Iterator[Question]:
         for number, row in enumerate(rows(data, "questions")):
