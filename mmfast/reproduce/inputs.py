@@ -46,7 +46,8 @@ def used(paper: Paper, root: Path, settings: Settings) -> tuple[list[Weights], l
     if paper.models[0] in models:
         models += [one for one in paper.models if one.layout == "tower"]
     named = {settings.prompts.path, settings.prompts.images, *(one.file for one in settings.pairs)}
-    return models, [one for one in paper.inputs if str(root / one.path) in named]
+    places = [(one, root / one.path) for one in paper.inputs]  # a file also where its folder is named
+    return models, [one for one, place in places if named & {str(place), str(place.parent)}]
 
 
 # models

@@ -273,7 +273,7 @@ def write_files(name: str, root: Path, world: Path) -> Path:
     """The files of a system below a root, where its paper has them."""
     if name == "mllm_dpo":
         write_sources(root / "data" / "mllm_dpo", world)
-        for text in load_paper(name).inputs[0].commands:
+        for text in [text for one in load_paper(name).inputs for text in one.commands]:
             made = CliRunner().invoke(app, shlex.split(text.replace("{root}", str(root)))[1:])
             assert made.exit_code == 0, (made.output, made.exception)
         return root

@@ -141,6 +141,18 @@ def test_a_cut_parquet_is_one_line(rooted):
     assert not line.there and f"{file} is damaged or cut short" in line.told and "\n" not in line.told
 
 
+def test_of_mllm_dpos_questions_each_file_has_the_command_that_draws_it(rooted):
+    root = rooted("mllm_dpo")  # drawn by these very commands
+    one, asked = paper.load_paper("mllm_dpo"), settings("mllm_dpo", root)
+    first, second = inputs.used(one, root, asked)[1]
+    assert [inputs.look_at(item, root, 0).told for item in (first, second)] == ["5 rows", "3,000 rows"]
+    assert loop.readable(asked) is None and run.shares(asked, 0.5)[0] == "prompts.limit=1503"
+    (root / second.path).unlink()
+    line = inputs.look_at(second, root, 0)
+    assert line.fix.startswith("mmfast data prompts ") and f"-o {root / second.path}" in line.fix
+    assert inputs.look_at(first, root, 0).there
+
+
 # weights
 
 

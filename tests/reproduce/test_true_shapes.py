@@ -67,7 +67,7 @@ def test_plan_says_what_it_takes(recipe, seven_b, tmp_path):
     memory = told["memory"]
     assert told["examples"] == 16 and told["tokens"] < told["tokens_one_by_one"]
     assert told["tokens_one_by_one"] > 32 * 576  # two branches a pair, an image in each
-    # Of one rank in eight: two moments of four bytes of all that trains, which is all but the tower, or q's and v's LoRA
+    # Of one rank in eight: two moments of four bytes of what trains: all but the tower, or the LoRA of q and v
     decoder = DECODER + (2 * 64 * 4096 if layout == "hf" else 0)
     trained = decoder + PROJECTOR if recipe == "rlaifv_full" else 32 * 2 * 2 * 32 * 4096
     assert memory["optimiser"] == 8 * trained // 8 and memory["weights"] > 2 * decoder // 8
