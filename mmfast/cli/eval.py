@@ -69,7 +69,9 @@ WordingName = Annotated[
 Preset = Annotated[str, typer.Option(help="llava, rlhfv or dgpref: how these draw their answers.")]
 Tokens = Annotated[int, typer.Option(help="Most tokens of an answer; 0: the wording's.", min=0)]
 Attributes = Annotated[str, typer.Option(help="SteerLM's, put into each question as in training: 4,4,4,2,2.")]
-First = Annotated[int, typer.Option("--limit", help="Only the first so many questions; 0: all.", min=0)]
+First = Annotated[
+    float, typer.Option("--limit", help="Only the first so many questions; below 1: so much of the images.", min=0)
+]
 Flavour = Annotated[
     str, typer.Option(help="Which published way of scoring; default: the benchmark's first. Of several: A,B, one each.")
 ]
@@ -302,7 +304,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _asked(
-    names: list[str], data: Path, images: str, wording: str, preset: str, max_tokens: int, attributes: str, limit: int
+    names: list[str], data: Path, images: str, wording: str, preset: str, max_tokens: int, attributes: str, limit: float
 ) -> list[Asking]:
     from mmfast.evals.answering import asking
 

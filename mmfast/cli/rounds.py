@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,35 +28,52 @@ def rounds(
 
     from mmfast.rounds import loop, report, settings
 
-    asked = settings.load(config, overrides or [], known_options(context))
-    if status:
-        _status(loop.status(asked), Console())
-        return
-    if dry_run:
-        _commands(asked)
-        return
-    read_there(asked)
-
     def all_rounds(crew: Any, console: Console) -> None:
         model = loop.run(asked, crew, console, report=report.write)
         page = report.write(asked)
         typer.echo(f"the model: {model}\nwhat came of it: {page}")
 
-    carry_out(asked, all_rounds)
+    with one_decides() as ranks:
+        asked = settings.load(config, overrides or [], known_options(context))
+        if status:
+            _status(loop.status(asked), Console())
+            return
+        if dry_run:
+            _commands(asked)
+            return
+        read_there(asked)
+        carry_out(asked, all_rounds, ranks)
 
 
-def carry_out(asked: Any, work: Callable[[Any, Any], None]) -> NoReturn:
+@contextmanager
+def one_decides() -> Iterator[Any]:
+    """Under torchrun what stands in it is done by rank 0 alone, which is given the ranks; the others do what these are
+    told, and end as rank 0 does."""
+    from mmfast.rounds.launch import Ranks
+
+    ranks = Ranks() if "RANK" in os.environ else None
+    if ranks is not None and not ranks.main:
+        raise typer.Exit(ranks.serve())
+    code = 1
+    try:
+        yield ranks
+        code = 0
+    except typer.Exit as ended:
+        code = ended.exit_code
+        raise
+    finally:
+        if ranks is not None:
+            ranks.end(code)
+
+
+def carry_out(asked: Any, work: Callable[[Any, Any], None], ranks: Any) -> NoReturn:
     """Does `work` with a crew and a console, one command at a time in a folder, and ends with what came of it as exit
-    code."""
+    code. `ranks`: of a launch; None: the processes of this machine."""
     from rich.console import Console
 
-    from mmfast.rounds.launch import Interrupted, Machine, Ranks
+    from mmfast.rounds.launch import Interrupted, Machine
 
-    # One process alone decides
-    crew: Machine | Ranks = Ranks() if "RANK" in os.environ else Machine(asked.rounds.processes)
-    if not crew.main:
-        raise typer.Exit(crew.serve())  # type: ignore[union-attr]
-    code = 1
+    crew, code = ranks or Machine(asked.rounds.processes), 1
     try:
         console = Console(stderr=True)
         with _held(asked.folder):
@@ -68,8 +86,6 @@ def carry_out(asked: Any, work: Callable[[Any, Any], None]) -> NoReturn:
         print(f"mmfast: {error}", file=sys.stderr)
     except OSError as error:  # a full disk, mostly
         print(f"mmfast: {error.filename or asked.folder}: {error.strerror}; the same command goes on", file=sys.stderr)
-    finally:
-        crew.end(code)
     raise typer.Exit(code)
 
 

@@ -247,8 +247,8 @@ class Evaluate(Section):
     """Steps between evaluations; 0: only at the end."""
     start: int = Field(0, ge=0)
     """The first step that is evaluated (DGPref's gen_start; its gen_step is every)."""
-    limit: int = Field(0, ge=0)
-    """Only the first so many questions of each; 0: all."""
+    limit: float = Field(0, ge=0)
+    """Only the first so many questions of each; below 1: that share of each's images, 8 at least; 0: all."""
     best: str = ""
     """Keep the best checkpoint by this metric of a benchmark: "pope.f1"."""
     margin: bool = True

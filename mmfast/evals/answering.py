@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -34,6 +35,7 @@ from mmfast.progress import Parts
 
 NAME, VERSION = "answer", 1
 ANSWERS = "answers.jsonl"
+LEAST = 8  # images of a share: fewer make no interval
 # How the published evaluations draw their answers, over what a benchmark's wording says
 PRESETS: dict[str, dict[str, Any]] = {
     "llava": {"temperature": 0.0, "beams": 1},  # greedy; the most tokens are the benchmark's: 128 or 1024
@@ -52,7 +54,7 @@ class Asking:
     decode: Decode
     questions: tuple[Question, ...]
     attributes: str = ""
-    limit: int = 0  # only so many questions; 0: all
+    limit: float = 0  # only so many questions; below 1: that share of the images; 0: all
 
     @property
     def needs(self) -> set[str]:
@@ -83,7 +85,7 @@ def asking(
     preset: str = "",
     max_tokens: int = 0,
     attributes: str = "",
-    limit: int = 0,
+    limit: float = 0,
 ) -> Asking:
     """Reads the questions. `wording`, `preset` and `attributes` (SteerLM's, "4,4,4,2,2") change how they are asked."""
     one = bench_of(bench) if isinstance(bench, str) else bench
@@ -94,6 +96,9 @@ def asking(
             raise ValueError(f"--preset: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         decode = replace(decode, **PRESETS[preset])
     decode = replace(decode, max_tokens=max_tokens) if max_tokens else decode
+    if limit >= 1 and limit != int(limit):
+        raise ValueError(f"limit = {limit:g}: write a whole number of questions, or a share below 1")
+    limit = int(limit) if limit >= 1 else limit
     home = Data(data, one, images)
     wanted = attributes_of(attributes) if attributes else {}
     questions = [
@@ -128,9 +133,11 @@ def each_its_own(names: Sequence[str], given: str, option: str, kinds: str) -> d
     return {name: next((one for one in listed if one in own), "") for name, own in known.items()}
 
 
-def questions_of(bench: Benchmark, data: Data, wording: Wording, limit: int = 0) -> list[Question]:
+def questions_of(bench: Benchmark, data: Data, wording: Wording, limit: float = 0) -> list[Question]:
     """Each with its unit, and with an id of its own."""
-    questions = [q if q.unit else replace(q, unit=q.id) for q in islice(bench.questions(data, wording), limit or None)]
+    found = islice(bench.questions(data, wording), int(limit) or None)
+    questions = [q if q.unit else replace(q, unit=q.id) for q in found]
+    questions = spread(questions, limit) if 0 < limit < 1 else questions
     if not questions:
         raise ValueError(f"{data.folder}: {bench.name} has no question there")
     ids = {q.id for q in questions}
@@ -139,6 +146,14 @@ def questions_of(bench: Benchmark, data: Data, wording: Wording, limit: int = 0)
         twice = next(q.id for q in questions if q.id in seen or seen.add(q.id))  # type: ignore[func-returns-value]
         raise ValueError(f"{data.folder}: {bench.name} has two questions {twice!r}: is a file there twice?")
     return questions
+
+
+def spread(questions: list[Question], share: float) -> list[Question]:
+    """All questions of a share of the images, evenly through the benchmark: each of its kinds is among them."""
+    units = list(dict.fromkeys(q.unit for q in questions))
+    wanted = min(len(units), max(LEAST, math.ceil(len(units) * share)))
+    kept = {units[n * len(units) // wanted] for n in range(wanted)}
+    return [q for q in questions if q.unit in kept]
 
 
 def attributes_of(text: str) -> dict[str, float]:

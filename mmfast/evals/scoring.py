@@ -83,7 +83,8 @@ def score(
     limit = header.get("limit", 0)
     words = sum(len(turn.split()) for q in questions if q.id in found for turn in found[q.id].turns)
     notes = [f"{words / max(sum(q.id in found for q in questions), 1):.1f} words an answer", *scoring.notes]
-    notes += [f"only the first {limit} questions were asked"] if limit else []
+    some = f"{limit:.2%} of the images were" if limit < 1 else f"the first {limit} questions were"
+    notes += [f"only {some} asked"] if limit else []
     return Result(
         bench=one.name,
         flavour=f"{flavour}, own prompt" if scoring.own_prompt else flavour,

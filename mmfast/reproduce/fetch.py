@@ -19,7 +19,7 @@ OTHER_FORMATS = ("*.msgpack", "*.h5", "*.onnx", "*.ot", "*.gguf")  # of the same
 def to_fetch(paper: Paper, root: Path, settings: Settings) -> list[Weights | Input]:
     """What a run reads, is on the hub, and is not here, or not whole."""
     models, files = used(paper, root, settings)
-    missing: list[Weights | Input] = [one for one in models if not _whole(one, root)]
+    missing: list[Weights | Input] = [one for one in models if weights.tried(one, root / one.used)[1]]
     return missing + [one for one in files if one.hub and not _all_rows(one, root)]
 
 
@@ -29,14 +29,6 @@ def _all_rows(item: Input, root: Path) -> bool:
     return line.there and not line.short
 
 
-def _whole(model: Weights, root: Path) -> bool:
-    try:
-        weights.check(model, root / model.used)
-        return True
-    except ValueError:
-        return False
-
-
 def fetch(wanted: list[Weights | Input], root: Path, *, accepted: bool, told: Callable[[str], None]) -> None:
     """Raises before the first byte where the licences are not accepted, or the disk is too small."""
     if not wanted:
@@ -44,16 +36,29 @@ def fetch(wanted: list[Weights | Input], root: Path, *, accepted: bool, told: Ca
     if not accepted:
         listed = "; ".join(f"{name_of(one)}: {one.licence}" for one in wanted)
         raise ValueError(f"--fetch needs --accept-licences, once you have read them ({listed})")
+    for one in wanted:
+        if isinstance(one, Weights) and one.imported and (root / one.imported).exists():
+            raise ValueError(f"{root / one.imported} is no whole {one.id}: remove it, and it is imported anew")
     root.mkdir(parents=True, exist_ok=True)
-    known = sum(float(one.gib) for one in wanted if isinstance(one.gib, float | int))
+    known = sum(_to_come(one, root) for one in wanted)
     free = shutil.disk_usage(root).free / GIB
     if known > free:
         raise ValueError(f"{root} has {free:.0f} GiB free, and {known:.0f} GiB are to be fetched: name another --root")
     for one in wanted:
-        told(f"fetching {name_of(one)}")
-        _fetch(one, root)
+        if not isinstance(one, Weights) or weights.tried(one, root / one.folder)[1]:
+            told(f"fetching {name_of(one)}")
+            _fetch(one, root)
         if isinstance(one, Weights) and one.imported:
             import_model(root / one.folder, root / one.imported, told)
+
+
+def _to_come(item: Weights | Input, root: Path) -> float:
+    """GiB that are still to be written, by its published size; an import writes them once more."""
+    if isinstance(item.gib, str):
+        return 0.0
+    folder = root / (item.folder if isinstance(item, Weights) else item.path)
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / GIB
+    return max(0.0, item.gib - there) + (item.gib if isinstance(item, Weights) and item.imported else 0.0)
 
 
 def name_of(item: Weights | Input) -> str:

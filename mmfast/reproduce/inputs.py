@@ -46,26 +46,31 @@ def used(paper: Paper, root: Path, settings: Settings) -> tuple[list[Weights], l
     if paper.models[0] in models:
         models += [one for one in paper.models if one.layout == "tower"]
     named = {settings.prompts.path, settings.prompts.images, *(one.file for one in settings.pairs)}
-    return models, [one for one in paper.inputs if str(root / one.path) in named]
+    places = [(one, root / one.path) for one in paper.inputs]  # a file also where its folder is named
+    return models, [one for one, place in places if named & {str(place), str(place.parent)}]
 
 
 # models
 
 
 def _model(model: Weights, root: Path) -> Line:
-    folder, told = root / model.used, f"{model.what}: {model.id}"
-    if model.imported and not folder.is_dir() and (root / model.folder).is_dir():
-        fix = shlex.join(["mmfast", "import", str(root / model.folder), str(folder)])
-        return Line(what=told, there=False, told="is there as published, and has to be imported", fix=fix)
-    if not folder.is_dir():
-        return Line(
-            what=told, there=False, told=f"{folder} is missing (licence: {model.licence})", fix=fetch(model, root)
-        )
-    try:
-        seen = weights.check(model, folder)
-    except ValueError as error:
-        return Line(what=told, there=False, told=str(error), fix=fetch(model, root))
-    return Line(what=told, there=True, told=f"{seen.parameters / 1e9:.2f} billion parameters" if seen else "whole")
+    what, folder, published = f"{model.what}: {model.id}", root / model.used, root / model.folder
+    seen, wrong = weights.tried(model, folder)
+    if not wrong:
+        return Line(what=what, there=True, told=f"{seen.parameters / 1e9:.2f} billion parameters" if seen else "whole")
+    fix = fetch(model, root)
+    # Imported anew from what was published, where that is whole
+    if model.imported and published.is_dir():
+        broken = weights.tried(model, published)[1]
+        fix = fix if broken else _importing(model, root)
+        wrong = wrong if folder.is_dir() else broken or "is there as published, and has to be imported"
+    if model.imported and folder.is_dir():
+        fix = f"{shlex.join(['rm', '-r', str(folder)])} && {fix}"
+    return Line(what=what, there=False, told=wrong, fix=fix)
+
+
+def _importing(model: Weights, root: Path) -> str:
+    return shlex.join(["mmfast", "import", str(root / model.folder), str(root / model.imported)])
 
 
 def _own_base(base: str) -> Line:
@@ -85,10 +90,12 @@ def fetch(item: Weights | Input, root: Path) -> str:
     if isinstance(item, Weights):
         more = [] if item.revision == "unknown" else ["--revision", item.revision]
         command = shlex.join(["hf", "download", item.id, *more, "--local-dir", str(root / item.folder)])
-        imported = ["mmfast", "import", str(root / item.folder), str(root / item.imported)]
-        return f"{command} && {shlex.join(imported)}" if item.imported else command
+        return f"{command} && {_importing(item, root)}" if item.imported else command
     if item.hub:
         return shlex.join(["hf", "download", item.hub, "--repo-type", "dataset", "--local-dir", str(root / item.path)])
+    if item.commands:
+        place = shlex.quote(str(root))
+        return f"{' && '.join(item.commands).replace('{root}', place)} (of {item.source})"
     return f"to be had from {item.source}; put it at {root / item.path}"
 
 
@@ -115,7 +122,7 @@ def look_at(item: Input, root: Path, limit: int) -> Line:
 
 def read(item: Input, path: Path, images: Path | None, limit: int) -> int:
     """The number of rows. Raises where a file lacks a column, or a row's picture is not there."""
-    if not limit and images is None and all(file.suffix == ".parquet" for file in data_files(path)):
+    if images is None and all(file.suffix == ".parquet" for file in data_files(path)):
         return _parquet_rows(item, data_files(path))
     rows, lost, first = 0, 0, ""
     for value in _values(item, path):
@@ -162,9 +169,24 @@ def _parquet_rows(item: Input, files: list[Path]) -> int:
             with pq.ParquetFile(file) as held:
                 _columns(item, file, held.schema_arrow.names)
                 rows += held.metadata.num_rows
+                lost = _without_pictures(held.metadata) if "image" in item.header else 0
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again") from None
+        if lost:
+            raise ValueError(f"{file}: {lost:,} of its rows hold no picture: fetch it again")
     return rows
+
+
+def _without_pictures(file: Any) -> int:
+    """Rows of a parquet file whose image has no bytes, by what the file notes of its columns."""
+    lost = 0
+    for number in range(file.num_row_groups):
+        group = file.row_group(number)
+        columns = [group.column(n) for n in range(group.num_columns)]
+        held = next((one for one in columns if one.path_in_schema == "image.bytes"), None)
+        noted = held.statistics if held is not None else None
+        lost += group.num_rows if held is None else noted.null_count if noted and noted.has_null_count else 0
+    return lost
 
 
 # benchmarks and servers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ class Need:
 def need(paper: Paper, settings: Settings, root: Path, scale: float, parameters: float) -> Need:
     own_base = settings.base != str(root / paper.models[0].used)
     gpus = torch.cuda.device_count()
+    ranks = int(os.environ.get("WORLD_SIZE", max(gpus, 1)))  # of a launch, on all its machines
     here = root
     while not here.exists():
         here = here.parent
     return Need(
-        hours=hours(paper, settings, scale, parameters, tflops() * max(gpus, 1)),
-        memory="unknown of another base: mmfast plan tells it" if own_base else memory(paper, settings, max(gpus, 1)),
+        hours=hours(paper, settings, scale, parameters, tflops() * ranks),
+        memory="unknown of another base: mmfast plan tells it" if own_base else memory(paper, settings, ranks),
         has_memory=torch.cuda.get_device_properties(0).total_memory / GIB if gpus else None,
         disk=disk(paper, settings, scale, parameters),
         free=shutil.disk_usage(here).free,

@@ -77,6 +77,8 @@ class Input(Section):
     """Columns that its rows must have; none of a folder of pictures."""
     images: str = ""
     """Below the root: the folder with the pictures that its rows name."""
+    commands: tuple[str, ...] = ()
+    """By which it is fetched, or made of what its source has; {root} stands for the folder that the user names."""
 
 
 class Service(Section):

@@ -14,7 +14,7 @@ from mmfast.rounds import choice, loop
 from mmfast.rounds.launch import Machine, Ranks
 from mmfast.rounds.settings import Options, Settings, load
 
-LEAST = 8  # questions of a benchmark, rows of prompts or pairs: fewer make no interval and no pair
+LEAST = 8  # rows of prompts or pairs
 BASE = "base"  # a stage: the base's benchmarks
 
 
@@ -27,7 +27,7 @@ def settings_of(paper: Paper, root: Path, name: str, scale: float, given: Sequen
 
 
 def shares(whole: Settings, scale: float) -> list[str]:
-    """Overrides that run every stage on a share: of prompts or pairs, of the warm-up's steps, of the questions."""
+    """Overrides that run every stage on a share: of prompts or pairs, of the warm-up's steps, of each benchmark."""
     out = []
     # What is asked; or, where pairs are there already, what is trained on
     path = whole.prompts.path or next((one.file for one in whole.pairs if one.file), "")
@@ -40,32 +40,13 @@ def shares(whole: Settings, scale: float) -> list[str]:
     every = whole.training.get("train", {}).get("checkpoint_every", 0)
     if every:
         out.append(f"train.checkpoint_every={max(1, math.ceil(every * scale))}")
-    numbers = []
-    for name in whole.evaluate.bench:
-        try:
-            numbers.append(choice.check_bench(whole, name))
-        except ValueError:  # told by the look at what is there
-            continue
-    if numbers:
-        out.append(f"evaluate.limit={limit_of(numbers, scale)}")
+    if whole.judged:
+        out.append(f"evaluate.limit={scale:g}")  # of each benchmark
     return out
 
 
 def share(rows: int, scale: float) -> int:
     return min(rows, max(LEAST, math.ceil(rows * scale)))
-
-
-def limit_of(numbers: Sequence[int], scale: float) -> int:
-    """So many questions of each benchmark that all together are the share of all: a small one is asked whole before a
-    large one is."""
-    asked, low, high = scale * sum(numbers), LEAST, max(LEAST, *numbers)
-    while low < high:
-        middle = (low + high) // 2
-        if sum(min(n, middle) for n in numbers) >= asked:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 def stages(settings: Settings) -> list[str]:

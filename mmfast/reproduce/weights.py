@@ -60,6 +60,16 @@ def check(model: Weights, folder: Path) -> Seen | None:
     return seen
 
 
+def tried(model: Weights, folder: Path) -> tuple[Seen | None, str]:
+    """The same, and why the folder does not hold `model`; "" where it does."""
+    if not folder.is_dir():
+        return None, f"{folder} is missing (licence: {model.licence})"
+    try:
+        return check(model, folder), ""
+    except ValueError as error:
+        return None, str(error)
+
+
 def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
     """Of the tensors of a file; raises where it is cut short."""
     if file.suffix != ".safetensors":

@@ -96,9 +96,6 @@ class Machine:
         environment = {} if several and "OMP_NUM_THREADS" in os.environ else _threads(self.processes if several else 1)
         followed([*(torchrun if several else []), *invocation(command)], log, environment, follow)
 
-    def end(self, code: int) -> None:
-        """Nobody else waits."""
-
 
 class Ranks:
     """All ranks of a launch, each of which runs the rounds: rank 0 decides, the others do what it says."""

@@ -213,9 +213,8 @@ def judged(settings: Settings, number: int, model: str, parent: Path | None) -> 
     home, section = home_of(settings, number), settings.evaluate
     command = ["eval", "run", model, "--bench", ",".join(section.bench), "--data", section.data]
     command += ["--out", str(home / "eval")]
-    command += ["--images", section.images] * bool(section.images) + ["--limit", str(section.limit)] * bool(
-        section.limit
-    )
+    command += ["--images", section.images] * bool(section.images)
+    command += ["--limit", f"{section.limit:g}"] * bool(section.limit)
     command += written(settings.scoring.options, settings, model)
     reads = () if parent is None else (parent,)
 

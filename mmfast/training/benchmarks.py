@@ -40,7 +40,7 @@ class Benchmarks:
         images: str = "",
         every: int = 0,
         start: int = 0,
-        limit: int = 0,
+        limit: float = 0,
         best: str = "",
         margin: bool = True,
     ) -> None:

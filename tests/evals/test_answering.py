@@ -10,8 +10,9 @@ from mmfast.data.text.templates import text_of
 from mmfast.engines import stage
 from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
-from mmfast.evals.answering import PRESETS, asking, attributes_of
-from mmfast.evals.base import Benchmark
+from mmfast.evals.answering import LEAST, PRESETS, asking, attributes_of, spread
+from mmfast.evals.base import Benchmark, Question
+from mmfast.evals.scoring import score
 from mmfast.feedback.answer import Answer
 from mmfast.feedback.rules import steerlm
 from tests.make.engine_cases import ALL, Fake
@@ -177,6 +178,27 @@ def test_a_limit_asks_the_first_and_says_so(data, tmp_path):
     engine = Fake()
     ask(toy(data), tmp_path / "out", engine)  # the rest
     assert engine.asks == 7 and len(lines(tmp_path / "out" / "answers.jsonl")) == 13
+
+
+def test_a_limit_below_one_asks_whole_images_evenly_through_the_benchmark():
+    asked = [Question(id=f"{kind}{n}", turns=("q",), unit=f"{kind}{n // 2}") for kind in "abc" for n in range(40)]
+    kept = spread(asked, 0.15)  # 9 of 60 images
+    assert [q.unit for q in kept[::2]] == [f"{kind}{n}" for kind in "abc" for n in (0, 6, 13)]
+    assert [q.unit for q in kept[::2]] == [q.unit for q in kept[1::2]]
+    assert len({q.unit for q in spread(asked, 0.001)}) == LEAST and spread(asked[:6], 0.001) == asked[:6]
+
+
+def test_a_share_is_asked_and_scored_and_says_so(tmp_path, monkeypatch):
+    data = write_toy(tmp_path / "data", 24)
+    monkeypatch.setattr("mmfast.evals.answering.LEAST", 2)
+    asked = toy(data, limit=0.5)
+    assert 0 < len(asked.questions) < len(toy(data).questions)
+    ask(asked, tmp_path / "out")
+    assert len(lines(tmp_path / "out" / "answers.jsonl")) == 1 + len(asked.questions)
+    result = score(Toy(), tmp_path / "out", data=data)
+    assert result.counts["questions"] == len(asked.questions) and "only 50.00% of the images were asked" in result.notes
+    with pytest.raises(ValueError, match=r"limit = 1\.5: write a whole number of questions, or a share below 1"):
+        toy(data, limit=1.5)
 
 
 def test_images_that_are_not_there_are_told_first_or_one_by_one(data, tmp_path):
