@@ -21,8 +21,9 @@ class ImageInfo:
     source: str  # where its bytes are read again: a path, or "file.parquet#row=7&column=images&item=0"
     width: int  # in pixels, EXIF orientation applied
     height: int
-    tokens: int  # image slots in the sequence; an image is one contiguous block of them
+    tokens: int  # its length in the sequence: one contiguous block of slots, and of words that stand among them
     grid: tuple[int, int, int] | None = None  # (t, h, w) in patches before merging: models with M-RoPE
+    words: tuple[tuple[int, int], ...] = ()  # (place in the block, token id) of those: marks of tiles, ends of lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

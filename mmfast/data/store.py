@@ -149,7 +149,9 @@ class ExampleStore:
 
 
 def image_info(image: dict[str, Any], source: str) -> ImageInfo:
-    return ImageInfo(**{**image, "source": source, "grid": tuple(image["grid"]) if image["grid"] else None})
+    grid, words = image["grid"], image.get("words", ())
+    own = {"source": source, "grid": tuple(grid) if grid else None, "words": tuple(map(tuple, words))}
+    return ImageInfo(**{**image, **own})
 
 
 class Earlier:

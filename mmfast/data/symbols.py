@@ -253,11 +253,15 @@ def runner_up_key(key: str) -> str:
 def expanded(
     branch: Branch, images: Mapping[str, ImageInfo], image_token_id: int | None
 ) -> tuple[list[int], list[int]]:
-    """Its ids with each image's slots written out, and where each id of the branch begins among them."""
-    sizes = np.ones(len(branch.ids), np.int64)
-    if image_token_id is not None:
-        sizes[branch.ids == image_token_id] = [images[name].tokens for name in branch.images]
-    return np.repeat(branch.ids, sizes).tolist(), offsets_of(sizes)[:-1].tolist()
+    """Its ids with each image's block written out, and where each id of the branch begins among them."""
+    sizes, shown = np.ones(len(branch.ids), np.int64), [images[name] for name in branch.images]
+    places = np.flatnonzero(branch.ids == (-1 if image_token_id is None else image_token_id))
+    sizes[places] = [info.tokens for info in shown]
+    ids, starts = np.repeat(branch.ids, sizes), offsets_of(sizes)[:-1]
+    for start, info in zip(starts[places].tolist(), shown, strict=True):
+        for place, word in info.words:
+            ids[start + place] = word
+    return ids.tolist(), starts.tolist()
 
 
 def branches_of(example: Example) -> tuple[Branch, ...]:

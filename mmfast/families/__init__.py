@@ -28,7 +28,7 @@ def adapter_for(config: PretrainedConfig) -> Adapter:
     """The adapter of a model: its family's, or the general one for models that no file here describes."""
     from mmfast.families.generic import Generic, TextOnly
 
-    adapter = (family_of(config.model_type) or (Generic if reads_images(config) else TextOnly))(config)
+    adapter = (family_for(config.to_dict()) or (Generic if reads_images(config) else TextOnly))(config)
     adapter.proven &= type(adapter).__module__.startswith(OWN)  # no test of ours has run the others
     return adapter
 
@@ -94,6 +94,12 @@ def family_of(model_type: str) -> type[Adapter] | None:
             raise ValueError(f"{module} must hold one class derived from Adapter, it holds {len(kinds)}")
         return kinds[0]
     return None
+
+
+def family_for(model: dict[str, Any]) -> type[Adapter] | None:
+    """The family of a config.json, where its file tells of this very model."""
+    kind = family_of(model.get("model_type") or "")
+    return kind if kind is not None and kind.describes(model) else None
 
 
 def families() -> dict[str, type[Adapter]]:

@@ -61,6 +61,11 @@ class Adapter:
         """The family's own (config, model), which transformers is told of before one is opened; None: it has them."""
         return None
 
+    @classmethod
+    def describes(cls, model: dict[str, Any]) -> bool:
+        """Does the file tell of this model? A model_type may name several kinds: the others are read as if unlisted."""
+        return True
+
     # images, for the data: `model` is config.json, `processor` preprocessor_config.json
 
     needs_processor_file = True  # False: what a published model's preprocessor_config.json would say, the family says

@@ -16,6 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from mmfast.families.base import Adapter
 from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part
 
+PROJECTORS = ("projector", "connector", "resampler")  # words in the names of what stands between tower and decoder
+
 
 class TextOnly(Adapter):
     """A decoder without images. Its attention is causal unless its config says otherwise (see proof.py)."""
@@ -76,15 +78,18 @@ class Generic(Adapter):
             )
         return layers
 
-    def _children(self, model: PreTrainedModel) -> list[nn.Module]:
-        decoder = self.decoder(model)
-        return [child for child in model.model.children() if child is not decoder]
-
-    def _is_tower(self, module: nn.Module) -> bool:
-        return any(isinstance(m, nn.ModuleList) and len(m) > 1 for m in module.modules())
+    def _split(self, model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
+        """(Towers, projectors) among the parts beside the decoder; a projector may have layers too (Idefics2)."""
+        decoder, parts = self.decoder(model), ([], [])
+        for name, child in model.model.named_children():
+            repeats = any(isinstance(m, nn.ModuleList) and len(m) > 1 for m in child.modules())
+            between = any(word in name for word in PROJECTORS)
+            if child is not decoder:
+                parts[between or not repeats].append(child)
+        return parts
 
     def vision(self, model: PreTrainedModel) -> list[nn.Module]:
-        return [child for child in self._children(model) if self._is_tower(child)]
+        return self._split(model)[0]
 
     def vision_blocks(self, model: PreTrainedModel) -> list[nn.Module]:
         lists: list[Any] = [m for tower in self.vision(model) for m in tower.modules() if isinstance(m, nn.ModuleList)]
@@ -92,8 +97,7 @@ class Generic(Adapter):
         return [*longest]
 
     def projector(self, model: PreTrainedModel) -> list[nn.Module | nn.Parameter]:
-        modules = [child for child in self._children(model) if not self._is_tower(child)]
-        return [*modules, *model.model._parameters.values()]
+        return [*self._split(model)[1], *model.model._parameters.values()]
 
     def encode_pixels(self, model: PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
         function = model.model.get_image_features

@@ -13,11 +13,14 @@ from mmfast.families.tiny import VICUNA, Size, Tiny, decoder_part, tower_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VICUNA_7B = {"vocab_size": 32064}  # the rest, and CLIP's tower, are transformers' defaults
 VICUNA_13B = VICUNA_7B | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
 VICUNA_13B |= {"num_attention_heads": 40, "num_key_value_heads": 40}
+
+
+CLIP = "clip_vision_model"
 
 
 class Llava(Adapter):
@@ -29,12 +32,9 @@ class Llava(Adapter):
         "llava-hf/llava-1.5-13b-hf": {"text_config": VICUNA_13B},
     }
 
-    def __init__(self, config: PretrainedConfig):
-        super().__init__(config)
-        if (tower := config.vision_config.model_type) not in ("clip_vision_model", "siglip_vision_model"):
-            raise ValueError(
-                f"{config.model_type} with a tower of type {tower}: only CLIP's and SigLIP's are supported"
-            )
+    @classmethod
+    def describes(cls, model: dict[str, Any]) -> bool:
+        return (model.get("vision_config") or {}).get("model_type", CLIP) in (CLIP, "siglip_vision_model")
 
     @classmethod
     def aspect_of(cls, processor: dict[str, Any]) -> str:

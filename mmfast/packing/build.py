@@ -89,7 +89,8 @@ class _Stream:
         self.image_ids = [symbols.image_ids[numbers[i]] for i in order]
         infos = [images[i] for i in self.image_ids]
         tokens = np.asarray([i.tokens for i in infos], np.int64)
-        feature_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens)])
+        rows = tokens - np.asarray([len(i.words) for i in infos], np.int64)
+        feature_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows)])
         which = rank[which]  # of each image symbol
 
         length = np.ones(len(flat), np.int64)
@@ -102,8 +103,11 @@ class _Stream:
         self.tokens = np.repeat(ids, length)
         image_starts = self.symbol_ends[at] - length[at]
         slots = ranges(image_starts, self.symbol_ends[at])
+        words, said = _words(infos, which, image_starts)
+        self.tokens[words] = said
         self.features = np.full(total, -1, np.int64)
-        self.features[slots] = ranges(feature_starts[which], feature_starts[which] + tokens[which])
+        shown = np.setdiff1d(slots, words, assume_unique=True) if len(words) else slots
+        self.features[shown] = ranges(feature_starts[which], feature_starts[which] + rows[which])
 
         advance = np.ones(len(flat), np.int64)
         advance[at] = np.asarray([layout.advance(i) for i in infos], np.int64)[which]
@@ -125,6 +129,14 @@ class _Stream:
         else:
             positions[slots] += slots - np.repeat(image_starts, length[at])
             self.positions = positions
+
+
+def _words(infos: Sequence[ImageInfo], which: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Where in the stream words stand among the slots of its images, their ids.)"""
+    blocks = [(start, infos[i].words) for start, i in zip(starts.tolist(), which.tolist(), strict=True)]
+    found = [(start + place, word) for start, words in blocks for place, word in words]
+    places, ids = np.asarray(found, np.int64).reshape(-1, 2).T
+    return places, ids
 
 
 def _grid_positions(grid: tuple[int, int, int]) -> np.ndarray:

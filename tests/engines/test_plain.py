@@ -290,8 +290,8 @@ def test_models_that_cannot_be_packed_answer(kind, engine, folder):
 
 
 def test_a_model_whose_images_cannot_be_packed_goes_through_its_own_processor(tmp_path):
-    """Idefics-3 with tiles: words stand between the slots of one image."""
-    folder = unlisted.write(tmp_path, "idefics3", unlisted.idefics3(splits=True))
+    """Idefics-2: what stands beside an image depends on the words there."""
+    folder = unlisted.write(tmp_path, "idefics2", unlisted.idefics2())
     engine = Plain(folder)
     prompt = engine.prompts.prompt(ask(QUESTION, picture()))
     tokenizer = engine.prompts.tokenizer
@@ -300,9 +300,9 @@ def test_a_model_whose_images_cannot_be_packed_goes_through_its_own_processor(tm
     assert ids == tokenizer(" no", add_special_tokens=False).input_ids[-1:]
     first, second = engine.answer([ask(QUESTION, picture(i), decode=EIGHT, labels=("no",)) for i in (0, 1)])
     assert first.tokens == 8 and first.labels != second.labels
-    refused = unlisted.write(tmp_path / "mistral3", "mistral3", unlisted.mistral3())
-    with pytest.raises(ValueError, match="PixtralProcessor requires the Torchvision"):
-        Plain(refused)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Cohere2VisionImageProcessor"}')
+    with pytest.raises(ValueError, match="transformers' own processor of it cannot be made here"):
+        Plain(folder)
 
 
 def test_an_adapter_acts_and_is_named(folder, tmp_path):

@@ -1,8 +1,8 @@
 """Images of a model that no family's file describes: transformers' own processor, in its Pillow form.
 
-It is asked what it makes of a blank image of each size: how many slots, and what it writes around them. Slower than
-processor.py by the work that it does for nothing, and exact by construction. Its video half is left out, which would
-need torchvision.
+It is asked what it makes of a blank image of each size: how many slots, and what it writes around and among them.
+Slower than processor.py by the work that it does for nothing, and exact by construction. Its video half is left out,
+which would need torchvision.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +24,36 @@ from mmfast.data.images.decode import decode
 from mmfast.families.base import image_token_id
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-PROBE = (600, 300)  # width and height: where a processor cuts images into tiles, it does so here
+PROBES = ((600, 300), (300, 600), (56, 56))  # width and height: with tiles beside and above each other, with none
+
+
+class PixtralRule:
+    """Pixtral's processor, as far as one image goes. transformers' class of that name asks for torchvision."""
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, patch_size: int = 16, spatial_merge_size: int = 1, **named: Any
+    ):
+        self.image_processor, self.tokenizer, self.patch = image_processor, tokenizer, patch_size * spatial_merge_size
+        own = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+        self.image_token, *self.ends = [named.get(name) or token for name, token in own.items()]
+
+    def __call__(self, images: list[list[PIL.Image.Image]], text: list[str], **named: Any) -> dict[str, Tensor]:
+        """A line of slots for each line of merged patches, a break behind each, the end behind the last."""
+        inputs = self.image_processor(images, patch_size=self.patch, return_tensors="pt")
+        (height, width), (line_break, end) = inputs["image_sizes"][0].tolist(), self.ends
+        line = self.image_token * (width // self.patch)
+        block = line_break.join([line] * (height // self.patch)) + end
+        return {**self.tokenizer([text[0].replace(self.image_token, block)], **named), **inputs}
+
+
+RULES = {"PixtralProcessor": PixtralRule}
 
 
 class OwnProcessor:
     def __init__(self, folder: Path):
         model = json.loads((folder / "config.json").read_text())
         self.folder, self.name, self.image_id = folder, model.get("model_type", ""), image_token_id(model)
-        self.geometry = lru_cache(maxsize=1 << 16)(self._geometry)
+        self._block = lru_cache(maxsize=1 << 16)(self._read_block)
 
     @cached_property
     def processor(self) -> Any:
@@ -39,12 +62,16 @@ class OwnProcessor:
         file = self.folder / "processor_config.json"
         settings = json.loads(file.read_text()) if file.exists() else {}
         try:
-            kind: Any = getattr(transformers, settings.get("processor_class") or NAMES[self.name])
-            halves = kind.get_attributes()
+            name = settings.pop("processor_class", "") or NAMES[self.name]
             parts = {
                 "tokenizer": transformers.AutoTokenizer.from_pretrained(self.folder),
                 "image_processor": transformers.AutoImageProcessor.from_pretrained(self.folder, backend="pil"),
             }
+            settings = {key: value for key, value in settings.items() if key not in parts}
+            if name in RULES:
+                return RULES[name](**parts, **settings)
+            kind: Any = getattr(transformers, name)
+            halves = kind.get_attributes()
             unchecked: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
             settings = {key: value for key, value in settings.items() if key not in halves}
             return unchecked.from_args_and_dict([parts.get(half) for half in halves], settings)
@@ -57,8 +84,11 @@ class OwnProcessor:
 
     @cached_property
     def beside(self) -> tuple[list[int], list[int]]:
-        """The ids that stand before and after an image's slots."""
-        return self._slots(self._run(np.zeros((PROBE[1], PROBE[0], 3), np.uint8)))[1:]
+        """The ids that stand before and after the slots of any image: the chat's text brings them."""
+        written = [self._ids(self._blank(*size)) for size in PROBES]
+        firsts = [ids[: ids.index(self.image_id)] for ids in written]
+        lasts = [ids[len(ids) - ids[::-1].index(self.image_id) :] for ids in written]
+        return _alike(firsts), _alike([ids[::-1] for ids in lasts])[::-1]
 
     def marks(self) -> tuple[str, str]:
         """(What the chat template writes for an image, what the model reads.)"""
@@ -67,16 +97,39 @@ class OwnProcessor:
         text = tokenizer.decode(before) + image + tokenizer.decode(after)
         if tokenizer(text, add_special_tokens=False).input_ids != [*before, self.image_id, *after]:
             self._refuse(f"what its processor writes around an image is no text: {text!r}")
-        return getattr(self.processor, "image_token", image), text
+        own = tokenizer(f"a{text}b", add_special_tokens=False).input_ids
+        at = own.index(self.image_id)
+        own[at : at + 1] = self._block(*PROBES[0])[0]
+        if own != self._ids(self._blank(*PROBES[0], f"a{self.mark}b")):
+            self._refuse("its processor changes the words beside an image")
+        return self.mark, text
 
-    def _geometry(self, width: int, height: int) -> tuple[int, tuple[int, int, int] | None]:
-        """As ImageProcessor.geometry."""
-        inputs = self._run(np.zeros((height, width, 3), np.uint8))
-        slots, *beside = self._slots(inputs)
-        if tuple(beside) != self.beside:
+    @property
+    def mark(self) -> str:
+        """What the chat template writes for an image."""
+        named: str | None = getattr(self.processor, "image_token", None)
+        return named or self.processor.tokenizer.decode([self.image_id])
+
+    def geometry(self, width: int, height: int) -> tuple[int, tuple[int, int, int] | None]:
+        """As ImageProcessor.geometry; words among the slots are counted too."""
+        block, grid = self._block(width, height)
+        return len(block), grid
+
+    def words(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
+        """As ImageInfo.words."""
+        return tuple((place, word) for place, word in enumerate(self._block(width, height)[0]) if word != self.image_id)
+
+    def _read_block(self, width: int, height: int) -> tuple[tuple[int, ...], tuple[int, int, int] | None]:
+        """(The ids that stand for an image of this size, its grid.)"""
+        inputs = self._blank(width, height)
+        ids, (before, after) = self._ids(inputs), self.beside
+        block = ids[len(before) : len(ids) - len(after)]
+        if [*before, *block, *after] != ids or self.image_id not in block:
             self._refuse(f"its processor writes other words beside an image of {width} x {height} than beside others")
         grid = inputs.get("image_grid_thw")
-        return slots, None if grid is None else tuple(grid[0].tolist())
+        if grid is not None and block.count(self.image_id) < len(block):
+            self._refuse(f"its processor writes words among the slots of a grid, an image of {width} x {height}")
+        return tuple(block), None if grid is None else tuple(grid[0].tolist())
 
     def load(self, data: bytes) -> dict[str, np.ndarray]:
         return self.preprocess(decode(data))
@@ -92,28 +145,26 @@ class OwnProcessor:
         parts = [transformers.__version__, PIL.__version__, self.processor.image_processor.to_json_string()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _run(self, image: np.ndarray) -> dict[str, Tensor]:
-        text = getattr(self.processor, "image_token", None) or self.processor.tokenizer.decode([self.image_id])
-        picture = PIL.Image.fromarray(image)
-        return dict(self.processor(images=[[picture]], text=[text], return_tensors="pt", add_special_tokens=False))
+    def _run(self, image: np.ndarray, text: str = "") -> dict[str, Tensor]:
+        shown, said = [[PIL.Image.fromarray(image)]], [text or self.mark]
+        return dict(self.processor(images=shown, text=said, return_tensors="pt", add_special_tokens=False))
 
-    def _slots(self, inputs: dict[str, Tensor]) -> tuple[int, list[int], list[int]]:
-        """(Slots of the image, ids before, ids after.)"""
-        ids = inputs["input_ids"][0].tolist()
-        slots = ids.count(self.image_id)
-        first = ids.index(self.image_id) if slots else 0
-        if not slots or ids[first : first + slots] != [self.image_id] * slots:
-            inner = next((i for i in ids[first:] if i != self.image_id), self.image_id)
-            splits = getattr(self.processor.image_processor, "do_image_splitting", False)
-            hint = ": set do_image_splitting to false in its preprocessor_config.json" if splits else ""
-            self._refuse(
-                f"its processor writes {self.processor.tokenizer.decode([inner])!r} between the slots of one image, "
-                f"which mmfast keeps in one block{hint}"
-            )
-        return slots, ids[:first], ids[first + slots :]
+    def _blank(self, width: int, height: int, text: str = "") -> dict[str, Tensor]:
+        return self._run(np.zeros((height, width, 3), np.uint8), text)
+
+    def _ids(self, inputs: dict[str, Tensor]) -> list[int]:
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        if self.image_id not in ids:
+            self._refuse(f"its processor writes no token {self.image_id}, the model's image token, for an image")
+        return ids
 
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(f"model_type {self.name!r}: {why}")
+
+
+def _alike(lists: list[list[int]]) -> list[int]:
+    """What all of them begin with."""
+    return [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, zip(*lists, strict=False))]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from mmfast.data.images.decode import decode
 from mmfast.data.images.native import FILTERS, PILLOW_13, patches, planes, resize, table
 from mmfast.data.images.own import OwnProcessor
 from mmfast.data.problems import BadRow
-from mmfast.families import family_of
+from mmfast.families import family_for
 
 ASPECTS = ("auto", "square", "crop", "pad", "anyres", "native")
 VERSION = 1
@@ -56,7 +56,7 @@ class ImageProcessor:
         """The processor that config.json and preprocessor_config.json of a model folder describe."""
         folder = Path(path)
         model = json.loads((folder / "config.json").read_text())
-        family = family_of(model.get("model_type", ""))
+        family = family_for(model)
         if family is None or not family.image_aspect:
             if aspect != "auto" or min_pixels or max_pixels:
                 raise ValueError(
@@ -218,8 +218,7 @@ def from_config(
 ) -> ImageProcessor:
     """The processor of these settings. What it would not reproduce to the bit is refused."""
     # The aspect: the model's own, or another of a fixed size
-    kind = model.get("model_type", "")
-    family = family_of(kind)
+    kind, family = model.get("model_type", ""), family_for(model)
     if aspect not in ASPECTS:
         raise ValueError(f"data.aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
     assert family is not None and family.image_aspect, kind

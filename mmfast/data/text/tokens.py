@@ -18,7 +18,7 @@ from typing import Any
 from mmfast.data.images.own import OwnProcessor
 from mmfast.data.problems import BadRow
 from mmfast.directory import directory
-from mmfast.families import family_of
+from mmfast.families import family_for
 from mmfast.families.base import image_token_id
 
 MASK_BASE = 0xF0000  # a supplementary private-use plane: no real text holds these
@@ -96,7 +96,7 @@ class Tokenizer:
         if not hf.is_fast:
             raise ValueError(f"{model}: only tokenizers with a tokenizer.json (or convertible to one) are supported")
         config = json.loads((folder / "config.json").read_text())
-        family = family_of(config.get("model_type", ""))
+        family = family_for(config)
         out = Tokenizer(hf, (family.image_id if family else image_token_id)(config), template, mode)
         if out.image_token is not None:
             if family is not None and family.image_aspect:
