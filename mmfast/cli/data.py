@@ -20,14 +20,15 @@ app = typer.Typer(help="Look at data, check it, convert it, make it from scored 
 for command in (prompts, pairs, sft, steerlm):
     app.command()(command)
 
-FILE = typer.Argument(help="A data file, or a directory of shards.")
+FILE = typer.Argument(help="A data file, a directory of shards, or a data set's hub id.")
 MODEL = typer.Option(..., "--model", "-m", help="Model directory or hub id: its tokenizer, template and image sizes.")
 HTML = typer.Option(None, help="Write a page instead.")
 CACHE = typer.Option(Path(".cache"), help="Where the built examples are kept.")
 CONVERTED = typer.Argument(help="What to write: .jsonl, .json, .parquet, .tsv (rlhfv) or .pkl (dgpref).")
 SEGMENTS = typer.Option("clean", help="Changed tokens: none, clean, compat or record.")
 
-KEYS = ("format", "images", "template", "turns", "max_length", "max_words", "truncate")
+WHERE = ("split", "subset", "revision")
+KEYS = (*WHERE, "format", "images", "template", "turns", "max_length", "max_words", "truncate")
 
 
 def reads_data(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -136,7 +137,7 @@ def _line(value: Any) -> str:
 
 
 @app.command()
-@reads_data("format", "images")
+@reads_data(*WHERE, "format", "images")
 def convert(
     data: dict[str, Any],
     target: Path = CONVERTED,

@@ -23,7 +23,11 @@ CASES = {
     "json": ('{"images": [', "json", "not valid JSON"),
     "array": ("[1, 2]", "json", "a JSON list, not an object"),
     "missing image": (GOOD | {"images": ["gone.png"]}, "image-missing", "gone.png cannot be read (No such file"),
-    "address": (GOOD | {"images": ["http://x/a.png"]}, "image-missing", "is an address: download it"),
+    "address": (
+        GOOD | {"images": ["http://x/a.png"]},
+        "image-missing",
+        "is an address, which is not fetched: download",
+    ),
     "truncated image": (GOOD | {"images": ["cut.png"]}, "image-corrupt", "cut.png: an image cannot be decoded"),
     "not an image": (GOOD | {"images": ["text.png"]}, "image-corrupt", "text.png: an image cannot be decoded"),
     "bad base64": (GOOD | {"images": ["base64:@@"]}, "image-corrupt", "base64 cannot be decoded"),
