@@ -39,12 +39,12 @@ def reads_data(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def run(file: Path, option: list[str], **values: Any) -> None:
+        def run(file: str, option: list[str], **values: Any) -> None:
             data = {key: values.pop(key) for key in keys}
-            command({"path": str(file), "options": options_of(option), **data}, **values)
+            command({"path": file, "options": options_of(option), **data}, **values)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        asked = {"file": (Path, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
+        asked = {"file": (str, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
             for name, (kind, default) in (asked | {"option": (list[str], OPTION)}).items()

@@ -212,7 +212,7 @@ def test_unknown_paths(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         list(iterate(tmp_path / "none.jsonl"))
     (tmp_path / "a.xlsx").write_text("a,b")
-    with pytest.raises(ValueError, match=r"unknown file type; known are \.json, \.jsonl"):
+    with pytest.raises(ValueError, match=r"unknown file type; known are \.parquet, \.arrow"):
         list(iterate(tmp_path / "a.xlsx"))
     with pytest.raises(ValueError, match="holds no"):
         list(iterate(tmp_path))

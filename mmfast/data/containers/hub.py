@@ -96,27 +96,26 @@ def pinned(address: Address, notes: Path | None, tell: Callable[[str], None]) ->
 
 def fetched(
     address: Address, subset: str, split: str, notes: Path | None, tell: Callable[[str], None]
-) -> tuple[Address, Path, Names]:
-    """The address at its commit, its folder in the hub's cache, and the files of one split in it. What is not there is
-    downloaded: an interrupted download goes on. Rows of text name their pictures, so those come too."""
+) -> tuple[Address, Path, Names, bool]:
+    """The address at its commit, its folder in the hub's cache, the files that are read, and whether split and subset
+    had a say in it. What is not there is downloaded: an interrupted download goes on. Rows of text name their pictures,
+    so those come too."""
     address, names = pinned(address, notes, tell)
     card = _one(address, CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
-    if not address.inside:
-        naming = partial(_naming, address)
-        files = choose(names, card, subset, split, address.name, naming)
-    elif found := [n for n in names if n == address.inside or matches(n, address.inside)]:
-        if split or subset:
-            key = "split" if split else "subset"
-            raise ValueError(f"data.{key} has no effect: {address} names files")
-        files = sorted(PurePosixPath(n) for n in found if kind_of(PurePosixPath(n)) in KINDS)
+    naming = partial(_naming, address)
+    named = [n for n in names if address.inside and (n == address.inside or matches(n, address.inside))]
+    if named:
+        files = sorted(PurePosixPath(n) for n in named if kind_of(PurePosixPath(n)) in KINDS)
         if not files:
             raise ValueError(f"data.path: {address}: unknown file type; known are {', '.join(KINDS)}")
+    elif address.inside:
+        files = choose(names, "", address.inside, split, address.name, naming)
     else:
-        files = choose(names, "", address.inside, split, address.name, partial(_naming, address))
+        files = choose(names, card, subset, split, address.name, naming)
     wanted = [str(file) for file in files]
     if not all(file.suffix in WHOLE for file in files):
         wanted += [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
-    return address, _folder(address, wanted), files
+    return address, _folder(address, wanted), files, not named
 
 
 def _naming(address: Address, shards: Names, files: Names) -> str:

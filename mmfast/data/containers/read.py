@@ -58,16 +58,16 @@ def shards(path: Source, split: str = "", subset: str = "") -> Shards:
     """What a path of this machine stands for."""
     if isinstance(path, Shards):
         return path
-    path = Path(path)
+    given, path = str(path), Path(path)
     if not path.exists() and any(c in path.name for c in "*?["):
         files = [f for f in sorted(path.parent.glob(path.name)) if kind_of(f) in READERS]
         if files:
             return Shards(path.parent, tuple(files), str(path))
     if not path.exists():
-        hint = address_of(str(path)) and (
-            f"; of a data set on a hub, [data] path, mmfast init and mmfast data show, check and convert read {path}"
+        hint = address_of(given) and (
+            " ([data] path, mmfast init, and mmfast data show, check and convert read it if a hub has it)"
         )
-        raise ValueError(f"data.path: {path} does not exist{hint or ''}")
+        raise ValueError(f"data.path: {given} does not exist{hint or ''}")
     if path.is_file():
         if kind_of(path) not in READERS:
             raise ValueError(f"data.path: {path.name}: unknown file type; known are {KNOWN}")
@@ -102,8 +102,8 @@ def located(
         if address is None:
             out.append(shards(path, split, subset))
             continue
-        address, folder, files = fetched(at_revision(address, revision), subset, split, notes, tell)
-        out.append(Shards(folder, tuple(folder / file for file in files), str(address), chosen=True, pinned=True))
+        address, folder, files, chosen = fetched(at_revision(address, revision), subset, split, notes, tell)
+        out.append(Shards(folder, tuple(folder / file for file in files), str(address), chosen, pinned=True))
     if revision and not any(source.pinned for source in out):
         raise ValueError("data.revision has no effect: data.path names no data set of a hub")
     if (split or subset) and not any(source.chosen for source in out):

@@ -44,9 +44,13 @@ def serve(home, tmp_path, monkeypatch):
             data = text if isinstance(text, bytes) else text.encode()
             (tmp_path / "repo" / name).write_bytes(data)
         with hub(tmp_path / "repo", "datasets", **given) as (environment, asked):
+            template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+            moved = template.replace(template.partition("/{")[0], environment["HF_ENDPOINT"])
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
             monkeypatch.setattr(constants, "ENDPOINT", environment["HF_ENDPOINT"])
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
             yield asked
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         hub_module._listed.clear()
 
     return serving
