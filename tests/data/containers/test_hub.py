@@ -2,58 +2,22 @@
 
 import json
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from mmfast.data.build import build
-from mmfast.data.containers import hub as hub_module
 from mmfast.data.containers.hub import address_of
 from mmfast.data.containers.read import iterate, located
 from mmfast.data.settings import DataSettings
-from tests.make.hub_server import COMMIT, NAME, hub
+from tests.make.hub_server import COMMIT, NAME
 
 LATER = "beef0000" * 5
 
 
 def line(name, answer="A mug.", **more):
     return json.dumps({"prompt": "What is this?", "chosen": answer, "rejected": "A cat.", "id": name} | more) + "\n"
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache of the hub's, and nothing asked yet."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub_module, "_listed", {})
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def serve(home, tmp_path, monkeypatch):
-    """serve(files) -> the requests that come: a data set of these files is on the hub meanwhile."""
-
-    @contextmanager
-    def serving(files, **given):
-        for name, text in files.items():
-            (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
-            data = text if isinstance(text, bytes) else text.encode()
-            (tmp_path / "repo" / name).write_bytes(data)
-        with hub(tmp_path / "repo", "datasets", **given) as (environment, asked):
-            template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-            moved = template.replace(template.partition("/{")[0], environment["HF_ENDPOINT"])
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
-            monkeypatch.setattr(constants, "ENDPOINT", environment["HF_ENDPOINT"])
-            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-            yield asked
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        hub_module._listed.clear()
-
-    return serving
 
 
 def ids(*paths, **given):
