@@ -106,6 +106,7 @@ class Run:
         if self.benchmarks:
             job.more_images = self.benchmarks.images_asked
             chosen |= self.benchmarks.choice()
+        job.pin()
         keep, settings = config.train.keep_last, dump(config)
         self.saver = checkpoint.Checkpointer(self.folder / "checkpoints", keep_last=keep, settings=settings, **chosen)
         self.start = choose(job, self.saver, self._identify, self._say)

@@ -2,6 +2,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,46 @@ def rows(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache of the hub's, and nothing asked yet."""
+    from huggingface_hub import constants
+
+    from mmfast.data.containers import hub as hub_module
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub_module, "_listed", {})
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def serve(home, tmp_path, monkeypatch):
+    """serve(files) -> the requests that come: a data set of these files is on the hub meanwhile."""
+
+    from huggingface_hub import constants
+
+    from mmfast.data.containers import hub as hub_module
+    from tests.make.hub_server import hub
+
+    @contextmanager
+    def serving(files, **given):
+        for name, text in files.items():
+            (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
+            data = text if isinstance(text, bytes) else text.encode()
+            (tmp_path / "repo" / name).write_bytes(data)
+        with hub(tmp_path / "repo", "datasets", **given) as (environment, asked):
+            template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+            moved = template.replace(template.partition("/{")[0], environment["HF_ENDPOINT"])
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", moved)
+            monkeypatch.setattr(constants, "ENDPOINT", environment["HF_ENDPOINT"])
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+            yield asked
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        hub_module._listed.clear()
+
+    return serving

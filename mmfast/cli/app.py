@@ -183,16 +183,17 @@ def plan(
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A data file, or a directory of shards.")],
+    data: Annotated[str, typer.Argument(help="A data file, a directory of shards, or a data set's hub id.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model directory or hub id.")],
     images: Annotated[str, typer.Option(help="Root of relative image paths; default: beside the file.")] = "",
+    split: Annotated[str, typer.Option(help="Of a folder or hub id that has several: which is read.")] = "",
     gpus: Annotated[int, typer.Option(help="Of how many GPUs of a machine the run will be.", min=1)] = 1,
     memory: Annotated[float, typer.Option(help="GiB of each GPU; 0: what is here.", min=0)] = 0,
 ) -> None:
     """Print a config to start from, filled in from the data, the model and the memory: mmfast init ... > my.toml"""
     from mmfast.training.starting import starting_config
 
-    print(starting_config(str(data), model, images=images, gpus=gpus, memory_gib=memory), end="")
+    print(starting_config(data, model, images=images, split=split, gpus=gpus, memory_gib=memory), end="")
 
 
 @app.command()

@@ -20,14 +20,15 @@ app = typer.Typer(help="Look at data, check it, convert it, make it from scored 
 for command in (prompts, pairs, sft, steerlm):
     app.command()(command)
 
-FILE = typer.Argument(help="A data file, or a directory of shards.")
+FILE = typer.Argument(help="A data file, a directory of shards, or a data set's hub id.")
 MODEL = typer.Option(..., "--model", "-m", help="Model directory or hub id: its tokenizer, template and image sizes.")
 HTML = typer.Option(None, help="Write a page instead.")
 CACHE = typer.Option(Path(".cache"), help="Where the built examples are kept.")
 CONVERTED = typer.Argument(help="What to write: .jsonl, .json, .parquet, .tsv (rlhfv) or .pkl (dgpref).")
 SEGMENTS = typer.Option("clean", help="Changed tokens: none, clean, compat or record.")
 
-KEYS = ("format", "images", "template", "turns", "max_length", "max_words", "truncate")
+WHERE = ("split", "subset", "revision")
+KEYS = (*WHERE, "format", "images", "template", "turns", "max_length", "max_words", "truncate")
 
 
 def reads_data(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -38,12 +39,12 @@ def reads_data(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def run(file: Path, option: list[str], **values: Any) -> None:
+        def run(file: str, option: list[str], **values: Any) -> None:
             data = {key: values.pop(key) for key in keys}
-            command({"path": str(file), "options": options_of(option), **data}, **values)
+            command({"path": file, "options": options_of(option), **data}, **values)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        asked = {"file": (Path, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
+        asked = {"file": (str, FILE), **{p.name: (p.annotation, p.default) for p in own}, **taken}
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
             for name, (kind, default) in (asked | {"option": (list[str], OPTION)}).items()
@@ -136,7 +137,7 @@ def _line(value: Any) -> str:
 
 
 @app.command()
-@reads_data("format", "images")
+@reads_data(*WHERE, "format", "images")
 def convert(
     data: dict[str, Any],
     target: Path = CONVERTED,

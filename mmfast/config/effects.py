@@ -31,6 +31,7 @@ def effects(c: Config) -> dict[str, tuple[bool, str]]:
     named_runs = bool({"wandb", "trackio"} & set(c.log.trackers))
     return {
         # What pairs alone have: a reference, a loss and its parameters
+        "data.eval_split": (held_out, EVAL),
         "reference.kind": (pairs or r.kind == "none", PAIRS),  # "none" is what SFT does
         "reference.model": (cached, CACHED),
         "reference.path": (cached, CACHED),

@@ -65,6 +65,8 @@ HERE = {  # our key, and a word on it -> what others call it
     "reference.kind": "precompute_ref_log_probs",
     "data.path": "dataset dataset_name train_dataset train_file data_path",
     "data.eval_path": "eval_dataset val_dataset validation_file val_size split_dataset_ratio",
+    "data.split (and data.eval_split)": "dataset_train_split dataset_test_split",
+    "data.subset": "dataset_config",
     "data.images": "image_folder media_dir image_dir",
     "data.aspect": "image_aspect_ratio",
     "data.max_length": "cutoff_len max_seq_length model_max_length",

@@ -76,9 +76,17 @@ class Source(Section):
 
 class Data(Section):
     path: str | list[Source] = ""
-    """A file, a directory of one split, a pattern ("train-*.parquet"), or a list of { path, weight }."""
-    format: Literal["auto", "trl", "llava", "mllm_dpo", "sima", "rlhfv", "rlaifv", "dgpref", "swift"] = "auto"
-    """"auto" or trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift."""
+    """A file, a directory, a pattern ("train-*.parquet"), a hub id ("owner/name"), or a list of { path, weight }."""
+    split: str = ""
+    """Which one of a directory or hub id that holds several: train, test, ..."""
+    subset: str = ""
+    """Which one of a hub id that holds several: its name in the data set's card, or a folder."""
+    revision: str = ""
+    """Of a hub id: a branch, a tag or a commit; default: the commit that data.cache saw first."""
+    format: Literal[
+        "auto", "trl", "llava", "mllm_dpo", "sima", "rlhfv", "rlaifv", "dgpref", "swift", "alpaca", "hh"
+    ] = "auto"
+    """"auto" or trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift, alpaca, hh."""
     images: str = ""
     """Root of relative image paths; default: beside the file."""
     aspect: Literal["auto", "pad", "square", "crop", "anyres", "native"] = "auto"
@@ -101,6 +109,8 @@ class Data(Section):
     """Use only the first rows; 0: all."""
     eval_path: str = ""
     """Held-out examples, same format."""
+    eval_split: str = ""
+    """Of data.eval_path, as data.split."""
     workers: int = Field(2, ge=0)
     """Processes that build packs; 0: in the training process."""
     cache: str = ""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmfast.data.binding import Place, Variant
-from mmfast.data.containers.read import Row, data_files, iterate
+from mmfast.data.containers.read import Row, data_files, iterate, shards
 from mmfast.data.examples import ExampleBuilder
 from mmfast.data.formats.dgpref import BESIDE
 from mmfast.data.formats.known import Format, format_of, known_options, read_row, unused
@@ -135,6 +135,7 @@ def build(
     One process builds (rank 0 of a distributed run); the others open what it found (`reopen`).
     """
     folder, cache = directory(model), Path(cache)
+    data = data.here(cache, report_to)
     key = {
         "version": FORMAT_VERSION,
         **_data_digests(data, cache / "digests"),
@@ -187,8 +188,8 @@ def _data_digests(data: DataSettings, remembered: Path) -> dict[str, Any]:
 
 def _file_names(data: DataSettings) -> list[list[str]]:
     """A renamed file has a store of its own, since messages name it; the digest, and so a run, do not depend on it."""
-    tops = [(Path(path) if Path(path).is_dir() else Path(path).parent, data_files(path)) for path, _ in data.files()]
-    return [[str(file.relative_to(top)) for file in files] for top, files in tops]
+    sources = [shards(path) for path, _ in data.files()]
+    return [[str(file.relative_to(source.folder)) for file in source.files] for source in sources]
 
 
 def _bind_or_build(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.read import data_files, iterate
+from mmfast.data.containers.read import Source, data_files, iterate, located
 from mmfast.data.containers.write import WRITERS
 from mmfast.data.formats.known import FORMATS, read_records
 from mmfast.data.images.index import image_bytes
@@ -39,7 +39,7 @@ class Conversion:
         return out + [f"left out: {p}" for p in self.problems]
 
 
-def keep_apart(target: Path, *sources: Path) -> None:
+def keep_apart(target: Path, *sources: Source) -> None:
     """What is read must not be written over."""
     read = {f.resolve() for source in sources for f in data_files(source)}
     if target.resolve() in read:
@@ -47,7 +47,7 @@ def keep_apart(target: Path, *sources: Path) -> None:
 
 
 def convert(
-    source: str | Path,
+    source: Source,
     target: str | Path,
     *,
     to: str = "trl",
@@ -56,12 +56,16 @@ def convert(
     options: dict[str, Any] | None = None,
     on_error: str = "raise",
     change: Callable[[list[Record]], list[Record]] | None = None,
+    split: str = "",
+    subset: str = "",
+    revision: str = "",
 ) -> Conversion:
     """Write `source` as `target` in the format `to`; "trl" is the canonical form and carries everything.
 
     `change` maps the list of all records (which are then held in memory) to those to write: subsets, flipped labels.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
+    (source,) = located([source], split, subset, revision)
     keep_apart(target, source)
     if to == "rows":
         if format != "auto" or images or options or change:
@@ -70,7 +74,7 @@ def convert(
     if on_error not in ("raise", "drop"):
         raise ValueError(f"--on-error: {on_error!r} is not raise or drop")
     _writable(target, to)
-    root = Path(images) if images else source if source.is_dir() else source.parent
+    root = Path(images) if images else source.folder
     result = Conversion()
     problems = result.problems if on_error == "drop" else None
     records = read_records(source, format, options, problems, root=root, columns=result.unused)
@@ -78,7 +82,7 @@ def convert(
     return result
 
 
-def _as_rows(source: Path, target: Path) -> Conversion:
+def _as_rows(source: Source, target: Path) -> Conversion:
     """Any readable table (DGPref's pickles above all) as JSONL, row by row as it is."""
     if target.suffix != ".jsonl":
         raise ValueError(f"{target.name}: rows are written as .jsonl")
@@ -143,6 +147,7 @@ def _moved(record: Record, root: Path, target: Path, embed: bool) -> Record:
 def moved_image(image: Any, root: Path, target: Path, embed: bool = False) -> Any:
     """An image as a file at `target` can name it. `embed`: it holds bytes; else they become a file beside it."""
     if isinstance(image, str) and not image.startswith(("base64:", "data:")):
+        image = image.removeprefix("file://")
         if image.startswith(("http://", "https://")) or Path(image).is_absolute():
             return image
         return os.path.relpath((root / image).resolve(), target.parent.resolve())

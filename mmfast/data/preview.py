@@ -79,7 +79,7 @@ def tokens_of(tokenizer: Tokenizer, branch: Branch) -> list[Token]:
 
 def preview(data: DataSettings, model: str | Path, count: int, first: int = 0) -> tuple[Tokenizer, Iterator[Any]]:
     """The tokenizer, and `count` Shown examples (or Problems) from record `first` on. Nothing is kept."""
-    folder = directory(model)
+    folder, data = directory(model), data.here()
     (path, _), *more = data.files()
     if more:
         raise ValueError("show takes one file")

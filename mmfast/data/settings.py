@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from mmfast.config.schema import Config, Data
+from mmfast.config.schema import Config, Data, Source
+from mmfast.data.containers.hub import same_data_set
+from mmfast.data.containers.read import Shards, located, shards
 
 
 class DataSettings(Data):
@@ -16,6 +19,7 @@ class DataSettings(Data):
     min_pixels: int = 0
     max_pixels: int = 0
     seed: int = 0  # of a fractional mixing weight
+    found: tuple[Shards, ...] = ()  # what `path` stands for, once `here` has looked
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -28,7 +32,12 @@ class DataSettings(Data):
     def of(cls, config: Config, held_out: bool = False) -> DataSettings:
         """The one place where they are taken from a config. `held_out`: those of data.eval_path, read the same way."""
         o, m = config.objective, config.model
-        changes = {"path": config.data.eval_path, "limit": 0} if held_out else {}
+        changes: dict[str, Any] = {}
+        if held_out:
+            d = config.data
+            changes = {"path": d.eval_path, "split": d.eval_split, "limit": 0}
+            if not same_data_set(d.path, d.eval_path):  # the others are said of data.path
+                changes |= {"subset": "", "revision": ""}
         return cls(
             **dict(config.data) | changes,
             segments=o.segments if o.segments == "record" or o.gamma != 1.0 else "none",
@@ -37,15 +46,36 @@ class DataSettings(Data):
             seed=config.seed,
         )
 
-    def files(self) -> list[tuple[str, float]]:
+    def here(self, notes: str | Path = "", tell: Callable[[str], None] = print) -> DataSettings:
+        """The same with the files that the path stands for; those of a hub are fetched (hub.py, also on `notes`)."""
+        if self.found:
+            return self
+        kept = Path(notes) / "hub" if notes else None
+        found = located(self._given(), self.split, self.subset, self.revision, kept, tell)
+        return self.model_copy(update={"found": tuple(found)})
+
+    def pinned_path(self) -> str | list[Source]:
+        """`path` as it is written beside a run: hub ids at their commits."""
+        if not self.found:
+            return self.path
+        names = [f.told if f.pinned else str(p) for f, p in zip(self.found, self._given(), strict=True)]
+        if isinstance(self.path, str):
+            return names[0]
+        return [Source(path=name, weight=s.weight) for name, s in zip(names, self.path, strict=True)]
+
+    def _given(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else [s.path for s in self.path]
+
+    def files(self) -> list[tuple[str | Shards, float]]:
         """(path, mixing weight) of each source."""
-        return [(self.path, 1.0)] if isinstance(self.path, str) else [(s.path, s.weight) for s in self.path]
+        weights = [1.0] if isinstance(self.path, str) else [source.weight for source in self.path]
+        paths: Sequence[str | Shards] = self.found or self._given()
+        return list(zip(paths, weights, strict=True))
 
     def roots(self) -> list[Path]:
         """Of each source: where its relative image paths start. The path as given: a linked file has the pictures that
         lie beside the link."""
-        given = [Path(path) for path, _ in self.files()]
-        return [Path(self.images) if self.images else p if p.is_dir() else p.parent for p in given]
+        return [Path(self.images) if self.images else shards(path).folder for path, _ in self.files()]
 
     def of_examples(self) -> dict[str, Any]:
         """What a row's tokens, spans and flags depend on, beside template and tokenizer."""

@@ -8,11 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.packed import kind_of
+from mmfast.data.containers.packed import PICTURES, kind_of
 from mmfast.data.containers.read import READERS, Row, data_files, iterate
 from mmfast.data.formats.dgpref import image_path
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def input_rows(path: Path, root: Path) -> Iterator[Row]:

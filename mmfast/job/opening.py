@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import build, reopen
+from mmfast.data.containers.hub import on_hub
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
@@ -42,6 +43,11 @@ NONE: Mapping[str, Shown] = {}
 class Model(NamedTuple):
     scorer: Scorer
     load_images: LoadImages  # image ids -> what the family's tower reads, for images in that order
+
+
+def _under(text: str, key: str) -> str:
+    """A message about data.path and data.split, under the names of the keys that were read."""
+    return text.replace("data.path", key).replace("data.split", key.replace("path", "split"))
 
 
 class Job:
@@ -82,6 +88,25 @@ class Job:
     def stores(self) -> list[ExampleStore]:
         return [self.store, *([self.held_out] if self.held_out else [])]
 
+    def pin(self) -> None:
+        """Data sets of a hub at their commits, in the config that is written beside the run; asked by rank 0."""
+        data, told = self.config.data, partial(print, file=sys.stderr)
+        if not any(on_hub(path) for path in (data.path, data.eval_path)):
+            return
+
+        def pins(settings: DataSettings, key: str) -> Any:
+            try:
+                return settings.here(self.cache, told).pinned_path()
+            except ValueError as error:
+                raise ValueError(_under(str(error), key)) from None
+
+        path = self.runtime.from_main(lambda: pins(self.data, "data.path"))
+        if (held_out := self.eval_data) is not None:
+            data.eval_path = self.runtime.from_main(lambda: pins(held_out, "data.eval_path"))
+        data.path, data.revision = path, ""
+        self.data = DataSettings.of(self.config)
+        self.eval_data = DataSettings.of(self.config, held_out=True) if self.eval_data else None
+
     def _examples(self, settings: DataSettings, key: str) -> ExampleStore:
         """Built by rank 0 (or found in the cache) and opened by all as it stands: rank 0 alone looks at the image
         files, and a node's first rank where the node has a disk of its own."""
@@ -115,7 +140,7 @@ class Job:
                 told = partial(print, file=sys.stderr)  # stdout is the command's own: `mmfast plan --json`
                 store = build(settings, self.model.path, self.cache, progress=self.progress, report_to=told)
             except (ValueError, OSError) as error:
-                problem = (str(error) or type(error).__name__).replace("data.path", key)
+                problem = _under(str(error) or type(error).__name__, key)
         self.runtime.agree(problem)
         return store
 

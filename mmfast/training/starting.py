@@ -13,6 +13,7 @@ import torch
 from mmfast.config import Config, build
 from mmfast.config.toml import literal
 from mmfast.data.build import build as examples_of
+from mmfast.data.containers.read import located
 from mmfast.data.formats.known import detect
 from mmfast.data.settings import DataSettings
 from mmfast.data.store import ExampleStore
@@ -25,10 +26,13 @@ LORA = {"r": 64, "alpha": 128}
 RATES = {"whole": 5e-7, "lora": 1e-5}  # RLAIF-V's, recipes/rlaifv_full.toml and rlaifv_lora.toml
 
 
-def starting_config(data: str, model: str, *, images: str = "", gpus: int = 1, memory_gib: float = 0) -> str:
+def starting_config(
+    data: str, model: str, *, images: str = "", split: str = "", gpus: int = 1, memory_gib: float = 0
+) -> str:
     """The text of a config. `memory_gib`: of each GPU; 0: of this machine's, or, where it has none, its own memory."""
     cuda = torch.cuda.is_available() or memory_gib > 0
-    given = {"path": data, "images": images, "format": detect(data).name}
+    (source,) = located([data], split, tell=lambda text: None)
+    given = {"path": data, "split": split, "images": images, "format": detect(source).name}
     with TemporaryDirectory() as cache:
         # What the rows hold
         settings = DataSettings(**given, max_length=UNTOLD, on_error="drop")

@@ -28,6 +28,9 @@ ALWAYS = {
     "model.lora.dropout": "as r",
     "model.lora.targets": "as r",
     "data.path": "the examples",
+    "data.split": "of folders and hub ids; refused where the data are files (data/containers/read.py)",
+    "data.subset": "as split",
+    "data.revision": "of hub ids; refused where there is none",
     "data.format": "forced",
     "data.images": "on relative paths of images",
     "data.aspect": "one that does not suit the model, or a text model, raises when examples are built",
@@ -184,6 +187,7 @@ GATED = {
         "set data.eval_path and train.eval_every",
         [*EVAL, "train.eval_every=5", "train.best_metric=eval/loss"],
     ),
+    "data.eval_split": (["data.eval_split=test"], "data.eval_path", [*EVAL, "data.eval_split=test"]),
     "train.eval_every": (["train.eval_every=5"], "data.eval_path", [*EVAL, "train.eval_every=5"]),
     "train.eval_samples": (["train.eval_samples=5"], "data.eval_path", [*EVAL, "train.eval_samples=5"]),
     "train.eval_tokens": (

@@ -23,7 +23,11 @@ CASES = {
     "json": ('{"images": [', "json", "not valid JSON"),
     "array": ("[1, 2]", "json", "a JSON list, not an object"),
     "missing image": (GOOD | {"images": ["gone.png"]}, "image-missing", "gone.png cannot be read (No such file"),
-    "address": (GOOD | {"images": ["http://x/a.png"]}, "image-missing", "is an address: download it"),
+    "address": (
+        GOOD | {"images": ["http://x/a.png"]},
+        "image-missing",
+        "is an address, which is not fetched: download",
+    ),
     "truncated image": (GOOD | {"images": ["cut.png"]}, "image-corrupt", "cut.png: an image cannot be decoded"),
     "not an image": (GOOD | {"images": ["text.png"]}, "image-corrupt", "text.png: an image cannot be decoded"),
     "bad base64": (GOOD | {"images": ["base64:@@"]}, "image-corrupt", "base64 cannot be decoded"),
@@ -208,7 +212,7 @@ def test_unknown_paths(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         list(iterate(tmp_path / "none.jsonl"))
     (tmp_path / "a.xlsx").write_text("a,b")
-    with pytest.raises(ValueError, match=r"unknown file type; known are \.json, \.jsonl"):
+    with pytest.raises(ValueError, match=r"unknown file type; known are \.parquet, \.arrow"):
         list(iterate(tmp_path / "a.xlsx"))
     with pytest.raises(ValueError, match="holds no"):
         list(iterate(tmp_path))

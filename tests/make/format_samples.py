@@ -73,6 +73,25 @@ SHAREGPT = [
     {"id": "1", "conversations": [human("<image>\nWhat is this?")], "chosen": gpt("A mug."), "rejected": gpt("A cat."),
      "images": ["a.png"]},
 ]  # fmt: skip
+ALPACA = [
+    {"id": "1", "instruction": "Is it?", "output": "It is."},
+    {
+        "id": "2",
+        "instruction": "<image>\nRed?",
+        "system": "Be brief.",
+        "history": [["What is this?", "A mug."]],
+        "chosen": "It is red.",
+        "rejected": "It is blue.",
+        "images": ["a.png"],
+    },
+]
+HH = [
+    {
+        "id": "1",
+        "chosen": "\n\nHuman: What is this?\n\nAssistant: A mug.\n\nHuman: Red?\n\nAssistant: It is.",
+        "rejected": "\n\nHuman: What is this?\n\nAssistant: A mug.\n\nHuman: Red?\n\nAssistant: No.",
+    },
+]
 TUPLE = [-3.0, -1.0, [-2.0, -1.0], -4.0, -2.0, [-3.0, -1.0]]
 
 
@@ -153,6 +172,8 @@ def write_all(folder: Path, picture: bytes) -> dict[str, Path]:
         (array if kind == "pairs" else lines)(f"sima-{kind}", rows)
     lines("swift", SWIFT)
     array("swift-sharegpt", SHAREGPT)
+    array("alpaca", ALPACA)
+    lines("hh", HH)
     parquet("rlhfv", [rlhfv_row(picture)])
     parquet("rlhfv-logp", [rlhfv_row(picture, TUPLE)])
     files["rlhfv-tsv"] = folder / "demo-1.tsv"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, TextIO, cast
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
+KINDS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".pkl", ".pickle", ".tsv", ".csv")  # of rows; a folder is
+# read by the first of them that it holds
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 UNPACKED = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")  # what is read out of them; the others pack their own columns
 
 
-def kind_of(file: Path) -> str:
+def kind_of(file: PurePath) -> str:
     """The suffix that tells a file's container: ".jsonl" for a.jsonl and a.jsonl.gz; "" for what is not read packed."""
     suffix = file.suffix.lower()
     if suffix not in PACKED:

@@ -8,18 +8,17 @@ Rows are counted from 0 everywhere: "file:row" in messages, in ids and in Exampl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.packed import PACKED, UNPACKED, kind_of, open_bytes, open_text
+from mmfast.data.containers.hub import address_of, at_revision, fetched, on_hub
+from mmfast.data.containers.packed import KINDS, PACKED, kind_of, open_bytes, open_text
 from mmfast.data.containers.pickles import load_pickle
-from mmfast.data.containers.splits import one_split, saved_split
+from mmfast.data.containers.splits import CARD, KNOWN, choose, common, saved_split
 from mmfast.data.containers.tables import read_csv, read_tsv
 from mmfast.data.problems import BadRow, check_texts
-
-NO_DATA = ("dataset_info.json", "state.json")  # left by the datasets library, as is cache-*
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +32,87 @@ class Row:
         return f"{self.file.name}:{self.number}"
 
 
-def data_files(path: str | Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The files that a data path stands for. `told`: what it is called, pinned to a commit where a hub has it."""
+
+    folder: Path  # where relative image paths start, and names of files are counted from
+    files: tuple[Path, ...]
+    told: str
+    chosen: bool = False  # by data.split and data.subset, which a file has no use for
+    pinned: bool = False  # to a commit of a hub
+
+    def __str__(self) -> str:
+        return self.told
+
+
+Source = str | Path | Shards
+
+
+def data_files(path: Source) -> list[Path]:
     """The files behind a path: itself, those of a pattern, or the shards of one split of a directory, in name order."""
-    path = Path(path)
+    return list(shards(path).files)
+
+
+def shards(path: Source, split: str = "", subset: str = "") -> Shards:
+    """What a path of this machine stands for."""
+    if isinstance(path, Shards):
+        return path
+    given, path = str(path), Path(path)
     if not path.exists() and any(c in path.name for c in "*?["):
         files = [f for f in sorted(path.parent.glob(path.name)) if kind_of(f) in READERS]
         if files:
-            return files
+            return Shards(path.parent, tuple(files), str(path))
     if not path.exists():
-        raise ValueError(f"data.path: {path} does not exist (data sets on a hub: download them first)")
+        hint = address_of(given) and (
+            " ([data] path, mmfast init, and mmfast data show, check and convert read it if a hub has it)"
+        )
+        raise ValueError(f"data.path: {given} does not exist{hint or ''}")
     if path.is_file():
         if kind_of(path) not in READERS:
             raise ValueError(f"data.path: {path.name}: unknown file type; known are {KNOWN}")
-        return [path]
+        return Shards(path.parent, (path,), str(path))
     if (path / "dataset_dict.json").exists():
-        return data_files(saved_split(path))
-    for suffix in (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".pkl", ".pickle", ".tsv", ".csv"):
-        found = path.rglob(f"*{suffix}") if suffix == ".parquet" else path.glob(f"*{suffix}*")
-        named = [f for f in found if kind_of(f) == suffix]
-        if files := [f for f in sorted(named) if f.name not in NO_DATA and not f.name.startswith("cache-")]:
-            _each_once(path, files)
-            one_split(path, files)
-            return files
-    raise ValueError(f"data.path: the directory {path} holds no file of these: {KNOWN}")
+        return Shards(path, shards(saved_split(path, split)).files, str(path), chosen=True)
+    card = path / CARD
+    wanted = choose(
+        (file.relative_to(path).as_posix() for file in path.rglob("*")),
+        card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+        subset,
+        split,
+        f"the folder {path}",
+        lambda some, all: f'"{path / common(some, all)}" (a folder, a file, or a pattern for several)',
+    )
+    return Shards(path, tuple(path / file for file in wanted), str(path), chosen=True)
 
 
-def _each_once(folder: Path, files: list[Path]) -> None:
-    """A file beside its packed self would be read twice."""
-    for file in files:
-        if file.suffix.lower() in PACKED and file.with_suffix("") in files:
-            raise ValueError(f"data.path: the folder {folder} holds {file.stem} and {file.name}: remove one of them")
+def located(
+    paths: Sequence[Source],
+    split: str = "",
+    subset: str = "",
+    revision: str = "",
+    notes: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> list[Shards]:
+    """What paths stand for: of this machine, or ids of a hub's data sets, whose files are fetched. `notes`: where it is
+    kept which commit was seen (hub.py)."""
+    out = []
+    for path in paths:
+        address = None if isinstance(path, Shards) else on_hub(path)
+        if address is None:
+            out.append(shards(path, split, subset))
+            continue
+        address, folder, files, chosen = fetched(at_revision(address, revision), subset, split, notes, tell)
+        out.append(Shards(folder, tuple(folder / file for file in files), str(address), chosen, pinned=True))
+    if revision and not any(source.pinned for source in out):
+        raise ValueError("data.revision has no effect: data.path names no data set of a hub")
+    if (split or subset) and not any(source.chosen for source in out):
+        key = "split" if split else "subset"
+        raise ValueError(f"data.{key} has no effect: data.path names files, not a folder or a data set of a hub")
+    return out
 
 
-def iterate(path: str | Path) -> Iterator[Row]:
+def iterate(path: Source) -> Iterator[Row]:
     for file in data_files(path):
         try:
             for i, value in enumerate(READERS[kind_of(file)](file)):
@@ -219,4 +266,4 @@ READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     ".csv": read_csv,
     **dict.fromkeys((".pkl", ".pickle"), _pickle),
 }
-KNOWN = f"{', '.join(READERS)}, and {', '.join(UNPACKED)} packed as {' or '.join(PACKED)}"
+assert set(READERS) == set(KINDS)

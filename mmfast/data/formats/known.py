@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmfast.data.containers.read import Row, iterate
-from mmfast.data.formats import dgpref, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
+from mmfast.data.containers.read import Row, Source, iterate, shards
+from mmfast.data.formats import alpaca, dgpref, hh, llava, mllm_dpo, rlaifv, rlhfv, sima, swift, trl
 from mmfast.data.formats.base import Format, not_unpaired
 from mmfast.data.problems import BadRow, Problem, check_texts, pass_over
 from mmfast.data.records import Record
@@ -18,14 +18,14 @@ from mmfast.data.text.segments import judged_segments
 from mmfast.data.text.templates import text_of
 
 TEXTS = ("id", "images", "prompt", "chosen", "rejected", "chosen_prompt", "rejected_prompt")
-MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift)
+MODULES = (trl, llava, mllm_dpo, sima, rlhfv, rlaifv, dgpref, swift, alpaca, hh)
 FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES}
 
 SYSTEM = "system"
 MEDIA = ("video", "videos", "audio", "audios")
 
 
-def detect(path: str | Path, look: int = 20) -> Format:
+def detect(path: Source, look: int = 20) -> Format:
     """The one format that the first rows fit. Broken rows do not vote; no fit, or two, is an error that says so."""
     first = list(islice(iterate(path), look))
     rows = [r.value for r in first if not isinstance(r.value, BadRow)]
@@ -45,7 +45,7 @@ def detect(path: str | Path, look: int = 20) -> Format:
     )
 
 
-def format_of(path: str | Path, name: str = "auto") -> Format:
+def format_of(path: Source, name: str = "auto") -> Format:
     if name == "auto":
         return detect(path)
     if name not in FORMATS:
@@ -133,7 +133,7 @@ def _weighed(record: Record, wrong: float) -> Record:
 
 
 def read_records(
-    path: str | Path,
+    path: Source,
     name: str = "auto",
     options: dict[str, Any] | None = None,
     problems: list[Problem] | None = None,
@@ -148,8 +148,7 @@ def read_records(
     """
     fmt = format_of(path, name)
     known_options([fmt], options or {})
-    path = Path(path)
-    reader = {"root": root or (path if path.is_dir() else path.parent), **(options or {})}
+    reader = {"root": root or shards(path).folder, **(options or {})}
 
     def records() -> Iterator[Record]:
         for row in iterate(path):

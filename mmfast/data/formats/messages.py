@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from typing import Any
 
 from mmfast.data.problems import BadRow
@@ -49,6 +51,87 @@ def answer(text: Any) -> dict:
     if not isinstance(text, str):
         raise BadRow("format", f"an answer is a {type(text).__name__}, not a text")
     return {"role": "assistant", "content": text}
+
+
+SPEAKERS = ("system", "user", "assistant")
+
+
+def chat(value: Any, name: str, inside: list, roles: Sequence[str] = SPEAKERS) -> list[dict]:
+    """Messages of {role, content} as they come (Parquet fills absent part fields with null), reduced to these two.
+
+    Images that stand in a content part are added to `inside`, and the part gets its index there.
+    """
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
+        raise BadRow("format", f"{name} is not a list of messages with role and content")
+    out = []
+    for message in value:
+        content = message["content"]
+        if isinstance(content, list):
+            content = [_part(p, name, inside) for p in content]
+            if message["role"] != "user" and all(p["type"] == "text" for p in content):
+                content = "".join(p["text"] for p in content)
+        elif not isinstance(content, str):
+            raise BadRow("format", f"{name}: a message's content is a {type(content).__name__}")
+        if message["role"] not in roles:
+            raise BadRow("format", f"{name}: unknown role {message['role']!r}")
+        out.append({"role": message["role"], "content": content})
+    last = value[-1] if value and value[-1]["role"] == "assistant" else {}
+    if (weight := last.get("loss_weight")) not in (None, 1):
+        raise BadRow("weight", f"{name}: the last answer has loss_weight {weight}: weigh a row by its column weight")
+    return out
+
+
+PLACES = ("image", "image_url", "url", "path", "value", "base64")  # of an image, in a part of content
+
+
+def _part(part: Any, name: str, inside: list) -> dict:
+    """A part of content: of TRL and transformers {type, text or image}, of OpenAI {type, image_url}, of LLaMA-Factory
+    {type, value}."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("value") if kind == "text" and part.get("text") is None else kind and part.get("text")
+    if kind == "text" and isinstance(text, str):
+        return {"type": "text", "text": text}
+    if kind in ("image", "image_url"):
+        place = next((k for k in PLACES if part.get(k) is not None), None)
+        if place is None:
+            return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
+        image = part[place]
+        if isinstance(image, dict) and "url" in image:
+            image = image["url"]
+        if place == "base64":
+            image = f"base64:{image}"
+        if image not in inside:
+            inside.append(image)
+        return {"type": "image", "index": inside.index(image)}
+    raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
+
+
+def asked(text: Any, history: Any, images: int) -> list[dict]:
+    """The turns before an answer: a history of [question, answer] pairs, and what is asked now."""
+    try:
+        history = ast.literal_eval(history) if isinstance(history, str) and history.strip() else history or []
+        pairs = [(before, said) for before, said in history]
+    except (SyntaxError, TypeError, ValueError):
+        pairs = [(None, None)]
+    if not all(isinstance(side, str) for pair in pairs for side in pair):
+        raise BadRow("format", "history is not a list of [question, answer] pairs of texts")
+    if not isinstance(text, str):
+        raise BadRow("format", f"the question is a {type(text).__name__}, not a text")
+    turns = [message for before, said in pairs for message in ({"role": "user", "content": before}, answer(said))]
+    return place_images([*turns, {"role": "user", "content": text}], images)
+
+
+def as_history(prompt: Sequence[dict]) -> tuple[str, list[list[str]], str] | None:
+    """The other way: system text, history and question; None where turns do not alternate."""
+    system = to_markers(prompt[0]) if prompt and prompt[0]["role"] == "system" else ""
+    turns = [*prompt[1:]] if prompt and prompt[0]["role"] == "system" else [*prompt]
+    roles = [message["role"] for message in turns]
+    if roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        return None
+    texts = [to_markers(message) for message in turns]
+    return system, [[q, a] for q, a in zip(texts[:-1:2], texts[1::2], strict=True)], texts[-1]
 
 
 ROLES = {

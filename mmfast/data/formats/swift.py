@@ -1,4 +1,4 @@
-"""ms-swift's rows (messages + rejected_response or rejected_messages) and ShareGPT's (conversations + a pair)."""
+"""ms-swift's rows (messages, or query and response, + a rejected side), ShareGPT's and LLaMA-Factory's pairs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfast.data.containers.read import Row
-from mmfast.data.formats.base import Format, Uncarried, Written, record_of
+from mmfast.data.formats.base import Format, Uncarried, Written, record_id, record_of
 from mmfast.data.formats.messages import (
+    SPEAKERS,
     answer,
+    asked,
+    chat,
     from_value,
     image_list,
     place_images,
@@ -20,16 +23,16 @@ from mmfast.data.formats.messages import (
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 
-KNOWN = ("id", "images", "image", "messages", "rejected_response", "rejected_messages", "rejected_images")
+WHOLE = ("messages", "chosen_messages"), ("rejected_messages",)  # conversations with the answer; LLaMA-Factory's names
+KNOWN = ("id", "images", "image", *WHOLE[0], *WHOLE[1], "rejected_response", "rejected_images")
+QUERY = ("query", "response", "history")  # ms-swift's older form
 SHAREGPT = ("conversations", "chosen", "rejected")
 
 
-def _messages(value: Any) -> list[dict]:
-    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value):
-        raise BadRow("format", "messages is not a list of {role, content} with texts")
+def _messages(value: Any, name: str, inside: list) -> list[dict]:
     return [
-        {"role": m["role"], "content": with_markers(m["content"]) if m["role"] == "user" else m["content"]}
-        for m in value
+        m | {"content": with_markers(m["content"])} if m["role"] == "user" and isinstance(m["content"], str) else m
+        for m in chat(value, name, inside, (*SPEAKERS, "tool"))
     ]
 
 
@@ -49,35 +52,51 @@ def _numbered(messages: list[dict], first: int) -> list[dict]:
 
 
 def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
-    value = row.value
+    value, inside = row.value, list[Any]()
     images = image_list(value.get("images", value.get("image")))
+    known: tuple[str, ...] = KNOWN
+    own: dict[str, Any] = {}
+    rejected: list[dict] | None
+    better, worse = (next((value[k] for k in names if value.get(k) is not None), None) for names in WHOLE)
+    # What was asked, and the two sides, in each of the forms
     if "conversations" in value:
         prompt = from_value(value["conversations"])
         sides = [from_value([value[k]] if isinstance(value[k], dict) else value[k]) for k in ("chosen", "rejected")]
-        known, meta = (*KNOWN, *SHAREGPT), {"kind": "sharegpt"}
-        yield record_of(row, known, images=images, prompt=prompt, chosen=sides[0], rejected=sides[1], meta=meta)
-        return
-    chosen = place_images(_messages(value.get("messages")), len(images))
-    own_prompt = None
-    rejected: list[dict] | None
-    if value.get("rejected_messages") is not None:
+        chosen, rejected, known, own = *sides, (*KNOWN, *SHAREGPT), {"meta": {"kind": "sharegpt"}}
+    elif value.get("query") is not None:
+        prompt = asked(value["query"], value.get("history"), len(images))
+        chosen, rejected, known = [answer(value.get("response"))], None, (*KNOWN, *QUERY)
+        worse = None
+    elif value.get("chosen") is not None:  # LLaMA-Factory's ranking beside messages of {role, content}
+        prompt = place_images(_messages(better, "messages", inside), len(images))
+        chosen, rejected = (chat(value[k], k, inside) for k in ("chosen", "rejected"))
+        known = (*KNOWN, *SHAREGPT)
+    else:
+        chosen, rejected = place_images(_messages(better, "messages", inside), len(images)), None
+        prompt, chosen = chosen[:-1], chosen[-1:]
+    if worse is not None:
         theirs = image_list(value.get("rejected_images"))
-        rejected = place_images(_messages(value["rejected_messages"]), len(theirs or images))
+        rejected = place_images(_messages(worse, "rejected_messages", inside), len(theirs or images))
+        chosen = [*prompt, *chosen]
         if theirs and theirs != images:  # the rejected side has seen other images
-            own_prompt = tuple(_numbered(rejected[:-1], len(images)))
+            own = {"rejected_prompt": tuple(_numbered(rejected[:-1], len(images)))}
             rejected = rejected[-1:]
             chosen, images = _numbered(chosen, 0), images + theirs
             prompt, chosen = chosen[:-1], chosen[-1:]
+            own["chosen_prompt"] = tuple(prompt)
         else:
             prompt, chosen, rejected = split_pair(chosen, rejected)
-    else:
-        prompt, chosen = chosen[:-1], chosen[-1:]
-        text = value.get("rejected_response")
-        rejected = None if text is None else [answer(text)]
-    if chosen and chosen[-1]["role"] != "assistant":
+    if not chosen or chosen[-1]["role"] != "assistant":
         raise BadRow("empty-response", "messages does not end with an answer")
-    own: dict[str, Any] = {"chosen_prompt": tuple(prompt), "rejected_prompt": own_prompt} if own_prompt else {}
-    yield record_of(row, KNOWN, images=images, prompt=prompt, chosen=chosen, rejected=rejected, **own)
+    if inside and images:
+        raise BadRow("format", "images stand in a column and in content parts; one of the two places is enough")
+    # One record, or one for each of several rejected answers
+    others = value.get("rejected_response") if rejected is None else None
+    several = others if isinstance(others, list) else [others]
+    for number, text in enumerate(several):
+        own |= {"id": f"{record_id(row, 'id')}-{number}"} if len(several) > 1 else {}
+        worst = rejected if text is None else [answer(text)]
+        yield record_of(row, known, images=images or tuple(inside), prompt=prompt, chosen=chosen, rejected=worst, **own)
 
 
 def write(record: Record) -> Written:
@@ -113,15 +132,23 @@ def write(record: Record) -> Written:
 
 
 def _accepts(row: dict) -> bool:
+    if isinstance(row.get("query"), str):
+        return row.get("response") is not None
+    if isinstance(row.get("chosen_messages"), list):
+        return isinstance(row.get("rejected_messages"), list)
     if isinstance(row.get("messages"), list):
-        return any(row.get(k) is not None for k in ("rejected_response", "rejected_messages"))
+        sides = (row.get("chosen"), row.get("rejected"))
+        return any(row.get(k) is not None for k in ("rejected_response", "rejected_messages")) or all(
+            isinstance(side, dict) and "role" in side for side in sides
+        )
     return isinstance(row.get("conversations"), list) and {"chosen", "rejected"} <= set(row)
 
 
 FORMAT = Format(
     name="swift",
-    columns=frozenset((*KNOWN, *SHAREGPT)),
-    looks_for="messages + rejected_response or rejected_messages; or conversations + chosen + rejected (ShareGPT)",
+    columns=frozenset((*KNOWN, *SHAREGPT, *QUERY)),
+    looks_for="messages + rejected_response or rejected_messages, query + response, conversations (or messages) + "
+    "chosen + rejected, or chosen_messages + rejected_messages",
     accepts=_accepts,
     read=read,
     write=write,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmfast.data.containers.read import Row
 from mmfast.data.formats.base import Format, Written, record_of
-from mmfast.data.formats.messages import answer, image_list, place_images, question, split_answer, split_pair
+from mmfast.data.formats.messages import answer, chat, image_list, place_images, question, split_answer, split_pair
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
 from mmfast.data.text.templates import text_of
@@ -17,53 +17,13 @@ KNOWN = ("id", "images", "image", "messages", "prompt", "chosen", "completion", 
          "rejected_prompt", "weight", "segments", "weights", "scores", "meta")  # fmt: skip
 
 
-def _messages(value: Any, name: str, inside: list) -> list[dict]:
-    """Messages as they come (Parquet fills absent part fields with null), reduced to role and content.
-
-    Images that stand in a content part are added to `found`, and the part gets its index there.
-    """
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(m, dict) and "role" in m and "content" in m for m in value):
-        raise BadRow("format", f"{name} is not a list of messages with role and content")
-    out = []
-    for message in value:
-        content = message["content"]
-        if isinstance(content, list):
-            content = [_part(p, name, inside) for p in content]
-            if message["role"] != "user" and all(p["type"] == "text" for p in content):
-                content = "".join(p["text"] for p in content)
-        elif not isinstance(content, str):
-            raise BadRow("format", f"{name}: a message's content is a {type(content).__name__}")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise BadRow("format", f"{name}: unknown role {message['role']!r}")
-        out.append({"role": message["role"], "content": content})
-    return out
-
-
-def _part(part: Any, name: str, inside: list) -> dict:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
-        image = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
-        if isinstance(image, dict) and "url" in image:
-            image = image["url"]
-        if image is not None:
-            if image not in inside:
-                inside.append(image)
-            return {"type": "image", "index": inside.index(image)}
-        return {"type": "image"} if part.get("index") is None else {"type": "image", "index": part["index"]}
-    raise BadRow("format", f"{name}: a content part is neither text nor image: {str(part)[:80]}")
-
-
 def _sided(row: dict, images: int, inside: list) -> tuple[list[dict], list[dict], list[dict] | None]:
     """The prompt, chosen and rejected messages of a row, whichever of TRL's forms it has."""
     chosen = row.get("chosen", row.get("completion"))
     rejected = row.get("rejected")
     prompt = row.get("prompt")
     if row.get("messages") is not None and chosen is None:
-        first, last = split_answer(place_images(_messages(row["messages"], "messages", inside), images))
+        first, last = split_answer(place_images(chat(row["messages"], "messages", inside), images))
         return list(first), list(last), None
     if chosen is None:
         raise BadRow("format", "the row has a prompt but no chosen (or completion)")
@@ -71,7 +31,7 @@ def _sided(row: dict, images: int, inside: list) -> tuple[list[dict], list[dict]
         raise BadRow("format", "a row without prompt needs chosen and rejected as whole conversations")
 
     def turns(value: Any, name: str, one: Callable[[str], dict]) -> list[dict]:
-        return [] if value is None else [one(value)] if isinstance(value, str) else _messages(value, name, inside)
+        return [] if value is None else [one(value)] if isinstance(value, str) else chat(value, name, inside)
 
     better, worse = turns(chosen, "chosen", answer), turns(rejected, "rejected", answer)
     before = turns(prompt, "prompt", lambda text: question(text, 0))
@@ -117,7 +77,7 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
     own: dict[str, Any] = {}
     for name in ("chosen_prompt", "rejected_prompt"):
         if (side := value.get(name)) is not None:
-            messages = [question(side, len(images))] if isinstance(side, str) else _messages(side, name, inside)
+            messages = [question(side, len(images))] if isinstance(side, str) else chat(side, name, inside)
             own[name] = tuple(place_images(messages, len(images)))
     if inside and images:
         raise BadRow("format", "images stand in a column and in content parts; one of the two places is enough")

@@ -36,7 +36,8 @@ def unwrapped(image: Any) -> Any:
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
         if image.startswith(("http://", "https://")):
-            raise BadRow("image-missing", f"image {image} is an address: download it and name the file")
+            how = "download it and name the file, or put it into the row (data:image/png;base64,...)"
+            raise BadRow("image-missing", f"image {image} is an address, which is not fetched: {how}")
         return image.removeprefix("file://")
     return image
 

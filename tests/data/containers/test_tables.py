@@ -166,7 +166,7 @@ def test_what_stands_behind_an_array_is_not_lost_unseen(name, tmp_path):
 
 def test_what_is_not_read_packed_is_said(tmp_path):
     (tmp_path / "t.parquet.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"t.parquet.gz: unknown file type; known are .json, .*packed as .gz or .zst"):
+    with pytest.raises(ValueError, match=r"t.parquet.gz: unknown file type; known .*packed as .gz or .zst"):
         values(tmp_path / "t.parquet.gz")
     (tmp_path / "a").mkdir()
     for name in ("x.jsonl", "x.jsonl.gz"):

@@ -13,7 +13,8 @@ from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import parts
 from tests.make import format_samples as samples
 
-NAMES = ("trl", "llava", "mllm_dpo", "sima-prompts", "sima-responses", "sima-critic", "sima-pairs", "swift",
+NAMES = ("trl", "llava", "mllm_dpo", "sima-prompts", "sima-responses", "sima-critic", "sima-pairs",
+         "swift", "alpaca", "hh",
          "swift-sharegpt", "rlhfv", "rlhfv-logp", "rlhfv-tsv", "rlaifv", "rlaifv-logp", "dgpref")  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def test_arrow_directory_and_shards(files, tmp_path):
 def test_detection_says_what_it_looked_for(rows, row, looked):
     with pytest.raises(ValueError, match=looked) as error:
         detect(rows("x.jsonl", [row]))
-    for name in ("trl", "llava", "mllm_dpo", "sima", "rlhfv", "rlaifv", "dgpref", "swift"):
+    for name in ("trl", "llava", "mllm_dpo", "sima", "rlhfv", "rlaifv", "dgpref", "swift", "alpaca", "hh"):
         assert f"  {name}: " in str(error.value)
 
 
