@@ -123,6 +123,7 @@ if __name__ == "__main__":
             "mmfast.feedback.prompts": ["*.toml"],
             "mmfast.feedback.experts": ["*.toml"],
             "mmfast.engines.page": ["*"],
+            "mmfast.pages": ["*.css", "*.js"],
             "mmfast.evals.text": ["*.xz", "*.json", "WORDNET_LICENSE"],
         },
         ext_modules=[Extension("mmfast._C", sources=[])],

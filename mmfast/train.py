@@ -34,6 +34,7 @@ from mmfast.training.benchmarks import Benchmarks
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
+from mmfast.training.forecast import write_expected
 from mmfast.training.metrics import Metrics, check_trackers
 from mmfast.training.objective import Objective, objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
@@ -97,7 +98,7 @@ class Run:
         self.config, self.job, self.runtime, self.objective = config, job, runtime, objective
         self.last: dict[str, float] = {}
         self.identity: dict[str, Any] = {}
-        self.stopped, self.told, self.digest = False, set[str](), ""
+        self.stopped, self.digest = False, ""
         self.folder = job.folder
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
@@ -181,6 +182,8 @@ class Run:
         self._begin()
         self.runtime.watch_signals()
         self.scorer.train()
+        if self.step == 0:
+            self._look()  # the later ones are compared with these
         if self.start and not self.start.evaluated and any(self._due()):
             self._evaluate(saved=True)  # what a kill came before
         for planned, micro_batch, pack in self.window.timed(self.training.run(self.step, self.total)):
@@ -240,7 +243,7 @@ class Run:
                     dump(config),
                     resume=config.train.resume,
                     source=start.path if start else None,
-                    evaluated=start.evaluated if start else True,
+                    evaluated=start.evaluated if start else False,
                 )
                 self.saver.begin()
             except OSError as error:
@@ -297,19 +300,18 @@ class Run:
 
     def _evaluate(self, *, saved: bool) -> None:
         """Measure, and note it in the checkpoint of this step: one that stands, or a new one where this is the best."""
-        measured, samples = dict[str, float](), list[dict[str, Any]]()
+        measured = dict[str, float]()
         held_out, benchmarks = self._due()
         with self.window.paused_for():
             if held_out and self.evaluation is not None:
-                measured, samples = self.evaluation.run(), self._samples()
+                measured = self.evaluation.run()
+                self._look()
             if benchmarks and self.benchmarks is not None:
                 path, job = self.config.model.path, self.job
                 measured |= self.benchmarks.run(self.step, path, job.policy, job.data, self._say)
         self.last.update(measured)
         if self.metrics:
             self.metrics.log(self.step, measured)
-            if held_out and self.evaluation is not None:
-                self.evaluation.write(samples, self.step, self.folder)
         best = self._is_best(measured)
         if saved:
             self.saver.note(self.step, measured)
@@ -317,19 +319,12 @@ class Run:
             self._save(measured, wait=False)
             self.saver.note(self.step, measured)
 
-    def _samples(self) -> list[dict[str, Any]]:
-        """Answers to look at; that they fail is told and ends nothing."""
-        assert self.evaluation is not None
-        samples, problem = [], ""
-        try:
-            samples = self.evaluation.samples()
-        except Exception as error:  # whatever a model's generate() raises
-            problem = f"{type(error).__name__}: {error}".split("\n")[0]
-        told = [text for text in self.runtime.gather(problem) if text]
-        if told and told[0] not in self.told:
-            self._say(f"warning: no samples at step {self.step}: {told[0]}")
-            self.told.add(told[0])
-        return [] if told else samples
+    def _look(self) -> None:
+        """Answers to look at, where any are asked for."""
+        if self.evaluation is not None and self.config.train.eval_samples:
+            samples = self.evaluation.tried_samples(self.step, self._say)
+            if self.metrics:
+                self.metrics.log_samples(self.step, samples)
 
     def _is_best(self, measured: dict[str, float]) -> bool:
         name = self.saver.best_metric
@@ -385,9 +380,9 @@ class Run:
         return cache.values
 
     def _open_metrics(self) -> Metrics:
-        log = self.config.log
-        settings = self.config.model_dump()
-        return Metrics(self.folder, trackers=log.trackers, project=log.project, name=log.name, settings=settings)
+        write_expected(self.job, self.total)
+        log, settings = self.config.log, self.config.model_dump()
+        return Metrics(self.folder, log.trackers, log.project, log.name, settings=settings, step=self.step)
 
     def _say(self, text: str) -> None:
         if self.runtime.main and text:

@@ -236,7 +236,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default: the run's own.")] = None,
 ) -> None:
-    """Plot a run's metrics, or compare several runs: report.html and report.png."""
+    """Write a run's page, report.html; or compare several runs, what differs first: compare.html."""
     from mmfast.training.report import report as run
 
     print(run(runs, out))

@@ -236,7 +236,7 @@ class Train(Section):
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations on data.eval_path; 0: only at the end."""
     eval_samples: int = Field(0, ge=0)
-    """Answers generated at each evaluation and shown in the report."""
+    """Answers generated before the first step and at each evaluation, for the report and the trackers."""
     eval_tokens: int = Field(128, gt=0)
     """Longest generated answer."""
     nonfinite_limit: int = Field(3, ge=1)

@@ -29,7 +29,8 @@ from mmfast.job.rows import FILES, cut_back
 
 LOCK = ".lock"
 STOPPED, FINISHED, STARTED = "stopped", "finished.json", "started.json"
-BELONGINGS = ("export", "report.html", "report.png", "config.toml", FINISHED, STOPPED)  # of the line that wrote them
+BELONGINGS = ("export", "report.html", "report.png", "plan.json", "trackers.json", "config.toml", FINISHED, STOPPED)
+# (of the line of starts that wrote them; report.png is of earlier versions)
 EVALUATED = "eval"  # step-N of it: answers and results of benchmarks (training/benchmarks.py)
 _held: set[IO[str]] = set()
 

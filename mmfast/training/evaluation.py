@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmfast.config.schema import Train
+from mmfast.data.records import Branch
 from mmfast.data.store import ExampleStore
 from mmfast.engines.base import Decode
 from mmfast.engines.local import Local
@@ -21,6 +21,7 @@ from mmfast.models.parallelize import evaluating
 from mmfast.packing.build import Logps
 from mmfast.pages import png, small
 from mmfast.reference.live import LiveReference
+from mmfast.training.metrics import EDGE
 from mmfast.training.objective import Objective
 
 
@@ -39,7 +40,7 @@ class Evaluation:
         """`values` or `live`: the reference's log-probs, where the objective reads them."""
         self.job, self.store, self.settings = job, store, settings
         self.scorer, self.load_images = model
-        self.objective, self.live = objective, live
+        self.objective, self.live, self.told = objective, live, set[str]()
         whole, budget = job.steps.whole_step, job.steps.tokens_per_pack
         size = len(store) if whole else min(job.steps.pairs_per_step, len(store))
         self.once = Pass(
@@ -78,6 +79,19 @@ class Evaluation:
             features=self.load_images if m.cache_vision else None,
         )
 
+    def tried_samples(self, step: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """`samples`; that they fail is told once and ends nothing."""
+        samples, problem = list[dict[str, Any]](), ""
+        try:
+            samples = self.samples()
+        except Exception as error:  # whatever a model's generate() raises
+            problem = f"{type(error).__name__}: {error}".split("\n")[0]
+        told = [text for text in self.job.runtime.gather(problem) if text]
+        if told and told[0] not in self.told:
+            say(f"warning: no samples at step {step}: {told[0]}")
+            self.told.add(told[0])
+        return [] if told else samples
+
     def samples(self) -> list[dict[str, Any]]:
         """Greedy answers to the first held-out prompts, which the ranks share out among them; on every rank all."""
         count, runtime = min(self.settings.eval_samples, len(self.store)), self.job.runtime
@@ -95,22 +109,20 @@ class Evaluation:
         runtime.agree(next((reply.error for reply in mine if reply.error), ""))
         answers = {int(reply.key): reply.text for some in runtime.gather(mine) for reply in some}
         # Beside the responses in the data
-        tokenizer, samples = self.engine.prompts.tokenizer.hf, []
+        samples = []
         for number in range(count):
-            branch = self.store[number].chosen
-            begin, end = branch.spans[-1]
-            pictures = [png(small(self.store.open_image(name), 320)) for name in branch.images]
-            samples.append(
-                {
-                    "images": [base64.b64encode(picture).decode() for picture in pictures],
-                    "prompt": tokenizer.decode(branch.ids[:begin].tolist()),
-                    "answer": answers[number],
-                    "chosen": tokenizer.decode(branch.ids[begin:end], skip_special_tokens=True),
-                }
-            )
+            example = self.store[number]
+            pictures = [png(small(self.store.open_image(name), EDGE)) for name in example.chosen.images]
+            sample: dict[str, Any] = {"images": [base64.b64encode(picture).decode() for picture in pictures]}
+            sample |= {"prompt": self._said(example.chosen, prompt=True), "answer": answers[number]}
+            sample["chosen"] = self._said(example.chosen)
+            if example.rejected is not None:
+                sample["rejected"] = self._said(example.rejected)
+            samples.append(sample)
         return samples
 
-    def write(self, samples: list[dict[str, Any]], step: int, folder: Path) -> None:
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps({"step": step, **sample}) + "\n")
+    def _said(self, branch: Branch, *, prompt: bool = False) -> str:
+        """The text of a branch's last response, or of all before it."""
+        begin, end = branch.spans[-1]
+        ids = branch.ids[:begin] if prompt else branch.ids[begin:end]
+        return self.engine.prompts.tokenizer.hf.decode(ids.tolist(), skip_special_tokens=True)

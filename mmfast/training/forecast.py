@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from mmfast.config import Config
+from mmfast.files import write_json
 from mmfast.job.opening import Job, Model
 from mmfast.job.passes import Pass
 from mmfast.job.runtime import Runtime
@@ -18,12 +19,13 @@ from mmfast.models.loading import load
 from mmfast.models.lora import settings_of
 from mmfast.models.parallelize import checkpoint_blocks, mesh_shape
 from mmfast.models.scorer import Scorer
-from mmfast.packing import Plan, build_pack
+from mmfast.packing import Plan, StepPlan, build_pack
 from mmfast.packing.cost import UNIT, Cost, node_costs
 from mmfast.packing.plan import forest_of
 from mmfast.training.preflight import check_length, check_segments, check_whole_steps
 
 GPUS_PER_NODE = 8
+PLAN = "plan.json"
 MOST_STEPS = 256  # planned for the report: an epoch, or so many steps spread over it
 
 
@@ -67,16 +69,10 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
     once = Pass(job, job.store, Model(scorer, lambda ids: {}))
     schedule, cost = once.plan, once.cost
     check_whole_steps(job, schedule)
-    # So many steps of the first epoch, and the largest pack among them
-    every = max(1, -(-schedule.steps_per_epoch // MOST_STEPS))
-    steps = [schedule.step(0, s, ranks) for s in range(0, schedule.steps_per_epoch, every)]
+    steps = some_steps(schedule, ranks)
     tokens = np.concatenate([s.tokens.reshape(-1) for s in steps])
     mean = sum(float(s.costs.sum()) / ranks for s in steps)
     slowest = sum(float(s.costs.max(axis=0).sum()) for s in steps)
-    largest = max(steps, key=lambda s: int(s.tokens.max()))
-    r, m = np.unravel_index(int(largest.tokens.argmax()), largest.tokens.shape)
-    part = job.store.symbols.cut(largest.packs[r][m])
-    pack = build_pack(part, job.store.images, once.layout, gamma=job.gamma)
     return Report(
         examples=len(job.store),
         steps_per_epoch=schedule.steps_per_epoch,
@@ -92,8 +88,42 @@ def plan_of(job: Job, *, ranks: int, device: str, gpus_per_node: int) -> Report:
         balance=mean / slowest,
         time_share=shares(schedule, steps, cost),
         last_layer=scorer.last_layer.why_whole(),
-        memory=estimate(scorer, pack, setting_of(job, scorer, ranks, gpus_per_node, device, largest.micro_batches)),
+        memory=memory_of(job, scorer, once, steps, ranks=ranks, device=device, gpus_per_node=gpus_per_node),
     )
+
+
+def some_steps(schedule: Plan, ranks: int) -> list[StepPlan]:
+    """Of the first epoch."""
+    every = max(1, -(-schedule.steps_per_epoch // MOST_STEPS))
+    return [schedule.step(0, s, ranks) for s in range(0, schedule.steps_per_epoch, every)]
+
+
+def memory_of(
+    job: Job, scorer: Scorer, once: Pass, steps: list[StepPlan], *, ranks: int, device: str, gpus_per_node: int
+) -> Memory:
+    """Of a rank, by the largest pack of the steps."""
+    largest = max(steps, key=lambda s: int(s.tokens.max()))
+    r, m = np.unravel_index(int(largest.tokens.argmax()), largest.tokens.shape)
+    part = job.store.symbols.cut(largest.packs[r][m])
+    pack = build_pack(part, job.store.images, once.layout, gamma=job.gamma)
+    return estimate(scorer, pack, setting_of(job, scorer, ranks, gpus_per_node, device, largest.micro_batches))
+
+
+def write_expected(job: Job, steps: int) -> None:
+    """plan.json of a run of so many steps: what its report compares it with. That no plan can be made is told there and
+    ends nothing."""
+    runtime = job.runtime
+    told: dict[str, Any] = {"steps": steps, "ranks": runtime.world}
+    try:
+        scorer = sketch(job)
+        once = Pass(job, job.store, Model(scorer, lambda ids: {}))
+        where: dict[str, Any] = {"device": runtime.device.type, "gpus_per_node": runtime.local_world}
+        some = some_steps(once.plan, runtime.world)
+        parts = asdict(memory := memory_of(job, scorer, once, some, ranks=runtime.world, **where))
+        told["memory_gib"] = {name: size / 2**30 for name, size in (parts | {"total": memory.total}).items()}
+    except Exception as error:  # of whatever kind of model
+        told["problem"] = f"no plan of the memory: {type(error).__name__}: {error}".split("\n")[0]
+    write_json(job.folder / PLAN, told)
 
 
 def sketch(job: Job, model: PretrainedConfig | None = None) -> Scorer:

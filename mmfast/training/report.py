@@ -1,34 +1,103 @@
-"""report.html and report.png of one run, or of several compared."""
+"""report.html of one run, or of several compared: one file that needs nothing beside it, written while a run goes on
+too. A section that would be empty is left out."""
 
 from __future__ import annotations
 
 import html
+import json
+import math
+import statistics
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmfast import pages
-from mmfast.evals import words as phrases
+from mmfast.config import Config
+from mmfast.files import write_text
 from mmfast.job.rows import read
+from mmfast.pages import charts
+from mmfast.training import report_samples
 
-PANELS = (
-    ("loss", ("loss", "eval/loss")),
-    ("rewards", ("rewards/chosen", "rewards/rejected")),
-    ("margins", ("rewards/margins", "eval/rewards/margins")),
-    ("accuracies", ("rewards/accuracies", "eval/rewards/accuracies")),
-    ("log-probs", ("logps/chosen", "logps/rejected")),
-    ("grad norm", ("grad_norm",)),
-    ("learning rate", ("learning_rate",)),
-    ("tokens / s", ("tokens_per_s",)),
-    ("memory, GiB", ("memory_gib",)),
-    ("data wait, share", ("data_wait",)),
+RENEW = 60  # seconds between two readings of the page of a run that goes on
+CURVES = (
+    ("Loss", ("loss", "eval/loss")),
+    ("Pairs in the right order", ("rewards/accuracies", "eval/rewards/accuracies")),
+    ("Margin of the rewards", ("rewards/margins", "eval/rewards/margins")),
+    ("Rewards", ("rewards/chosen", "rewards/rejected")),
+    ("Log-probs", ("logps/chosen", "logps/rejected")),
+    ("Norm of the gradient", ("grad_norm",)),
 )
-STYLE = """.s{display:flex;gap:1em;margin:1em 0;border-top:1px solid #ddd;padding-top:1em}
-.s img{width:160px;image-rendering:pixelated}"""
+SPEED = (
+    ("Learning rate", ("learning_rate",)),
+    ("Tokens a second", ("tokens_per_s",)),
+    ("Memory at its peak, GiB", ("memory_gib",)),
+    ("Waiting for data, share of the time", ("data_wait",)),
+)
+CHIEF = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm", "tokens_per_s", "memory_gib")
+EXACT = {"learning_rate", "memory_gib"}  # smoothing would tell of values that never were
+OWN_NAME = {"output_dir", "log.name"}  # differ between any two runs
+STYLE = "body{max-width:84rem}h1{overflow-wrap:anywhere}.left :is(td,th){text-align:left}td{vertical-align:top}"
 
 
-def report(runs: list[Path], out: Path | None = None) -> Path:
-    """Plot the metrics of one run, or of several in the same panels; returns the HTML page (the PNG lies beside it).
-    `out`: a page, or a folder for it; default: the first run's folder."""
+@dataclass(frozen=True)
+class Told:
+    """What a run's folder says."""
+
+    folder: Path
+    label: str
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        return read(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        file = self.folder / "samples.jsonl"
+        return read(file) if file.is_file() else []
+
+    @cached_property
+    def settings_text(self) -> str:
+        file = self.folder / "config.toml"
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """By dotted keys; empty where config.toml is missing or is no TOML (somebody may have edited it)."""
+        try:
+            return flat(tomllib.loads(self.settings_text))
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        file = self.folder / "plan.json"  # training/forecast.py
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    @property
+    def step(self) -> int:
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def total(self) -> int:
+        return self.plan.get("steps") or self.settings.get("train.steps") or 0
+
+    @cached_property
+    def last(self) -> dict[str, Any]:
+        """The last value of each metric."""
+        return {key: value for row in self.rows for key, value in row.items() if key != "step"}
+
+    def typical(self, key: str) -> float:
+        """The median, which one slow step does not move; 0 where there is none."""
+        return statistics.median([float(row[key]) for row in self.rows if key in row] or [0.0])
+
+
+def report(runs: Sequence[Path], out: Path | None = None, *, live: bool = False) -> Path:
+    """Write the page of one run, or of several compared; returns its path. `out`: a page, or a folder for it; default:
+    the first run's folder. `live`: the run goes on, and the page reads itself again every minute."""
     runs = [Path(run) for run in runs]
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
@@ -38,25 +107,12 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     if out.suffix != ".html":
         out.mkdir(parents=True, exist_ok=True)
         out = out / name
-    rows = {_label(run, runs): read(run / "metrics.jsonl") for run in runs}
-    picture = out.with_suffix(".png")
-    _plot(rows, picture)
-    parts = [
-        _table({label: {k: v for row in values for k, v in row.items()} for label, values in rows.items()}),
-        f"<p>{pages.picture(picture.read_bytes(), 'curves')}</p>",
-    ]
-    for run in runs:
-        samples = run / "samples.jsonl"
-        if samples.is_file():
-            found, label = read(samples), html.escape(_label(run, runs))
-            if found:
-                parts += [f"<h2>What changed in the words: {label}</h2>", _words(found)]
-            parts += [f"<h2>Samples: {label}</h2>", *map(_sample, found)]
-        settings = run / "config.toml"
-        if settings.is_file():
-            text = html.escape(settings.read_text())
-            parts.append(f"<details><summary>config: {html.escape(str(run))}</summary><pre>{text}</pre></details>")
-    out.write_text(pages.page("mmfast report", parts, heading=", ".join(rows), style=STYLE), encoding="utf-8")
+    told = [Told(run, _label(run, runs)) for run in runs]
+    parts = [*_head(told, live), *_first(told), *_curves(told), *report_samples.parts(told), *_settings(told)]
+    heading = ", ".join(one.label for one in told)
+    style = STYLE + report_samples.STYLE
+    page = pages.page(f"{heading}: mmfast", parts, heading=heading, style=style, script=True, renew=RENEW * live)
+    write_text(out, page)
     return out
 
 
@@ -65,35 +121,157 @@ def _label(run: Path, runs: list[Path]) -> str:
     return run.resolve().name if names.count(run.resolve().name) == 1 else str(run)
 
 
-def _points(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], float(row[key])) for row in rows if key in row]
-    return [step for step, _ in points], [value for _, value in points]
+# at the top
 
 
-def _plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _head(told: list[Told], live: bool) -> Iterator[str]:
+    now = time.strftime("%Y-%m-%d %H:%M")
+    said = [html.escape(_state(one, live)) for one in told] if len(told) == 1 else [f"{len(told)} runs compared"]
+    for one in told if len(told) == 1 else ():
+        model, data = one.settings.get("model.path"), one.settings.get("data.path")
+        said += [f"{name} {html.escape(str(value))}" for name, value in (("model", model), ("data", data)) if value]
+    yield f'<p class="soft">{" · ".join(said)} · written {now}<span id="age"></span></p>'
+    if len(told) == 1:
+        yield pages.tiles(_facts(told[0], live))
 
-    there = {key for rows in runs.values() for row in rows for key in row}
-    panels = [(title, keys) for title, keys in (*PANELS, *_benchmarks(there)) if there & set(keys)]
-    height = (len(panels) + 1) // 2
-    figure = Figure(figsize=(12, 2.8 * max(height, 1)), layout="constrained")
-    FigureCanvasAgg(figure)
-    styles = ("-", "--", ":")
-    for place, (title, keys) in enumerate(panels):
-        axes = figure.add_subplot(height, 2, place + 1)
-        for color, (name, rows) in enumerate(runs.items()):
-            for style, key in zip(styles, keys, strict=False):
-                steps, values = _points(rows, key)
-                if steps:
-                    label = key if len(runs) == 1 else f"{name}: {key}"
-                    marker = "o" if len(steps) == 1 or key.startswith("eval/") else ""
-                    line = color if len(runs) > 1 else keys.index(key)
-                    axes.plot(steps, values, style, color=f"C{line}", label=label, marker=marker, markersize=3)
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+
+def _state(one: Told, live: bool) -> str:
+    of = f" of {one.total}" if one.total else ""
+    if live:
+        return f"running: step {one.step}{of}"
+    if (one.folder / "stopped").is_file():
+        return f"stopped at step {one.step}{of}"
+    return f"finished at step {one.step}" if one.step == one.total else f"step {one.step}{of}"
+
+
+def _facts(one: Told, live: bool) -> Iterator[tuple[str, str]]:
+    """The few numbers that are looked for first."""
+    last, n = one.last, charts.number
+    pace, pairs = one.typical("pairs_per_s"), one.settings.get("train.pairs_per_step", 0)
+    if live and pace and one.total > one.step:
+        yield "left, evaluations not counted", _duration((one.total - one.step) * pairs / pace)
+    for key, name, unit in (("loss", "loss", ""), ("rewards/accuracies", "pairs in the right order", "%")):
+        held_out = f"eval/{key}" in last
+        if held_out or key in last:
+            value = float(last[f"eval/{key}" if held_out else key])
+            yield f"{'held-out ' * held_out}{name}", n(100 * value if unit else value) + unit
+    if pace:
+        yield "tokens a second", n(one.typical("tokens_per_s"))
+        yield "pairs a second", n(pace)
+    if last.get("sharing"):
+        yield "of the tokens shared, not computed again", f"{100 * float(last['sharing']):.0f}%"
+    if "memory_gib" in last:
+        planned = one.plan.get("memory_gib", {}).get("total")
+        yield f"GiB at the peak{f', {n(planned)} planned' if planned else ''}", n(_peak(one))
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{max(minutes, 1)} min"
+
+
+def _peak(one: Told) -> float:
+    return max(float(row["memory_gib"]) for row in one.rows if "memory_gib" in row)
+
+
+def _first(told: list[Told]) -> Iterator[str]:
+    """Of several runs: how their settings differ, and what came of it."""
+    if len(told) == 1:
+        return
+    differing = _differing([one.settings for one in told if one.settings])
+    labels = [one.label for one in told]
+    if all(one.settings for one in told):
+        yield "<h2>What differs</h2>"
+        rows = [[key, *(_value(one.settings.get(key)) for one in told)] for key in differing]
+        table = pages.table(["setting", *labels], map(pages.texts, rows))
+        yield f'<div class="scroll left">{table}</div>' if rows else "<p>No setting but the names.</p>"
+    chief = (name for key in CHIEF for name in (key, f"eval/{key}"))
+    keys = [key for key in (*chief, *_benchmark_keys(told)) if any(key in one.last for one in told)]
+    rows = [["steps", *(f"{one.step}" for one in told)]]
+    rows += [[key, *(_number(one.last.get(key)) for one in told)] for key in keys]
+    yield f'<h2>Last values</h2><div class="scroll">{pages.table(["", *labels], map(pages.texts, rows))}</div>'
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [k for k in keys if k not in OWN_NAME and any(one.get(k) != settings[0].get(k) for one in settings)]
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else charts.number(float(value))
+
+
+# curves
+
+
+def _curves(told: list[Told]) -> Iterator[str]:
+    there = dict.fromkeys(key for one in told for row in one.rows for key in row if key not in ("step", "epoch"))
+    benchmarks = _benchmarks(set(there))
+    known = {key for _, keys in (*CURVES, *SPEED, *benchmarks) for key in keys}
+    rest = [key for key in there if key not in known]
+    more = [(key, (key,)) for key in rest]
+    count = len(told) * len(there)
+    most = min(600, max(60, charts.MOST // max(count, 1)))
+
+    def drawn(panels: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+        return "".join(_chart(title, keys, told, most) for title, keys in panels if set(keys) & there.keys())
+
+    if chief := drawn(CURVES):
+        yield f'<h2>Curves</h2>{_tools(told)}<div class="charts">{chief}</div>'
+    if judged := drawn(benchmarks):
+        yield f'<h2>Benchmarks</h2><div class="charts">{judged}</div>'
+    memory = "".join(map(_memory, told))
+    if (speed := drawn(SPEED)) or memory:
+        yield f'<h2>Rate, speed and memory</h2><div class="charts">{speed}{memory}</div>'
+        yield from (f'<p class="soft">{html.escape(one.plan["problem"])}</p>' for one in told if "problem" in one.plan)
+    if rest:
+        yield f'<details><summary>{len(rest)} more curves</summary><div class="charts">{drawn(more)}</div></details>'
+    longest = max(len(one.rows) for one in told)
+    if longest > most:
+        yield (
+            f'<p class="soft">Curves of more than {most} points (the longest has up to {longest}) are drawn by the '
+            "first, lowest, highest and last of each stretch. All are in metrics.jsonl.</p>"
+        )
+
+
+def _tools(told: list[Told]) -> str:
+    """What page.js makes work; without it they are not shown."""
+    weight = 0.8 if max(len(one.rows) for one in told) > 150 else 0
+    slider = f'<input id="smooth" type="range" min="0" max="0.98" step="0.02" value="{weight}">'
+    runs = "".join(
+        f'<label class="c{n % charts.COLOURS}"><input type="checkbox" value="{n}" checked><i></i>'
+        f"{html.escape(one.label)}</label>"
+        for n, one in enumerate(told)
+    )
+    chosen = f'<span class="runs tools">{runs}</span>' if len(told) > 1 else ""
+    return f'<div class="tools"><label>smoothing {slider}<output></output></label>{chosen}</div>'
+
+
+def _chart(title: str, keys: tuple[str, ...], told: list[Told], most: int) -> str:
+    """One run: a colour a metric. Several: a colour a run, a dash a metric."""
+    drawn, several = [], len(told) > 1
+    for run, one in enumerate(told):
+        for n, key in enumerate(keys):
+            points = [(row["step"], float(row[key])) for row in one.rows if key in row]
+            own = _short(key, keys)
+            name = own if not several else one.label if len(keys) == 1 else f"{one.label}: {own}"
+            look = {"colour": run if several else n, "dash": n if several else 0, "run": run}
+            held_out = key.startswith("eval/")
+            drawn.append(charts.Line(name, points, dots=held_out, smooth=not held_out and key not in EXACT, **look))
+    return charts.lines(title, drawn, most=most)
+
+
+def _short(key: str, keys: tuple[str, ...]) -> str:
+    """As much of a metric's name as tells it from the others of its panel."""
+    if len(keys) == 1:
+        return key
+    if any(f"eval/{one}" in keys for one in keys):
+        return "held-out" if key.startswith("eval/") else "training"
+    return key.rpartition("/")[2]
 
 
 def _benchmarks(keys: set[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -106,28 +284,50 @@ def _benchmarks(keys: set[str]) -> list[tuple[str, tuple[str, ...]]]:
     return [(bench, tuple(names[:3])) for bench, names in sorted(found.items())]
 
 
-def _table(runs: dict[str, dict[str, Any]]) -> str:
-    keys = sorted({key for row in runs.values() for key in row})
-    rows = ([key, *(row.get(key, "") for row in runs.values())] for key in keys)
-    return pages.table(["last value", *runs], map(pages.texts, rows))
+def _benchmark_keys(told: list[Told]) -> list[str]:
+    return [key for _, keys in _benchmarks({key for one in told for key in one.last}) for key in keys]
 
 
-def _words(samples: list[dict[str, Any]]) -> str:
-    """Of the answers, from the first step with samples to the last; with one such step, from the truths to it."""
-    answers: dict[int, list[str]] = {}
-    for row in samples:
-        answers.setdefault(row["step"], []).append(str(row["answer"]))
-    first, last = min(answers), max(answers)
-    truths = [str(row["chosen"]) for row in samples if row["step"] == last and row.get("chosen")]
-    before = answers[first] if first < last else truths
-    heading = f"{len(answers[last])} answers, and {len(truths)} truths"
-    changes = phrases.changed(before, answers[last], truths)
-    return phrases.as_html(changes, heading, f"step {first}" if first < last else "truths", f"step {last}")
+def _memory(one: Told) -> str:
+    """What was planned, by part, below what was measured; "" without a plan."""
+    planned = one.plan.get("memory_gib")
+    if not planned or "memory_gib" not in one.last:
+        return ""
+    parts = [charts.Bar(name, size, colour=7) for name, size in planned.items() if size and name != "total"]
+    bars = [charts.Bar("measured", _peak(one)), charts.Bar("planned", planned["total"], colour=1), *parts]
+    return charts.bars("Memory against the plan, GiB", bars, note=f"rank 0 of {one.plan['ranks']}")
 
 
-def _sample(row: dict[str, Any]) -> str:
-    pictures = "".join(map(pages.picture, row.get("images", ())))
-    texts = "".join(
-        f"<p><b>{name}</b> {html.escape(str(row[name]))}</p>" for name in ("prompt", "answer", "chosen") if name in row
-    )
-    return f'<div class="s"><div>{pictures}</div><div><b>step {row["step"]}</b>{texts}</div></div>'
+# settings
+
+
+def flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
+
+
+def _settings(told: list[Told]) -> Iterator[str]:
+    if any(one.settings_text or one.rows for one in told):
+        yield "<h2>Settings</h2>" if any(one.settings_text for one in told) else ""
+    standard = flat(Config().model_dump(mode="json"))
+    for one in told:
+        label = f": {html.escape(one.label)}" if len(told) > 1 else ""
+        changed = {key: value for key, value in one.settings.items() if value != standard.get(key)}
+        if changed and len(told) == 1:
+            yield "<p>What differs from the defaults.</p>"
+            rows = [[key, _value(value), _value(standard.get(key))] for key, value in changed.items()]
+            table = pages.table(["setting", "here", "default"], map(pages.texts, rows))
+            yield f'<div class="scroll left">{table}</div>'
+        if one.settings_text:
+            text = html.escape(one.settings_text)
+            yield f"<details><summary>config.toml, whole{label}</summary><pre>{text}</pre></details>"
+    keys = sorted({key for one in told for key in one.last if not math.isnan(float(one.last[key]))})
+    rows = [[key, *(_exact(one.last.get(key)) for one in told)] for key in keys]
+    table = pages.table(["metric", *(one.label for one in told)], map(pages.texts, rows))
+    yield f'<details><summary>Last value of every metric</summary><div class="scroll">{table}</div></details>'
+
+
+def _exact(value: Any) -> str:
+    return "" if value is None else f"{float(value):.6g}"

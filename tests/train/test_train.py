@@ -192,7 +192,9 @@ def test_evaluation_samples_and_the_best_checkpoint(tiny, tmp_path, dtype):
     rows = [row for row in read(tmp_path / "run" / "metrics.jsonl") if "eval/loss" in row]
     assert [row["step"] for row in rows] == [2, 4] and last["eval/loss"] == rows[-1]["eval/loss"]
     samples = read(tmp_path / "run" / "samples.jsonl")
-    assert len(samples) == 4 and samples[0]["images"] and "picture" in samples[0]["prompt"]
+    assert [row["step"] for row in samples] == [0, 0, 2, 2, 4, 4]
+    assert samples[0]["images"] and "picture" in samples[0]["prompt"] and "<image>" not in samples[0]["prompt"]
+    assert samples[0]["chosen"].endswith(". 0") and samples[0]["rejected"].endswith(" no 0")
     best = checkpoint.best_checkpoint(tmp_path / "run" / "checkpoints", "eval/rewards/accuracies")
     top = max(row["eval/rewards/accuracies"] for row in rows)
     assert checkpoint.read_info(best)["metrics"]["eval/rewards/accuracies"] == top
