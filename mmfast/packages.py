@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from importlib import metadata
 
 if sys.version_info >= (3, 11):
-    import tomllib as tomllib
+    import tomllib
 else:  # the same, as a package
-    pass
+    import tomli as tomllib  # noqa: F401
 
 # transformers and peft import torchao where it is installed. torchao warns of the GPU files that it cannot load on
 # every other machine, and registers constants in a way that torch warns of.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_hints_name_the_packages_of_an_extra(monkeypatch: pytest.MonkeyPatch) ->
         metrics.check_trackers(["wandb"])
     with pytest.raises(ValueError, match=re.escape(how_to_install("eightbit"))):
         optim.check_optimizer(Optim(name="adamw8bit"))
+
+
+def test_a_python_without_tomllib_reads_toml_by_the_package_that_is_a_dependency_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (
+        "tomli>=2; python_version < '3.11'"
+        in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    )
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    monkeypatch.setitem(sys.modules, "tomli", tomllib)
+    monkeypatch.setitem(sys.modules, "tomllib", None)  # an import of it fails
+    assert runpy.run_path(str(ROOT / "mmfast/packages.py"))["tomllib"] is tomllib
 
 
 def test_no_text_of_ours_installs_mmfast_from_an_index() -> None:
