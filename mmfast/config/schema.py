@@ -92,7 +92,16 @@ class Data(Section):
     aspect: Literal["auto", "pad", "square", "crop", "anyres", "native"] = "auto"
     """"auto" (the processor's own), "pad", "square", "crop", "anyres", "native" (any size)."""
     template: Literal[
-        "auto", "vicuna_v1", "rlaifv", "llava_v0", "muffin", "muffin_ask", "dgpref_llava", "dgpref_qwen", "chatml"
+        "auto",
+        "vicuna_v1",
+        "rlaifv",
+        "llava_v0",
+        "muffin",
+        "muffin_compat",
+        "muffin_ask",
+        "dgpref_llava",
+        "dgpref_qwen",
+        "chatml",
     ] = "auto"
     """"auto": the model's chat template; or a named one of a published system."""
     turns: Literal["last", "all"] = "last"

@@ -199,7 +199,23 @@ class ExampleBuilder:
                 scored_offsets.append(offsets[inside[0] : inside[-1] + 1])
                 last, n = n, n + len(scored_offsets[-1])
             at += length
+        if self.template.named is not None and self.template.named.role_marks:
+            marks = self._muffins(chunks, spans[0][0])
+            last = sum(b - a for a, b in marks)
+            spans = [*marks, *spans]
+            scored_offsets = [offsets[a - shift : b - shift] for a, b in spans]
         return Side(ids, spans, np.concatenate(scored_offsets), 0, (), last)
+
+    def _muffins(self, chunks: Sequence[Chunk], answer: int) -> list[tuple[int, int]]:
+        """What Muffin scores before the answer. It counts the tokens of each turn alone, a BOS with each, and of the
+        human's leaves out all from the third on: two of its mark are scored, and what that count leaves of the next."""
+        if len(chunks) != 2:
+            raise BadRow("template", f"template {self.template.name} is Muffin's, of one question and one answer")
+        head, mark, rest = chunks[0].text.partition("### ")
+        turn = mark + rest.removesuffix(self.template.role_mark)
+        first = len(self.tokenizer.encode(head).ids) + 1
+        second = first + len(self.tokenizer.encode(turn).ids) + 1
+        return [(first, first + 2), (second, answer)]
 
     def _answer_start(self, chunks: Sequence[Chunk], content: str) -> int:
         texts = [self.tokenizer.unmask(c.text) for c in chunks]

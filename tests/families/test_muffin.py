@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from mmfast.data.examples import ExampleBuilder
 from mmfast.data.images.processor import ImageProcessor
-from mmfast.data.records import Branch, Example, ImageInfo
+from mmfast.data.problems import BadRow
+from mmfast.data.records import Branch, Example, ImageInfo, Record
+from mmfast.data.settings import DataSettings
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.engines.base import Decode
@@ -157,6 +160,10 @@ def test_golden_tokens_and_what_the_original_scores_beyond(tmp_path):
         words = [template.tokenizer.special.id_to_token(whole[i]) for i in sorted(theirs - ours)]
         # marks of roles: the first two of the human turn, and the assistant's but for its first
         assert "".join(words) == "#####\u2581Assistant:", words
+        # With muffin_compat neither more nor less is scored
+        compat = side_of("muffin_compat", template.tokenizer, said["sample"]["question"], said["sample"][side])
+        assert {n + 5 * (n > at) for span in compat.spans for n in range(*span)} == theirs
+        assert np.array_equal(compat.ids, ids)
 
 
 @golden
@@ -333,6 +340,56 @@ def rendered(template, question, answer):
     encoded = template.tokenizer.encode("".join(chunk.text for chunk in chunks))
     first = len(chunks[0].text) + chunks[1].lead
     return [1, *encoded.ids], [n + 1 for n, (_, end) in enumerate(encoded.offsets) if end > first]
+
+
+def side_of(name, tokenizer, question, answer):
+    """The branch that a pair's chosen side becomes."""
+    shown = [{"type": "image"}, {"type": "text", "text": question}]
+    record = Record(
+        id="1", source="", prompt=[{"role": "user", "content": shown}], images=("a",),
+        chosen=[{"role": "assistant", "content": answer}], rejected=[{"role": "assistant", "content": "No."}],
+    )  # fmt: skip
+    info = ImageInfo(id="a", source="", width=8, height=8, tokens=6)
+    return ExampleBuilder(Template(name, tokenizer), DataSettings(path="")).build(record, [info])[0].chosen
+
+
+def test_the_marks_that_muffin_scores_besides_are_scored_with_muffin_compat(tmp_path):
+    """Counted by a plain twin of its masking: the turn alone has a BOS more, and its first mark other pieces."""
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
+    tokenizer = published(tmp_path, 1400)[0].tokenizer
+    plain = side_of("muffin", tokenizer, "What is this?", "It is red.")
+    compat = side_of("muffin_compat", tokenizer, "What is this?", "It is red.")
+    head = Template("muffin", tokenizer).named.system + "\n\n"
+    turn = "### Human:<im_start><im_patch><im_end>What is this?\n"
+    labels = [-100] * len(plain.ids)
+    at = 1 + len(tokenizer.encode(head).ids)
+    labels[at:] = plain.ids[at:]
+    length = 1 + len(tokenizer.encode(turn).ids)
+    labels[at + 2 : at + length] = [-100] * (length - 2)
+    assert np.array_equal(plain.ids, compat.ids)
+    scored = [n for span in compat.spans for n in range(*span)]
+    assert scored == [n for n, label in enumerate(labels) if label != -100]
+    assert scored[:2] == [at, at + 1] and compat.spans[1][0] < plain.spans[0][0]
+    assert compat.spans[2:] == plain.spans, "what is drawn in a run begins behind the prompt"
+    with pytest.raises(BadRow, match="of one question and one answer"):
+        builder = ExampleBuilder(Template("muffin_compat", tokenizer), DataSettings(path="", turns="all"))
+        turns = [{"role": role, "content": "Yes."} for role in ("user", "assistant", "user", "assistant")]
+        builder.build(Record(id="1", source="", prompt=[], images=(), chosen=turns, rejected=None), [])
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_what_it_scores_besides_cancels_in_sums_and_weighs_in_averages(tmp_path, average):
+    model, data, losses = make_model(tmp_path, "beit3_llava", seed=2), write_pairs(tmp_path, 4), []
+    for template in ("muffin", "muffin_compat"):
+        changes = {"data.template": template, "objective.average": average, "optim.lr": 1e-3, "train.steps": 3}
+        train(make_config(tmp_path / template, model, data, **changes))
+        rows = (tmp_path / template / "run" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows if "loss" in json.loads(row)])
+    plain, compat = losses
+    assert len(plain) == 3
+    assert (np.allclose(plain, compat, atol=2e-6) and not average) or (
+        average and abs(plain[-1] - compat[-1]) > 1e-4
+    ), losses
 
 
 def test_an_imported_directory_has_the_marks_behind_llamas_words(tmp_path):

@@ -39,6 +39,7 @@ class NamedTemplate:
     # of later templates; not in the repr, which keys of caches are made of
     images_last: bool = field(default=False, repr=False)  # behind the first turn's text
     tight: bool = field(default=False, repr=False)  # no white space beside an image: as slow tokenizers read it
+    role_marks: bool = field(default=False, repr=False)  # scored where Muffin's masking lets them through
 
 
 VICUNA = (
@@ -80,6 +81,8 @@ NAMED = {
     "llava_v0": replace(_MUFFIN, image="{image}\n", tight=False),
     # Muffin (RLHF-V) as it is trained: its images have marks of their own
     "muffin": _MUFFIN,
+    # the same, with the marks of roles that its masking scores besides: they weigh in averages, and in sums cancel
+    "muffin_compat": replace(_MUFFIN, role_marks=True),
     # and as it is asked: the image behind the question, and the model writes "Assistant:" itself
     "muffin_ask": replace(_MUFFIN, system_end="\n###", answer="###", lead="", end="\n###", images_last=True),
     "dgpref_llava": NamedTemplate(
