@@ -96,10 +96,7 @@ def asking(
             raise ValueError(f"--preset: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         decode = replace(decode, **PRESETS[preset])
     decode = replace(decode, max_tokens=max_tokens) if max_tokens else decode
-    if limit >= 1 and limit != int(limit):
-        raise ValueError(f"limit = {limit:g}: write a whole number of questions, or a share below 1")
-    limit = int(limit) if limit >= 1 else limit
-    home = Data(data, one, images)
+    home, limit = Data(data, one, images), _limit(limit)
     wanted = attributes_of(attributes) if attributes else {}
     questions = [
         replace(q, turns=tuple(steered(turn, wanted) for turn in q.turns)) if wanted else q
@@ -110,6 +107,13 @@ def asking(
     return Asking(
         bench=one, data=home, wording=name, decode=decode, questions=asked, attributes=attributes, limit=limit
     )
+
+
+def _limit(limit: float) -> float:
+    """So many questions, or a share below 1."""
+    if limit >= 1 and limit != int(limit):
+        raise ValueError(f"limit = {limit:g}: write a whole number of questions, or a share below 1")
+    return int(limit) if limit >= 1 else limit
 
 
 def worded(bench: Benchmark, name: str) -> tuple[Wording, str]:

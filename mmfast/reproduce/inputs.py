@@ -95,7 +95,7 @@ def fetch(item: Weights | Input, root: Path) -> str:
         return shlex.join(["hf", "download", item.hub, "--repo-type", "dataset", "--local-dir", str(root / item.path)])
     if item.commands:
         place = shlex.quote(str(root))
-        return f"{' && '.join(item.commands).replace('{root}', place)} (of {item.source})"
+        return f"{' && '.join(item.commands).replace('{root}', place)}  # of {item.source}"
     return f"to be had from {item.source}; put it at {root / item.path}"
 
 

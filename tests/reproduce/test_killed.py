@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 from mmfast.cli.app import app
 from mmfast.cli.rounds import options_of
 from mmfast.engines.stage import rows as rows_of
-from mmfast.feedback.folders import whole_rows
 from mmfast.files import weight_digests
 from mmfast.reproduce import need, paper
 from mmfast.reproduce import run as running
@@ -25,11 +25,11 @@ from mmfast.rounds.settings import MAKERS, STAGES
 from mmfast.world.dataset import WorldSpec, write_world
 from mmfast.world.models import tiny_model
 from tests.make import stand_ins
-from tests.make.rank_processes import run_ranks
+from tests.make.rank_processes import CONTEXT, run_ranks
 from tests.make.system_files import PAPERS
 from tests.reproduce.test_stand_ins import changes
 from tests.rounds.crews import Pretend
-from tests.rounds.test_killed import begun, children, ended
+from tests.rounds.test_killed import ended
 from tests.rounds.test_killed import run as started
 
 KNOWN = {name: options_of(get_command(app), name) for name in ("generate", "eval", *STAGES, *MAKERS)}
@@ -74,16 +74,49 @@ def test_killed_before_any_step_the_same_call_runs_that_step_and_those_behind_it
         assert [*first.ran, *second.ran] == whole.ran and len(first.ran) == at
 
 
-# in truth: slow
+# killed in truth: slow
 
 
-def steps_of(name):
-    """Of the first round, each kind once."""
-    return {
-        "sima": ["00/eval", "01/answers", "01/critique", "01/pairs", "01/run", "01/eval"],
-        "mllm_dpo": ["01/answers", "01/judge", "01/pairs"],
-        "dgpref_llava": ["01/decompose", "01/check", "01/grade", "01/pairs"],
-    }[name]
+def inside(command, log):
+    """A command in a process of its own, which costs no import."""
+    said = CliRunner().invoke(app, list(command))
+    Path(log).write_text(said.output)
+    os._exit(said.exit_code)
+
+
+class Slain:
+    """Runs every command in a process, and kills one for good once it has written something; the rounds die with it."""
+
+    main = True
+
+    def __init__(self, at=-1):
+        self.ran, self.at, self.killed = [], at, False
+
+    def run(self, command, log, *, wide, follow):
+        made = Path(command[1]).parent / "run" if command[0] == "train" else Path(command[command.index("--out") + 1])
+        before, process = written(made), CONTEXT.Process(target=inside, args=(list(command), str(log)))
+        process.start()
+        if len(self.ran) == self.at:
+            while process.is_alive() and written(made) <= before:
+                time.sleep(0.002)
+            process.kill()
+        process.join()
+        self.killed = process.exitcode == -signal.SIGKILL
+        if len(self.ran) == self.at:
+            raise Killed
+        assert process.exitcode == 0, Path(log).read_text()
+        self.ran.append(f"{log.parents[1].name}/{log.stem}")
+
+
+def written(made):
+    """Bytes of what a command makes, and of what it will call so."""
+    total, home = 0, made.parent
+    for file in home.rglob("*"):
+        place = file.relative_to(home)
+        if made.name in str(place) and place.parts[0] not in ("logs", "steps"):
+            with suppress(FileNotFoundError):  # a temporary one, that has its name by now
+                total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def made(folder):
@@ -91,7 +124,7 @@ def made(folder):
     found = {}
     for path in sorted(folder.glob("rounds/*/*")):
         if path.is_dir() and (path / "manifest.json").exists():
-            found[path.name] = list(whole_rows(rows_of(path), path, order=str))
+            found[path.name] = [*rows_of(path)]
         elif path.suffix == ".jsonl":
             found[path.name] = path.read_text()
     found["weights"] = weight_digests(folder / "rounds" / "01" / "run" / "export" / "hf")
@@ -102,30 +135,27 @@ def made(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sima", "mllm_dpo", "dgpref_llava"])
-def test_killed_within_every_kind_of_stage_it_ends_as_one_that_was_left_alone(name, world, tmp_path):
-    root = stand_ins.write_files(name, tmp_path / "root", world)
-    base = tiny_model("llava", tmp_path / "base")
+def test_killed_within_every_stage_it_ends_as_one_that_was_left_alone(name, world, tmp_path):
+    root, base = stand_ins.write_files(name, tmp_path / "root", world), tiny_model("llava", tmp_path / "base")
     given = [*changes(name, world), f"model.path={base}", "train.checkpoint_every=1"]
-    command = ["-m", "mmfast.cli", "reproduce", name, *given, "--root", str(root)]
-    ended(started([*command, "output_dir=" + str(tmp_path / "alone")]))
-    out, killed = tmp_path / "killed", []
-    for place, step in enumerate(steps_of(name)):
-        process = started([*command, f"output_dir={out}"])
-        number, _, stage = step.partition("/")
-        note = out / "rounds" / number / "steps" / f"{stage}.json"
-        while process.poll() is None and not begun(note):
-            time.sleep(0.02)
-        time.sleep(1.0 + 2.0 * (place % 3))  # before it has begun its work, and within it
-        below = children(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        killed += [step] * begun(note)
-        end = time.monotonic() + 60
-        while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < end:
-            time.sleep(0.05)
-    assert len(killed) > len(steps_of(name)) // 2, killed
-    ended(started([*command, f"output_dir={out}"]))
-    assert made(out) == made(tmp_path / "alone")
+
+    def go(folder, crew):
+        asked = running.settings_of(paper.load_paper(name), root, folder, 1.0, given, KNOWN)
+        running.run(asked, crew, Console(quiet=True), report=lambda settings: settings.folder)
+        return asked.folder
+
+    whole, killed = Slain(), []
+    alone = go("alone", whole)
+    for number, step in enumerate(whole.ran):  # each start ends the step that was killed, and is killed in the next
+        crew = Slain(at=min(number, 1))
+        with pytest.raises(Killed):
+            go("killed", crew)
+        assert crew.ran == whole.ran[:number][-1:]
+        killed += [step] * crew.killed
+    last = Slain()
+    out = go("killed", last)
+    assert last.ran == whole.ran[-1:] and made(out) == made(alone)
+    assert len(killed) > 0.7 * len(whole.ran), killed
 
 
 # under torchrun
