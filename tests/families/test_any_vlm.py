@@ -58,8 +58,8 @@ KINDS = {
     "smolvlm": unlisted.smolvlm,
     "vipllava": unlisted.vipllava,
 }
-# Like another one here, or run by other tests too
-SLOW = ("gemma4", "glm46v", "internvl", "llava_next", "llava_onevision", "qwen2_vl", "qwen3_vl", "smolvlm", "vipllava")
+# The others are like one of these, or run by other tests too
+EVERYDAY = ("gemma4, images that see themselves", "glm4v", "idefics3", "llava, Pixtral's tower", "mistral3", "qwen3_5")
 UNSHARED = {
     "gemma3": "its attention mask is not causal",
     "gemma4, images that see themselves": "its attention mask is not causal",
@@ -144,7 +144,7 @@ def number_words(monkeypatch):
     monkeypatch.setattr(processing_smolvlm, "num2words", processing_smolvlm.num2words or str)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in EVERYDAY)) for k in KINDS])
 def test_it_reads_scores_and_trains_as_transformers_does(kind, tmp_path):
     made, model_type = KINDS[kind], kind.split(",")[0]
     folder = unlisted.write(tmp_path, model_type, made()) if made else tiny_model(kind, tmp_path)
