@@ -62,6 +62,11 @@ class Generic(Adapter):
                 f"{config.model_type}: its config names no image_token_id, so mmfast cannot place its images"
             )
         text = self.text_config.to_dict()
+        if text.get("hidden_size_per_layer_input"):
+            raise ValueError(
+                f"{config.model_type} cannot be trained: each of its layers reads the token ids again "
+                "(hidden_size_per_layer_input), and mmfast's trees bring embeddings alone. Choose another model"
+            )
         if "mrope_section" in (text.get("rope_parameters") or {}):
             self.positions = "mrope"
             self.merge_size = config.vision_config.to_dict().get("spatial_merge_size", 1)

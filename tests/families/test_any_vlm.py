@@ -24,27 +24,53 @@ from mmfast.data.settings import DataSettings
 from mmfast.data.symbols import expanded
 from mmfast.data.text.templates import Template
 from mmfast.data.text.tokens import Tokenizer
+from mmfast.engines.base import Decode
+from mmfast.engines.local import Local
+from mmfast.engines.plain import Plain
 from mmfast.families.base import image_token_id
 from mmfast.models import Lora, load
 from mmfast.models.proof import prove
 from mmfast.packing import build_pack
 from mmfast.world.models import tiny_model
 from tests.families import unlisted
+from tests.make.questions import ask, picture
 
-LISTED = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
-UNLISTED = {
+# By model_type, and what else the table in docs/models.md says of it
+KINDS = {
     "aya_vision": unlisted.aya_vision,
+    "gemma3": None,  # None: the families' own tiny model
+    "gemma4": unlisted.gemma4,
+    "gemma4, images that see themselves": lambda: unlisted.gemma4(bidirectional=True),
+    "glm46v": unlisted.glm46v,
     "glm4v": unlisted.glm4v,
     "idefics3": unlisted.idefics3,
     "internvl": unlisted.internvl,
+    "llava": None,
+    "llava, Pixtral's tower": unlisted.pixtral,
+    "llava_next": None,
     "llava_onevision": unlisted.llava_onevision,
     "mistral3": unlisted.mistral3,
-    "pixtral": unlisted.pixtral,  # a llava by its model_type
+    "qwen2_5_vl": None,
+    "qwen2_vl": None,
+    "qwen3_5": unlisted.qwen3_5,
+    "qwen3_vl": None,
     "qwen3_vl_moe": unlisted.qwen3_vl_moe,
     "smolvlm": unlisted.smolvlm,
     "vipllava": unlisted.vipllava,
 }
-UNSHARED = {"gemma3": "not causal"}
+# The others are like one of these, or run by other tests too
+EVERYDAY = ("gemma4, images that see themselves", "glm4v", "idefics3", "llava, Pixtral's tower", "mistral3", "qwen3_5")
+UNSHARED = {
+    "gemma3": "its attention mask is not causal",
+    "gemma4, images that see themselves": "its attention mask is not causal",
+    "qwen3_5": "layers of type linear_attention",
+}
+REFUSED = {
+    "florence2": "its decoder has no list of layers",
+    "gemma3n": r"each of its layers reads the token ids again \(hidden_size_per_layer_input\)",
+    "mllama": "its decoder has no list of layers",
+    "paligemma": "its prompt is read in both directions",
+}
 SIZES = {"wide": (130, 60), "tall": (50, 150)}
 
 
@@ -118,10 +144,10 @@ def number_words(monkeypatch):
     monkeypatch.setattr(processing_smolvlm, "num2words", processing_smolvlm.num2words or str)
 
 
-@pytest.mark.parametrize("kind", [*LISTED, *UNLISTED])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in EVERYDAY)) for k in KINDS])
 def test_it_reads_scores_and_trains_as_transformers_does(kind, tmp_path):
-    model_type = "llava" if kind == "pixtral" else kind
-    folder = unlisted.write(tmp_path, model_type, UNLISTED[kind]()) if kind in UNLISTED else tiny_model(kind, tmp_path)
+    made, model_type = KINDS[kind], kind.split(",")[0]
+    folder = unlisted.write(tmp_path, model_type, made()) if made else tiny_model(kind, tmp_path)
     trial = Trial(folder)
     scorer = load(str(folder), dtype="float32", lora=Lora(r=4, alpha=8)).eval()
     why = prove(scorer, trial.examples, trial.infos, trial.load_images)
@@ -154,3 +180,33 @@ def test_it_reads_scores_and_trains_as_transformers_does(kind, tmp_path):
         for p, g in zip(ours, got, strict=True):
             p -= 0.01 / scale * g
         assert loss_of(trial.packed(scorer)) < loss
+
+
+def test_the_local_engine_answers_as_generate_does(tmp_path):
+    folder = unlisted.write(tmp_path, "idefics3", unlisted.idefics3())
+    questions = [(i, text) for i in (0, 1) for text in ("What is it?", "Where is the star?")]
+    settings = {"decode": Decode(max_tokens=8), "labels": ("no",)}
+    asked = [ask(text, picture(i), key=f"{i} {text}", **settings) for i, text in questions]
+    local, plain = ({r.key: r for r in engine.answer(asked)} for engine in (Local(str(folder)), Plain(folder)))
+    assert [local[r.key].text for r in asked] == [plain[r.key].text for r in asked]
+    for key, reply in local.items():
+        assert reply.error == "" and abs(reply.labels["no"] - plain[key].labels["no"]) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_it_cannot_do_is_said_before_any_weight_is_read(model_type):
+    with pytest.raises(ValueError, match=f"{model_type}.*{REFUSED[model_type]}"):
+        load(transformers.AutoConfig.for_model(model_type), device="meta", random_weights=True)
+
+
+def test_the_table_of_the_docs_says_what_is_run_here():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    section = page.split("## What is tested\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in section.splitlines() if row.startswith("| `")]
+    tested = {name.replace("`", ""): trees for name, trees, _, proof in rows if proof == "equal, one step"}
+    assert tested == {kind: "one by one" if kind in UNSHARED else "shared" for kind in KINDS}
+    refused = {name.replace("`", "") for name, trees, *_ in rows if trees == "refused"}
+    assert refused >= set(REFUSED) and not refused & set(tested)
+    assert all(proof in ("equal, one step", "the refusal", "not tested") for *_, proof in rows)
+    said = f"{len({kind.split(',')[0] for kind in KINDS})} model types"
+    assert said in section, f"the sentence that the README repeats must say {said}"

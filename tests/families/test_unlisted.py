@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-import transformers as hf
 from PIL import Image
 
 from mmfast.data.images.index import measured
 from mmfast.data.images.own import OwnProcessor
 from mmfast.data.images.processor import ImageProcessor
+from mmfast.data.problems import BadRow
 from mmfast.data.store import image_info
 from mmfast.data.text.tokens import Tokenizer
 from mmfast.families import family_of
@@ -93,7 +93,11 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path):
         ImageProcessor.from_model_dir(tmp_path).geometry(60, 60)
 
 
-@pytest.mark.parametrize("kind", ["mllama", "florence2"])
-def test_a_model_without_rows_for_its_images_is_refused_by_name(kind):
-    with pytest.raises(ValueError, match=f"{kind} cannot be trained: its decoder has no list of layers, or the model"):
-        load(hf.AutoConfig.for_model(kind), device="meta", random_weights=True)
+def test_one_image_that_its_processor_does_not_take_is_a_bad_row(tmp_path):
+    own = OwnProcessor(unlisted.write(tmp_path, "glm4v", unlisted.glm4v()))
+    with pytest.raises(BadRow, match=r"an image of 900 x 2 is not taken by .* \(ValueError: .*200"):
+        own.geometry(900, 2)
+    assert own.geometry(130, 60) == (4, (1, 2, 8)), "the next one is"
+    own.beside = ([0], [])
+    with pytest.raises(BadRow, match="it writes other words beside it"):
+        own.geometry(60, 60)

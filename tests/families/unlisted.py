@@ -20,6 +20,7 @@ PATCHED = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "
 PINPOINTS = {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
 SIGLIP = tower_part(SIZE) | {"model_type": "siglip_vision_model"}
 SQUARE = {"height": 56, "width": 56}
+LINEAR = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 TILES = {"size": SQUARE, "crop_to_patches": True, "max_patches": 4}
 
 
@@ -84,6 +85,23 @@ def glm4v() -> tuple:
     return replace(form, template=template), "glm4v_text", config, images, {}, {"rope_parameters": rope}
 
 
+def glm46v() -> tuple:
+    form, decoder, config, images, *others = glm4v()
+    sizes = {name: getattr(images.size, name) for name in ("shortest_edge", "longest_edge")}
+    return form, decoder, config, hf.Glm46VImageProcessorPil(size=sizes, patch_size=14), *others
+
+
+def gemma4(bidirectional: bool = False) -> tuple:
+    marks = {f"{mark}_token": f"<|{mark}|>" for mark in ("boi", "eoi", "audio", "boa", "eoa", "video")}
+    tower = PATCHED | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 16}
+    heads = {"head_dim": 16, "global_head_dim": 16, "sliding_window": 16, "hidden_size_per_layer_input": 0}
+    seen = {"use_bidirectional_attention": "vision"} if bidirectional else {}
+    images = hf.Gemma4ImageProcessorPil(max_soft_tokens=70)
+    form = chat("<|image|>", **marks)
+    ids = {f"{what}_token_id": tokenizer_of(form).convert_tokens_to_ids(f"<|{what}|>") for what in ("audio", "video")}
+    return form, "gemma4_text", {"vision_config": tower, "audio_config": None, **ids}, images, {}, heads | seen
+
+
 def aya_vision() -> tuple:
     form = chat("<|IMG_PATCH|>", "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "TILE")
     form = replace(form, template=form.template.replace("<|IMG_PATCH|>", "<image>"))
@@ -114,6 +132,15 @@ def qwen3_vl_moe() -> tuple:
     images = getattr(hf, tiny.images[0])(**tiny.images[1])
     form = replace(form, image={"image_token": "<|image_pad|>"})
     return form, "qwen3_vl_moe_text", tiny.config, images, {}, tiny.config.pop("text_config") | experts
+
+
+def qwen3_5() -> tuple:
+    form, _, config, images, settings, text = qwen3_vl_moe()
+    sizes = {f"linear_{what}": 2 if "num" in what else 16 for what in LINEAR}
+    text = {name: value for name, value in text.items() if "expert" not in name and "moe" not in name} | sizes
+    tower = {name: value for name, value in config["vision_config"].items() if name != "deepstack_visual_indexes"}
+    text["layer_types"] = ["linear_attention", "full_attention"]
+    return form, "qwen3_5_text", config | {"vision_config": tower}, images, settings, text
 
 
 def write(folder: Path, kind: str, parts: tuple) -> Path:

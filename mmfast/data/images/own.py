@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor
 
 from mmfast.data.images.decode import decode
+from mmfast.data.problems import BadRow
 from mmfast.families.base import image_token_id
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -121,11 +122,17 @@ class OwnProcessor:
 
     def _read_block(self, width: int, height: int) -> tuple[tuple[int, ...], tuple[int, int, int] | None]:
         """(The ids that stand for an image of this size, its grid.)"""
-        inputs = self._blank(width, height)
-        ids, (before, after) = self._ids(inputs), self.beside
+        before, after = self.beside  # a model that cannot be read is refused here, and below one image of it
+        told = f"an image of {width} x {height} is not taken by the model's own processor"
+        try:
+            inputs = self._blank(width, height)
+        except (ValueError, ZeroDivisionError) as error:
+            cause = str(error).split("\n")[0]
+            raise BadRow("image-shape", f"{told} ({type(error).__name__}: {cause})") from None
+        ids = self._ids(inputs)
         block = ids[len(before) : len(ids) - len(after)]
         if [*before, *block, *after] != ids or self.image_id not in block:
-            self._refuse(f"its processor writes other words beside an image of {width} x {height} than beside others")
+            raise BadRow("image-shape", f"{told} as others are: it writes other words beside it")
         grid = inputs.get("image_grid_thw")
         if grid is not None and block.count(self.image_id) < len(block):
             self._refuse(f"its processor writes words among the slots of a grid, an image of {width} x {height}")
