@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,6 +103,15 @@ def test_the_report_marks_inventions_and_words_that_no_truth_has(judged, tmp_pat
     assert (tmp_path / "report.png").stat().st_size > 20_000
     scene = Scene("a", "light", (Thing("red", "square", "large", (2,)),))
     assert marked("a red square & a blue star", scene) == "a red square &amp; a <mark>blue star</mark>"
+    assert marked("two red squares", scene) == '<mark class="of" title="wrong count">two</mark> red squares'
+    assert content.count("<svg") == 3 and "DDPO, blind</text>" in content and 'href="report.png"' in content
+    assert "<h2>Training</h2>" not in content  # no run is there
+    (tmp_path / "ddpo").mkdir()
+    steps = ({"step": n, "tokens_per_s": 1000.0 * n, "pairs_per_s": 20.0, "memory_gib": 0.5} for n in (1, 2, 3))
+    (tmp_path / "ddpo" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    content = write_report(tmp_path, scenes, texts, scores, labels, truths, (0.51, 250), ["blind"]).read_text()
+    told = '<a href="ddpo/report.html">DDPO</a></td><td>3</td><td>20</td><td>2,000</td><td>0.50</td>'
+    assert told in content and re.findall(r"https?:|@import|url\(|<link", content) == []
     json.dumps({name: s.as_dict() for name, s in scores.items()})
 
 

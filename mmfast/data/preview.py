@@ -159,9 +159,15 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
 
 # as a page
 
-STYLE = """section{border-top:1px solid #ccc;padding:1rem 0}img{max-height:14rem;margin-right:.5rem}pre{color:#777}
-.c{color:#176b2c;background:#e4f5e8}.r{color:#a01b1b;background:#fbe7e7}
-.x{font-weight:700;text-decoration:underline}sub{color:#555}.note{color:#8a6100}"""
+STYLE = """body{max-width:84rem}section{border-top:1px solid var(--line);padding:1rem 0}
+img{max-height:14rem;margin-right:.5rem;border:1px solid var(--line)}pre{color:var(--soft)}
+.sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr));gap:0 1rem}
+.c{color:var(--good);background:var(--come)}.r{color:var(--bad);background:var(--gone)}
+.x{font-weight:700;text-decoration:underline}sub{color:var(--soft)}.note{background:var(--warn)}"""
+LEGEND = (
+    '<p class="soft">What is scored is coloured: <span class="c">chosen</span>, <span class="r">rejected</span>; '
+    '<span class="x">underlined</span> is what differs or has a weight, which stands behind it.</p>'
+)
 
 
 def _span(side: str, token: Token) -> str:
@@ -173,7 +179,7 @@ def _span(side: str, token: Token) -> str:
 
 
 def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
-    body = []
+    body = [LEGEND]
     for item in items:
         if isinstance(item, Problem):
             body.append(f'<section><p class="note">{html.escape(str(item))}</p></section>')
@@ -184,7 +190,8 @@ def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
         sides = []
         for name, branch in item.sides():
             spans = [_span(name, token) for token in tokens_of(tokenizer, branch)]
-            sides.append(f"<h3>{name}</h3><pre>{''.join(spans)}</pre>")
+            sides.append(f"<div><h3>{name}</h3><pre>{''.join(spans)}</pre></div>")
         notes = "".join(f'<p class="note">{html.escape(n.message)}</p>' for n in item.notes)
-        body.append(f"<section><h2>{head}</h2>{images}{''.join(sides)}{notes}</section>")
+        shown = f'<div class="sides">{"".join(sides)}</div>'
+        body.append(f"<section><h2>{head}</h2>{images}{shown}{notes}</section>")
     return pages.page(title, body, style=STYLE)

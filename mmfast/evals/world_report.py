@@ -4,10 +4,10 @@ after. Printed tables, report.html and report.png."""
 from __future__ import annotations
 
 import html
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -15,12 +15,15 @@ from rich.table import Table
 from mmfast import pages
 from mmfast.evals import words as phrases
 from mmfast.evals.world import Score, change
-from mmfast.world.grammar import CLAIMS, claims, errors
+from mmfast.job.rows import read
+from mmfast.pages import charts
+from mmfast.world.grammar import CLAIMS, claims, errors, false_stretches
 from mmfast.world.scenes import KINDS, Scene, render
 
 PLURALS = {name: f"{name}s" for name in CLAIMS}
 STYLE = """figure{display:flex;gap:1.2rem;margin:1.4rem 0}figure img{width:168px;height:168px;image-rendering:pixelated}
-dt{font-weight:600}dd{margin:0 0 .4rem}"""
+dl{margin:0;columns:2 19rem}dt{font-weight:600;break-after:avoid}dd{margin:0 0 .4rem;break-inside:avoid}
+.of{background:var(--wrong)}"""
 PICTURED = 3  # models whose captions stand beside the pictures of report.png
 Judge = tuple[float, int]  # (accuracy, pairs) of probe.of_world
 
@@ -88,16 +91,51 @@ def choose(scenes: Sequence[Scene], before: Sequence[str], number: int) -> list[
 
 
 def marked(text: str, scene: Scene) -> str:
-    """HTML of the caption, invented objects marked."""
-    absent = [" ".join(kind) for kind in claims(text).kinds if kind not in scene.kinds]
-    said = html.escape(text)
-    return re.sub(rf"\b({'|'.join(absent)})", r"<mark>\1</mark>", said) if absent else said
+    """HTML of the caption: objects that are not there, and in another colour what is wrongly said of those that are."""
+    out, at = "", 0
+    for begin, end, kind in false_stretches(text, scene):
+        tag = "<mark>" if kind == "object" else f'<mark class="of" title="wrong {kind}">'
+        out, at = f"{out}{html.escape(text[at:begin])}{tag}{html.escape(text[begin:end])}</mark>", end
+    return out + html.escape(text[at:])
 
 
 def figure(scene: Scene, said: Mapping[str, str]) -> str:
     """HTML of a picture beside what was said of it, by the speakers' labels."""
     told = "".join(f"<dt>{html.escape(label)}</dt><dd>{marked(text, scene)}</dd>" for label, text in said.items())
     return f"<figure>{pages.picture(pages.png(render(scene)), scene.name)}<dl>{told}</dl></figure>"
+
+
+def charted(scores: Mapping[str, Score], labels: Mapping[str, str]) -> str:
+    """Bars of the models by each measure."""
+    parts = []
+    for title, measure in (("CHAIR_s", "chair_s"), ("CHAIR_i", "chair_i"), ("Recall", "recall")):
+        bars = []
+        for n, (name, score) in enumerate(scores.items()):
+            low, high = (100 * end for end in score.intervals.get(measure, (0.0, 0.0)))
+            ends = (low, high) if measure in score.intervals else None
+            bars.append(charts.Bar(labels[name], 100 * score.as_dict()[measure], ends, 7 if n == 0 else 0))
+        note = "more is better" if measure == "recall" else "less is better"
+        parts.append(charts.bars(title, bars, unit="%", note=note))
+    return f'<div class="charts">{"".join(parts)}</div>'
+
+
+def trained(out: Path, labels: Mapping[str, str]) -> str:
+    """Speed and memory of the runs that are there, each with its own page; "" where none is."""
+    rows = []
+    for name, label in labels.items():
+        file = out / name / "metrics.jsonl"
+        steps = [row for row in read(file) if "tokens_per_s" in row] if file.is_file() else []
+        if steps:
+            link = f'<a href="{html.escape(name)}/report.html">{html.escape(label)}</a>'
+            pace = [f"{median(row[key] for row in steps):,.0f}" for key in ("pairs_per_s", "tokens_per_s")]
+            rows.append([link, str(steps[-1]["step"]), *pace, f"{max(row['memory_gib'] for row in steps):.2f}"])
+    if not rows:
+        return ""
+    return (
+        "<h2>Training</h2><p>Medians over the steps of each run; the names lead to their curves. Reward accuracies on "
+        "held-out pairs prove little: they can be near 100% while as many objects are invented as before.</p>"
+        + pages.table(("", "steps", "pairs a second", "tokens a second", "GiB at the peak"), rows)
+    )
 
 
 def write_report(
@@ -122,22 +160,23 @@ def write_report(
         if name != first
     ]
     figures = [figure(scenes[n], {labels[m]: texts[n] for m, texts in captions.items()}) for n in picked]
-    runs = [f'<a href="{n}/report.html">{n}</a>' for n in labels if (out / n / "report.html").exists()]
     # The page, and the same as one picture
     page = out / "report.html"
     text = (
         f"<p>{len(scenes)} pictures of {len(KINDS)} kinds of object. CHAIR_i: share of the mentioned objects "
         "that are not there. CHAIR_s: share of captions with such an object (95% interval over pictures). "
         "Then, of each kind of claim, wrong / claimed.</p>"
-        + pages.table(("", *SHARES, *PLURALS.values()), map(pages.texts, scored))
+        + charted(scores, labels)
+        + f'<div class="scroll">{pages.table(("", *SHARES, *PLURALS.values()), map(pages.texts, scored))}</div>'
         + "<h2>Controls</h2><p>Blind runs had other pictures with their pairs. What they gain is what training alone "
         "moves, and another run's gain counts beyond it. Intervals cover the choice of pictures, not the chances of "
         "training.</p>"
         + pages.table(("", "gave", ""), map(pages.texts, controls_said(scores, labels, judge, controls)))
-        + f"<p>Training curves: {', '.join(runs)}. Their reward accuracies on held-out pairs prove little: they can "
-        "be near 100% while as many objects are invented as before.</p>"
-        "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
-        f"{''.join(changes)}<h2>Pictures</h2>{''.join(figures)}"
+        + trained(out, labels)
+        + "<h2>What changed in the words</h2><p>Share of the captions that have a phrase.</p>"
+        f"{''.join(changes)}<h2>Pictures</h2><p>Marked are <mark>objects that are not there</mark> and "
+        f'<mark class="of">what is wrongly said</mark> of those that are: colour, count, place or word.</p>'
+        f'{"".join(figures)}<p>The same as one picture: <a href="report.png">report.png</a></p>'
     )
     title = "Greedy captions of held-out pictures"
     page.write_text(pages.page("mmfast demo", [text], heading=title, style=STYLE), encoding="utf-8")

@@ -137,7 +137,9 @@ def bars(title: str, drawn: Sequence[Bar], *, unit: str = "", note: str = "") ->
             parts.append(f'<path class="span" d="M{low:.1f},{y + 11}H{high:.1f}M{low:.1f},{y + 7}v8')
             parts.append(f'M{high:.1f},{y + 7}v8"/>')
             length = max(length, high - left)
-        parts.append(f'<text class="value" x="{left + length + 6:.1f}" y="{y + 15}">{number(bar.value)}{unit}</text>')
+        parts.append(
+            f'<text class="value" x="{left + length + 6:.1f}" y="{y + 15}">{number(bar.value, 3)}{unit}</text>'
+        )
     return (
         f'<figure class="chart"><figcaption>{html.escape(title)}<span>{html.escape(note)}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {BAR * len(drawn) + 4}" role="img" aria-label="{html.escape(title)}">'

@@ -26,15 +26,14 @@ PICTURES = 6
 STYLE = (
     world_report.STYLE
     + """
-body{max-width:112rem}p{max-width:66rem}.missing{background:#fff3d6;padding:.5rem .8rem}
+body{max-width:112rem}p{max-width:66rem}.missing{background:var(--warn);padding:.5rem .8rem}
 .wide table{font-size:12.5px;white-space:nowrap}.wide small{font-size:11px}
-.wide small,.blind{color:#666}.wide .blind{padding-left:1rem}
-.wide td,.wide th{vertical-align:top;padding:.1rem .3rem}.wide th{position:sticky;top:0;background:#fff}
-.wide td{border:0}.wide td:not(:has(small)){border-top:1px solid #ddd}.wide h3{margin:1rem 0 0}
+.wide small,.blind{color:var(--soft)}.wide .blind{padding-left:1rem}
+.wide td,.wide th{vertical-align:top;padding:.1rem .3rem}.wide th{position:sticky;top:0;background:var(--paper)}
+.wide td{border:0}.wide td:not(:has(small)){border-top:1px solid var(--line)}.wide h3{margin:1rem 0 0}
 .wide td:empty,.wide td:has(h3){border:0!important}.wide td:first-child{white-space:normal;min-width:14rem}
-.wide small.better,.better{color:#00548a;font-weight:600}.wide small.worse,.worse{color:#a03c00;font-weight:600}
-.told td:nth-child(n+5),.told th:nth-child(n+5),.steps td:last-child,.steps th:last-child{text-align:left}
-figure dl{columns:2;margin:0}figure dt,figure dd{break-inside:avoid}figure dt{break-after:avoid}"""
+.wide small.better,.better{color:var(--link);font-weight:600}.wide small.worse,.worse{color:var(--c1);font-weight:600}
+.told td:nth-child(n+5),.told th:nth-child(n+5),.steps td:last-child,.steps th:last-child{text-align:left}"""
 )
 
 

@@ -66,11 +66,13 @@ class Told:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """By dotted keys; empty where config.toml is missing or is no TOML (somebody may have edited it)."""
+        """By dotted keys, those that an earlier version did not know as they are by default; empty where config.toml is
+        missing or is no TOML (somebody may have edited it)."""
         try:
-            return flat(tomllib.loads(self.settings_text))
+            own = flat(tomllib.loads(self.settings_text))
         except tomllib.TOMLDecodeError:
             return {}
+        return (standard() | own) if own else {}
 
     @cached_property
     def plan(self) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def _curves(told: list[Told]) -> Iterator[str]:
         yield f'<h2>Curves</h2>{_tools(told)}<div class="charts">{chief}</div>'
     if judged := drawn(benchmarks):
         yield f'<h2>Benchmarks</h2><div class="charts">{judged}</div>'
-    memory = "".join(map(_memory, told))
+    memory = "".join(_memory(one, f": {one.label}" if len(told) > 1 else "") for one in told)
     if (speed := drawn(SPEED)) or memory:
         yield f'<h2>Rate, speed and memory</h2><div class="charts">{speed}{memory}</div>'
         yield from (f'<p class="soft">{html.escape(one.plan["problem"])}</p>' for one in told if "problem" in one.plan)
@@ -288,14 +290,14 @@ def _benchmark_keys(told: list[Told]) -> list[str]:
     return [key for _, keys in _benchmarks({key for one in told for key in one.last}) for key in keys]
 
 
-def _memory(one: Told) -> str:
+def _memory(one: Told, whose: str) -> str:
     """What was planned, by part, below what was measured; "" without a plan."""
     planned = one.plan.get("memory_gib")
     if not planned or "memory_gib" not in one.last:
         return ""
     parts = [charts.Bar(name, size, colour=7) for name, size in planned.items() if size and name != "total"]
     bars = [charts.Bar("measured", _peak(one)), charts.Bar("planned", planned["total"], colour=1), *parts]
-    return charts.bars("Memory against the plan, GiB", bars, note=f"rank 0 of {one.plan['ranks']}")
+    return charts.bars(f"Memory against the plan, GiB{whose}", bars, note=f"rank 0 of {one.plan['ranks']}")
 
 
 # settings
@@ -308,16 +310,21 @@ def flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
+def standard() -> dict[str, Any]:
+    """The defaults."""
+    return {key: value for key, value in flat(Config().model_dump(mode="json")).items() if value is not None}
+
+
 def _settings(told: list[Told]) -> Iterator[str]:
     if any(one.settings_text or one.rows for one in told):
         yield "<h2>Settings</h2>" if any(one.settings_text for one in told) else ""
-    standard = flat(Config().model_dump(mode="json"))
+    defaults = standard()
     for one in told:
         label = f": {html.escape(one.label)}" if len(told) > 1 else ""
-        changed = {key: value for key, value in one.settings.items() if value != standard.get(key)}
+        changed = {key: value for key, value in one.settings.items() if value != defaults.get(key)}
         if changed and len(told) == 1:
             yield "<p>What differs from the defaults.</p>"
-            rows = [[key, _value(value), _value(standard.get(key))] for key, value in changed.items()]
+            rows = [[key, _value(value), _value(defaults.get(key))] for key, value in changed.items()]
             table = pages.table(["setting", "here", "default"], map(pages.texts, rows))
             yield f'<div class="scroll left">{table}</div>'
         if one.settings_text:

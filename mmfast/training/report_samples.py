@@ -70,16 +70,16 @@ def _card(prompt: Prompt, told: Sequence[Run], answers: Sequence[dict[Prompt, li
     rows = [(run.label, some[prompt]) for run, some in zip(told, answers, strict=True) if prompt in some]
     first = rows[0][1][0]
     # Answers: the earliest, then the last of each run, marked against it
-    boxes, begun = [], str(first["answer"])
+    boxes, begun = [], _answer(first)
     lasts = [(label, own[-1]) for label, own in rows if own[-1] is not first]
-    marked = [pages.differing(begun, str(row["answer"])) for _, row in lasts]
+    marked = [pages.differing(begun, _answer(row)) for _, row in lasts]
     names = [f"{label}, step {row['step']}" if len(told) > 1 else f"step {row['step']}" for label, row in lasts]
     old = marked[0][0] if len(marked) == 1 else html.escape(begun)
     origin = f"{rows[0][0]}, " if len(told) > 1 and first["step"] else ""
     boxes.append(_box(f"{origin}step {first['step']}", old))
     boxes += [_box(name, new) for name, (_, new) in zip(names, marked, strict=True)]
     # The data's own
-    chosen, rejected = str(first.get("chosen") or ""), str(first.get("rejected") or "")
+    chosen, rejected = (str(first.get(side) or "").strip() for side in ("chosen", "rejected"))
     no, yes = pages.differing(rejected, chosen) if rejected else ("", html.escape(chosen))
     own = _box("rejected, in the data", no, "no") if rejected else ""
     own += _box("chosen, in the data", yes, "yes") if chosen else ""
@@ -92,6 +92,10 @@ def _card(prompt: Prompt, told: Sequence[Run], answers: Sequence[dict[Prompt, li
     )
 
 
+def _answer(row: dict[str, Any]) -> str:
+    return str(row["answer"]).strip()
+
+
 def _box(title: str, said: str, kind: str = "") -> str:
     return f'<div class="{kind}"><h4>{html.escape(title)}</h4><p>{said or "<i>nothing</i>"}</p></div>'
 
@@ -101,10 +105,11 @@ def _between(label: str, rows: Sequence[dict[str, Any]]) -> str:
     if len(rows) < 3:
         return ""
     boxes = [
-        _box(f"step {row['step']}", pages.differing(str(before["answer"]), str(row["answer"]))[1])
+        _box(f"step {row['step']}", pages.differing(_answer(before), _answer(row))[1])
         for before, row in pairwise(rows[:-1])
     ]
-    title = f"{label + ': ' if label else ''}between: {len(boxes)} of the steps"
+    steps = ", ".join(str(row["step"]) for row in rows[1:-1])
+    title = f"{label + ': ' if label else ''}between, at step {steps}"
     return f'<details><summary>{html.escape(title)}</summary><div class="said">{"".join(boxes)}</div></details>'
 
 

@@ -110,7 +110,7 @@ def test_samples_stand_beside_each_other_with_their_differences_marked(tmp_path)
     assert re.findall("<h4>(.*?)</h4>", cards[0]) == [
         "step 0", "step 5", "rejected, in the data", "chosen, in the data", "step 2",
     ]  # fmt: skip
-    assert "a red <ins>star</ins>" in cards[0] and "between: 1 of the steps" in cards[0]
+    assert "a red <ins>star</ins>" in cards[0] and "between, at step 2</summary>" in cards[0]
     assert "<p>&lt;b&gt;</p>" in cards[2] and "<b>" not in cards[2]
 
 
@@ -162,6 +162,9 @@ def test_of_several_runs_what_differs_comes_first(tmp_path):
     assert titles[:3] == ["step 0", "a, step 5", "c, step 5"]
     assert "<ins>square</ins>" in card and "<ins>two stars</ins>" in card
     assert [int(n) for n in re.findall(r'type="checkbox" value="(\d)"', source)] == [0, 1, 2]
+    (runs[1] / "config.toml").write_text('[optim]\nlr = 1e-4\n[train]\nsteps = 5\n[model]\npath = "models/tiny"\n')
+    with (runs[1] / "config.toml").open("a") as file:
+        file.write('[data]\npath = "pairs.jsonl"\n')  # of a version that knew no other keys
     same = Read(report(runs[:2], tmp_path / "both.html"))
     assert "No setting but the names." in same.text
 

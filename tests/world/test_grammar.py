@@ -3,11 +3,22 @@
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
 from mmfast.world import grammar, scenes
-from mmfast.world.grammar import CLAIMS, Flaws, caption, claims, errors, judged, question, taken_for
+from mmfast.world.grammar import (
+    CLAIMS,
+    Flaws,
+    caption,
+    claims,
+    errors,
+    false_stretches,
+    judged,
+    question,
+    taken_for,
+)
 from mmfast.world.scenes import Scene, Thing
 
 SCENES = list(scenes.scenes(7, "train", 300))
@@ -158,3 +169,25 @@ def test_relations_from_cells(cell, expected):
 
 def test_the_grammar_knows_its_prompts():
     assert len(set(grammar.CAPTION_PROMPTS)) == 4
+
+
+def test_false_stretches_are_the_claims_that_are_counted_and_are_where_they_are_said():
+    """Also where a caption is of another picture, and says a thing twice."""
+    found = Counter()
+    for (scene, made), (_, foreign) in zip(flawed(), reversed(flawed()), strict=True):
+        for text in (made.text, made.truth, foreign.text, f"{made.text} {foreign.text}"):
+            stretches = false_stretches(text, scene)
+            said = {kind: [text[a:b] for a, b, name in stretches if name == kind] for kind in CLAIMS}
+            counted = errors(text, scene)
+            assert {kind: len(said[kind]) for kind in ("count", "relation", "word")} == {
+                kind: counted[kind] for kind in ("count", "relation", "word")
+            }
+            kinds = {(m[1], m[2]) for a, b, name in stretches if name in ("object", "colour")
+                     for m in [re.match(r"(\w+) (cross|\w+?)(?:e?s)?\b", text[a:])]}  # fmt: skip
+            assert len(kinds) == counted["object"] + counted["colour"]
+            assert all(name in grammar.COLOURS for name in said["colour"])
+            assert [a for a, _, _ in stretches] == sorted(a for a, _, _ in stretches)
+            assert all(b <= c for (_, b, _), (c, _, _) in pairwise(stretches))
+            found.update({kind: len(some) for kind, some in said.items()})
+        assert false_stretches(made.truth, scene) == []
+    assert all(found[kind] > 20 for kind in CLAIMS)
