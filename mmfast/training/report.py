@@ -8,7 +8,9 @@ from typing import Any
 
 from mmfast import pages
 from mmfast.evals import words as phrases
+from mmfast.files import write_text
 from mmfast.job.rows import read
+from mmfast.training.collapse import signs_of
 
 PANELS = (
     ("loss", ("loss", "eval/loss")),
@@ -26,9 +28,10 @@ STYLE = """.s{display:flex;gap:1em;margin:1em 0;border-top:1px solid #ddd;paddin
 .s img{width:160px;image-rendering:pixelated}"""
 
 
-def report(runs: list[Path], out: Path | None = None) -> Path:
+def report(runs: list[Path], out: Path | None = None, *, live: bool = False) -> Path:
     """Plot the metrics of one run, or of several in the same panels; returns the HTML page (the PNG lies beside it).
-    `out`: a page, or a folder for it; default: the first run's folder."""
+    `out`: a page, or a folder for it; default: the first run's folder. `live`: the run goes on, and the page loads
+    itself again each minute."""
     runs = [Path(run) for run in runs]
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
@@ -46,6 +49,9 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         f"<p>{pages.picture(picture.read_bytes(), 'curves')}</p>",
     ]
     for run in runs:
+        if signs := signs_of(run):
+            lines = "".join(f"<li>step {one.step}: {html.escape(one.text)}</li>" for one in signs)
+            parts.append(f"<h2>Warnings: {html.escape(_label(run, runs))}</h2><ul>{lines}</ul>")
         samples = run / "samples.jsonl"
         if samples.is_file():
             found, label = read(samples), html.escape(_label(run, runs))
@@ -56,7 +62,9 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         if settings.is_file():
             text = html.escape(settings.read_text())
             parts.append(f"<details><summary>config: {html.escape(str(run))}</summary><pre>{text}</pre></details>")
-    out.write_text(pages.page("mmfast report", parts, heading=", ".join(rows), style=STYLE), encoding="utf-8")
+    page = pages.page("mmfast report", parts, heading=", ".join(rows), style=STYLE)
+    refresh = '<meta http-equiv="refresh" content="60">'
+    write_text(out, page.replace("<meta", f"{refresh}<meta", 1) if live else page)
     return out
 
 
