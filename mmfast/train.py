@@ -235,7 +235,8 @@ class Run:
         self.metrics = self._open_metrics() if runtime.main else None
         if self.benchmarks and runtime.main:
             self.benchmarks.begin(self.step if start and start.evaluated else self.step - 1)
-        self.following = Following(self.folder, config, self.total, self.step, main=runtime.main, began=self.began)
+        how: dict[str, Any] = {"main": runtime.main, "show": config.log.progress, "began": self.began}
+        self.following = Following(self.folder, config.model_dump(), self.total, self.step, **how)
 
     def _end(self) -> None:
         config, runtime = self.config, self.runtime

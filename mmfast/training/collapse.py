@@ -5,6 +5,7 @@ Each is told once, with what it means and what to do. docs/training.md has the t
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +13,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from mmfast.config import Config, load
 from mmfast.job.rows import FILES, read
 
 RECENT = 10  # rows that are looked at together, so that no single step is a sign; fewer while there are no more
@@ -32,10 +32,14 @@ class Sign:
 
 
 class Watch:
-    """Fed with the rows of metrics and the samples of a run in their order; `folder`: with what lies there first."""
+    """Fed with the rows of metrics and the samples of a run in their order; `folder`: with what lies there first.
+    `settings`: the run's, as config.toml has them."""
 
-    def __init__(self, config: Config, folder: Path | None = None) -> None:
-        self.config, self.signs = config, list[Sign]()
+    def __init__(self, settings: dict[str, Any], folder: Path | None = None) -> None:
+        objective, reference = settings["objective"], settings["reference"]
+        self.beta, self.pairs_per_step = objective["beta"], settings["train"]["pairs_per_step"]
+        started = reference["kind"] != "none" and not reference["model"] and objective["compat"] != "dgpref"
+        self.starts_at_reference, self.signs = started, list[Sign]()
         self.values: dict[str, list[float]] = {}
         self.words: list[float] = []  # of a sampled answer, in the mean of each step with samples
         rows, samples = (read(folder / name) if folder and (folder / name).exists() else [] for name in FILES)
@@ -76,10 +80,9 @@ class Watch:
 
 def _chosen(watch: Watch) -> str:
     """Where the policy starts from the reference, log-prob and reward of a row say where its answers were."""
-    config, now, rewards = watch.config, watch.last("logps/chosen"), watch.last("rewards/chosen")
-    before = watch.first("logps/chosen")
-    if config.reference.kind != "none" and not config.reference.model and config.objective.compat != "dgpref":
-        before = [logp - reward / config.objective.beta for logp, reward in zip(now, rewards, strict=False)]
+    now, rewards, before = watch.last("logps/chosen"), watch.last("rewards/chosen"), watch.first("logps/chosen")
+    if watch.starts_at_reference:
+        before = [logp - reward / watch.beta for logp, reward in zip(now, rewards, strict=False)]
     if not now or not before or not median(now) < min(FALL * median(before), median(before) - 1):
         return ""
     return (
@@ -93,7 +96,7 @@ def _accuracy(watch: Watch) -> str:
     right, steps, epoch = watch.last("rewards/accuracies"), watch.values["step"], watch.last("epoch")
     if len(right) < RECENT or not fmean(right) >= RIGHT or not epoch or epoch[-1] >= 1:
         return ""
-    if (steps[-1] - steps[-RECENT]) * watch.config.train.pairs_per_step < ENOUGH:
+    if (steps[-1] - steps[-RECENT]) * watch.pairs_per_step < ENOUGH:
         return ""
     return (
         f"{fmean(right):.0%} of pairs that it had not seen are ranked right: something easy tells chosen from rejected "
@@ -135,9 +138,8 @@ CHECKS = {"chosen": _chosen, "accuracy": _accuracy, "margins": _margins, "gradie
 
 
 def signs_of(run: Path) -> list[Sign]:
-    """Of a run's folder, for its report; none where config.toml is another version's."""
+    """Of a run's folder, for its report; none where config.toml is missing or another version's."""
     try:
-        config = load(run / "config.toml")
-    except ValueError:
+        return Watch(tomllib.loads((run / "config.toml").read_text()), run).signs
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
         return []
-    return Watch(config, run).signs

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmfast.config import Config
 from mmfast.job.checkpoint_files import complete
 from mmfast.progress import Steps, lasting
 from mmfast.training.collapse import Sign, Watch
@@ -18,23 +17,24 @@ EVERY, SHARE = 60.0, 0.01  # seconds between two pages; the share of a run's tim
 
 
 class Following:
-    """Of rank 0 (`main`); the others' says nothing. `began`: when the start began, on `clock`."""
+    """Of rank 0 (`main`); the others' says nothing. `show`: progress too. `began`: when the start began, on `clock`."""
 
     def __init__(
         self,
         folder: Path,
-        config: Config,
+        settings: dict[str, Any],
         total: int,
         done: int,
         *,
         main: bool,
+        show: bool,
         began: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.config, self.main, self.clock = folder, config, main, clock
+        self.folder, self.main, self.clock = folder, main, clock
         self.total, self.done, self.began, self.due = total, done, began, clock() + EVERY
-        self.watch = Watch(config, folder if main else None)
-        self.steps = Steps(total, done, show=main and config.log.progress)
+        self.watch = Watch(settings, folder if main else None)
+        self.steps = Steps(total, done, show=main and show)
         self.broken = ""
 
     def say(self, line: str) -> None:

@@ -41,6 +41,7 @@ def report(runs: list[Path], out: Path | None = None, *, live: bool = False) -> 
     if out.suffix != ".html":
         out.mkdir(parents=True, exist_ok=True)
         out = out / name
+    # Values and curves, then warnings, samples and settings of each run
     rows = {_label(run, runs): read(run / "metrics.jsonl") for run in runs}
     picture = out.with_suffix(".png")
     _plot(rows, picture)

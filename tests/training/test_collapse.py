@@ -29,7 +29,7 @@ def series(*parts, every=5):
 
 
 def seen(config, rows):
-    watch = Watch(config)
+    watch = Watch(config.model_dump())
     for row in rows:
         watch.look(row)
     return [(sign.name, sign.step) for sign in watch.signs]
@@ -73,7 +73,7 @@ NOT_SHOWN = {
 def test_a_series_that_shows_a_sign_is_told_once_and_of_nothing_else(name, config):
     found = seen(config, SHOWN[name])
     assert [one for one, _ in found] == [name]
-    watch = Watch(config)
+    watch = Watch(config.model_dump())
     (sign,) = [sign for row in SHOWN[name] for sign in watch.look(row)]
     assert "\n" not in sign.text and ("ower optim.lr" in sign.text or "mmfast data show" in sign.text)
 
@@ -107,7 +107,7 @@ def test_without_a_reference_of_the_same_kind_the_first_rows_say_where_the_answe
     ids=["longer", "shorter", "a little longer", "of few samples", "from nothing"],
 )
 def test_lengths_of_the_sampled_answers(words, count, told, config):
-    watch = Watch(config)
+    watch = Watch(config.model_dump())
     new = [sign for n, some in enumerate(words) for sign in watch.look_at_samples(n, [{"answer": "a " * some}] * count)]
     assert [(sign.name, sign.step) for sign in new] == [("lengths", 1)] * told
     if told:
@@ -123,10 +123,10 @@ def folder_with(tmp_path, config, rows, samples=()):
 
 def test_a_resumed_run_tells_only_what_is_new(tmp_path, config):
     rows = series((6, {}), (8, fallen(60)), (12, fallen(60) | {"rewards/margins": 30.0}))
-    watch = Watch(config, folder_with(tmp_path, config, rows[:14]))
+    watch = Watch(config.model_dump(), folder_with(tmp_path, config, rows[:14]))
     assert [sign.name for sign in watch.signs] == ["chosen"]
     assert [sign.name for row in rows[14:] for sign in watch.look(row)] == ["margins"]
-    whole = Watch(config, folder_with(tmp_path, config, rows))
+    whole = Watch(config.model_dump(), folder_with(tmp_path, config, rows))
     assert whole.signs == watch.signs
 
 

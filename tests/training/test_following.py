@@ -44,7 +44,8 @@ def make(tmp_path, clock, *, main=True, total=100, **changes):
     config = make_config(tmp_path, "model", "data.jsonl", **{"log.progress": True} | changes)
     (tmp_path / "run").mkdir(parents=True, exist_ok=True)
     (tmp_path / "run" / "config.toml").write_text(dump(config))
-    return Following(tmp_path / "run", config, total, 0, main=main, began=clock[0], clock=lambda: clock[0])
+    how = {"main": main, "show": True, "began": clock[0], "clock": lambda: clock[0]}
+    return Following(tmp_path / "run", config.model_dump(), total, 0, **how)
 
 
 def test_the_page_is_written_once_a_minute_at_most(tmp_path, clock, pages):
