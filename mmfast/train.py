@@ -38,7 +38,7 @@ from mmfast.training.forecast import out_of_memory
 from mmfast.training.metrics import Metrics, check_trackers
 from mmfast.training.objective import Objective, objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
-from mmfast.training.preflight import check_length, check_segments, check_whole_steps
+from mmfast.training.preflight import check_length, check_segments, check_whole_steps, length
 from mmfast.training.report import report
 from mmfast.training.resume import Start, check_identity, choose, identity_of
 from mmfast.training.window import Window
@@ -237,6 +237,7 @@ class Run:
             self.benchmarks.begin(self.step if start and start.evaluated else self.step - 1)
         how: dict[str, Any] = {"main": runtime.main, "show": config.log.progress, "began": self.began}
         self.following = Following(self.folder, config.model_dump(), self.total, self.step, **how)
+        self._say(length(self.job, self.steps_per_epoch, self.total))
 
     def _end(self) -> None:
         config, runtime = self.config, self.runtime

@@ -159,7 +159,13 @@ def print_shown(console: Any, tokenizer: Tokenizer, shown: Shown) -> None:
 
 # as a page
 
-STYLE = """section{border-top:1px solid #ccc;padding:1rem 0}img{max-height:14rem;margin-right:.5rem}pre{color:#777}
+LEGEND = (
+    '<p>Grey is read and not scored; <span class="c">this</span> and <span class="r">this</span> are scored, of the '
+    'chosen and the rejected side; <span class="x">this</span> is where they differ; <sub>2</sub> is a weight.</p>'
+)
+STYLE = """section{border-top:1px solid #ccc;padding:1rem 0}
+img{max-height:14rem;margin-right:.5rem;border:1px solid #ccc}
+pre{color:#777;overflow-wrap:anywhere}.sides{display:flex;gap:1rem}.sides div{flex:1;min-width:0}
 .c{color:#176b2c;background:#e4f5e8}.r{color:#a01b1b;background:#fbe7e7}
 .x{font-weight:700;text-decoration:underline}sub{color:#555}.note{color:#8a6100}"""
 
@@ -173,7 +179,7 @@ def _span(side: str, token: Token) -> str:
 
 
 def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
-    body = []
+    body = [LEGEND]
     for item in items:
         if isinstance(item, Problem):
             body.append(f'<section><p class="note">{html.escape(str(item))}</p></section>')
@@ -184,7 +190,7 @@ def page(title: str, tokenizer: Tokenizer, items: list[Any]) -> str:
         sides = []
         for name, branch in item.sides():
             spans = [_span(name, token) for token in tokens_of(tokenizer, branch)]
-            sides.append(f"<h3>{name}</h3><pre>{''.join(spans)}</pre>")
+            sides.append(f"<div><h3>{name}</h3><pre>{''.join(spans)}</pre></div>")
         notes = "".join(f'<p class="note">{html.escape(n.message)}</p>' for n in item.notes)
-        body.append(f"<section><h2>{head}</h2>{images}{''.join(sides)}{notes}</section>")
+        body.append(f"<section><h2>{head}</h2>{images}<div class=sides>{''.join(sides)}</div>{notes}</section>")
     return pages.page(title, body, style=STYLE)

@@ -1,5 +1,5 @@
-"""A newcomer's walk: each mistake on it, and the one line that a user sees. More of a kind are in tests/data/test_bad_input.py,
-tests/config and tests/training/test_starting.py."""
+"""A newcomer's walk: each mistake on it, and the one line that a user sees. More of a kind are in
+tests/data/test_bad_input.py, tests/config and tests/training/test_starting.py."""
 
 import json
 import re

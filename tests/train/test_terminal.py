@@ -18,6 +18,7 @@ OWN = (
     r"\d+ examples from \d+ rows",
     r"reference: \d+ examples to score into \S+",
     r"step 0: loss [\d.]+, at zero margin [\d.]+; the largest margin of a pair is \S+ nat",
+    r"\d+ pairs, 4 pairs a step: 2 steps, 0.333 epochs",
     r"step \d/2(, about \d+ s left)?  loss \S+  acc \S+  margin \S+  tok/s \S+",
     r"step 2, held out: loss \S+, accuracy \S+, margin \S+",
     r"finished: step 2, 2 of them in this start, \d+ s",
