@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -20,6 +21,12 @@ else:  # the same, as a package
 # every other machine, and registers constants in a way that torch warns of.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+for _message in (
+    "`is_gradient_checkpointing` is deprecated",  # peft asks transformers by the old name
+    "torch.distributed is disabled",  # checkpoints of one process: as meant
+    r"FSDP2-wrapped module \(FSDPScorer\) returned a view",  # nobody changes log-probs in place
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 
 def packages(extra: str) -> list[str]:

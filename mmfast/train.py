@@ -11,9 +11,9 @@ if __name__ == "__main__":
     check_training_packages()  # before the imports below need them
 
 import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,10 @@ from mmfast.config import Config, dump, load
 from mmfast.job.opening import Job
 from mmfast.job.passes import Pass
 from mmfast.job.runfolder import begin, write_finished, write_stopped
-from mmfast.job.runtime import Memory, Stopped, reseed, start, task_number
+from mmfast.job.runtime import Memory, Stopped, Unable, reseed, start, task_number
 from mmfast.models.estimate import flops_per_token
 from mmfast.models.scorer import projector_parameters
 from mmfast.packing import Pack, StepPlan
-from mmfast.progress import Steps
 from mmfast.reference.live import LiveReference
 from mmfast.reference.scoring import filled_cache, reference_model, rescore
 from mmfast.training import checkpoint
@@ -34,11 +33,12 @@ from mmfast.training.benchmarks import Benchmarks
 from mmfast.training.evaluation import Evaluation
 from mmfast.training.export import check_export, export_run
 from mmfast.training.first_step import check_first_loss
-from mmfast.training.forecast import write_expected
+from mmfast.training.following import Following
+from mmfast.training.forecast import out_of_memory, write_expected
 from mmfast.training.metrics import Metrics, check_trackers
 from mmfast.training.objective import Objective, objective_of
 from mmfast.training.optim import build_optimizer, check_optimizer, clip_gradients, guarded_step, rate_at, set_rate
-from mmfast.training.preflight import check_length, check_segments, check_whole_steps
+from mmfast.training.preflight import check_length, check_segments, check_whole_steps, length
 from mmfast.training.report import report
 from mmfast.training.resume import Start, check_identity, choose, identity_of
 from mmfast.training.window import Window
@@ -52,7 +52,7 @@ def train(config: Config, objective: Objective | None = None) -> dict[str, float
     check_trackers(config.log.trackers)
     check_optimizer(config.optim)
     objective = objective or objective_of(config)
-    runtime = start(config)
+    runtime, run = start(config), None
     try:
         job = Job(config, runtime)
         check_export(job)
@@ -62,31 +62,13 @@ def train(config: Config, objective: Objective | None = None) -> dict[str, float
             raise Stopped
         return run.last
     except torch.OutOfMemoryError as error:
-        raise runtime.marked(RuntimeError(out_of_memory(job, error))) from error
+        raise runtime.marked(Unable(out_of_memory(job, error))) from error
     except (ValueError, RuntimeError) as error:
         raise runtime.marked(error)  # noqa: B904 (it is the same one)
     finally:
+        if run and run.following:
+            run.following.close()
         runtime.close()
-
-
-def out_of_memory(job: Job, error: BaseException) -> str:
-    """What the plan expected of a rank, by part, and the settings that would help."""
-    from mmfast.training.forecast import plan_of
-
-    runtime = job.runtime
-    try:
-        told = plan_of(job, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
-        memory = asdict(told.memory).items()
-        expected = "\nThe plan expects of a rank, in GiB: "
-        expected += ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory if size)
-    except Exception:  # advice must never take the place of what happened
-        expected = ""
-    return (
-        f"out of memory: {error}{expected}\nWhat would help, in this order: "
-        f"train.tokens_per_pack = {job.steps.tokens_per_pack // 2} (it changes no result); "
-        'parallel.activation_checkpointing = true; parallel.shard = "full" over more GPUs, [model.lora] or '
-        "parallel.offload = true"
-    )
 
 
 class Run:
@@ -99,6 +81,7 @@ class Run:
         self.last: dict[str, float] = {}
         self.identity: dict[str, Any] = {}
         self.stopped, self.digest = False, ""
+        self.began, self.following = time.monotonic(), cast(Following, None)  # `_begin` makes it
         self.folder = job.folder
         runtime.hold(self.folder)
         memory = Memory(runtime.device)
@@ -255,11 +238,13 @@ class Run:
         self.metrics = self._open_metrics() if runtime.main else None
         if self.benchmarks and runtime.main:
             self.benchmarks.begin(self.step if start and start.evaluated else self.step - 1)
-        self.progress = Steps(self.total, self.step, show=runtime.main and config.log.progress)
+        how: dict[str, Any] = {"main": runtime.main, "show": config.log.progress, "began": self.began}
+        self.following = Following(self.folder, config.model_dump(), self.total, self.step, **how)
+        self._say(length(self.job, self.steps_per_epoch, self.total))
 
     def _end(self) -> None:
         config, runtime = self.config, self.runtime
-        self.progress.close()
+        self.following.close()
         if self.stopped:
             by = runtime.asked_by()
             if runtime.main:
@@ -272,20 +257,19 @@ class Run:
             report([self.folder])
             if not self.stopped:
                 write_finished(self.folder, self.step, config.export.model_dump(mode="json"))
+                self.following.end(self.last)
         runtime.barrier()
 
     def _log(self) -> None:
         values = self.window.close(self.step)
         self.last.update(values)
-        if self.metrics:
-            self.metrics.log(self.step, values)
-        self.progress.update(self.step, values)
+        self._write(values)
         for step, numbers, streak in self.window.skipped:
             ids = [self.job.store.symbols.name(i)[0] for i in numbers]
             some = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
             self._say(f"step {step} turned non-finite and was skipped; its samples: {some}")
             if streak >= self.config.train.nonfinite_limit:
-                raise RuntimeError(
+                raise Unable(
                     f"{streak} steps in a row turned non-finite (train.nonfinite_limit), the last with samples {some}: "
                     "lower optim.lr or objective.beta, or look at these samples"
                 )
@@ -304,14 +288,13 @@ class Run:
         held_out, benchmarks = self._due()
         with self.window.paused_for():
             if held_out and self.evaluation is not None:
-                measured = self.evaluation.run()
+                measured = self.evaluation.run(self.following.part("held out"))
                 self._look()
             if benchmarks and self.benchmarks is not None:
                 path, job = self.config.model.path, self.job
                 measured |= self.benchmarks.run(self.step, path, job.policy, job.data, self._say)
         self.last.update(measured)
-        if self.metrics:
-            self.metrics.log(self.step, measured)
+        self._write(measured)
         best = self._is_best(measured)
         if saved:
             self.saver.note(self.step, measured)
@@ -325,6 +308,7 @@ class Run:
             samples = self.evaluation.tried_samples(self.step, self._say)
             if self.metrics:
                 self.metrics.log_samples(self.step, samples)
+            self.following.sampled(self.step, samples)
 
     def _is_best(self, measured: dict[str, float]) -> bool:
         name = self.saver.best_metric
@@ -384,8 +368,16 @@ class Run:
         log, settings = self.config.log, self.config.model_dump()
         return Metrics(self.folder, log.trackers, log.project, log.name, settings=settings, step=self.step)
 
+    def _write(self, values: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.log(self.step, values)
+        with self.window.paused_for():
+            self.following.row(self.step, values)
+
     def _say(self, text: str) -> None:
-        if self.runtime.main and text:
+        if self.following:
+            self.following.say(text)
+        elif self.runtime.main and text:
             print(text, file=sys.stderr, flush=True)
 
 

@@ -290,6 +290,10 @@ def main() -> None:
         sys.exit(f"mmfast: {error}")
     except ModuleNotFoundError as error:
         missing(error)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("mmfast."):
+            raise  # a fault of ours, or of torch
+        sys.exit(f"mmfast: {error}")
 
 
 if __name__ == "__main__":

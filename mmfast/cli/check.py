@@ -25,6 +25,7 @@ def examine(store: ExampleStore) -> dict[str, Any]:
     texts = [symbols.flat[a:b].tobytes() for a, b in pairwise(symbols.bounds.tolist())]
     report = store.report
     return {
+        "format": ", ".join(dict.fromkeys(store.manifest["formats"])),
         "rows": report.rows,
         "examples": len(store),
         "pairs": int((rejected >= 0).sum()),

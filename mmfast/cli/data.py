@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -104,7 +103,7 @@ def check(
     from mmfast.data.settings import DataSettings
 
     # Build, bad rows left out and counted
-    settings, bar = DataSettings(**data, on_error="drop"), sys.stderr.isatty() and not as_json
+    settings, bar = DataSettings(**data, on_error="drop"), not as_json
     try:
         store = build(settings, model, cache, progress=bar, report_to=lambda text: None)
         report, findings = store.report, examine(store)
@@ -121,7 +120,7 @@ def check(
                 for side, bins in value.items():
                     most = max(n for _, _, n in bins)
                     typer.echo(f"tokens of {side}:")
-                    for low, high, n in bins:
+                    for low, high, n in filter(lambda one: one[2], bins):
                         typer.echo(f"  {low:>6}-{high:<6} {'█' * round(30 * n / most)} {n}")
             else:
                 typer.echo(f"{name}: {_line(value)}")

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from mmfast.files import map_arrays, save_arrays, sha256_of
-from mmfast.progress import bars
+from mmfast.progress import Parts
 
 Stamp = tuple[int, int, int]  # inode, time in ns, size
 NO_FILE: Stamp = (-1, -1, -1)  # there is none, or none that can be read
@@ -97,12 +98,12 @@ def content(path: str) -> str:
 def over(paths: Sequence[str], what: Callable[[str], Any], title: str = "") -> list[Any]:
     """`what` of each path, in several threads; with a bar where there is a title."""
     results: list[Any] = []
-    with ThreadPoolExecutor(THREADS) as pool, bars(show=bool(title)) as bar:
-        task = bar.add_task(title, total=len(paths))
+    with ThreadPoolExecutor(THREADS) as pool, Parts(Console(stderr=True), show=bool(title)) as bars:
+        bar = bars.part(title)
         parts = [paths[k : k + 64] for k in range(0, len(paths), 64)]
         for part in pool.map(lambda some: [what(p) for p in some], parts):
             results += part
-            bar.update(task, advance=len(part))
+            bar(len(results), len(paths))
     return results
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from mmfast.data.binding import Place, Variant
-from mmfast.data.containers.read import Row, data_files, iterate, shards
+from mmfast.data.containers.read import Row, count, data_files, iterate, shards
 from mmfast.data.examples import ExampleBuilder
 from mmfast.data.formats.dgpref import BESIDE
 from mmfast.data.formats.known import Format, format_of, known_options, read_row, unused
@@ -43,7 +44,7 @@ from mmfast.data.text.tokens import Tokenizer
 from mmfast.directory import directory
 from mmfast.families import family_of, sources_outside
 from mmfast.files import file_digest
-from mmfast.progress import bars
+from mmfast.progress import Parts
 
 CHUNK = 256  # rows a worker takes, and what a kill costs at most for each worker
 
@@ -256,7 +257,7 @@ def _build(data: DataSettings, folder: Path, place: Place, progress: bool, manif
             earlier=earlier,
         )
         try:
-            parts = _run(jobs, data.workers, progress)
+            parts = _run(jobs, data.workers, progress, _rows(data) if progress else 0)
         finally:
             _maker = None
         now = _data_digests(data, place.folder.parent.parent / "digests")
@@ -284,23 +285,31 @@ def _chunks(data: DataSettings) -> Iterator[tuple[int, list[Row]]]:
             yield file, chunk
 
 
-def _run(jobs: Iterator[tuple[Path, int, list[Row]]], workers: int, progress: bool) -> list[Path]:
+def _rows(data: DataSettings) -> int:
+    """How many there are, for the time that is left; 0 where only reading all of them would tell."""
+    counts = [count(file) for source, _ in data.files() for file in data_files(source)]
+    whole = sum(counts) if all(counts) else 0
+    return min(whole, data.limit) if data.limit and len(data.files()) == 1 else whole
+
+
+def _run(jobs: Iterator[tuple[Path, int, list[Row]]], workers: int, progress: bool, rows_in_all: int = 0) -> list[Path]:
     """Every part that is not there yet; at most two chunks a worker are in flight, so a file is never in memory."""
     parts: list[Path] = []
-    with bars(show=progress) as bar:
-        task = bar.add_task("examples", total=None)
-        bad = 0
+    with Parts(Console(stderr=True), show=progress, width=8) as bars:
+        bar, read, bad = bars.part("examples", fleeting=True), 0, 0
 
         def done(report: Report) -> None:
-            nonlocal bad
-            bad += len(report.dropped)
-            bar.update(task, advance=report.rows, note=f"{bad} dropped" if bad else "")
+            nonlocal bad, read
+            bad, read = bad + len(report.dropped), read + report.rows
+            bar(read, rows_in_all, f"{bad} dropped" if bad else "")
 
         def todo() -> Iterator[tuple[Path, int, list[Row]]]:
+            nonlocal read
             for target, file, rows in jobs:
                 parts.append(target)
                 if target.exists():
-                    bar.update(task, advance=len(rows))
+                    read += len(rows)
+                    bar(read, rows_in_all)
                 else:
                     yield target, file, rows
 

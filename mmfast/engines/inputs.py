@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.containers.packed import PICTURES, kind_of
-from mmfast.data.containers.read import READERS, Row, data_files, iterate
+from mmfast.data.containers.read import READERS, Row, count, data_files, iterate
 from mmfast.data.formats.dgpref import image_path
 
 
@@ -46,15 +46,7 @@ def count_rows(path: Path, limit: int = 0) -> int:
     found = pictures_in(path)
     total = len(found)
     for file in [] if found else data_files(path):
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            total += pq.ParquetFile(file).metadata.num_rows
-        elif file.suffix in (".jsonl", ".ndjson"):
-            with file.open("rb") as lines:
-                total += sum(1 for _ in lines)
-        else:
-            total += sum(1 for _ in islice(input_rows(file, file.parent), limit or None))
+        total += count(file) or sum(1 for _ in islice(input_rows(file, file.parent), limit or None))
     return min(total, limit) if limit else total
 
 

@@ -153,6 +153,10 @@ class Runtime:
         return answer
 
 
+class Unable(RuntimeError):
+    """A run cannot go on, for a reason that its user can mend: told in one line, without a traceback."""
+
+
 class Stopped(SystemExit):
     """A run was stopped by a signal, after a checkpoint. One process exits with 75 (try again). Under torchrun a worker
     that does not exit with 0 counts as failed, and may be started again at once: there output_dir/stopped tells."""

@@ -19,6 +19,7 @@ from mmfast.models.float32 import keep_float32
 from mmfast.models.lora import Lora, add_lora
 from mmfast.models.names import whole
 from mmfast.models.scorer import Scorer, projector_parameters
+from mmfast.packages import no_bars
 
 PARTS = ("vision", "projector", "language")
 
@@ -99,7 +100,8 @@ def from_files(kinds: Any, path: str | Path, *, config: PretrainedConfig, **opti
     """from_pretrained, for a native folder too: its tensors are named before transformers sees them."""
     stored = tensors_of(Path(path))
     if stored is None:
-        return kinds.from_pretrained(path, config=config, **options)
+        with no_bars():
+            return kinds.from_pretrained(path, config=config, **options)
     with torch.device("meta"):
         model = kinds.from_config(config)
     state = {name: stored[name] for name in whole(stored, model)}

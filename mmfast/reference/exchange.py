@@ -54,6 +54,7 @@ def export_file(config: Config, out: Path) -> int:
     if not isinstance(config.data.path, str):
         raise ValueError("data.path names several sources: export them one at a time")
     _refuse_runner_up(config)
+    _check_target(out, Path(config.data.path))
     runtime = start(config)
     try:
         job = Job(config, runtime)
@@ -112,12 +113,20 @@ def import_reference(
     return len(rows)
 
 
+def _check_target(path: Path, source: Path) -> None:
+    if source.is_dir():
+        raise ValueError(f"{source} is a folder: export its files one at a time (data.path = one of them)")
+    if path.suffix not in (".json", ".parquet"):
+        raise ValueError(f"{path}: write .json (mllm-dpo's fields) or .parquet (RLAIF-V's column)")
+    if path.suffix == ".parquet" and source.is_file() and source.suffix != ".parquet":
+        raise ValueError(f"{path}: the rows of {source.name} are no parquet's: write .json")
+
+
 def export_reference(path: Path, source: Path, examples: Iterable[Example], cache: ReferenceCache) -> int:
     """Write `source` again with the cache's log-probs: .json in mllm-dpo's fields, .parquet in RLAIF-V's column.
     Rows without an example (dropped ones) are left out. Returns the number of rows."""
     path, source = Path(path), Path(source)
-    if source.is_dir():
-        raise ValueError(f"{source} is a folder: export its files one at a time (data.path = one of them)")
+    _check_target(path, source)
     tuples = {place(example.source, False)[1]: six_tuple(example, cache) for example in examples}
     order = sorted(tuples)
     if path.suffix == ".json":
@@ -127,20 +136,16 @@ def export_reference(path: Path, source: Path, examples: Iterable[Example], cach
             write_bytes(path, json.dumps(kept).encode())
         except TypeError:
             raise ValueError(f"{source} has its images inside, which JSON does not hold: write .parquet") from None
-    elif path.suffix == ".parquet":
+    else:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if source.suffix != ".parquet":
-            raise ValueError(f"{path}: the rows of {source.name} are no parquet's: write .json")
         table = pq.read_table(source).take(pa.array(order))
         if "logps" in table.column_names:
             table = table.drop_columns(["logps"])
         column = pa.array([json.dumps({"logps": tuples[row]}) for row in order])
         with whole(path) as temporary:
             pq.write_table(table.append_column("logps", column), temporary)
-    else:
-        raise ValueError(f"{path}: write .json (mllm-dpo's fields) or .parquet (RLAIF-V's column)")
     return len(tuples)
 
 

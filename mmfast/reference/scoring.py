@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from mmfast.config import Config
 from mmfast.data.store import ExampleStore
@@ -20,7 +21,7 @@ from mmfast.job.runtime import Runtime, start
 from mmfast.models.parallelize import evaluating
 from mmfast.models.scorer import Scorer
 from mmfast.packing import Pack
-from mmfast.progress import Steps
+from mmfast.progress import Parts
 from mmfast.reference.cache import FORMAT, ReferenceCache, ShardWriter, manifest_id
 
 AS_IT_COMES: dict[str, Any] = {"shuffle": "groups", "drop_last": False, "whole_step": False}  # scoring needs no order
@@ -115,24 +116,24 @@ def _score(job: Job, store: ExampleStore, model: Model, cache: ReferenceCache) -
     writer, known = ShardWriter(cache), set(cache.values)
     if runtime.main:
         print(f"reference: {len(store)} examples to score into {cache.folder}", file=sys.stderr, flush=True)
-    bar = Steps(len(store), 0, show=job.progress and len(store) > 64, title="reference")
     done, problem = 0, ""
-    for loaded in every.run():
-        for key, values, name in responses(model.scorer, loaded.pack):
-            if key in known:
-                continue  # a row that is there stays; `rescore` judges it
-            if np.isfinite(values).all():
-                writer.put(key, values)
-            else:  # never written: a later start would take it for another model's row
-                problem = problem or f"the reference log-probs of example {name} are not finite"
-        if loaded.ends_step:
-            done += len(loaded.step.examples)
-            bar.update(done, {})
-            if any(runtime.gather(problem)):
-                writer.flush()  # what was good is kept for the next start
-            runtime.agree(problem)
+    with Parts(Console(stderr=True), show=job.progress and len(store) > 64, width=9) as bars:
+        bar = bars.part("reference")
+        for loaded in every.run():
+            for key, values, name in responses(model.scorer, loaded.pack):
+                if key in known:
+                    continue  # a row that is there stays; `rescore` judges it
+                if np.isfinite(values).all():
+                    writer.put(key, values)
+                else:  # never written: a later start would take it for another model's row
+                    problem = problem or f"the reference log-probs of example {name} are not finite"
+            if loaded.ends_step:
+                done += len(loaded.step.examples)
+                bar(done, len(store))
+                if any(runtime.gather(problem)):
+                    writer.flush()  # what was good is kept for the next start
+                runtime.agree(problem)
     writer.flush()
-    bar.close()
 
 
 def responses(scorer: Scorer, pack: Pack) -> list[tuple[str, np.ndarray, str]]:

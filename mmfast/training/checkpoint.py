@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,6 @@ from mmfast.models.names import plain_name
 from mmfast.training.staging import Staging
 
 __all__ = ["Checkpointer", "best_checkpoint", "complete", "find", "read_info", "trainable", "training_state"]
-
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as meant
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -20,6 +20,7 @@ from mmfast.job.passes import Pass
 from mmfast.models.parallelize import evaluating
 from mmfast.packing.build import Logps
 from mmfast.pages import png, small
+from mmfast.progress import Follow
 from mmfast.reference.live import LiveReference
 from mmfast.training.metrics import EDGE
 from mmfast.training.objective import Objective
@@ -52,9 +53,9 @@ class Evaluation:
                 f"train.tokens_per_pack = {budget}: raise it, or take fewer rows"
             )
 
-    def run(self) -> dict[str, float]:
+    def run(self, follow: Follow = lambda done, of: None) -> dict[str, float]:
         """The metrics of the whole held-out set, named eval/..."""
-        runtime, normaliser = self.job.runtime, self.once.normaliser()
+        runtime, normaliser, done = self.job.runtime, self.once.normaliser(), 0
         total = torch.zeros(len(self.objective.names), dtype=torch.float64, device=runtime.device)
         with evaluating(self.scorer):
             for loaded in self.once.run():
@@ -62,6 +63,9 @@ class Evaluation:
                 if self.live is not None:
                     self.live.fill(pack)
                 total += self.objective(self.scorer(pack), pack)[1]
+                if loaded.ends_step:
+                    done += len(loaded.step.examples)
+                    follow(done, len(self.store))
         values = self.objective.averages(runtime.sum(total), 1)
         return {f"eval/{name}": value for name, value in values.items()}
 

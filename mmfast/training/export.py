@@ -156,6 +156,8 @@ def export(run: str | Path, formats: tuple[str, ...] = (), step: int = 0, merge:
     """Export a checkpoint of a run, the newest (`step` 0) or a named one, to run/export/step-N: the folder is returned.
     What the run itself exported at its end is left alone."""
     run = Path(run)
+    if not (run / "config.toml").is_file():
+        raise ValueError(f"{run} is not a run: it has no config.toml")
     config = load(run / "config.toml")
     adapts = config.model.adapts
     if merge and not adapts:

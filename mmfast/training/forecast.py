@@ -213,3 +213,21 @@ def show(report: Report) -> None:
     for name, value in (asdict(report.memory) | {"total": report.memory.total}).items():
         table.add_row(name, f"{value / 2**20:,.0f}")
     console.print(table)
+
+
+def out_of_memory(job: Job, error: BaseException) -> str:
+    """What the plan expected of a rank, by part, and the settings that would help."""
+    runtime = job.runtime
+    try:
+        told = plan_of(job, ranks=runtime.world, device=runtime.device.type, gpus_per_node=runtime.local_world)
+        memory = asdict(told.memory).items()
+        expected = "\nThe plan expects of a rank, in GiB: "
+        expected += ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory if size)
+    except Exception:  # advice must never take the place of what happened
+        expected = ""
+    return (
+        f"out of memory: {error}{expected}\nWhat would help, in this order: "
+        f"train.tokens_per_pack = {job.steps.tokens_per_pack // 2} (it changes no result); "
+        'parallel.activation_checkpointing = true; parallel.shard = "full" over more GPUs, [model.lora] or '
+        "parallel.offload = true"
+    )

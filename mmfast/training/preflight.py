@@ -46,3 +46,11 @@ def check_whole_steps(job: Job, plan: Plan) -> None:
     order of its own. The plan names the step that does not fit."""
     for number in range(job.config.train.total_steps(plan.steps_per_epoch) if plan.settings.whole_step else 0):
         plan.step(number // plan.steps_per_epoch, number % plan.steps_per_epoch)
+
+
+def length(job: Job, steps_per_epoch: int, total: int) -> str:
+    """Says how long the run is, where more epochs than were meant, or less than a whole step, would be seen."""
+    examples, size, epochs = len(job.store.symbols), job.config.train.pairs_per_step, total / steps_per_epoch
+    what = "pairs" if job.pairs else "examples"
+    each = f"{size} {what} a step" if size <= examples else f"all in one step (train.pairs_per_step = {size} is more)"
+    return f"{examples} {what}, {each}: {total} step{'s' * (total != 1)}, {epochs:.3g} epoch{'s' * (epochs != 1)}"

@@ -21,6 +21,7 @@ from mmfast.files import write_text
 from mmfast.job.rows import read
 from mmfast.pages import charts
 from mmfast.training import report_samples
+from mmfast.training.collapse import signs_of
 
 RENEW = 60  # seconds between two readings of the page of a run that goes on
 CURVES = (
@@ -110,7 +111,14 @@ def report(runs: Sequence[Path], out: Path | None = None, *, live: bool = False)
         out.mkdir(parents=True, exist_ok=True)
         out = out / name
     told = [Told(run, _label(run, runs)) for run in runs]
-    parts = [*_head(told, live), *_first(told), *_curves(told), *report_samples.parts(told), *_settings(told)]
+    parts = [
+        *_head(told, live),
+        *_warnings(told),
+        *_first(told),
+        *_curves(told),
+        *report_samples.parts(told),
+        *_settings(told),
+    ]
     heading = ", ".join(one.label for one in told)
     style = STYLE + report_samples.STYLE
     page = pages.page(f"{heading}: mmfast", parts, heading=heading, style=style, script=True, renew=RENEW * live)
@@ -135,6 +143,15 @@ def _head(told: list[Told], live: bool) -> Iterator[str]:
     yield f'<p class="soft">{" · ".join(said)} · written {now}<span id="age"></span></p>'
     if len(told) == 1:
         yield pages.tiles(_facts(told[0], live))
+
+
+def _warnings(told: list[Told]) -> Iterator[str]:
+    """Signs of collapse, of each run that has any."""
+    for one in told:
+        if signs := signs_of(one.folder):
+            lines = "".join(f"<li>step {sign.step}: {html.escape(sign.text)}</li>" for sign in signs)
+            of = f": {html.escape(one.label)}" if len(told) > 1 else ""
+            yield f"<h2>Warnings{of}</h2><ul>{lines}</ul>"
 
 
 def _state(one: Told, live: bool) -> str:

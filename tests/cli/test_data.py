@@ -52,7 +52,7 @@ def test_check(file, rows, llava_dir, tmp_path):
     good = run(app, ["check", str(file), *base, "--json"])
     assert good.exit_code == 0, good.output
     found = json.loads(good.output)
-    assert found["pairs"] == 2 and found["images"] == 1 and found["problems"] == []
+    assert found["pairs"] == 2 and found["images"] == 1 and found["problems"] == [] and found["format"] == "trl"
     tokens = found["tokens, sides apart"], found["tokens, prompts shared in a pair"]
     assert tokens[0] > tokens[1] == found["tokens, everything shared in a group"]
     image = samples.TRL[0] | {"images": ["gone.png"]}

@@ -124,6 +124,21 @@ def iterate(path: Source) -> Iterator[Row]:
             raise ValueError(f"{file.name} cannot be unpacked ({error}): it is damaged, or no {file.suffix}") from None
 
 
+def count(file: Path) -> int:
+    """The rows of a file, blank lines too, where they are counted without being parsed; 0 elsewhere."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+        except ValueError:  # no parquet: told when it is read
+            return 0
+    if file.suffix not in (".jsonl", ".ndjson") or _is_array(file):
+        return 0
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
 def _checked(value: Any) -> Any:
     try:
         check_texts(value)

@@ -28,9 +28,11 @@ MEDIA = ("video", "videos", "audio", "audios")
 def detect(path: Source, look: int = 20) -> Format:
     """The one format that the first rows fit. Broken rows do not vote; no fit, or two, is an error that says so."""
     first = list(islice(iterate(path), look))
+    if not first:
+        raise ValueError(f"{path} holds no row")
     rows = [r.value for r in first if not isinstance(r.value, BadRow)]
     if not rows:
-        reason = f" (the first, {first[0].source}: {first[0].value})" if first else ""
+        reason = f" (the first, {first[0].source}: {first[0].value})"
         raise ValueError(f"{path}: none of the first {look} rows can be read{reason}, so the format cannot be told")
     votes = {name: sum(bool(f.accepts(row)) for row in rows) for name, f in FORMATS.items()}
     best = max(votes.values())
