@@ -5,7 +5,6 @@ Each is told once, with what it means and what to do. docs/training.md has the t
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from mmfast.job.rows import FILES, read
+from mmfast.packages import tomllib
 
 RECENT = 10  # rows that are looked at together, so that no single step is a sign; fewer while there are no more
 FEWEST = 3  # rows, before the first sign

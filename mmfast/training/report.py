@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from mmfast import pages
 from mmfast.config import Config
 from mmfast.files import write_text
 from mmfast.job.rows import read
+from mmfast.packages import tomllib
 from mmfast.pages import charts
 from mmfast.training import report_samples
 from mmfast.training.collapse import signs_of
