@@ -51,6 +51,7 @@ def merge(adapter: str | Path, out: str | Path, base: str = "") -> float:
     refuse_settings(adapter, settings)
     folder = adapter_directory(adapter, weights=True)
     named, published = str(base or settings["base_model_name_or_path"]), found(adapter)
+    refuse_quantised(found(named), named)
     vicuna = on_vicuna(str(adapter), published, named, True, bare=True) if is_adapter(published) else None
     source = vicuna or directory(named, weights=True)
     refuse_target(out, found(named) if vicuna else origin_of(source), published)
@@ -96,6 +97,13 @@ def refuse_settings(adapter: str | Path, settings: dict[str, Any]) -> None:
         )
         if not known and value not in (None, False, {}, []):
             raise ValueError(f"{adapter}: {name} = {value!r} in its adapter_config.json is not supported by merge")
+
+
+def refuse_quantised(base: Path, name: str) -> None:
+    """An adapter of QLoRA may name the 4-bit copy that it was trained on."""
+    described = base / "config.json"
+    if described.is_file() and "quantization_config" in json.loads(described.read_text()):
+        raise ValueError(f"{name} is quantised: name the model that it was made of by --base, and merge into that")
 
 
 def refuse_target(out: Path, base: Path, adapter: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -121,6 +122,22 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path, monkeypatch, dtyp
             merge(adapter, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "llava"]
     merge(adapter, tmp_path / "out")
+
+
+def test_a_quantised_base_is_refused_for_the_model_that_it_was_made_of(tmp_path):
+    base = make_model(tmp_path)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    four_bits = tmp_path / "four-bits"
+    shutil.copytree(base, four_bits)
+    config = json.loads((base / "config.json").read_text())
+    kind = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (four_bits / "config.json").write_text(json.dumps(config | {"quantization_config": kind}))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(four_bits)}))
+    with pytest.raises(ValueError, match=f"^{four_bits} is quantised: name the model that it was made of by --base"):
+        merge(adapter, tmp_path / "out")
+    merge(adapter, tmp_path / "out", str(base))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_an_adapter_that_does_not_fit_is_told_apart(tmp_path):
