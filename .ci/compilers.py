@@ -49,9 +49,9 @@ def compile_commands() -> list[tuple[str, str]]:
     import pybind11
 
     cmake = [sys.executable, "-m", "cmake"]
-    configure = [
+    configure = [  # stand-ins, which nothing is linked against: csrc/portable.cpp is compiled with them alone
         *cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
-        "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}",
+        "-DMMFAST_STUBS=unused", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DCMAKE_MAKE_PROGRAM={Path(sys.executable).parent / 'ninja'}",
     ]  # fmt: skip
     if subprocess.run(configure, stdout=subprocess.DEVNULL).returncode:

@@ -179,6 +179,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     out = parts[0].new_zeros(sum(map(len, parts)), *largest)
     row = 0
     for part in parts:
-        out[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+        place = (slice(row, row + len(part)), *map(slice, part.shape[1:]))
+        out[place] = part
         row += len(part)
     return out
