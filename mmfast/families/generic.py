@@ -85,7 +85,8 @@ class Generic(Adapter):
 
     def _split(self, model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
         """(Towers, projectors) among the parts beside the decoder; a projector may have layers too (Idefics2)."""
-        decoder, parts = self.decoder(model), ([], [])
+        decoder = self.decoder(model)
+        parts: tuple[list[nn.Module], list[nn.Module]] = ([], [])
         for name, child in model.model.named_children():
             repeats = any(isinstance(m, nn.ModuleList) and len(m) > 1 for m in child.modules())
             between = any(word in name for word in PROJECTORS)

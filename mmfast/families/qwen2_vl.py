@@ -42,7 +42,7 @@ class Qwen2VL(Adapter):
     outside_decoder = ("model.visual",)
     keywords: tuple[str, ...] = ("position_ids", "cu_seqlens")
     lengths: tuple[str, ...] = ("max_seqlen",)
-    chat = CHATML
+    chat: Chat | None = CHATML
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)

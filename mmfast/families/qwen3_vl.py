@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfast.families.qwen2_vl import CHATML, SYSTEM, Qwen2VL
-from mmfast.families.tiny import Size, Tiny
+from mmfast.families.tiny import Chat, Size, Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class Qwen3VL(Qwen2VL):
     keywords = ("position_ids", "cu_seqlens", "interp_indices", "interp_weights")
-    chat = replace(CHATML, template=CHATML.template.replace(SYSTEM, ""))
+    chat: Chat | None = replace(CHATML, template=CHATML.template.replace(SYSTEM, ""))
     published = {  # noqa: RUF012
         "Qwen/Qwen3-VL-8B-Instruct": {
             "text_config": {

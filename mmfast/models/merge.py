@@ -187,10 +187,12 @@ def trial_rows(base: Path) -> list[dict[str, Tensor]]:
         if family.image_token_id is None:
             return rows
         processor = ImageProcessor.from_model_dir(base)
-        slots = processor.geometry(120, 84)[0]
+        shown = np.full(processor.geometry(120, 84)[0], family.image_token_id)
+        for place, word in processor.words(120, 84):
+            shown[place] = word
     except ValueError:  # a family that cannot be trained here can be merged all the same
         return rows
-    ids = np.concatenate([draw.choice(words, 4), np.full(slots, family.image_token_id), draw.choice(words, 20)])
+    ids = np.concatenate([draw.choice(words, 4), shown, draw.choice(words, 20)])
     tokens = torch.from_numpy(ids)[None]
     accepted = inspect.signature(type(empty_model(base)).forward).parameters
     inputs = processor.collate([processor.preprocess(picture)]) | family.plain_inputs(tokens)

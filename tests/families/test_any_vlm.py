@@ -29,6 +29,7 @@ from mmfast.engines.local import Local
 from mmfast.engines.plain import Plain
 from mmfast.families.base import image_token_id
 from mmfast.models import Lora, load
+from mmfast.models.merge import read, scores, trial_rows
 from mmfast.models.proof import prove
 from mmfast.packing import build_pack
 from mmfast.world.models import tiny_model
@@ -191,6 +192,15 @@ def test_the_local_engine_answers_as_generate_does(tmp_path):
     assert [local[r.key].text for r in asked] == [plain[r.key].text for r in asked]
     for key, reply in local.items():
         assert reply.error == "" and abs(reply.labels["no"] - plain[key].labels["no"]) < 1e-5
+
+
+def test_a_merged_model_is_compared_on_a_picture(tmp_path):
+    folder = unlisted.write(tmp_path, "mistral3", unlisted.mistral3())
+    _, picture_row = trial_rows(folder)
+    break_id = Tokenizer.load(folder).special.token_to_id("[IMG_BREAK]")
+    assert picture_row["input_ids"].eq(break_id).sum() == len(OwnProcessor(folder).words(120, 84)) > 0
+    (logps,) = scores(read(folder), [picture_row])
+    assert logps.isfinite().all()
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

@@ -23,7 +23,7 @@ def measured(processor: ImageProcessor | OwnProcessor, name: str, source: str, d
     try:
         width, height = image_size(data)
         tokens, grid = processor.geometry(width, height)
-        words = processor.words(width, height) if isinstance(processor, OwnProcessor) else ()
+        words = processor.words(width, height)
     except BadRow as error:
         raise BadRow(error.kind, f"image {source}: {error}") from None
     return ImageInfo(id=name, source=source, width=width, height=height, tokens=tokens, grid=grid, words=words)

@@ -53,7 +53,8 @@ RULES = {"PixtralProcessor": PixtralRule}
 class OwnProcessor:
     def __init__(self, folder: Path):
         model = json.loads((folder / "config.json").read_text())
-        self.folder, self.name, self.image_id = folder, model.get("model_type", ""), image_token_id(model)
+        number = image_token_id(model)
+        self.folder, self.name, self.image_id = folder, model.get("model_type", ""), -1 if number is None else number
         self._block = lru_cache(maxsize=1 << 16)(self._read_block)
 
     @cached_property

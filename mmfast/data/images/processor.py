@@ -77,6 +77,10 @@ class ImageProcessor:
             return self._anyres_slots(width, height), None
         return self.slots, None
 
+    def words(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
+        """As ImageInfo.words: none."""
+        return ()
+
     def load(self, data: bytes) -> dict[str, np.ndarray]:
         """One image file as the tower reads it."""
         return self.preprocess(decode(data))
