@@ -224,8 +224,8 @@ def test_commands_take_a_hub_id(serve, tmp_path, llava_dir):
         result = run(app, ["show", NAME, *where, *model, "-n", "1"])
         assert result.exit_code == 0 and "train.jsonl:0" in result.output
         result = run(app, ["check", NAME, *where, *model, "--cache", str(tmp_path / "cache"), "--json"])
-        assert json.loads(result.output)["examples"] == 2
-    result = run(app, ["convert", NAME, str(out), "--split", "dev"])
+        assert json.loads(result.stdout)["examples"] == 2
+        result = run(app, ["convert", NAME, str(out), "--split", "dev"])
     assert "has no split" in str(result.exception)
 
 
