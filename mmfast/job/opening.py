@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mmfast.config import Config
 from mmfast.data.binding import Stamp, stamp_of
 from mmfast.data.build import build, reopen
-from mmfast.data.containers.hub import on_hub
+from mmfast.data.containers.hub import address_of
 from mmfast.data.images.processor import ImageProcessor
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Example
@@ -91,7 +91,8 @@ class Job:
     def pin(self) -> None:
         """Data sets of a hub at their commits, in the config that is written beside the run; asked by rank 0."""
         data, told = self.config.data, partial(print, file=sys.stderr)
-        if not any(on_hub(path) for path in (data.path, data.eval_path)):
+        names = [str(path) for path, _ in self.data.files()]
+        if not any(map(address_of, (*names, data.eval_path))):  # of the words alone: all ranks say the same
             return
 
         def pins(settings: DataSettings, key: str) -> Any:

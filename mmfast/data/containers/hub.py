@@ -81,16 +81,19 @@ def pinned(address: Address, notes: Path | None, tell: Callable[[str], None]) ->
     commit = commit or ("" if address.revision else note["revisions"].get("", ""))
     names = note["files"].get(commit)
     if names is None:
-        commit, names = _listing(address, commit, note)
-        if note["revisions"].get(address.revision) != commit:
+        commit, names = _listing(address, commit, note, tell)
+        new = {"revisions": {**note["revisions"], address.revision: commit}, "files": {**note["files"], commit: names}}
+        kept = ""
+        if file and new != note:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, new)
+                kept = f'; {file} keeps it (data.revision = "main" asks for the newest)'
+            except OSError as error:
+                kept = f"; {file} cannot be written ({error.strerror}), so the next start asks anew"
+        if address.revision != commit != note["revisions"].get(address.revision):
             of = address.revision or "its main branch"
-            stays = f'; {file} keeps it (data.revision = "main" asks for the newest)' if not address.revision else ""
-            if of != commit:
-                tell(f"{address.name}: commit {commit[:12]} of {of}{stays if file else ''}")
-        note["revisions"][address.revision], note["files"][commit] = commit, names
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, note)
+            tell(f"{address.name}: commit {commit[:12]} of {of}{'' if address.revision else kept}")
     return replace(address, revision=commit), names
 
 
@@ -101,7 +104,7 @@ def fetched(
     had a say in it. What is not there is downloaded: an interrupted download goes on. Rows of text name their pictures,
     so those come too."""
     address, names = pinned(address, notes, tell)
-    card = _one(address, CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
+    card = _one(address, CARD).read_text(encoding="utf-8-sig", errors="replace") if CARD in names else ""
     naming = partial(_naming, address)
     named = [n for n in names if address.inside and (n == address.inside or matches(n, address.inside))]
     if named:
@@ -109,6 +112,8 @@ def fetched(
         if not files:
             raise ValueError(f"data.path: {address}: unknown file type; known are {', '.join(KINDS)}")
     elif address.inside:
+        if subset:
+            raise ValueError(f"data.subset has no effect: {address} names a folder")
         files = choose(names, "", address.inside, split, address.name, naming)
     else:
         files = choose(names, card, subset, split, address.name, naming)
@@ -130,7 +135,9 @@ def _note(file: Path | None) -> dict[str, dict[str, Any]]:
         return {"revisions": {}, "files": {}}  # none, or not one of ours: the hub is asked again
 
 
-def _listing(address: Address, commit: str, note: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:
+def _listing(
+    address: Address, commit: str, note: dict[str, dict[str, Any]], tell: Callable[[str], None]
+) -> tuple[str, list[str]]:
     """A revision's commit, and the names of its files: of the hub; where it cannot be reached, of what was noted, or of
     a whole copy in the hub's cache."""
     from huggingface_hub import HfApi, errors, snapshot_download
@@ -148,6 +155,7 @@ def _listing(address: Address, commit: str, note: dict[str, dict[str, Any]]) -> 
     except Exception as error:  # no network, or offline on purpose
         last = note["revisions"].get(address.revision)
         if last in note["files"]:
+            tell(f"{address.name}: the hub cannot be reached; {address.revision or 'main'} as last seen, {last[:12]}")
             return last, note["files"][last]
         try:
             given: dict[str, Any] = {"repo_type": "dataset", "revision": asked[1] or None, "local_files_only": True}

@@ -77,7 +77,7 @@ def shards(path: Source, split: str = "", subset: str = "") -> Shards:
     card = path / CARD
     wanted = choose(
         (file.relative_to(path).as_posix() for file in path.rglob("*")),
-        card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+        card.read_text(encoding="utf-8-sig", errors="replace") if card.is_file() else "",
         subset,
         split,
         f"the folder {path}",

@@ -32,7 +32,7 @@ def choose(
     """The files of one split among the names below a folder. `told`: what a message calls it. `naming`: how the files
     of a split can be named, for the message that asks for one."""
     paths = sorted(map(PurePosixPath, names))
-    splits, subset = _configured(paths, card, subset, told)
+    splits, subset = _configured(paths, _configs(card, told), subset, told)
     if not splits:
         for file in _readable(paths, subset, told):
             splits.setdefault(split_of(file), []).append(file)
@@ -102,10 +102,9 @@ def _each_once(files: Names, told: str) -> None:
             raise ValueError(f"data.path: {told} holds {file.stem} and {file.name}: remove one of them")
 
 
-def _configured(paths: Names, card: str, subset: str, told: str) -> tuple[dict[str, Names], str]:
+def _configured(paths: Names, configs: list[dict], subset: str, told: str) -> tuple[dict[str, Names], str]:
     """The splits of the subset that a card's `configs` describe; none where it describes none, and then the folder in
     which to look."""
-    configs = _configs(card)
     by_name = {str(config.get("config_name", "default")): config for config in configs}
     if not by_name or (subset and subset not in by_name):
         return {}, subset
@@ -122,12 +121,16 @@ def _configured(paths: Names, card: str, subset: str, told: str) -> tuple[dict[s
     return {split: _matching(paths, patterns, split, told) for split, patterns in _patterns(config).items()}, ""
 
 
-def _configs(card: str) -> list[dict]:
-    if not card.lstrip("\ufeff").startswith("---"):
+def _configs(card: str, told: str) -> list[dict]:
+    if not card.startswith("---") or "\nconfigs:" not in card:
         return []
     from huggingface_hub import RepoCard
 
-    found = RepoCard(card.lstrip("\ufeff"), ignore_metadata_errors=True).data.to_dict().get("configs")
+    try:
+        found = RepoCard(card, ignore_metadata_errors=True).data.to_dict().get("configs")
+    except Exception as error:  # whatever YAML can break of
+        cause = str(error).split("\n")[0]
+        raise ValueError(f"data.path: the card ({CARD}) of {told} cannot be read ({cause}): name the files") from None
     return [config for config in found if isinstance(config, dict)] if isinstance(found, list) else []
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from typer.testing import CliRunner
 
+from mmfast.cli.data import app
 from mmfast.data.build import build
 from mmfast.data.containers.hub import address_of
 from mmfast.data.containers.read import iterate, located
@@ -99,12 +101,19 @@ MISTAKES = [
     (SPLITS, NAME, {"revision": "v2"}, f'data.revision: {NAME} on the hub has no branch, tag or commit "v2"'),
     (SPLITS, f"{NAME}@main", {"revision": "v2"}, 'has a revision, and data.revision = "v2" is another: give one'),
     (SPLITS, f"hf://datasets/{NAME}/data/te*", {"split": "test"}, "data.split has no effect"),
+    (SPLITS, f"hf://datasets/{NAME}/data", {"subset": "data", "split": "train"}, "data.subset has no effect"),
     (SPLITS, "no/such", {}, 'data.path: "no/such" is no file or folder here, and the hub has no such data set, or'),
     (SPLITS, "no..such/set", {}, "no hub id either (those are written OWNER/NAME)"),
     (CARDED, NAME, {"subset": "lost"}, "names pictures.zip as its split train, such as pictures.zip, none of which"),
     (CARDED, NAME, {}, "holds several splits (prefs, test)"),
     (FOLDERS, NAME, {}, "holds its files in several folders (harmless, helpful): name one with data.subset"),
     ({"README.md": CONFIGS.replace("  default: true\n", "")}, NAME, {}, "several subsets (inner, lost, other, plain)"),
+    (
+        {"README.md": "---\nconfigs:\n- [a: b: c\n---\n", "a.jsonl": line("a")},
+        NAME,
+        {},
+        f"the card (README.md) of {NAME}",
+    ),
     ({"a.zip": ""}, NAME, {}, f"{NAME} holds no file of these: .parquet, .arrow"),
 ]
 
@@ -149,7 +158,9 @@ def test_a_commit_stays_where_it_was_seen_first_and_the_newest_is_asked_for_by_n
         assert ids(notes=notes, revision="main") == ["b"] and ids(notes=notes, revision=LATER) == ["b"]
         assert ids(notes=notes) == ["a"]
         assert ids(notes=tmp_path / "others") == ["b"]  # a cache of examples that saw nothing yet
-    assert ids(notes=notes, revision="main") == ["b"]  # without a network: as it was last seen
+    located([NAME], revision="main", notes=notes, tell=told.append)  # without a network: as it was last seen
+    assert told[1:] == [f"{NAME}: the hub cannot be reached; main as last seen, {LATER[:12]}"]
+    assert ids(notes=notes, revision="main") == ["b"]
     (tmp_path / "notes" / "someone--tiny.json").write_text("[]")  # no note of ours: what the hub's cache holds
     assert ids(notes=notes, revision=LATER) == ["b"]
 
@@ -201,6 +212,29 @@ def test_examples_are_built_of_a_hub_id_with_its_pictures_and_are_the_same_elsew
     (tmp_path / "here" / "train.jsonl").write_text(row)
     (tmp_path / "here" / "pictures" / "a.png").write_bytes(data)
     assert store(str(tmp_path / "here"), "another").digest == first.digest
+
+
+def test_commands_take_a_hub_id(serve, tmp_path, llava_dir):
+    run, out = CliRunner().invoke, tmp_path / "out.jsonl"
+    where = ["--split", "train", "--revision", "main"]
+    with serve(SPLITS):
+        result = run(app, ["convert", f"hf://datasets/{NAME}", str(out), *where])
+        assert result.exit_code == 0 and [r.value["id"] for r in iterate(out)] == ["a", "b"], result.output
+        model = ["--model", str(llava_dir)]
+        result = run(app, ["show", NAME, *where, *model, "-n", "1"])
+        assert result.exit_code == 0 and "train.jsonl:0" in result.output
+        result = run(app, ["check", NAME, *where, *model, "--cache", str(tmp_path / "cache"), "--json"])
+        assert json.loads(result.stdout)["examples"] == 2
+        result = run(app, ["convert", NAME, str(out), "--split", "dev"])
+    assert "has no split" in str(result.exception)
+
+
+def test_a_cache_that_cannot_be_written_is_told(serve, tmp_path):
+    (tmp_path / "notes").write_text("a file, where a folder should be")
+    told = []
+    with serve({"train.jsonl": line("a")}):
+        located([NAME], notes=tmp_path / "notes", tell=told.append)
+    assert "cannot be written" in told[0] and "asks anew" in told[0]
 
 
 def test_a_pinned_path_is_what_a_config_keeps(serve, tmp_path):

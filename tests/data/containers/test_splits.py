@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mmfast.data.containers.read import data_files
+from mmfast.data.containers.read import data_files, located
 from mmfast.data.formats.known import read_records
 
 ROW = json.dumps({"prompt": "What?", "chosen": "A mug.", "rejected": "A cat."}) + "\n"
@@ -51,6 +51,34 @@ def test_a_folder_of_several_splits_asks_which(case, tmp_path):
     assert len(list(read_records(named))) == len(found)
 
 
+@pytest.mark.parametrize("case", SEVERAL)
+def test_data_split_names_one(case, tmp_path, llava_dir):
+    from mmfast.data.build import build
+    from mmfast.data.settings import DataSettings
+
+    names, splits, _ = SEVERAL[case]
+    write(tmp_path, *names)
+    found = {split: located([tmp_path], split=split)[0].files for split in splits.split(", ")}
+    assert sorted(f for files in found.values() for f in files) == sorted(tmp_path / name for name in names)
+    assert all(split[:3] in str(f.relative_to(tmp_path)) for split in found if split[:3] != "val" for f in found[split])
+    with pytest.raises(ValueError, match=re.escape(f'has no split "other": it has {splits}')):
+        located([tmp_path], split="other")
+    data = DataSettings(path=str(tmp_path), split=min(found), workers=1)
+    store = build(data, llava_dir, tmp_path / "cache", progress=False, report_to=lambda text: None)
+    assert len(store) == len(found[min(found)])
+
+
+def test_a_card_beside_files_says_which_split_is_which(tmp_path):
+    write(tmp_path, "a.jsonl", "b.jsonl")
+    entries = "".join(
+        f"  - split: {split}\n    path: {name}\n" for split, name in (("train", "b.jsonl"), ("dev", "a.*"))
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: x\n  data_files:\n{entries}---\n")
+    assert located([tmp_path], split="train")[0].files == (tmp_path / "b.jsonl",)
+    with pytest.raises(ValueError, match=r"several splits \(dev, train\)"):
+        located([tmp_path])
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -74,6 +102,7 @@ def test_a_saved_dict_of_data_sets_asks_which(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f'{said} "{tmp_path / "two" / "train"}"')):
         list(read_records(tmp_path / "two"))
     assert len(list(read_records(tmp_path / "two" / "train"))) == 1
+    assert located([tmp_path / "two"], split="test")[0].files[0].parent == tmp_path / "two" / "test"
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "one")
     assert len(list(read_records(tmp_path / "one"))) == 1
 
