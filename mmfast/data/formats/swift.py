@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmfast.data.records import Record
 
 WHOLE = ("messages", "chosen_messages"), ("rejected_messages",)  # conversations with the answer; LLaMA-Factory's names
 KNOWN = ("id", "images", "image", *WHOLE[0], *WHOLE[1], "rejected_response", "rejected_images")
+INLINE, MARK = re.compile("<img>(.*?)</img>"), "<img></img>"  # of an image in the words of a query
 QUERY = ("query", "response", "history")  # ms-swift's older form
 SHAREGPT = ("conversations", "chosen", "rejected")
 
@@ -34,6 +36,20 @@ def _messages(value: Any, name: str, inside: list) -> list[dict]:
         m | {"content": with_markers(m["content"])} if m["role"] == "user" and isinstance(m["content"], str) else m
         for m in chat(value, name, inside, (*SPEAKERS, "tool"))
     ]
+
+
+def _inline(message: dict, inside: list) -> dict:
+    """A question whose images stand in its words, as <img>PATH</img>; they are added to `inside`."""
+    text = message["content"]
+    if message["role"] != "user" or not isinstance(text, str) or not (found := INLINE.findall(text)):
+        return message
+    parts = []
+    for part in with_markers(INLINE.sub(MARK, text), MARK):
+        if part["type"] == "image":
+            part = {"type": "image", "index": len(inside)}
+            inside.append(found.pop(0))
+        parts.append(part)
+    return message | {"content": parts}
 
 
 def _numbered(messages: list[dict], first: int) -> list[dict]:
@@ -64,7 +80,9 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
         sides = [from_value([value[k]] if isinstance(value[k], dict) else value[k]) for k in ("chosen", "rejected")]
         chosen, rejected, known, own = *sides, (*KNOWN, *SHAREGPT), {"meta": {"kind": "sharegpt"}}
     elif value.get("query") is not None:
-        prompt = asked(value["query"], value.get("history"), len(images))
+        if images and INLINE.search(f"{value['query']}{value.get('history')}"):
+            raise BadRow("format", "images stand in a column and in the words; one of the two places is enough")
+        prompt = [_inline(m, inside) for m in asked(value["query"], value.get("history"), len(images))]
         chosen, rejected, known = [answer(value.get("response"))], None, (*KNOWN, *QUERY)
         worse = None
     elif value.get("chosen") is not None:  # LLaMA-Factory's ranking beside messages of {role, content}

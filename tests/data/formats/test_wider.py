@@ -179,6 +179,23 @@ def test_an_image_lies_in_a_part_of_content(form, name, rows, picture, llava_dir
     assert record.images == ("https://x/a.png",)  # refused where it is opened: test_bad_input.py
 
 
+def test_images_stand_in_the_words_of_a_query(rows):
+    row = {
+        "query": "<img>b.png</img>Red?",
+        "history": [["<img>a.png</img>\nWhat is this?", "A mug."]],
+        "response": "No.",
+    }
+    (record,) = read_records(rows("r.jsonl", [row]))
+    image = [{"type": "image", "index": n} for n in (0, 1)]
+    assert record.images == ("a.png", "b.png")
+    assert record.prompt[0]["content"] == [image[0], {"type": "text", "text": "What is this?"}]
+    assert record.prompt[2]["content"] == [image[1], {"type": "text", "text": "Red?"}]
+    for history in ([], [["<img>a.png</img>", "b"]]):
+        both = row | IMAGE | {"history": history, "query": "Red?" if history else row["query"]}
+        with pytest.raises(ValueError, match="images stand in a column and in the words"):
+            list(read_records(rows("r.jsonl", [both])))
+
+
 BAD = {
     "alpaca without an answer": ({"instruction": "Red?", "output": 3}, "an answer is a int, not a text"),
     "alpaca without a question": ({"instruction": "", "output": "It is."}, "no texts, or both empty"),
