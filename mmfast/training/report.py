@@ -76,8 +76,12 @@ class Told:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        file = self.folder / "plan.json"  # training/forecast.py
-        return json.loads(file.read_text()) if file.is_file() else {}
+        """Of training/forecast.py."""
+        file = self.folder / "plan.json"
+        try:
+            return json.loads(file.read_text()) if file.is_file() else {}
+        except ValueError:
+            raise ValueError(f"{file} is damaged: remove it, and the report is without the plan") from None
 
     @property
     def step(self) -> int:
