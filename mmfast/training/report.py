@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 
 from mmfast import pages
 from mmfast.config import Config
+from mmfast.config.toml import read_tree
 from mmfast.files import write_text
 from mmfast.job.rows import read
 from mmfast.pages import charts
@@ -69,8 +69,8 @@ class Told:
         """By dotted keys, those that an earlier version did not know as they are by default; empty where config.toml is
         missing or is no TOML (somebody may have edited it)."""
         try:
-            own = flat(tomllib.loads(self.settings_text))
-        except tomllib.TOMLDecodeError:
+            own = flat(read_tree(self.folder / "config.toml"))
+        except ValueError:
             return {}
         return (standard() | own) if own else {}
 
