@@ -16,6 +16,7 @@ from typing import Any
 
 from mmfast import pages
 from mmfast.config import Config
+from mmfast.config.toml import read_tree
 from mmfast.files import write_text
 from mmfast.job.rows import read
 from mmfast.packages import tomllib
@@ -70,15 +71,19 @@ class Told:
         """By dotted keys, those that an earlier version did not know as they are by default; empty where config.toml is
         missing or is no TOML (somebody may have edited it)."""
         try:
-            own = flat(tomllib.loads(self.settings_text))
-        except tomllib.TOMLDecodeError:
+            own = flat(read_tree(self.folder / "config.toml"))
+        except ValueError:
             return {}
         return (standard() | own) if own else {}
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        file = self.folder / "plan.json"  # training/forecast.py
-        return json.loads(file.read_text()) if file.is_file() else {}
+        """Of training/forecast.py."""
+        file = self.folder / "plan.json"
+        try:
+            return json.loads(file.read_text()) if file.is_file() else {}
+        except ValueError:
+            raise ValueError(f"{file} is damaged: remove it, and the report is without the plan") from None
 
     @property
     def step(self) -> int:

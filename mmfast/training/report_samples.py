@@ -75,7 +75,8 @@ def _card(prompt: Prompt, told: Sequence[Run], answers: Sequence[dict[Prompt, li
     marked = [pages.differing(begun, _answer(row)) for _, row in lasts]
     names = [f"{label}, step {row['step']}" if len(told) > 1 else f"step {row['step']}" for label, row in lasts]
     old = marked[0][0] if len(marked) == 1 else html.escape(begun)
-    origin = f"{rows[0][0]}, " if len(told) > 1 and first["step"] else ""
+    one = len(told) == 1 or (not first["step"] and all(_answer(own[0]) == begun for _, own in rows))  # base model
+    origin = "" if one else f"{rows[0][0]}, "
     boxes.append(_box(f"{origin}step {first['step']}", old))
     boxes += [_box(name, new) for name, (_, new) in zip(names, marked, strict=True)]
     # The data's own

@@ -161,6 +161,8 @@ def test_of_several_runs_what_differs_comes_first(tmp_path):
     titles = re.findall("<h4>(.*?)</h4>", card)
     assert titles[:3] == ["step 0", "a, step 5", "c, step 5"]
     assert "<ins>square</ins>" in card and "<ins>two stars</ins>" in card
+    add_samples(runs[1], (0, [sample(answer="of another model")]), (5, [sample()]))
+    assert "<h4>a, step 0</h4>" in report(runs[:2], tmp_path / "bases.html").read_text()
     assert [int(n) for n in re.findall(r'type="checkbox" value="(\d)"', source)] == [0, 1, 2]
     (runs[1] / "config.toml").write_text('[optim]\nlr = 1e-4\n[train]\nsteps = 5\n[model]\npath = "models/tiny"\n')
     with (runs[1] / "config.toml").open("a") as file:
@@ -198,6 +200,9 @@ def test_a_plan_that_could_not_be_made_says_why(tmp_path):
     run = make_run(tmp_path, "a")
     (run / "plan.json").write_text(json.dumps({"steps": 5, "ranks": 1, "problem": "no plan of the memory: <why>"}))
     assert "no plan of the memory: <why>" in Read(report([run])).text
+    (run / "plan.json").write_text('{"steps')
+    with pytest.raises(ValueError, match=r"plan\.json is damaged: remove it"):
+        report([run])
 
 
 def test_long_runs_stay_small_and_say_what_is_drawn(tmp_path):
