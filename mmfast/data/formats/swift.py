@@ -23,6 +23,7 @@ from mmfast.data.formats.messages import (
 )
 from mmfast.data.problems import BadRow
 from mmfast.data.records import Record
+from mmfast.data.text.templates import parts as parts_of
 
 WHOLE = ("messages", "chosen_messages"), ("rejected_messages",)  # conversations with the answer; LLaMA-Factory's names
 KNOWN = ("id", "images", "image", *WHOLE[0], *WHOLE[1], "rejected_response", "rejected_images")
@@ -44,7 +45,7 @@ def _inline(message: dict, inside: list) -> dict:
     if message["role"] != "user" or not isinstance(text, str) or not (found := INLINE.findall(text)):
         return message
     parts = []
-    for part in with_markers(INLINE.sub(MARK, text), MARK):
+    for part in parts_of({"content": with_markers(INLINE.sub(MARK, text), MARK)}):
         if part["type"] == "image":
             part = {"type": "image", "index": len(inside)}
             inside.append(found.pop(0))
@@ -84,7 +85,6 @@ def read(row: Row, options: dict[str, Any]) -> Iterator[Record]:
             raise BadRow("format", "images stand in a column and in the words; one of the two places is enough")
         prompt = [_inline(m, inside) for m in asked(value["query"], value.get("history"), len(images))]
         chosen, rejected, known = [answer(value.get("response"))], None, (*KNOWN, *QUERY)
-        worse = None
     elif value.get("chosen") is not None:  # LLaMA-Factory's ranking beside messages of {role, content}
         prompt = place_images(_messages(better, "messages", inside), len(images))
         chosen, rejected = (chat(value[k], k, inside) for k in ("chosen", "rejected"))
