@@ -47,8 +47,7 @@ def how_to_install(extra: str) -> str:
 
 def check_training_packages() -> None:
     """End in one line if a package of training is missing: for modules that are started by `python -m`."""
-    missing = [name for name in packages("train") if not _installed(name)]
-    if not missing:
+    if not (missing := [name for name in packages("train") if not _installed(name)]):
         return
     if os.environ.get("RANK", "0") != "0":
         sys.exit(1)
