@@ -135,7 +135,7 @@ def test_an_evaluation_that_dies_has_the_checkpoint_behind_it(tiny, tmp_path, mo
     """The trial: all training done, the evaluation of the last step failed, and no checkpoint was there."""
     given = evaluated(tmp_path, **{"train.eval_every": 0, "train.checkpoint_every": 0})
 
-    def broken(_):
+    def broken(*_):
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no"):
