@@ -61,7 +61,7 @@ WALK = [
     ),
     ("train my.toml data.path=columns.jsonl", "columns.jsonl: fits no known format. Its first row has the columns a.*"),
     ("train my.toml data.path=gone.jsonl", "gone.jsonl:0: image gone.png cannot be read .*is data.images right.*"),
-    ("train my.toml data.path=address.jsonl", "address.jsonl:0: image http://example.org/a.png is an address: .*"),
+    ("train my.toml data.path=address.jsonl", "address.jsonl:0: image http://example.org/a.png is an address, .*"),
     ("train my.toml data.path=no_images.jsonl", r"no_images.jsonl:0: 1 image tokens for 0 images .*on_error = 'drop'"),
     (
         "train my.toml data.path=gone.jsonl data.on_error=drop",
