@@ -19,7 +19,6 @@ from mmfast.config import Config
 from mmfast.config.toml import read_tree
 from mmfast.files import write_text
 from mmfast.job.rows import read
-from mmfast.packages import tomllib
 from mmfast.pages import charts
 from mmfast.training import report_samples
 from mmfast.training.collapse import signs_of
