@@ -42,20 +42,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(data, name="data")
-app.add_typer(evaluate, name="eval")
-app.command()(generate)
-app.command()(critique)
-app.command()(judge)
-app.command()(correct)
-app.command()(corrected)
-app.add_typer(feedback, name="feedback")
-app.command()(grade)
-app.command()(decompose)
-app.command()(check)
-app.command(context_settings={"ignore_unknown_options": True})(rounds)
-app.command(context_settings={"ignore_unknown_options": True})(reproduce)
-app.command()(logprobs)
 
 TAKES_OVERRIDES = {"ignore_unknown_options": True}  # so that --section.key=value is an override too
 ConfigFile = Annotated[str, typer.Argument(help="A TOML file; docs/config.md has every key.")]
@@ -279,6 +265,23 @@ def import_(
     from mmfast.models.importing import import_model
 
     print(f"{import_model(model, out)}: imported")
+
+
+# Behind the commands of a training, in the order of `mmfast --help`
+app.add_typer(data, name="data")
+app.add_typer(evaluate, name="eval")
+app.command()(generate)
+app.command()(critique)
+app.command()(judge)
+app.command()(correct)
+app.command()(corrected)
+app.add_typer(feedback, name="feedback")
+app.command()(grade)
+app.command()(decompose)
+app.command()(check)
+app.command(context_settings=TAKES_OVERRIDES)(rounds)
+app.command(context_settings=TAKES_OVERRIDES)(reproduce)
+app.command()(logprobs)
 
 
 def main() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from mmfast.packages import tomllib
 
+WORDS = re.compile(r"\[\s*[\w./-]+(\s*,\s*[\w./-]+)*\s*\]")
 EXCLUSIVE = ("train.steps", "train.epochs")  # an override of one clears the other of the file
 
 
@@ -54,4 +56,6 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
+        if WORDS.fullmatch(text):  # ["peft"], whose quotes a shell took
+            return [_value(word.strip()) for word in text[1:-1].split(",")]
         return text  # a bare string: data.path=pairs.jsonl

@@ -139,7 +139,7 @@ def told(need: Need) -> str:
 
 
 def _hours(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.2g}"
+    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def refuse_small_disk(need: Need, root: Path) -> None:

@@ -70,6 +70,12 @@ def test_impossible_together():
         config.load("nowhere.toml")
 
 
+def test_a_list_may_have_lost_its_quotes_to_a_shell():
+    for given, read in (("[hf]", ["hf"]), ("[ hf, llava ]", ["hf", "llava"]), ('["hf"]', ["hf"])):
+        assert config.load("", [f"export.formats={given}"]).export.formats == read
+    assert config.load("", ["data.path=[a].jsonl"]).data.path == "[a].jsonl"
+
+
 def test_default_epochs_and_docs():
     assert config.load("", []).train.epochs == 3
     page = config.reference_page()
