@@ -165,7 +165,8 @@ img{max-height:14rem;margin-right:.5rem;border:1px solid var(--line)}pre{color:v
 .c{color:var(--good);background:var(--come)}.r{color:var(--bad);background:var(--gone)}
 .x{font-weight:700;text-decoration:underline}sub{color:var(--soft)}.note{background:var(--warn)}"""
 LEGEND = (
-    '<p class="soft">What is scored is coloured: <span class="c">chosen</span>, <span class="r">rejected</span>; '
+    '<p class="soft">This grey is read and not scored; what is scored is coloured: <span class="c">chosen</span>, '
+    '<span class="r">rejected</span>; '
     '<span class="x">underlined</span> is what differs or has a weight, which stands behind it.</p>'
 )
 

@@ -17,8 +17,9 @@ from mmfast.evals import words as phrases
 from mmfast.evals.world import Score, change
 from mmfast.job.rows import read
 from mmfast.pages import charts
-from mmfast.world.grammar import CLAIMS, claims, errors, false_stretches
+from mmfast.world.grammar import CLAIMS, claims, errors
 from mmfast.world.scenes import KINDS, Scene, render
+from mmfast.world.stretches import false_stretches
 
 PLURALS = {name: f"{name}s" for name in CLAIMS}
 STYLE = """figure{display:flex;gap:1.2rem;margin:1.4rem 0}figure img{width:168px;height:168px;image-rendering:pixelated}

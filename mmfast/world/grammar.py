@@ -301,31 +301,6 @@ def judged(text: str, scene: Scene) -> dict[str, tuple[int, int]]:
     return {name: tally[name] for name in CLAIMS}
 
 
-def false_stretches(text: str, scene: Scene) -> list[tuple[int, int, str]]:
-    """Where `text` says what is false, as `judged` counts it: characters and kind of claim, in the order of the text.
-    An object that is not there is found wherever it is named."""
-    things, named = {thing.kind: thing for thing in scene.things}, claims(text).kinds
-    places, said, found = places_of(scene), set[tuple[str, Kind]](), []
-    for match in _OBJECT.finditer(text):
-        kind = (match[2], match[3])
-        if kind not in things:
-            twin = (TWINS[kind[0]], kind[1])
-            recoloured = twin in things and twin not in named
-            found.append((match.start(2), match.end(2 if recoloured else 3), "colour" if recoloured else "object"))
-        elif match[1] and ("count", kind) not in said:
-            said.add(("count", kind))
-            if match[1] != NUMBERS[things[kind].count]:
-                found.append((*match.span(1), "count"))
-    for pattern, name in ((_RELATION, "relation"), (_WORD, "word")):
-        for match in pattern.finditer(text):
-            kind = (match[1], match[2])
-            if kind in things and (name, kind) not in said:
-                said.add((name, kind))
-                if match[3] != (places.get(kind) if name == "relation" else things[kind].word):
-                    found.append((*match.span(3), name))
-    return sorted(found)
-
-
 def errors(text: str, scene: Scene) -> dict[str, int]:
     """How many claims of each kind are false."""
     return {name: wrong for name, (wrong, _) in judged(text, scene).items()}

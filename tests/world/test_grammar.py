@@ -14,12 +14,12 @@ from mmfast.world.grammar import (
     caption,
     claims,
     errors,
-    false_stretches,
     judged,
     question,
     taken_for,
 )
 from mmfast.world.scenes import Scene, Thing
+from mmfast.world.stretches import false_stretches
 
 SCENES = list(scenes.scenes(7, "train", 300))
 ALL = Flaws(0.9, 0.9, 0.5, 0.5, 0.5)
