@@ -72,7 +72,7 @@ RAISES: dict[str, list[tuple[int, str]]] = {
         (1450, "a command for each stage of feedback, mmfast correct and mmfast eval, each with its options"),
         (330, "mmfast rounds and logprobs; orders, records and prices for the stages, a template for evaluations"),
         (150, "mmfast init, import, train --gpus, demo --papers, corrections by an engine"),
-        (280, "mmfast reproduce, data prompts with an option for each thing a paper chose, pairs by CHAIR"),
+        (290, "mmfast reproduce, data prompts with an option for each thing a paper chose, pairs by CHAIR"),
     ],
     "engines": [
         (1400, "people as an engine, the page's server, retries of what cannot be read, stored prompts"),

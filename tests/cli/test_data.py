@@ -39,7 +39,7 @@ def test_show_as_a_page(file, llava_dir, tmp_path):
     assert result.exit_code == 0, result.output
     page = (tmp_path / "p.html").read_text()
     assert page.count("<section>") == 2 and "data:;base64," in page and page.count("is read and not scored") == 1
-    assert page.count("<div class=sides><div><h3>chosen</h3>") == page.count("</div><div><h3>rejected</h3>") == 2
+    assert page.count('<div class="sides"><div><h3>chosen</h3>') == page.count("</div><div><h3>rejected</h3>") == 2
     assert '<span class="c x"> red</span>' in page and '<span class="r x"> blue</span>' in page
 
 
