@@ -3,6 +3,7 @@ memory and seconds of a 13B model."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def look(name: str, folder: Path) -> Seen:
     layers = {int(found[1]) for key in words if (found := LAYER.search(key))}
     if embedding is None or not layers:
         raise ValueError(f"{name} holds no language model: its weights have neither an embedding nor layers")
-    total = sum(_product(shape) for shape in shapes.values())
+    total = sum(map(math.prod, shapes.values()))
     return Seen(hidden=embedding[1], layers=max(layers) + 1, vocab=embedding[0], parameters=total)
 
 
@@ -81,10 +82,3 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(held.get_slice(key).get_shape()) for key in held.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again") from None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    out = 1
-    for size in shape:
-        out *= size
-    return out
