@@ -54,11 +54,9 @@ def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | Non
     return False, torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
     """One run, q[Hq, lq, Dh], k and v[Hkv, lk, Dh], gives out[Hq, lq, Dh] and the log-sum-exp[Hq, lq]."""
-    if _is_blocked(q.device, scale) if blocked is None else blocked:
+    if _is_blocked(q.device, scale):
         causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
         return out[0], lse[0]
@@ -78,10 +76,9 @@ def _scores(q: Tensor, k: Tensor, scale: float, window: int) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int,
-    blocked: bool | None = None,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if _is_blocked(q.device, scale) if blocked is None else blocked:
+    if _is_blocked(q.device, scale):
         causal, bias = _blocked_mask(q, k, window)
         d_q, d_k, d_v = _flash_cpu_backward(
             grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale

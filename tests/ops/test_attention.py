@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmfast.ops import attention as attention_module
+from mmfast.ops import attention_exact
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, tree_attention
 from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
 from tests.ops.places import generator
@@ -238,18 +239,19 @@ def test_lower_precisions(dtype, bound, width):
 
 
 @pytest.mark.parametrize("queries,keys,window", [(5, 5, 0), (3, 9, 0), (1, 4, 0), (4, 7, 2)])
-def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window):
+def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window, monkeypatch):
     """The path that other devices take in fp32."""
     g = generator(1)
     q = torch.randn(4, queries, 8, generator=g, dtype=torch.float64)
     k, v = (torch.randn(2, keys, 8, generator=g, dtype=torch.float64) for _ in "kv")
     grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
     out, lse = _forward(q, k, v, 0.4, window)
-    plain_out, plain_lse = _forward(q, k, v, 0.4, window, blocked=False)
+    found = _gradients(grad, q, k, v, out, lse, 0.4, window)
+    monkeypatch.setattr(attention_exact, "_is_blocked", lambda *_: False)
+    plain_out, plain_lse = _forward(q, k, v, 0.4, window)
     torch.testing.assert_close(out, plain_out)
     torch.testing.assert_close(lse, plain_lse)
-    found = _gradients(grad, q, k, v, out, lse, 0.4, window)
-    written = _gradients(grad, q, k, v, plain_out, plain_lse, 0.4, window, blocked=False)
+    written = _gradients(grad, q, k, v, plain_out, plain_lse, 0.4, window)
     for a, b in zip(found, written, strict=True):
         torch.testing.assert_close(a, b)
 
