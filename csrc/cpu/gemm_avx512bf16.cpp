@@ -4,8 +4,6 @@
 #include <immintrin.h>
 #include <omp.h>
 
-#include <cstring>
-
 #include "cpu/scratch.h"
 #include "ops.h"
 

@@ -5,7 +5,6 @@
 // largest first, to the pack in which they fit best. A few limits and two orders are tried, and the best result is kept.
 // Costs are integers, so every machine finds the same plan.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>

@@ -102,17 +102,14 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     # What each one lacks
     if backend == "flash3" and capability[0] != 9:
         return f"needs sm_90, this is sm_{capability[0]}{capability[1]}"
-    if backend == "flash4":
-        if capability[0] < 9:
-            return f"needs sm_90 or newer, this is sm_{capability[0]}{capability[1]}"
-        if head_dim > 128:
-            return f"needs a head dimension up to 128, this is {head_dim}"
-        if window:
-            return "its backward pass takes no sliding window"
+    if backend == "flash4" and capability[0] < 9:
+        return f"needs sm_90 or newer, this is sm_{capability[0]}{capability[1]}"
+    if backend in ("flash4", "xformers") and head_dim > 128:
+        return f"needs a head dimension up to 128, this is {head_dim}"
+    if backend == "flash4" and window:
+        return "its backward pass takes no sliding window"
     if backend == "xformers" and window:
         return "is used without a sliding window only"
-    if backend == "xformers" and head_dim > 128:
-        return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
 
 

@@ -205,7 +205,8 @@ def prepare(
         pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
         has_pair_weights=pair_weights is not None, has_delta=delta is not None, **objective,
     )  # fmt: skip
-    name = preference_backend(device, spec, backend)
+    sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
+    name = choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)
     if name != "cpu":  # the native kernel looks at every index in its own pass
         check_offsets(OP, "responses", responses, count)
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
@@ -220,9 +221,3 @@ def prepare(
         index_copies, index_offsets,
     )  # fmt: skip
     return tensors, spec, name
-
-
-def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
-    """Names the backend of one call of preference_raw."""
-    sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
-    return choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)

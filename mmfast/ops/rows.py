@@ -6,8 +6,6 @@ are added in ascending order of j, in fp32 (fp64 for fp64), never by atomics, so
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 

@@ -245,13 +245,13 @@ def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window, mo
     q = torch.randn(4, queries, 8, generator=g, dtype=torch.float64)
     k, v = (torch.randn(2, keys, 8, generator=g, dtype=torch.float64) for _ in "kv")
     grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
-    out, lse = _forward(q, k, v, 0.4, window)
-    found = _gradients(grad, q, k, v, out, lse, 0.4, window)
+    out, lse = _forward(q, k, v, scale=0.4, window=window)
+    found = _gradients(grad, q, k, v, out, lse, scale=0.4, window=window)
     monkeypatch.setattr(attention_exact, "_is_blocked", lambda *_: False)
-    plain_out, plain_lse = _forward(q, k, v, 0.4, window)
+    plain_out, plain_lse = _forward(q, k, v, scale=0.4, window=window)
     torch.testing.assert_close(out, plain_out)
     torch.testing.assert_close(lse, plain_lse)
-    written = _gradients(grad, q, k, v, plain_out, plain_lse, 0.4, window)
+    written = _gradients(grad, q, k, v, plain_out, plain_lse, scale=0.4, window=window)
     for a, b in zip(found, written, strict=True):
         torch.testing.assert_close(a, b)
 
