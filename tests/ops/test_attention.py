@@ -372,6 +372,29 @@ def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_
     assert attention_module._installed("flash2") == ""
 
 
+FLASH = {"flash2": "flash_attn", "flash3": "flash_attn_interface", "flash4": "flash_attn__cute__interface"}
+
+
+@pytest.mark.parametrize("backend", FLASH)
+def test_each_flash_attn_gets_what_it_takes(installed, backend):
+    """Its own function, the runs and, but for the fourth, sizes and window; a log-sum-exp beside the result goes."""
+    seen = {}
+
+    def attend(q, k, v, **named):
+        seen.update(named)
+        return (q * 2, None) if backend == "flash3" else q * 2
+
+    parents = {"flash_attn": {"__path__": []}, "flash_attn__cute": {"__path__": []}}
+    installed(**parents | {FLASH[backend]: {"__path__": [], "flash_attn_varlen_func": attend}})
+    runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, 7)
+    q = torch.ones(2, 1, 4)
+    assert torch.equal(attention_module._flash(backend, q, q, q, runs), q * 2)
+    assert seen.pop("cu_seqlens_q") is runs.q_offsets and seen.pop("cu_seqlens_k") is runs.k_offsets
+    assert (seen.pop("softmax_scale"), seen.pop("causal")) == (0.5, True)
+    sized = {"max_seqlen_q": PAIR.max_q, "max_seqlen_k": PAIR.max_k, "window_size": (6, 0), "deterministic": False}
+    assert seen == ({} if backend == "flash4" else sized)
+
+
 @pytest.mark.parametrize("options", [("window_size",), ("window_size", "enable_gqa"), ("enable_gqa",)])
 def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
     """torch 2.11's has no enable_gqa, and takes fewer heads of keys all the same."""
