@@ -1,8 +1,9 @@
 """Counts machine instructions of the head's CUDA folds, without a GPU: python -m bench.sass [80 90a 100] [--write]
 
 An innermost loop that handles N logits in I instructions has I / N a logit; the loops for the target's chunk and the
-row's end are not counted, since all but a few hundred of 152,064 columns go by the others. Needs nvcc, and the
-cuobjdump that triton ships. Rows go to bench/results/sass.jsonl.
+row's end are not counted, since all but a few hundred of 152,064 columns go by the others. special_functions of them
+(exponentials and reciprocals) go to a unit with 16 lanes a multiprocessor where 128 are issued: each takes as long as 8
+others. Needs nvcc, and the cuobjdump that triton ships. Rows go to bench/results/sass.jsonl.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Loop:
     instructions: int
     loads: int  # of 16 bytes
     stores: int
-    exponentials: int
+    special: int  # MUFU: exponentials and reciprocals
 
 
 def cuobjdump() -> str:
@@ -84,7 +85,7 @@ def loops(code: str) -> list[Loop]:
     spans = [(int(to[1], 16), at) for at, to in branches if to and int(to[1], 16) < at]
     inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
     bodies = [[text for at, text in lines if first <= at <= last] for first, last in inner]
-    kinds = ("LDG.E.128", "STG", "MUFU.EX2")
+    kinds = ("LDG.E.128", "STG", "MUFU")
     return [Loop(len(body), *(sum(kind in text for text in body) for kind in kinds)) for body in bodies]
 
 
@@ -96,12 +97,12 @@ def fold_rows(architecture: str) -> Iterator[dict[str, Any]]:
         (code,) = (code for kernel, code in kernels.items() if f"fold_forward_kernelIf{out}Li{flags}E" in kernel)
         loads = logits // 4 * (2 if flags & (BIAS | SOFTCAP) else 1)  # a softcap's variant looks for a bias itself
         found = [loop for loop in loops(code) if loop.loads == loads]
-        sums = max(found, key=lambda loop: loop.exponentials)
-        maximum = min((loop for loop in found if not loop.stores), key=lambda loop: loop.exponentials)
-        assert sums.exponentials == logits * (2 if flags & SOFTCAP else 1) and maximum is not sums, (name, found)
+        sums = max(found, key=lambda loop: loop.special)
+        maximum = min((loop for loop in found if not loop.stores), key=lambda loop: loop.special)
+        assert sums.special == logits * (3 if flags & SOFTCAP else 1) and maximum is not sums, (name, found)
         one, both = (n / logits for n in (sums.instructions, sums.instructions + maximum.instructions))
         row = {"arch": architecture, "variant": name, "one_pass": round(one, 2), "two_passes": round(both, 2)}
-        yield row | {"loads_in_flight": loads}
+        yield row | {"special_functions": sums.special / logits, "loads_in_flight": loads}
 
 
 def main() -> None:

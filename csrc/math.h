@@ -14,6 +14,17 @@
 
 namespace mmfast {
 
+MMFAST_HD float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+MMFAST_HD uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 // exp for arguments up to 88. Below -87 it is exactly zero: denormals would make a fold many times slower. NaN stays NaN.
 MMFAST_HD float exp_or_zero(float x) {
 #ifdef __CUDA_ARCH__
@@ -30,10 +41,7 @@ MMFAST_HD float exp_or_zero(float x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const float safe = whole > -126.0f ? whole : -126.0f;
-  const int32_t bits = (static_cast<int32_t>(safe) + 127) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? 0.0f : p * power;
+  return x < -87.0f ? 0.0f : p * float_of(uint32_t(static_cast<int32_t>(safe) + 127) << 23);
 #endif
 }
 MMFAST_HD double exp_or_zero(double x) { return x < -700.0 ? 0.0 : ::exp(x); }
@@ -92,15 +100,9 @@ MMFAST_HD T move_maximum(OthersSum<T>& a, T m) {
 }
 
 // bfloat16 by its bits, rounded to nearest even; a NaN keeps the upper bits of its payload and becomes quiet.
-MMFAST_HD float from_bf16(uint16_t x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
+MMFAST_HD float from_bf16(uint16_t x) { return float_of(uint32_t(x) << 16); }
 MMFAST_HD uint16_t to_bf16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
+  const uint32_t bits = bits_of(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return uint16_t(x != x ? (bits >> 16) | 0x40u : rounded);
 }

@@ -99,8 +99,10 @@ void cpu_image_patches(const uint8_t* in, int64_t height, int64_t width, const f
 
 // Rows by index (docs/ops/splice_embeddings.md).
 // out[s] = sum of values[copies[j]] for j in offsets[s]..offsets[s+1], in that order; sums in fp32 (fp64 for fp64).
-void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,
-                     int64_t width, int dtype);
+// values [*, width], out [segments, width]. On CPU `stream` has no meaning.
+using SegmentSum = void(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,
+                        int64_t width, int dtype, uintptr_t stream);
+SegmentSum cpu_segment_sum;
 // out[t] = features[t] < 0 ? table[tokens[t]] : images[features[t]]; throws std::invalid_argument on a bad index.
 void cpu_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
                 int64_t rows, int64_t row_bytes, int64_t vocabulary, int64_t feature_rows);

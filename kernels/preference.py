@@ -191,24 +191,15 @@ def preference_gradient_kernel(
 
 
 def preference(
-    logps: Tensor,
-    index: Tensor | None,
-    weights: Tensor | None,
-    ref: Tensor | None,
-    responses: Tensor,
-    pairs: Tensor,
-    pair_weights: Tensor | None,
-    delta: Tensor | None,
-    numbers: tuple[float, ...],
-    constants: dict[str, Any],
-    want_grad: bool,
+    tensors: Any, numbers: tuple[float, ...], constants: dict[str, Any], want_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, metrics [6, P] and, in fp64, the gradient of every token [N] (empty if not wanted).
 
-    `numbers` are the settings from beta to scale; as arguments of the launch, no copy from the host, which a CUDA
-    graph could not replay. `constants` are those from KIND to SFT_AVERAGE.
+    `tensors` as in mmfast/ops/preference_kernels.py. `numbers` are the settings from beta to scale; as arguments of the
+    launch, no copy from the host, which a CUDA graph could not replay. `constants` are those from KIND to SFT_AVERAGE.
     """
-    count, entries, P = (logps if index is None else index).shape[0], responses.shape[0] - 1, pairs.shape[0]
+    logps, index, weights, ref, responses, pairs, pair_weights, delta, *_ = tensors
+    count, entries, P = tensors.tokens, responses.shape[0] - 1, pairs.shape[0]
     metrics = logps.new_empty(6, P)
     values, by_s, by_whole = (logps.new_empty(n, dtype=torch.float64) for n in (P, 2 * P, 2 * P))
     by_token = logps.new_zeros(count if want_grad else 0, dtype=torch.float64)

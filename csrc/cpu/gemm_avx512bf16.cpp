@@ -4,8 +4,6 @@
 #include <immintrin.h>
 #include <omp.h>
 
-#include <cstring>
-
 #include "cpu/scratch.h"
 #include "ops.h"
 
@@ -90,29 +88,18 @@ void block(const uint16_t* a, int64_t a_row, const uint32_t* panel, int64_t dept
     sum[r][0] = accumulate ? _mm512_maskz_loadu_ps(left, c + r * c_stride) : _mm512_setzero_ps();
     sum[r][1] = accumulate ? _mm512_maskz_loadu_ps(right, c + r * c_stride + 16) : _mm512_setzero_ps();
   }
-  const int64_t pairs = depth / 2;
-  for (int64_t p = 0; p < pairs; ++p) {
+  const auto multiply = [&](int64_t p, auto pair_of_row) __attribute__((always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel + p * kColumns);
     const __m512bh b1 = (__m512bh)_mm512_load_si512(panel + p * kColumns + 16);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      __builtin_memcpy(&pair, a + r * a_row + 2 * p, sizeof pair);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(int32_t(pair_of_row(a + r * a_row + 2 * p)));
       sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, b0);
       sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, b1);
     }
-  }
-  if (depth % 2) {
-    const __m512bh b0 = (__m512bh)_mm512_load_si512(panel + pairs * kColumns);
-    const __m512bh b1 = (__m512bh)_mm512_load_si512(panel + pairs * kColumns + 16);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(a[r * a_row + 2 * pairs]);
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, b0);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, b1);
-    }
-  }
+  };
+  for (int64_t p = 0; p < depth / 2; ++p) multiply(p, [](const uint16_t* at) { return pair_of(at, 1, true); });
+  if (depth % 2) multiply(depth / 2, [](const uint16_t* at) { return pair_of(at, 1, false); });
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
     _mm512_mask_storeu_ps(c + r * c_stride, left, sum[r][0]);

@@ -7,17 +7,6 @@
 
 namespace mmfast {
 
-inline uint32_t float_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 struct BFloat16 {
   uint16_t bits;
   explicit operator float() const { return from_bf16(bits); }
@@ -31,12 +20,12 @@ struct Float16 {
     const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude > 0x7c00) return float_of(sign | 0x7fc00000 | magnitude << 13);  // NaN
     if (magnitude == 0x7c00) return float_of(sign | 0x7f800000);
-    if (magnitude < 0x400) return float_of(sign | float_bits(float(magnitude) * 0x1p-24f));  // subnormal
+    if (magnitude < 0x400) return float_of(sign | bits_of(float(magnitude) * 0x1p-24f));  // subnormal
     return float_of(sign | ((magnitude << 13) + (uint32_t(112) << 23)));
   }
 
   static Float16 from(float value) {
-    const uint32_t wide = float_bits(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
+    const uint32_t wide = bits_of(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
     uint32_t half;
     if (magnitude > 0x7f800000) {
       half = 0x7e00 | (magnitude >> 13 & 0x3ff);  // NaN

@@ -31,11 +31,7 @@ Isa best_isa() {
 }
 
 const char* cpu_isa() {
-  switch (best_isa()) {
-    case Isa::avx512: return "avx512";
-    case Isa::avx2: return "avx2";
-    default: return "baseline";
-  }
+  return best_isa() == Isa::avx512 ? "avx512" : best_isa() == Isa::avx2 ? "avx2" : "baseline";
 }
 
 }  // namespace mmfast

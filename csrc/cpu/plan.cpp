@@ -5,7 +5,6 @@
 // largest first, to the pack in which they fit best. A few limits and two orders are tried, and the best result is kept.
 // Costs are integers, so every machine finds the same plan.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -17,22 +16,28 @@ namespace {
 
 constexpr int64_t kNoLimit = int64_t(1) << 60;
 
+struct Load {
+  int64_t tokens = 0, cost = 0;
+
+  Load operator+(const Load& other) const { return {tokens + other.tokens, cost + other.cost}; }
+  Load operator-(const Load& other) const { return {tokens - other.tokens, cost - other.cost}; }
+  bool within(int64_t budget, int64_t limit) const { return tokens <= budget && cost <= limit; }
+};
+
 struct Forest {
   const int32_t* parent;
-  const int64_t* tokens;
-  const int64_t* cost;
-  int64_t nodes;
+  std::vector<Load> load;  // of each node
 };
 
 struct Piece {
   std::vector<int32_t> pairs;
   std::vector<int32_t> nodes;  // every node its pairs need, up to the roots
-  int64_t tokens = 0, cost = 0;
+  Load load;
 };
 
 struct Result {
   std::vector<int32_t> pack_of;  // of each pair
-  std::vector<int64_t> tokens, cost;  // of each pack
+  std::vector<Load> packs;
   int64_t slowest = kNoLimit;    // sum over micro-batches of the dearest pack: ranks wait for one another
   int64_t total = kNoLimit;
 };
@@ -49,45 +54,35 @@ std::vector<int64_t> limits(int64_t mean, int64_t pair) {
 class Step {
  public:
   Step(Forest forest, const int32_t* leaves, int64_t pairs, int64_t budget)
-      : forest_(forest), leaves_(leaves), pairs_(pairs), budget_(budget), seen_(forest.nodes, -1) {
-    const int64_t n = forest.nodes;
+      : forest_(std::move(forest)), leaves_(leaves), pairs_(pairs), budget_(budget), seen_(forest_.load.size(), -1) {
+    const int64_t n = int64_t(forest_.load.size());
     depth_.resize(n);
-    above_tokens_.resize(n);
-    above_cost_.resize(n);
-    below_tokens_.assign(forest.tokens, forest.tokens + n);
-    below_cost_.assign(forest.cost, forest.cost + n);
+    above_.resize(n);
+    below_ = forest_.load;
     for (int64_t i = 0; i < n; ++i) {
-      const int32_t p = forest.parent[i];
-      depth_[i] = p < 0 ? 0 : depth_[p] + 1;
-      above_tokens_[i] = p < 0 ? 0 : above_tokens_[p] + forest.tokens[p];
-      above_cost_[i] = p < 0 ? 0 : above_cost_[p] + forest.cost[p];
+      const int32_t p = forest_.parent[i];
+      if (p >= 0) depth_[i] = depth_[p] + 1, above_[i] = above_[p] + forest_.load[p];
     }
     for (int64_t i = n - 1; i >= 0; --i) {
-      const int32_t p = forest.parent[i];
-      if (p >= 0) below_tokens_[p] += below_tokens_[i], below_cost_[p] += below_cost_[i];
+      const int32_t p = forest_.parent[i];
+      if (p >= 0) below_[p] = below_[p] + below_[i];
     }
     meets_.resize(pairs);
     for (int64_t p = 0; p < pairs; ++p) {
       meets_[p] = meet(leaves[2 * p], leaves[2 * p + 1]);
-      dearest_pair_ = std::max(dearest_pair_, added(int32_t(p), -2, nullptr).second);
+      dearest_pair_ = std::max(dearest_pair_, added(int32_t(p), -2, nullptr).cost);
     }
   }
 
-  int64_t total_tokens() const { return std::accumulate(forest_.tokens, forest_.tokens + forest_.nodes, int64_t(0)); }
-  int64_t total_cost() const { return std::accumulate(forest_.cost, forest_.cost + forest_.nodes, int64_t(0)); }
+  Load total() const { return std::accumulate(forest_.load.begin(), forest_.load.end(), Load{}); }
 
   // Whole subtrees under `limit`; pairs whose own subtree is above it are cut one after another.
   std::vector<Piece> pieces(int64_t limit) {
-    const int64_t n = forest_.nodes;
-    std::vector<int32_t> anchor(n);  // the largest subtree under the limit that a node is in, or -1
-    for (int64_t i = 0; i < n; ++i) {
+    std::vector<int32_t> anchor(forest_.load.size());  // the largest subtree under the limit that a node is in, or -1
+    for (size_t i = 0; i < anchor.size(); ++i) {
       const int32_t p = forest_.parent[i];
-      if (p >= 0 && anchor[p] >= 0) {
-        anchor[i] = anchor[p];
-      } else {
-        const bool fits = above_tokens_[i] + below_tokens_[i] <= budget_ && above_cost_[i] + below_cost_[i] <= limit;
-        anchor[i] = fits ? int32_t(i) : -1;
-      }
+      if (p >= 0 && anchor[p] >= 0) anchor[i] = anchor[p];
+      else anchor[i] = (above_[i] + below_[i]).within(budget_, limit) ? int32_t(i) : -1;
     }
     // A pair whose sides share nothing is a piece by itself, gathered with those between the same two roots.
     std::vector<std::tuple<int32_t, int32_t, int32_t, int32_t>> order(pairs_);
@@ -104,8 +99,7 @@ class Step {
       const bool whole = home >= 0 && anchor[home] == home;
       if (home == home_before) {
         Piece& last = out.back();
-        auto [tokens, cost] = added(pair, stamp, nullptr);
-        if (whole || (last.tokens + tokens <= budget_ && last.cost + cost <= limit)) {
+        if (whole || (last.load + added(pair, stamp, nullptr)).within(budget_, limit)) {
           take(last, pair, stamp);
           continue;
         }
@@ -124,64 +118,60 @@ class Step {
     std::vector<int32_t> order(pieces.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      return tight ? pieces[a].tokens > pieces[b].tokens : pieces[a].cost > pieces[b].cost;
+      return tight ? pieces[a].load.tokens > pieces[b].load.tokens : pieces[a].load.cost > pieces[b].load.cost;
     });
     const bool grow = bins == 0;
-    std::vector<std::vector<uint8_t>> held(bins, std::vector<uint8_t>(forest_.nodes, 0));
-    std::vector<int64_t> tokens(bins, 0), cost(bins, 0);
+    std::vector<std::vector<uint8_t>> held(bins, std::vector<uint8_t>(forest_.load.size(), 0));
+    std::vector<Load> packs(bins);
     std::vector<int32_t> pack_of(pairs_);
     for (int32_t i : order) {
       const Piece& piece = pieces[i];
-      int64_t chosen = -1, chosen_tokens = piece.tokens, chosen_cost = piece.cost;
+      int64_t chosen = -1;
+      Load chosen_load = piece.load;  // of the pack, with the piece
       std::pair<int64_t, int64_t> chosen_rank{kNoLimit, kNoLimit};
       for (int64_t b = 0; b < bins; ++b) {
-        int64_t more_tokens = piece.tokens, more_cost = piece.cost;
-        if (tokens[b]) {
-          for (int32_t node : piece.nodes) {
-            if (held[b][node]) more_tokens -= forest_.tokens[node], more_cost -= forest_.cost[node];
-          }
+        Load more = piece.load;
+        if (packs[b].tokens) {
+          for (int32_t node : piece.nodes)
+            if (held[b][node]) more = more - forest_.load[node];
         }
-        if (tokens[b] + more_tokens > budget_) continue;
-        const std::pair<int64_t, int64_t> rank =
-            tight ? std::pair{more_tokens, -tokens[b]} : std::pair{cost[b] + more_cost, more_cost};
-        if (chosen < 0 || rank < chosen_rank) {
-          chosen = b, chosen_tokens = more_tokens, chosen_cost = more_cost, chosen_rank = rank;
-        }
+        const Load then = packs[b] + more;
+        if (then.tokens > budget_) continue;
+        const auto rank = tight ? std::pair{more.tokens, -packs[b].tokens} : std::pair{then.cost, more.cost};
+        if (chosen < 0 || rank < chosen_rank) chosen = b, chosen_load = then, chosen_rank = rank;
       }
       if (chosen < 0) {
         if (!grow) return -1;
         chosen = bins++;
-        held.emplace_back(forest_.nodes, 0);
-        tokens.push_back(0);
-        cost.push_back(0);
+        held.emplace_back(forest_.load.size(), 0);
+        packs.emplace_back();
       }
-      tokens[chosen] += chosen_tokens;
-      cost[chosen] += chosen_cost;
+      packs[chosen] = chosen_load;
       for (int32_t node : piece.nodes) held[chosen][node] = 1;
       for (int32_t pair : piece.pairs) pack_of[pair] = int32_t(chosen);
     }
     if (!best) return bins;
-    std::vector<int64_t> sorted = cost;
-    std::sort(sorted.rbegin(), sorted.rend());
+    std::vector<int64_t> costs;
+    for (const Load& pack : packs) costs.push_back(pack.cost);
+    std::sort(costs.rbegin(), costs.rend());
     int64_t slowest = 0;
-    for (int64_t i = 0; i < bins; i += world) slowest += sorted[i];
-    const int64_t total = std::accumulate(cost.begin(), cost.end(), int64_t(0));
-    if (std::pair{slowest, total} < std::pair{best->slowest, best->total}) {
-      *best = {std::move(pack_of), std::move(tokens), std::move(cost), slowest, total};
-    }
+    for (int64_t i = 0; i < bins; i += world) slowest += costs[i];
+    const int64_t total = std::accumulate(costs.begin(), costs.end(), int64_t(0));
+    if (std::pair{slowest, total} < std::pair{best->slowest, best->total})
+      *best = {std::move(pack_of), std::move(packs), slowest, total};
     return bins;
   }
 
   // The best of all limits and orders for so many packs; slowest == kNoLimit if none holds the step.
   Result search(int64_t world, int64_t bins) {
     Result best;
-    const int64_t mean = total_cost() / bins;
+    const int64_t mean = total().cost / bins;
     int64_t largest = kNoLimit + 1;  // a limit at or above the largest piece so far would give the same pieces again
     for (int64_t limit : limits(mean, dearest_pair_)) {
       if (limit >= largest) continue;
       std::vector<Piece> cut = pieces(limit);
       largest = 0;
-      for (const Piece& piece : cut) largest = std::max(largest, piece.cost);
+      for (const Piece& piece : cut) largest = std::max(largest, piece.load.cost);
       place(cut, world, bins, false, &best);
       place(cut, world, bins, true, &best);
     }
@@ -194,7 +184,7 @@ class Step {
     for (int64_t limit : {kNoLimit, 4 * dearest_pair_, int64_t(0)}) {
       std::vector<Piece> cut = pieces(limit);
       bool fits = true;
-      for (const Piece& piece : cut) fits = fits && piece.tokens <= budget_;
+      for (const Piece& piece : cut) fits = fits && piece.load.tokens <= budget_;
       if (!fits) return -1;  // only a pair by itself can be above the budget
       needed = std::min(needed, place(cut, 1, 0, true, nullptr));
     }
@@ -206,49 +196,40 @@ class Step {
     if (b < 0) return a;
     while (a != b) {
       if (a < 0 || b < 0) return -1;
-      if (depth_[a] >= depth_[b]) {
-        a = forest_.parent[a];
-      } else {
-        b = forest_.parent[b];
-      }
+      int32_t& deeper = depth_[a] >= depth_[b] ? a : b;
+      deeper = forest_.parent[deeper];
     }
     return a;
   }
 
-  // Tokens and cost that `pair` adds to the piece of `stamp`; the nodes are stamped if `into` is given.
-  std::pair<int64_t, int64_t> added(int32_t pair, int32_t stamp, Piece* into) {
-    int64_t tokens = 0, cost = 0;
+  // What `pair` adds to the piece of `stamp`; the nodes are stamped if `into` is given.
+  Load added(int32_t pair, int32_t stamp, Piece* into) {
+    Load load;
     trail_.clear();
     for (int side = 0; side < 2; ++side) {
       for (int32_t node = leaves_[2 * pair + side]; node >= 0 && seen_[node] != stamp; node = forest_.parent[node]) {
-        tokens += forest_.tokens[node];
-        cost += forest_.cost[node];
+        load = load + forest_.load[node];
         trail_.emplace_back(node, seen_[node]);
         seen_[node] = stamp;
       }
     }
     for (auto [node, before] : trail_) {
-      if (into) {
-        into->nodes.push_back(node);
-      } else {
-        seen_[node] = before;
-      }
+      if (into) into->nodes.push_back(node);
+      else seen_[node] = before;
     }
-    return {tokens, cost};
+    return load;
   }
 
   void take(Piece& piece, int32_t pair, int32_t stamp) {
-    auto [tokens, cost] = added(pair, stamp, &piece);
+    piece.load = piece.load + added(pair, stamp, &piece);
     piece.pairs.push_back(pair);
-    piece.tokens += tokens;
-    piece.cost += cost;
   }
 
   Forest forest_;
   const int32_t* leaves_;
   int64_t pairs_, budget_;
   std::vector<int32_t> depth_, meets_, seen_;
-  std::vector<int64_t> above_tokens_, above_cost_, below_tokens_, below_cost_;
+  std::vector<Load> above_, below_;  // of a node: its ancestors; itself and its descendants
   std::vector<std::pair<int32_t, int32_t>> trail_;
   int64_t dearest_pair_ = 0;
   int32_t next_stamp_ = 0;
@@ -256,10 +237,11 @@ class Step {
 
 // Packs of like cost run at the same time; within a micro-batch the dearest goes to the rank with least so far.
 void assign(const Result& best, int64_t world, int32_t* pack_of, int64_t* pack_tokens, int64_t* pack_cost) {
-  const int64_t bins = int64_t(best.cost.size());
+  const int64_t bins = int64_t(best.packs.size());
   std::vector<int32_t> order(bins), slot(bins), ranks(world);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return best.cost[a] > best.cost[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return best.packs[a].cost > best.packs[b].cost; });
   std::vector<int64_t> load(world, 0);
   for (int64_t first = 0; first < bins; first += world) {
     std::iota(ranks.begin(), ranks.end(), 0);
@@ -267,9 +249,9 @@ void assign(const Result& best, int64_t world, int32_t* pack_of, int64_t* pack_t
     for (int64_t r = 0; r < world; ++r) {
       const int32_t bin = order[first + r];
       slot[bin] = int32_t(first + ranks[r]);
-      load[ranks[r]] += best.cost[bin];
-      pack_tokens[slot[bin]] = best.tokens[bin];
-      pack_cost[slot[bin]] = best.cost[bin];
+      load[ranks[r]] += best.packs[bin].cost;
+      pack_tokens[slot[bin]] = best.packs[bin].tokens;
+      pack_cost[slot[bin]] = best.packs[bin].cost;
     }
   }
   for (size_t p = 0; p < best.pack_of.size(); ++p) pack_of[p] = slot[best.pack_of[p]];
@@ -281,11 +263,13 @@ int64_t pack_step(const int32_t* parent, const int64_t* tokens, const int64_t* c
                   const int32_t* leaves, int64_t pairs, int64_t world, int64_t budget, int32_t* pack_of,
                   int64_t* pack_tokens, int64_t* pack_cost) {
   if (pairs == 0) return 0;
-  Step step({parent, tokens, cost, nodes}, leaves, pairs, budget);
+  Forest forest{parent, {}};
+  for (int64_t i = 0; i < nodes; ++i) forest.load.push_back({tokens[i], cost[i]});
+  Step step(std::move(forest), leaves, pairs, budget);
   const int64_t needed = step.packs_needed();
   if (needed < 0) return -1;
   int64_t micro_batches = (needed + world - 1) / world;
-  const int64_t least = std::max<int64_t>(1, (step.total_tokens() + world * budget - 1) / (world * budget));
+  const int64_t least = std::max<int64_t>(1, (step.total().tokens + world * budget - 1) / (world * budget));
   Result best = step.search(world, world * micro_batches);
   while (micro_batches > least || best.slowest == kNoLimit) {  // other orders may need fewer
     const int64_t next = best.slowest == kNoLimit ? micro_batches + 1 : micro_batches - 1;

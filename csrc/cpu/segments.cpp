@@ -112,8 +112,6 @@ class Matcher {
   std::vector<Cell> cells_;
 };
 
-void mark(int64_t begin, int64_t end, uint8_t* flags) { std::memset(flags + begin, 1, end - begin); }
-
 // Where the other side has tokens and this one has none: the token after the gap, at the end the one before it.
 void mark_beside(int64_t gap, int64_t size, uint8_t* flags) {
   if (gap < size)
@@ -134,8 +132,8 @@ void changed_segments(const int32_t* a, int64_t a_size, const int32_t* b, int64_
   for (const Block& block : blocks) {
     const bool in_a = from_a < block.a, in_b = from_b < block.b;
     if ((in_a && in_b) || insertions > 0) {
-      mark(from_a, block.a, a_changed);
-      mark(from_b, block.b, b_changed);
+      std::fill(a_changed + from_a, a_changed + block.a, 1);
+      std::fill(b_changed + from_b, b_changed + block.b, 1);
       if (insertions > 1 && in_a && !in_b) mark_beside(block.b, b_size, b_changed);
       if (insertions > 1 && in_b && !in_a) mark_beside(block.a, a_size, a_changed);
     }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cpu/half.h"
 #include "ops.h"
@@ -10,10 +11,11 @@
 namespace mmfast {
 namespace {
 
-template <typename T>
-T narrow(float x) { return T::from(x); }
-template <>
-float narrow<float>(float x) { return x; }
+template <typename T, typename Acc>
+T narrow(Acc x) {
+  if constexpr (std::is_same_v<T, Acc>) return x;
+  else return T::from(x);
+}
 
 constexpr int64_t kBlock = 256;          // accumulators of one block of columns stay in the first-level cache
 constexpr int64_t kParallelBytes = 1 << 18;  // below this, waking the threads costs more than the copy
@@ -37,11 +39,7 @@ void sum_row(const T* values, const int64_t* copies, int64_t begin, int64_t end,
       const T* row = values + copies[j] * width + at;
       for (int64_t i = 0; i < n; ++i) sums[i] += Acc(row[i]);
     }
-    if constexpr (sizeof(Acc) == 8) {
-      for (int64_t i = 0; i < n; ++i) out[at + i] = sums[i];
-    } else {
-      for (int64_t i = 0; i < n; ++i) out[at + i] = narrow<T>(sums[i]);
-    }
+    for (int64_t i = 0; i < n; ++i) out[at + i] = narrow<T>(sums[i]);
   }
 }
 
@@ -58,7 +56,7 @@ void segment_sum(const void* values, const int64_t* copies, const int64_t* offse
 }  // namespace
 
 void cpu_segment_sum(const void* values, const int64_t* copies, const int64_t* offsets, void* out, int64_t segments,
-                     int64_t width, int dtype) {
+                     int64_t width, int dtype, uintptr_t) {
   switch (dtype) {
     case kF64: return segment_sum<double, double>(values, copies, offsets, segments, width, out);
     case kF32: return segment_sum<float, float>(values, copies, offsets, segments, width, out);

@@ -1,6 +1,5 @@
 // Prefix forest of many token sequences. Letters: N branches, nodes <= 2N, written in depth-first order.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
 

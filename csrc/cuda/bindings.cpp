@@ -2,6 +2,18 @@
 #include "bindings.h"
 #include "cuda/ops.h"
 
+#ifndef MMFAST_EMULATE
+#include <cuda_runtime_api.h>
+
+// For `mmfast doctor`, as 1000 * major + 10 * minor: the runtime linked in, and the newest that the driver knows (0: no driver).
+template <cudaError_t (*kAsk)(int*)>
+int version_of() {
+  int version = 0;
+  kAsk(&version);
+  return version;
+}
+#endif
+
 namespace mmfast {
 
 template <> inline constexpr size_t kNumbers<HeadOutcome> = 16;
@@ -9,8 +21,8 @@ template <> inline constexpr size_t kNumbers<HeadCombine> = 18;
 
 void bind_cuda(pybind11::module_& m) {
 #ifndef MMFAST_EMULATE
-  bind(m, "cuda_runtime_version", cuda_runtime_version);
-  bind(m, "cuda_driver_version", cuda_driver_version);
+  bind(m, "cuda_runtime_version", version_of<cudaRuntimeGetVersion>);
+  bind(m, "cuda_driver_version", version_of<cudaDriverGetVersion>);
   m.attr("cuda_architectures") = MMFAST_CUDA_ARCHITECTURES;  // of the device code, as CMake names them
 #endif
   bind(m, "cuda_splice", cuda_splice);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "math.h"
 #include "cuda/ops.h"
@@ -100,9 +101,7 @@ inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 1
 inline unsigned blocks_for(int64_t n, int64_t each) { return unsigned((n + each - 1) / each); }
 
 // Sums and statistics are kept in fp32, for fp64 inputs in fp64.
-template <class T> struct Accumulator { using type = float; };
-template <> struct Accumulator<double> { using type = double; };
-template <class T> using acc_t = typename Accumulator<T>::type;
+template <class T> using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __device__ __forceinline__ float to_acc(float x) { return x; }
 __device__ __forceinline__ double to_acc(double x) { return x; }

@@ -336,9 +336,11 @@ bool units_fit(const void* pointer, int64_t stride, int64_t n) {
   return !pointer || (aligned16(pointer) && stride % n == 0 && (n * sizeof(T)) % 16 == 0);
 }
 
-// Queues the variant of a kernel for this tile's bias and softcap: a block a row.
-template <class T, class Out, class With, class... Args>
-void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream, With kernels, int flags, Args... args) {
+// Queues, a block a row, what `kernel` makes of the flags for this tile's bias and softcap.
+template <int F>
+using Flags = std::integral_constant<int, F>;
+template <class T, class Out, class Kernel, class... Args>
+void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream, int flags, Kernel kernel, Args... args) {
   if (tile.rows == 0) return;
   if (tile.width > 1 << 30) throw std::invalid_argument("linear_logprob: a tile of more than 2^30 columns");
   constexpr int kOutVec = 16 / sizeof(Out);
@@ -354,25 +356,19 @@ void queue(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t 
   const int most = shared < most_threads(flags) ? shared : most_threads(flags);
   int threads = kWarp;
   while (threads < most && threads * 16 < tile.width) threads *= 2;
-  launch("linear_logprob", tile.softcap > 0 ? kernels.softcap : tile.bias ? kernels.bias : kernels.plain,
+  launch("linear_logprob",
+         tile.softcap > 0 ? kernel(Flags<kSoftcap>{}) : tile.bias ? kernel(Flags<kBias>{}) : kernel(Flags<0>{}),
          unsigned(tile.rows), threads, stream, fold, args...);
 }
-template <class Kernel>
-struct Variants {
-  Kernel plain, bias, softcap;
-};
 template <class T, class Out, int F>
 void queue_forward(const LogitTile& tile, void* stats, const FoldResults& to, uintptr_t stream) {
-  const Variants<void (*)(Fold)> kernels = {fold_forward_kernel<T, Out, F>, fold_forward_kernel<T, Out, F | kBias>,
-                                            fold_forward_kernel<T, Out, F | kSoftcap>};
-  queue<T, Out>(tile, stats, to, stream, kernels, F);
+  queue<T, Out>(tile, stats, to, stream, F, [](auto more) { return fold_forward_kernel<T, Out, F | more()>; });
 }
 template <class T, class Out>
 void queue_gradient(const LogitTile& tile, const void* lse, const void* a, const void* b, const void* d, uintptr_t stream) {
   using Number = const float*;
-  const Variants<void (*)(Fold, Number, Number, Number, Number)> kernels = {
-      fold_gradient_kernel<T, Out, 0>, fold_gradient_kernel<T, Out, kBias>, fold_gradient_kernel<T, Out, kSoftcap>};
-  queue<T, Out>(tile, nullptr, {}, stream, kernels, kCentered, Number(lse), Number(a), Number(b), Number(d));
+  queue<T, Out>(tile, nullptr, {}, stream, kCentered, [](auto more) { return fold_gradient_kernel<T, Out, more()>; },
+                Number(lse), Number(a), Number(b), Number(d));
 }
 }  // namespace
 

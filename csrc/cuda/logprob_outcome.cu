@@ -109,13 +109,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(T* kept, int64_t width
   else if (threadIdx.x == 0 && first <= y && y < end)
     row[y] = from_acc<T>(entry[t]);
 }
-
-// run(N): 8 elements at a time where addresses and strides allow it.
-template <class F>
-void in_units(bool fits, F&& run) {
-  if (fits) run(std::integral_constant<int, 8>{});
-  else run(std::integral_constant<int, 1>{});
-}
 }  // namespace
 
 void cuda_head_outcome(const HeadOutcome& call, uintptr_t stream) {
@@ -127,31 +120,29 @@ void cuda_head_outcome(const HeadOutcome& call, uintptr_t stream) {
 
 void cuda_head_combine(const HeadCombine& call, uintptr_t stream) {
   if (call.rows == 0 || call.width == 0) return;
+  const bool fits = call.width % 8 == 0 && call.q_stride % 8 == 0 && aligned16(call.out) && aligned16(call.p) &&
+                    aligned16(call.q) && aligned16(call.r);
+  const int64_t units = fits ? call.width / 8 : call.width;
+  const unsigned threads = unsigned(units < kThreads ? (units + kWarp - 1) / kWarp * kWarp : kThreads);
+  const dim3 grid(unsigned(call.rows), blocks_for(units, kThreads));
   with_float("linear_logprob", call.dtype, [&](auto zero) {
     using T = decltype(zero);
-    auto run = [&](auto n) {
-      constexpr int N = decltype(n)::value;
-      const dim3 grid(unsigned(call.rows), blocks_for(call.width, int64_t(kThreads) * N));
-      const int64_t units = (call.width + N - 1) / N;
-      const unsigned threads = unsigned(units < kThreads ? (units + kWarp - 1) / kWarp * kWarp : kThreads);
-      if (call.q_dtype == kF32) launch("linear_logprob", combine_kernel<T, float, N>, grid, threads, stream, call);
-      else launch("linear_logprob", combine_kernel<T, T, N>, grid, threads, stream, call);
-    };
-    in_units(call.width % 8 == 0 && call.q_stride % 8 == 0 && aligned16(call.out) && aligned16(call.p) && aligned16(call.q) && aligned16(call.r), run);
+    const auto kernel = call.q_dtype == kF32 ? (fits ? combine_kernel<T, float, 8> : combine_kernel<T, float, 1>)
+                                             : (fits ? combine_kernel<T, T, 8> : combine_kernel<T, T, 1>);
+    launch("linear_logprob", kernel, grid, threads, stream, call);
   });
 }
 
 void cuda_fold_finish(void* kept, const void* scale, const void* entry, const int64_t* targets, int64_t rows,
                       int64_t width, int64_t stride, int64_t tile_width, int dtype, uintptr_t stream) {
   if (rows == 0 || width == 0) return;
+  const bool fits = aligned16(kept) && stride % 8 == 0 && tile_width % 8 == 0;
+  const dim3 grid(unsigned(rows), blocks_for(width, tile_width));
   with_float("linear_logprob", dtype, [&](auto zero) {
     using T = decltype(zero);
-    auto run = [&](auto n) {
-      launch("linear_logprob", finish_kernel<T, decltype(n)::value>, dim3(unsigned(rows), blocks_for(width, tile_width)),
-             kThreads, stream, static_cast<T*>(kept), width, stride, static_cast<const float*>(scale), tile_width,
-             targets, static_cast<const float*>(entry));
-    };
-    in_units(aligned16(kept) && stride % 8 == 0 && tile_width % 8 == 0, run);
+    launch("linear_logprob", fits ? finish_kernel<T, 8> : finish_kernel<T, 1>, grid, kThreads, stream,
+           static_cast<T*>(kept), width, stride, static_cast<const float*>(scale), tile_width, targets,
+           static_cast<const float*>(entry));
   });
 }
 

@@ -6,16 +6,10 @@
 
 namespace mmfast {
 
-// CUDA versions as 1000 * major + 10 * minor; the driver's is 0 where there is none.
-int cuda_runtime_version();
-int cuda_driver_version();
-
 // out[t] = features[t] >= 0 ? images[features[t]] : table[tokens[t]]; a row is row_bytes bytes. tokens, features: [rows]
 void cuda_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
                  int64_t rows, int64_t row_bytes, uintptr_t stream);
-// out[s] = sum of values[order[i]], i in [offsets[s], offsets[s+1]), in that order. values [*, width], out [segments, width]
-void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
-                      int64_t width, int dtype, uintptr_t stream);
+SegmentSum cuda_segment_sum;
 
 // The folds over a tile of logits.
 FoldForward cuda_fold_forward;

@@ -57,21 +57,6 @@ __global__ void __launch_bounds__(kThreads) segment_sum_kernel(
   store<N>(out + s * width + column, sum);
 }
 
-template <class W>
-void splice_words(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
-                  int64_t rows, int64_t row_bytes, uintptr_t stream) {
-  launch("splice_embeddings", splice_kernel<W>, unsigned(rows), kThreads, stream, tokens, features,
-         static_cast<const W*>(table), static_cast<const W*>(images), static_cast<W*>(out),
-         row_bytes / int64_t(sizeof(W)));
-}
-
-template <class T, int N>
-void sum_segments(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
-                  int64_t width, uintptr_t stream) {
-  const dim3 grid(unsigned(segments), blocks_for(width, int64_t(kThreads) * N));
-  launch("segment_sum", segment_sum_kernel<T, N>, grid, kThreads, stream, static_cast<const T*>(values), order, offsets,
-         static_cast<T*>(out), width);
-}
 }  // namespace
 
 void cuda_splice(const int64_t* tokens, const int64_t* features, const void* table, const void* images, void* out,
@@ -79,9 +64,15 @@ void cuda_splice(const int64_t* tokens, const int64_t* features, const void* tab
   if (rows == 0 || row_bytes == 0) return;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(table) | reinterpret_cast<uintptr_t>(images) |
                          reinterpret_cast<uintptr_t>(out) | uintptr_t(row_bytes);
-  if (bits % 16 == 0) splice_words<int4>(tokens, features, table, images, out, rows, row_bytes, stream);
-  else if (bits % 4 == 0) splice_words<int>(tokens, features, table, images, out, rows, row_bytes, stream);
-  else splice_words<short>(tokens, features, table, images, out, rows, row_bytes, stream);
+  const auto in_words = [&](auto zero) {
+    using W = decltype(zero);
+    launch("splice_embeddings", splice_kernel<W>, unsigned(rows), kThreads, stream, tokens, features,
+           static_cast<const W*>(table), static_cast<const W*>(images), static_cast<W*>(out),
+           row_bytes / int64_t(sizeof(W)));
+  };
+  if (bits % 16 == 0) in_words(int4{});
+  else if (bits % 4 == 0) in_words(int{});
+  else in_words(short{});
 }
 
 void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* offsets, void* out, int64_t segments,
@@ -90,10 +81,10 @@ void cuda_segment_sum(const void* values, const int64_t* order, const int64_t* o
   with_type("segment_sum", dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int N = 16 / sizeof(T);
-    if (width % N == 0 && aligned16(values) && aligned16(out))
-      sum_segments<T, N>(values, order, offsets, out, segments, width, stream);
-    else
-      sum_segments<T, 1>(values, order, offsets, out, segments, width, stream);
+    const bool fits = width % N == 0 && aligned16(values) && aligned16(out);
+    const dim3 grid(unsigned(segments), blocks_for(fits ? width / N : width, kThreads));
+    launch("segment_sum", fits ? segment_sum_kernel<T, N> : segment_sum_kernel<T, 1>, grid, kThreads, stream,
+           static_cast<const T*>(values), order, offsets, static_cast<T*>(out), width);
   });
 }
 

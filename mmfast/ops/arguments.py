@@ -23,8 +23,8 @@ def check(
         raise ValueError(f"{op}: {name} must be a tensor, not {type(value).__name__}")
     refuse_dtensor(op, name, value)
     if value.dtype not in dtypes:
-        choices = " or ".join(_short(d) for d in dtypes)
-        raise ValueError(f"{op}: {name} must be {choices}, not {_short(value.dtype)}")
+        choices = " or ".join(short(d) for d in dtypes)
+        raise ValueError(f"{op}: {name} must be {choices}, not {short(value.dtype)}")
     if not _fits(value, shape):
         letters = ",".join(str(s) for s in shape)
         raise ValueError(f"{op}: {name} must have shape [{letters}], not {list(value.shape)}")
@@ -42,13 +42,7 @@ def _fits(value: Tensor, shape: Shape) -> bool:
     return True
 
 
-def check_same_dtype(op: str, name: str, value: Tensor, first: str, reference: Tensor) -> None:
-    if value.dtype != reference.dtype:
-        dtype, other = _short(value.dtype), _short(reference.dtype)
-        raise ValueError(f"{op}: {name} is {dtype}, but {first} is {other}: cast one of them")
-
-
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -18,7 +18,6 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -103,17 +102,14 @@ def _reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     # What each one lacks
     if backend == "flash3" and capability[0] != 9:
         return f"needs sm_90, this is sm_{capability[0]}{capability[1]}"
-    if backend == "flash4":
-        if capability[0] < 9:
-            return f"needs sm_90 or newer, this is sm_{capability[0]}{capability[1]}"
-        if head_dim > 128:
-            return f"needs a head dimension up to 128, this is {head_dim}"
-        if window:
-            return "its backward pass takes no sliding window"
+    if backend == "flash4" and capability[0] < 9:
+        return f"needs sm_90 or newer, this is sm_{capability[0]}{capability[1]}"
+    if backend in ("flash4", "xformers") and head_dim > 128:
+        return f"needs a head dimension up to 128, this is {head_dim}"
+    if backend == "flash4" and window:
+        return "its backward pass takes no sliding window"
     if backend == "xformers" and window:
         return "is used without a sliding window only"
-    if backend == "xformers" and head_dim > 128:
-        return f"needs a head dimension up to 128, this is {head_dim}"
     return ""
 
 
@@ -190,38 +186,24 @@ class _DenseGradient(torch.autograd.Function):
         return dense_width(grad)
 
 
-def _flash(attend: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, runs: Runs, **options: Any) -> Tensor:
-    """Calls a flash-attn function, which in some releases returns the log-sum-exp too."""
+def _flash(name: str, q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    options: dict[str, Any] = {
+        "max_seqlen_q": runs.max_q, "max_seqlen_k": runs.max_k, "window_size": runs.sides,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }  # fmt: skip
+    if name == "flash4":
+        from flash_attn.cute.interface import flash_attn_varlen_func as attend
+
+        options = {}
+    elif name == "flash3":
+        from flash_attn_interface import flash_attn_varlen_func as attend
+    else:
+        from flash_attn import flash_attn_varlen_func as attend
     out = attend(
         q, k, v, cu_seqlens_q=runs.q_offsets, cu_seqlens_k=runs.k_offsets, softmax_scale=runs.scale, causal=True,
         **options,
     )  # fmt: skip
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _sized(runs: Runs) -> dict[str, Any]:
-    return {
-        "max_seqlen_q": runs.max_q, "max_seqlen_k": runs.max_k, "window_size": runs.sides,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }  # fmt: skip
-
-
-def _flash2(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    return _flash(flash_attn_varlen_func, q, k, v, runs, **_sized(runs))
-
-
-def _flash3(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from flash_attn_interface import flash_attn_varlen_func
-
-    return _flash(flash_attn_varlen_func, q, k, v, runs, **_sized(runs))
-
-
-def _flash4(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from flash_attn.cute.interface import flash_attn_varlen_func
-
-    return _flash(flash_attn_varlen_func, q, k, v, runs)
+    return out[0] if isinstance(out, tuple) else out  # some releases return the log-sum-exp too
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -236,9 +218,6 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     k, v = (x[:, :, None].expand(-1, -1, group, -1) for x in (k, v))
     q = q.unflatten(1, (k.shape[1], group))
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias, scale=runs.scale)[0].flatten(1, 2)
-
-
-_CALLS = {"varlen": _varlen, "flash2": _flash2, "flash3": _flash3, "flash4": _flash4, "xformers": _xformers}
 
 
 def tree_attention(
@@ -285,4 +264,7 @@ def tree_attention(
         return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
-    return _CALLS[name](dense_width(q), k, v, runs)
+    q = dense_width(q)
+    if name.startswith("flash"):
+        return _flash(name, q, k, v, runs)
+    return _varlen(q, k, v, runs) if name == "varlen" else _xformers(q, k, v, runs)

@@ -54,11 +54,9 @@ def _blocked_mask(q: Tensor, k: Tensor, window: int) -> tuple[bool, Tensor | Non
     return False, torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, blocked: bool | None = None
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int) -> tuple[Tensor, Tensor]:
     """One run, q[Hq, lq, Dh], k and v[Hkv, lk, Dh], gives out[Hq, lq, Dh] and the log-sum-exp[Hq, lq]."""
-    if _is_blocked(q.device, scale) if blocked is None else blocked:
+    if _is_blocked(q.device, scale):
         causal, bias = _blocked_mask(q, k, window)
         out, lse = _flash_cpu(q[None], k[None], v[None], 0.0, causal, attn_mask=bias, scale=scale)
         return out[0], lse[0]
@@ -78,14 +76,12 @@ def _scores(q: Tensor, k: Tensor, scale: float, window: int) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int,
-    blocked: bool | None = None,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, scale: float, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if _is_blocked(q.device, scale) if blocked is None else blocked:
+    if _is_blocked(q.device, scale):
         causal, bias = _blocked_mask(q, k, window)
-        d_q, d_k, d_v = _flash_cpu_backward(
-            grad[None], q[None], k[None], v[None], out[None], lse[None], 0.0, causal, attn_mask=bias, scale=scale
-        )
+        batch = (x[None] for x in (grad, q, k, v, out, lse.contiguous()))
+        d_q, d_k, d_v = _flash_cpu_backward(*batch, 0.0, causal, attn_mask=bias, scale=scale)
         return d_q[0], d_k[0], d_v[0]
     acc, heads = accumulator(q.dtype), k.shape[0]
     weights = torch.exp(_scores(q, k, scale, window) - lse[..., None]).unflatten(0, (heads, -1))
@@ -134,10 +130,8 @@ def exact_attention(
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
-        run_out, run_lse = _forward(
-            q[mine].transpose(0, 1), k.index_select(0, rows).transpose(0, 1), v.index_select(0, rows).transpose(0, 1),
-            scale, window,
-        )  # fmt: skip
+        run = (q[mine], k.index_select(0, rows), v.index_select(0, rows))
+        run_out, run_lse = _forward(*(x.transpose(0, 1) for x in run), scale=scale, window=window)
         out[mine], lse[mine] = run_out.transpose(0, 1), run_lse.transpose(0, 1)
     return out, lse
 
@@ -166,11 +160,8 @@ def exact_attention_backward(
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
-        gradients = _gradients(
-            grad[mine].transpose(0, 1), q[mine].transpose(0, 1), k.index_select(0, rows).transpose(0, 1),
-            v.index_select(0, rows).transpose(0, 1), out[mine].transpose(0, 1), lse[mine].transpose(0, 1).contiguous(),
-            scale, window,
-        )  # fmt: skip
+        run = (grad[mine], q[mine], k.index_select(0, rows), v.index_select(0, rows), out[mine], lse[mine])
+        gradients = _gradients(*(x.transpose(0, 1) for x in run), scale=scale, window=window)
         d_q[mine], d_k[keys], d_v[keys] = (g.transpose(0, 1) for g in gradients)
     return d_q, d_k, d_v
 

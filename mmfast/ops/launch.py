@@ -76,7 +76,8 @@ class LeanOp:
     def __call__(self, *arguments: Any) -> Any:
         if not _is_eager(arguments[0]):
             return self.op(*arguments)
-        return self._differentiable(*arguments) if self.gradient is not None else self.body(*arguments)
+        graded = self.gradient is not None and torch.is_grad_enabled()
+        return list(self.gradient.apply(*arguments)) if graded else self.body(*arguments)
 
     def _differentiable(self, *arguments: Any) -> Any:
         return list(self.gradient.apply(*arguments)) if torch.is_grad_enabled() else self.below(*arguments)

@@ -56,22 +56,21 @@ def linear_logprob(
     u, b = (None, None) if lora is None else lora
     head = Head(hidden, u, weight, b, bias, targets)
     call = prepare(OP, head, rows, spec, tile_budget=tile_budget, keep_budget=keep_budget, backend=backend)
-    returned = {"return_entropy": return_entropy, "return_logsumsq": return_logsumsq}
-    returned |= {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
     if backend == fused.NAME:
-        return fused.fused_logprob(call, {"lora": lora is not None, **returned})
+        return fused.fused_logprob(call, return_top1)
     told, numbers, *_ = _linear_logprob(*call.head, rows, call.spec.flat(), call.backend)
-    return select(told, numbers, entropy_grad, returned)
+    return select(told, numbers, spec, return_top1)
 
 
-def select(told: Tensor, numbers: Tensor, entropy_grad: bool, returned: dict[str, bool]) -> Any:
-    """Returns the log-probs, in a tuple with those other outputs that are `returned` if any is."""
-    if not any(returned.values()):
-        return told
-    logp, entropy = told.unbind() if entropy_grad else (told, numbers[ENTROPY])
-    others = (entropy, numbers[LOGSUMSQ], numbers[MEAN_LOGIT])
-    chosen = [t for t, want in zip(others, returned.values(), strict=False) if want]
-    return (logp, *chosen, numbers[TOP1] > 0) if returned["return_top1"] else (logp, *chosen)
+def select(told: Tensor, numbers: Tensor, spec: HeadSpec, top1: bool) -> Any:
+    """Returns the log-probs, in a tuple with the other outputs that are asked for if any is."""
+    wants = {ENTROPY: spec.entropy, LOGSUMSQ: spec.squares, MEAN_LOGIT: spec.total}
+    others = [numbers[row] for row, want in wants.items() if want]
+    if top1:
+        others.append(numbers[TOP1] > 0)
+    if spec.entropy_grad:
+        told, others[0] = told.unbind()
+    return (told, *others) if others else told
 
 
 # --- the ops

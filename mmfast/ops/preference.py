@@ -93,70 +93,47 @@ def preference_torch(tensors: PreferenceTensors, spec: PreferenceSpec) -> Raw:
 def preference_raw(
     tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool = True, backend: str = "torch"
 ) -> Raw:
-    """Calls one backend's kernel, without autograd. Without
-    want_grad the third result is empty."""
-    with launch.device_of(tensors.logps):
-        if backend in ("cpu", "cuda"):
-            return preference_native(backend, tensors, spec, want_grad)
-        if backend == "triton":
-            return preference_triton(tensors, spec, want_grad)
-        loss, metrics, grad = preference_torch(tensors, spec)
-        return loss, metrics, grad if want_grad else grad[:0]
+    """Calls one backend's kernel, without autograd. Without want_grad the third result is empty."""
+    if backend in ("cpu", "cuda"):
+        return preference_native(backend, tensors, spec, want_grad)
+    if backend == "triton":
+        return preference_triton(tensors, spec, want_grad)
+    loss, metrics, grad = preference_torch(tensors, spec)
+    return loss, metrics, grad if want_grad else grad[:0]
 
 
-@launch.custom_op("mmfast::preference_loss")
-def _preference(
-    logps: Tensor, index: Tensor | None, weights: Tensor | None, ref_logps: Tensor | None, responses: Tensor,
-    pairs: Tensor, pair_weights: Tensor | None, delta: Tensor | None, copies: Tensor | None, offsets: Tensor | None,
-    options: list[float], want_grad: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = PreferenceTensors(
-        logps, index, weights, ref_logps, responses, pairs, pair_weights, delta, copies, offsets
-    )
-    return preference_raw(tensors, PreferenceSpec.of(options), want_grad, backend)
+# --- the op. others: the tensors of PreferenceTensors but for logps; options: the spec, each a number
+def _forward(
+    logps: Tensor, others: list[Tensor | None], options: list[float], want_grad: bool, backend: str
+) -> list[Tensor]:
+    tensors = PreferenceTensors(logps, *others)  # type: ignore[arg-type]
+    return list(preference_raw(tensors, PreferenceSpec.of(options), want_grad, backend))
 
 
-@_preference.register_fake
-def _(logps: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    pairs, want_grad = others[4], others[-2]
-    metrics = logps.new_empty((len(METRICS), pairs.shape[0]))
-    return logps.new_empty(()), metrics, torch.empty_like(logps) if want_grad else logps.new_empty(0)
+def _fake(logps: Tensor, others: list[Tensor], options: list[float], want_grad: bool, backend: str) -> list[Tensor]:
+    metrics = logps.new_empty((len(METRICS), others[4].shape[0]))
+    return [logps.new_empty(()), metrics, torch.empty_like(logps) if want_grad else logps.new_empty(0)]
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.save_for_backward(output[2])
-
-
-def _backward(ctx, d_loss: Tensor, _metrics: Tensor, _grad: Tensor):  # type: ignore[no-untyped-def]
-    refuse_double_backward(OP)
-    return (d_loss * ctx.saved_tensors[0], *[None] * 12)
-
-
-_preference.register_autograd(_backward, setup_context=_setup)
-
-
-class _WithGradient(torch.autograd.Function):
-    """Gives a finished loss the gradient that was made with it."""
-
+class _Gradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logps: Tensor, loss: Tensor, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        loss, metrics, grad = _preference.below(*arguments)
+        ctx.mark_non_differentiable(metrics, grad)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad)
-        return loss.view_as(loss)
+        return loss, metrics, grad
 
     @staticmethod
-    def backward(ctx, d_loss: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, d_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_double_backward(OP)
-        return d_loss * ctx.saved_tensors[0], None, None
+        return None if d_loss is None else d_loss * ctx.saved_tensors[0], None, None, None, None
 
 
-def _eager(tensors: PreferenceTensors, spec: PreferenceSpec, want_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """Does what the custom op does, without its dispatch, which costs ten times the kernel (torch.compile needs it)."""
-    if not want_grad:
-        return preference_raw(tensors, spec, False, backend)[:2]
-    logps = tensors.logps
-    loss, metrics, grad = preference_raw(PreferenceTensors(logps.detach(), *tensors[1:]), spec, True, backend)
-    return _WithGradient.apply(logps, loss, grad), metrics
+_preference = launch.LeanOp(
+    "preference_loss(Tensor logps, Tensor?[] others, float[] options, bool want_grad, str backend) -> Tensor[]",
+    _forward, _fake, _Gradient,
+)  # fmt: skip
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -186,10 +163,7 @@ def preference_loss(
         index_offsets=index_offsets,
     )  # fmt: skip
     want_grad = logps.requires_grad and torch.is_grad_enabled()
-    if type(logps) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-        total, metrics = _eager(tensors, spec, want_grad, name)
-    else:
-        total, metrics, _ = _preference(*tensors, spec.flat(), want_grad, name)
+    total, metrics, _ = _preference(tensors.logps, list(tensors[1:]), list(spec), want_grad, name)
     return PreferenceOutput(total, *metrics.unbind(0))
 
 
@@ -231,7 +205,8 @@ def prepare(
         pairs=pairs.shape[0], pair_count=pair_count, has_reference=ref_logps is not None,
         has_pair_weights=pair_weights is not None, has_delta=delta is not None, **objective,
     )  # fmt: skip
-    name = preference_backend(device, spec, backend)
+    sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
+    name = choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)
     if name != "cpu":  # the native kernel looks at every index in its own pass
         check_offsets(OP, "responses", responses, count)
         check_range(OP, "pairs", pairs, 0, responses.shape[0] - 1)
@@ -246,9 +221,3 @@ def prepare(
         index_copies, index_offsets,
     )  # fmt: skip
     return tensors, spec, name
-
-
-def preference_backend(device: torch.device, spec: PreferenceSpec, backend: str | None = None) -> str:
-    """Names the backend of one call of preference_raw."""
-    sorts = f"{spec.name!r} sorts over the batch, which only the torch backend does" if spec.name in SORTING else ""
-    return choose(OP, device, {"cuda": sorts, "triton": sorts, "cpu": sorts, "torch": ""}, backend)

@@ -69,7 +69,7 @@ def preference_triton(tensors: PreferenceTensors, spec: PreferenceSpec, want_gra
 
     numbers, kind, divergence, per_token = spec.formula()
     loss, metrics, by_token = preference(
-        *tensors[:8], (*numbers, spec.sft_weight, spec.ld_alpha, spec.scale),
+        tensors, (*numbers, spec.sft_weight, spec.ld_alpha, spec.scale),
         {"KIND": kind, "DIVERGENCE": divergence, "PER_TOKEN": per_token, "AVERAGE": spec.average,
          "SFT_AVERAGE": spec.sft_average}, want_grad,
     )  # fmt: skip

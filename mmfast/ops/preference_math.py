@@ -32,13 +32,10 @@ class PreferenceSpec(NamedTuple):
     ld_alpha: float
     scale: float  # 1 / pair_count
 
-    def flat(self) -> list[float]:
-        """A custom op takes it so."""
-        return [float(value) for value in self]
-
     @staticmethod
-    def of(flat: list[float]) -> PreferenceSpec:
-        kind, divergence, average, sft_average, *numbers = flat
+    def of(options: list[float]) -> PreferenceSpec:
+        """Back from the list that the op takes: on its way through torch's dispatcher all became floats."""
+        kind, divergence, average, sft_average, *numbers = options
         return PreferenceSpec(int(kind), int(divergence), bool(average), bool(sft_average), *numbers)
 
     @property

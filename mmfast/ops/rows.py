@@ -6,8 +6,6 @@ are added in ascending order of j, in fp32 (fp64 for fp64), never by atomics, so
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -47,16 +45,13 @@ def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -
     width = values[0].numel() if values.shape[0] else 0
     if width == 0:
         return out.zero_()
-    module: Any = native()
     copies, offsets, code = copies.contiguous(), offsets.contiguous(), DTYPE_CODES[values.dtype]
     if backend == "triton":
         from mmfast.kernels.splice import segment_sum as kernel
 
         return kernel(values.view(values.shape[0], width), copies, offsets).view_as(out)
-    if backend == "cuda":
-        module.cuda_segment_sum(values, copies, offsets, out, count, width, code, stream(values))
-    else:
-        module.cpu_segment_sum(values, copies, offsets, out, count, width, code)
+    run = getattr(native(), f"{backend}_segment_sum")
+    run(values, copies, offsets, out, count, width, code, stream(values))
     return out
 
 

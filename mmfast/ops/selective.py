@@ -53,10 +53,7 @@ def selective_logprob(
             f"{OP}: inplace_backward=True, but the rows or columns of logits share memory (expand): clone it"
         )
     told, numbers = _selective_logprob(logits, targets, spec.flat(), inplace_backward, backend or "")
-    returned = {"return_entropy": return_entropy, "return_logsumsq": return_logsumsq}
-    return select(
-        told, numbers, entropy_grad, returned | {"return_mean_logit": return_mean_logit, "return_top1": return_top1}
-    )
+    return select(told, numbers, spec, return_top1)
 
 
 def _blocks(logits: Tensor, targets: Tensor, folds: Folds) -> Iterator[tuple[slice, Tile]]:
@@ -133,11 +130,6 @@ def _selective_logprob_backward_(
 ) -> None:
     """Writes the gradient in the place of the logits."""
     _write_gradient(grad, logits, targets, numbers, options, backend, logits)
-
-
-@_selective_logprob_backward_.register_fake
-def _(*arguments: Any) -> None:
-    return None
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from bench import sass
 
-# Instructions a logit, in one pass and in two; sm_100 has 11, 16 and 17. A softcap's tanh and slope are 9 of them, of
-# which an exponential and a reciprocal take as long as 8 others each: the hardware's own tanh is wrong by 1e-2 nat.
+# Instructions a logit, in one pass and in two; sm_100 has 11, 16 and 17. A softcap's three special functions take as
+# long as 24 others, so its bar is below that, not at 10: docs/kernels.md has the count.
 BARS = {
     "frozen, trained": (10, 16),
     "bias": (10, 16),
@@ -21,6 +21,9 @@ BARS = {
     "no gradient": (10, 16),
 }
 LOOSER = {"80": 0, "90a": 0, "100": 1}
+
+
+SLOTS_A_SPECIAL_FUNCTION = 8
 
 
 def too_long(rows: list[dict]) -> list[str]:
@@ -37,12 +40,15 @@ def test_the_folds_are_lean() -> None:
         pytest.skip(f"instructions are counted where the compiler is: {reason}")
     rows = list(sass.fold_rows("90a"))
     assert {row["variant"] for row in rows} == set(BARS) and not too_long(rows)
+    (softcap,) = (row for row in rows if row["variant"] == "softcap")
+    assert softcap["one_pass"] < SLOTS_A_SPECIAL_FUNCTION * softcap["special_functions"] == 24
 
 
 def test_the_rows_of_the_other_architectures() -> None:
     rows = [json.loads(line) for line in sass.RESULTS.read_text().splitlines()]
     assert {(row["arch"], row["variant"]) for row in rows} == {(a, v) for a in LOOSER for v in BARS}
     assert not too_long(rows) and all(row["loads_in_flight"] >= 2 for row in rows)
+    assert {(row["variant"] == "softcap", row["special_functions"]) for row in rows} == {(True, 3), (False, 1)}
 
 
 def test_loops_are_found() -> None:

@@ -26,8 +26,7 @@ from mmfast.ops.head import backends, folds_native
 from mmfast.ops.head.folds_native import NativeFolds
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [source for source in sorted((ROOT / "csrc/cuda").glob("*.cu")) if source.name != "version.cu"]
-SOURCES += [ROOT / "tests/kernels/planted.cpp"]
+SOURCES = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "tests/kernels/planted.cpp"]
 OTHERS = [ROOT / "csrc/cuda/bindings.cpp", ROOT / "tests/kernels/emulated.cpp", ROOT / "tests/kernels/racecheck.cpp"]
 ORDERS = ("ascending", "descending", "random")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmfast.ops import attention as attention_module
+from mmfast.ops import attention_exact
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, tree_attention
 from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
 from tests.ops.places import generator
@@ -238,18 +239,19 @@ def test_lower_precisions(dtype, bound, width):
 
 
 @pytest.mark.parametrize("queries,keys,window", [(5, 5, 0), (3, 9, 0), (1, 4, 0), (4, 7, 2)])
-def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window):
+def test_the_written_out_run_equals_the_blocked_kernel(queries, keys, window, monkeypatch):
     """The path that other devices take in fp32."""
     g = generator(1)
     q = torch.randn(4, queries, 8, generator=g, dtype=torch.float64)
     k, v = (torch.randn(2, keys, 8, generator=g, dtype=torch.float64) for _ in "kv")
     grad = torch.randn(q.shape, generator=g, dtype=torch.float64)
-    out, lse = _forward(q, k, v, 0.4, window)
-    plain_out, plain_lse = _forward(q, k, v, 0.4, window, blocked=False)
+    out, lse = _forward(q, k, v, scale=0.4, window=window)
+    found = _gradients(grad, q, k, v, out, lse, scale=0.4, window=window)
+    monkeypatch.setattr(attention_exact, "_is_blocked", lambda *_: False)
+    plain_out, plain_lse = _forward(q, k, v, scale=0.4, window=window)
     torch.testing.assert_close(out, plain_out)
     torch.testing.assert_close(lse, plain_lse)
-    found = _gradients(grad, q, k, v, out, lse, 0.4, window)
-    written = _gradients(grad, q, k, v, plain_out, plain_lse, 0.4, window, blocked=False)
+    written = _gradients(grad, q, k, v, plain_out, plain_lse, scale=0.4, window=window)
     for a, b in zip(found, written, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -368,6 +370,29 @@ def test_a_library_that_does_not_import_is_a_reason(installed, monkeypatch, tmp_
     installed()
     assert explain("cuda", torch.bfloat16, 64)["flash4"] == "flash_attn.cute is not installed"
     assert attention_module._installed("flash2") == ""
+
+
+FLASH = {"flash2": "flash_attn", "flash3": "flash_attn_interface", "flash4": "flash_attn__cute__interface"}
+
+
+@pytest.mark.parametrize("backend", FLASH)
+def test_each_flash_attn_gets_what_it_takes(installed, backend):
+    """Its own function, the runs and, but for the fourth, sizes and window; a log-sum-exp beside the result goes."""
+    seen = {}
+
+    def attend(q, k, v, **named):
+        seen.update(named)
+        return (q * 2, None) if backend == "flash3" else q * 2
+
+    parents = {"flash_attn": {"__path__": []}, "flash_attn__cute": {"__path__": []}}
+    installed(**parents | {FLASH[backend]: {"__path__": [], "flash_attn_varlen_func": attend}})
+    runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, 7)
+    q = torch.ones(2, 1, 4)
+    assert torch.equal(attention_module._flash(backend, q, q, q, runs), q * 2)
+    assert seen.pop("cu_seqlens_q") is runs.q_offsets and seen.pop("cu_seqlens_k") is runs.k_offsets
+    assert (seen.pop("softmax_scale"), seen.pop("causal")) == (0.5, True)
+    sized = {"max_seqlen_q": PAIR.max_q, "max_seqlen_k": PAIR.max_k, "window_size": (6, 0), "deterministic": False}
+    assert seen == ({} if backend == "flash4" else sized)
 
 
 @pytest.mark.parametrize("options", [("window_size",), ("window_size", "enable_gqa"), ("enable_gqa",)])

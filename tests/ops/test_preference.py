@@ -8,7 +8,7 @@ import torch
 
 from mmfast.ops.kinds import KINDS, REFERENCE_FREE, SORTING
 from mmfast.ops.oracles.preference import preference_reference
-from mmfast.ops.preference import METRICS, _preference, preference_loss
+from mmfast.ops.preference import METRICS, preference_loss
 from mmfast.ops.preference_math import make_spec
 from tests.ops.places import generator
 
@@ -183,9 +183,9 @@ def test_gradcheck_opcheck_compile_and_no_grad(backend):
     assert torch.autograd.gradcheck(lambda x: call(x).loss, logps)
     spec = make_spec("sigmoid", pairs=6)
     a = arguments
-    torch.library.opcheck(_preference, (
-        logps, a["index"], a["weights"], a["ref_logps"], a["responses"], a["pairs"], a["pair_weights"], None,
-        None, None, spec.flat(), True, backend,
+    torch.library.opcheck(torch.ops.mmfast.preference_loss.default, (
+        logps, [a["index"], a["weights"], a["ref_logps"], a["responses"], a["pairs"], a["pair_weights"], *[None] * 3],
+        list(spec), True, backend,
     ))  # fmt: skip
     compiled = torch.compile(lambda x: call(x).loss * 2, fullgraph=True, backend="aot_eager")
     (found,) = torch.autograd.grad(compiled(logps), logps)

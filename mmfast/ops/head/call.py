@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, check_same_dtype
+from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, short
 from mmfast.ops.head.spec import KEEP_BUDGET, TILE_BUDGET, HeadSpec, budget_for
 from mmfast.ops.head.tiles import Head
 
@@ -52,8 +52,9 @@ def prepare(
         dtype = torch.get_autocast_dtype(device.type)
         hidden, u, weight, b = (t if t is None else t.to(dtype) for t in head[:4])  # type: ignore[assignment]
     for name, t in (("weight", weight), ("lora[0]", u), ("lora[1]", b)):
-        if t is not None:
-            check_same_dtype(op, name, t, "hidden", hidden)
+        if t is not None and t.dtype != hidden.dtype:
+            kinds = f"{name} is {short(t.dtype)}, but hidden is {short(hidden.dtype)}"
+            raise ValueError(f"{op}: {kinds}: cast one of them")
     if rows is not None:
         check_range(op, "rows", rows, 0, length)
     # What needs a gradient decides the path; budgets decide what is kept for it.

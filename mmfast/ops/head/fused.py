@@ -14,10 +14,12 @@ NAME = "triton-fused"
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
-    """Returns log-probs only; `others` tells which further arguments of linear_logprob are in use."""
-    op = f"linear_logprob: backend {NAME!r}"
-    x, _, weight, _, bias, targets = call.head
+def fused_logprob(call: Call, top1: bool) -> Tensor:
+    """Returns log-probs only. top1: whether linear_logprob was asked for that too."""
+    op, spec = f"linear_logprob: backend {NAME!r}", call.spec
+    x, u, weight, _, bias, targets = call.head
+    others = {"lora": u is not None, "return_entropy": spec.entropy, "return_logsumsq": spec.squares}
+    others |= {"return_mean_logit": spec.total, "return_top1": top1}
     if reason := available("triton", x.device):
         raise ValueError(f"{op} cannot be used: {reason}")
     if used := [name for name, value in others.items() if value]:
@@ -29,7 +31,7 @@ def fused_logprob(call: Call, others: dict[str, bool]) -> Tensor:
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
     if not torch.compiler.is_compiling():
         check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
-    return _fused(x, weight, targets, bias, call.spec.softcap, call.spec.temperature)
+    return _fused(x, weight, targets, bias, spec.softcap, spec.temperature)
 
 
 @custom_op("mmfast::fused_logprob")
