@@ -1,25 +1,37 @@
-"""tree_attention on a CPU: our kernel beside the loop over torch's, on the runs of a training step."""
+"""tree_attention on the runs of a training step: on a CPU our kernel beside the loop over torch's, on a GPU what is
+installed there beside a row an answer, as trainers without a tree have it, and flex_attention."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from bench.timing import Run, compared, gradient, interleave
-from mmfast.ops.attention import tree_attention
+from bench.device import Setup, result, timed
+from bench.logprob import working
+from bench.timing import Run, compared, gradient, interleave, peak_mib
+from mmfast.ops.attention import explain, tree_attention
+from mmfast.ops.attention_exact import run_mask
 from mmfast.ops.rows import invert
 
 Row = dict[str, Any]
 SHARED = 6  # tokens with which every prompt begins
-PAIRS = [(630, 43, 43), (651, 35, 35), (620, 73, 73), (620, 73, 73)]  # a prompt's tokens, then its responses'
-GROUP = [(640, *range(30, 62, 4))]
+PAIRS: Sequence[tuple[int, ...]] = [
+    (630, 43, 43),
+    (651, 35, 35),
+    (620, 73, 73),
+    (620, 73, 73),
+]  # a prompt's tokens, then its responses'
+GROUP: Sequence[tuple[int, ...]] = [(640, *range(30, 62, 4))]
+LONG: Sequence[tuple[int, ...]] = [(1400, *range(200, 520, 40))]  # a large image and eight long answers
 
 
-def runs_of(prompts: list[tuple[int, ...]]) -> dict[str, Any]:
+def runs_of(prompts: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """The offsets and indices of a Pack of these. A prompt and its first response are one run."""
     q, k_index, at = [0], [], 0
     for number, (prompt, *responses) in enumerate(prompts):
@@ -61,3 +73,74 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         for mode, measured in (("forward", forward), ("forward+backward", both)):
             yield from compared("tree_attention", shape, interleave(measured, options.repeats), "loop", mode=mode,
                                 dtype="float32")  # fmt: skip
+
+
+def seen(runs: dict[str, Any], tokens: int, device: torch.device) -> Tensor:
+    """Which key each query of the stream may see, [T,T]."""
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
+    q, k = runs["q_offsets"].tolist(), runs["k_offsets"].tolist()
+    for m in range(len(q) - 1):
+        keys = runs["k_index"][k[m] : k[m + 1]]
+        allowed = run_mask(q[m + 1] - q[m], len(keys), 0, device)
+        mask[q[m] : q[m + 1], keys] = True if allowed is None else allowed
+    return mask
+
+
+def flex(mask: Tensor, dry: bool) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    queries, keys = mask.shape
+    blocks = create_block_mask(lambda b, h, q, k: mask[q, k], None, None, queries, keys, device=str(mask.device))
+    compiled: Any = flex_attention if dry else torch.compile(flex_attention)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        stream = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out: Tensor = compiled(*stream, block_mask=blocks, enable_gqa=True)[0]
+        return out.transpose(0, 1)
+
+    return call
+
+
+def answer_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A row an answer, [B,L,H,Dh]: its prompt again, then itself, padded to the longest."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def device_rows(setup: Setup) -> Iterator[Row]:
+    """Heads as LLaVA-1.5-7B's and Qwen2.5-VL-7B's, bf16. flops counts the scores that the tree needs, for everybody."""
+    sizes = [(name, prompts, heads, kv_heads, 128) for heads, kv_heads in ((32, 32), (28, 4))
+             for name, prompts in (("pairs", PAIRS), ("group", GROUP), ("long group", LONG))]  # fmt: skip
+    if setup.dry:
+        sizes = [("pairs", [(40, 5, 7), (30, 9, 3)], 4, 2, 16)]
+    for name, prompts, heads, kv_heads, width in sizes:
+        if setup.late(f"tree_attention {name}"):
+            return
+        # The stream of the tree, and the same answers as rows.
+        host = runs_of(prompts)
+        tokens, answers = int(host["q_offsets"][-1]), sum(len(p) - 1 for p in prompts)
+        runs: dict[str, Any] = {k: v.to(setup.device) if isinstance(v, Tensor) else v for k, v in host.items()}
+        mask = seen(runs, tokens, setup.device)
+        dtype = torch.float32 if setup.dry else torch.bfloat16
+        make = partial(torch.randn, device=setup.device, dtype=dtype, requires_grad=True)
+        stream = [make(tokens, h, width) for h in (heads, kv_heads, kv_heads)]
+        padded = [make(answers, max(p[0] + max(p[1:]) for p in prompts), h, width) for h in (heads, kv_heads, kv_heads)]
+        # Everybody's call, forward alone and with its backward pass.
+        here = [b for b, why in explain(setup.device, dtype, width).items() if not why]
+        calls: dict[str, tuple[Any, list[Tensor]]] = {
+            f"mmfast-{b}": (partial(tree_attention, backend=b, **runs), stream) for b in here
+        }
+        calls["flex_attention"] = (flex(mask, setup.dry), stream)
+        calls["a row an answer"] = (answer_rows, padded)
+        scores = 4 * width * heads * int(mask.sum())
+        for mode, passes in (("forward", 1.0), ("forward+backward", 3.5)):
+            measured: dict[str, Run] = {}
+            for peer, (call, inputs) in calls.items():
+                upstream = torch.randn_like(inputs[0])
+                whole = partial(gradient, call, inputs, *inputs, upstream=upstream)
+                measured[peer] = partial(torch.no_grad()(call), *inputs) if passes == 1 else whole
+            measured = working(measured)
+            memory = {peer: peak_mib(run) for peer, run in measured.items()}
+            for peer, seconds in timed(setup, measured).items():
+                yield result(setup, "tree_attention", peer, mode, [tokens, heads, kv_heads, width], seconds, what=name,
+                             flops=int(passes * scores), peak_mib=memory[peer], dtype=str(dtype)[6:])  # fmt: skip

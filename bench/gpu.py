@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench import linear_preference, logprob, preference, selective, splice
+from bench import attention, linear_preference, logprob, preference, selective, splice
 from bench.device import Row, Setup, roof, versions
 from bench.timing import machine, write_rows
 
@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 MEASURED: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "splice": splice.device_rows, "preference": preference.device_rows, "selective": selective.device_rows,
-    "logprob": logprob.device_rows, "linear_preference": linear_preference.device_rows,
+    "attention": attention.device_rows, "linear_preference": linear_preference.device_rows,
+    "logprob": logprob.device_rows,
 }  # fmt: skip
 PARTS = ("tests", "sanitizer", "roof", *MEASURED)
 WORKERS = min(8, os.cpu_count() or 1)  # most of a test's time is the host's: compilers and oracles
