@@ -21,17 +21,13 @@ from mmfast.ops.rows import invert
 
 Row = dict[str, Any]
 SHARED = 6  # tokens with which every prompt begins
-PAIRS: Sequence[tuple[int, ...]] = [
-    (630, 43, 43),
-    (651, 35, 35),
-    (620, 73, 73),
-    (620, 73, 73),
-]  # a prompt's tokens, then its responses'
-GROUP: Sequence[tuple[int, ...]] = [(640, *range(30, 62, 4))]
-LONG: Sequence[tuple[int, ...]] = [(1400, *range(200, 520, 40))]  # a large image and eight long answers
+Prompts = Sequence[tuple[int, ...]]  # of each prompt its tokens, then its responses'
+PAIRS: Prompts = [(630, 43, 43), (651, 35, 35), (620, 73, 73), (620, 73, 73)]
+GROUP: Prompts = [(640, *range(30, 62, 4))]
+LONG: Prompts = [(1400, *range(200, 520, 40))]  # a large image and eight long answers
 
 
-def runs_of(prompts: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+def runs_of(prompts: Prompts) -> dict[str, Any]:
     """The offsets and indices of a Pack of these. A prompt and its first response are one run."""
     q, k_index, at = [0], [], 0
     for number, (prompt, *responses) in enumerate(prompts):

@@ -18,13 +18,14 @@ import inspect
 import math
 import os
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
-from .attention_exact import dense_width, exact_attention
+from .attention_exact import exact_attention
 from .dispatch import constant, native
 from .rows import gather_rows, invert
 
@@ -166,16 +167,23 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
 
     # The kernel of torch 2.11 takes fewer heads of keys than of queries without being told
     grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _varlen_takes("enable_gqa") else {}
-    out = varlen_attn(  # of dense heads only, and so their gradient
+    out = varlen_attn(
         q, k, v, runs.q_offsets, runs.k_offsets, runs.max_q, runs.max_k, scale=runs.scale, window_size=runs.sides,
         **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)
-    return _DenseGradient.apply(out)
+    return out
 
 
-class _DenseGradient(torch.autograd.Function):
-    """The identity; its gradient has a dense last dimension."""
+def aligned(x: Tensor) -> Tensor:
+    """The libraries read heads 16 bytes at a time, and fault where one starts between; gathered keys start right."""
+    word = 16 // x.element_size()
+    starts = x.stride(-1) == 1 and not any(n % word for n in (x.storage_offset(), *x.stride()[:-1]))
+    return x if starts else x.clone(memory_format=torch.contiguous_format)
+
+
+class _AlignedGradient(torch.autograd.Function):
+    """The identity; its gradient is aligned."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -183,7 +191,7 @@ class _DenseGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return dense_width(grad)
+        return aligned(grad)
 
 
 def _flash(name: str, q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -264,7 +272,5 @@ def tree_attention(
         return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
-    q = dense_width(q)
-    if name.startswith("flash"):
-        return _flash(name, q, k, v, runs)
-    return _varlen(q, k, v, runs) if name == "varlen" else _xformers(q, k, v, runs)
+    library = {"varlen": _varlen, "xformers": _xformers}.get(name) or partial(_flash, name)
+    return _AlignedGradient.apply(library(aligned(q), k, v, runs))

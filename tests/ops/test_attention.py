@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
 
@@ -109,7 +109,7 @@ def test_any_scale(exact, scale):
     grad = torch.randn(q.shape, generator=generator(3))
     ours = torch.autograd.grad(found, (q, k, v), grad)
     for a, b in zip(ours, torch.autograd.grad(wanted, doubles, grad.double()), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-4 * max(1.0, scale))
 
 
 def test_any_layout_gives_the_same_bits(exact):
@@ -151,16 +151,16 @@ def test_runs_without_queries_and_fewer_queries_than_rows(exact):
     full = by_paths(PAIR, *(x.double() for x in (q, k, v)), None)
     last = PAIR.q_offsets.tolist()[1:]
     keep = torch.tensor([last[0] - 2, last[0] - 1, last[1] - 1], device=q.device)  # of each run its last ones
-    index = torch.cat([PAIR.k_index, torch.tensor([0, 1], device=q.device)])
-    q_offsets = torch.tensor([0, 2, 3, 3], device=q.device)
-    k_offsets = torch.cat([PAIR.k_offsets, torch.tensor([len(index)], device=q.device)])
+    index = torch.cat([PAIR.k_index.to(q.device), torch.tensor([0, 1])])
+    q_offsets = torch.tensor([0, 2, 3, 3])
+    k_offsets = torch.cat([PAIR.k_offsets.to(q.device), torch.tensor([len(index)])])
     leaves = [x.requires_grad_() for x in (q[keep], k, v)]
     out = tree_attention(*leaves, q_offsets, index, k_offsets, max_q=2, max_k=PAIR.max_k, backend=exact)
     torch.testing.assert_close(out.double(), full[keep], rtol=1e-5, atol=1e-6)
     grads = torch.autograd.grad(out.sum(), leaves)
     unseen = sorted(set(range(PAIR.size)) - set(PAIR.k_index.tolist()))
     assert all(bool(g.isfinite().all()) for g in grads) and not grads[1][unseen].any()
-    alone = tree_attention(*leaves, q_offsets[[0, 3]] * 0 + torch.tensor([0, 3]), index[-4:], torch.tensor([0, 4]),
+    alone = tree_attention(*leaves, torch.tensor([0, 3]), index[-4:], torch.tensor([0, 4]),
                            max_q=3, max_k=4, backend=exact)  # fmt: skip
     assert alone.shape == (3, 2, 16)
 
@@ -399,13 +399,11 @@ def test_each_flash_attn_gets_what_it_takes(installed, backend):
 def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
     """torch 2.11's has no enable_gqa, and takes fewer heads of keys all the same."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
-    seen, strides = {}, []
+    seen = {}
 
     def attend(q, k, v, *rest, **named):
         seen.update(named)
-        out = q * 2
-        out.register_hook(lambda grad: strides.append(grad.stride(-1)))
-        return out
+        return q * 2
 
     attend.__signature__ = inspect.Signature([inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY) for o in options])
     monkeypatch.setattr(varlen, "varlen_attn", attend)
@@ -416,12 +414,46 @@ def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
     q, k, v = inputs(PAIR)
     runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, None)
     if not missing:
-        attention_module._varlen(q, k, v, runs).sum().backward()  # the gradient of a sum is one number, expanded
-        assert strides == [1] and torch.equal(q.grad, torch.full_like(q, 2))
+        assert torch.equal(attention_module._varlen(q, k, v, runs), q * 2)
         assert seen == {"scale": 0.5, "window_size": (-1, 0)} | dict.fromkeys({"enable_gqa"} & set(options), True)
     monkeypatch.undo()
     for question in (attention_module._installed, attention_module._varlen_takes):
         question.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["flash3", "varlen", "xformers"])
+def test_libraries_get_heads_that_start_at_16_bytes(monkeypatch, name):
+    """On a GPU their kernels fault where one does not, and then every later call of the process fails."""
+    seen = []
+
+    def attend(*arguments):
+        tensors = [x for x in arguments if torch.is_tensor(x)]
+        seen.extend(tensors)
+        out = tensors[0] * 2
+        out.register_hook(seen.append)
+        return out
+
+    monkeypatch.setattr(attention_module, "choose_attention", lambda *_: name)
+    monkeypatch.setattr(attention_module, "_flash" if name == "flash3" else f"_{name}", attend)
+    rows = PAIR.size
+    wide = torch.randn(rows * 3 * 16 + 1).bfloat16()
+    layouts = {
+        "one element on": wide[1 : 1 + rows * 2 * 8].view(rows, 2, 8),
+        "heads 9 apart": wide[: rows * 2 * 9].view(rows, 2, 9)[..., :8],
+        "every second": wide[: rows * 2 * 16].view(rows, 2, 16)[..., ::2],
+        "expanded": wide[:8].expand(rows, 2, 8),
+        "dense": wide[: rows * 2 * 8].view(rows, 2, 8),
+    }
+    grads = layouts | {"of a sum": wide[:1].view(1, 1, 1).expand(rows, 2, 8)}
+    for q, grad in product(layouts.values(), grads.values()):
+        q = q.detach().requires_grad_()
+        out = call(PAIR, q, q.detach(), q.detach())
+        assert torch.equal(out, q * 2) and torch.equal(torch.autograd.grad(out, q, grad)[0], grad * 2)
+    assert len(seen) == 4 * len(layouts) * len(grads)
+    for x in seen:
+        assert x.stride(-1) == 1 and not any(n % 8 for n in (x.storage_offset(), *x.stride()[:-1]))
+    dense = layouts["dense"]
+    assert attention_module.aligned(dense) is dense
 
 
 @pytest.mark.parametrize(
