@@ -40,9 +40,9 @@ def runs_of(prompts: Prompts) -> dict[str, Any]:
             q.append(at)
     index = torch.cat(k_index)
     copies, copy_offsets = invert(index, at)
-    q_offsets, keys = torch.tensor(q), torch.tensor([0, *map(len, k_index)])
+    q_offsets, keys = torch.tensor(q, dtype=torch.int32), torch.tensor([0, *map(len, k_index)], dtype=torch.int32)
     return {
-        "q_offsets": q_offsets, "k_index": index, "k_offsets": keys.cumsum(0), "k_copies": copies,
+        "q_offsets": q_offsets, "k_index": index, "k_offsets": keys.cumsum(0, dtype=torch.int32), "k_copies": copies,
         "k_copy_offsets": copy_offsets, "max_q": int(q_offsets.diff().max()), "max_k": int(keys.max()),
     }  # fmt: skip
 

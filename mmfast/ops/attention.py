@@ -5,7 +5,7 @@ k_index[k_offsets[m]..k_offsets[m+1]]: its ancestors' tokens, then its own. Caus
 of a run sees keys up to i + (keys - queries). One variable-length call does it all, on any of these backends:
 
     flash3, flash4, flash2   the flash-attn packages      cpu    our own, in fp32 on CPUs with AVX2 or AVX-512
-    varlen                   torch.nn.attention.varlen    loop   run by run, anywhere
+    varlen                   the same, as torch has them  loop   run by run, anywhere
     xformers                 BlockDiagonalCausalFromBottomRightMask
 
 backend="auto" takes the first of them that explain() has nothing against.
@@ -14,7 +14,6 @@ backend="auto" takes the first of them that explain() has nothing against.
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import os
 import sys
@@ -24,8 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import attention_varlen
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
 from .attention_exact import exact_attention
+from .attention_varlen import AlignedGradient, aligned, tree_attention_varlen
 from .dispatch import constant, native
 from .rows import gather_rows, invert
 
@@ -38,7 +39,6 @@ LIBRARIES = {  # backend -> what must be installed, the module that its function
     "flash3": ("flash_attn_interface", "flash_attn_interface", "flash_attn_varlen_func"),
     "flash4": ("flash_attn.cute", "flash_attn.cute.interface", "flash_attn_varlen_func"),
     "flash2": ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
-    "varlen": ("torch.nn.attention.varlen", "torch.nn.attention.varlen", "varlen_attn"),
     "xformers": ("xformers", "xformers.ops", "memory_efficient_attention"),
 }
 
@@ -46,6 +46,8 @@ LIBRARIES = {  # backend -> what must be installed, the module that its function
 @constant
 def _installed(backend: str) -> str:
     """Returns "" if the library behind `backend` is here and has its operators, else the reason why not."""
+    if backend == "varlen":
+        return attention_varlen.missing()
     package, module, name = LIBRARIES[backend]
     try:
         getattr(importlib.import_module(module), name)
@@ -53,19 +55,10 @@ def _installed(backend: str) -> str:
         if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
             return f"{package} is not installed"
         return f"{package} cannot be imported: {' '.join(str(error).split())}"
-    if backend == "varlen" and not _varlen_takes("window_size"):
-        return f"torch {torch.__version__}: varlen_attn has no window_size"
     operators = sys.modules.get("xformers._cpp_lib")  # without them it imports all the same, and raises when called
     if backend == "xformers" and not getattr(operators, "_built_with_cuda", True):
         return f"xformers has no CUDA operators for torch {torch.__version__}: another release of it may"
     return ""
-
-
-@constant
-def _varlen_takes(option: str) -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return option in inspect.signature(varlen_attn).parameters
 
 
 @constant
@@ -162,38 +155,6 @@ class Runs(NamedTuple):
         return (self.window - 1 if self.window else -1, 0)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    # The kernel of torch 2.11 takes fewer heads of keys than of queries without being told
-    grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _varlen_takes("enable_gqa") else {}
-    out = varlen_attn(
-        q, k, v, runs.q_offsets, runs.k_offsets, runs.max_q, runs.max_k, scale=runs.scale, window_size=runs.sides,
-        **grouped,
-    )  # fmt: skip
-    assert isinstance(out, Tensor)
-    return out
-
-
-def aligned(x: Tensor) -> Tensor:
-    """The libraries read heads 16 bytes at a time, and fault where one starts between; gathered keys start right."""
-    word = 16 // x.element_size()
-    starts = x.stride(-1) == 1 and not any(n % word for n in (x.storage_offset(), *x.stride()[:-1]))
-    return x if starts else x.clone(memory_format=torch.contiguous_format)
-
-
-class _AlignedGradient(torch.autograd.Function):
-    """The identity; its gradient is aligned."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return aligned(grad)
-
-
 def _flash(name: str, q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     options: dict[str, Any] = {
         "max_seqlen_q": runs.max_q, "max_seqlen_k": runs.max_k, "window_size": runs.sides,
@@ -270,7 +231,11 @@ def tree_attention(
         exact = name if name == "cpu" and q.shape[0] else "loop"
         inverse = (k_copies, k_copy_offsets)
         return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
+    sizes = (q_offsets.to(torch.int32), k_offsets.to(torch.int32))
+    if name == "varlen":
+        arguments = (q, k, v, sizes[0], k_index, sizes[1], k_copies, k_copy_offsets, max_q, max_k, scale, window or 0)
+        return tree_attention_varlen(*arguments)[0]
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
-    runs = Runs(q_offsets.to(torch.int32), k_offsets.to(torch.int32), max_q, max_k, scale, window)
-    library = {"varlen": _varlen, "xformers": _xformers}.get(name) or partial(_flash, name)
-    return _AlignedGradient.apply(library(aligned(q), k, v, runs))
+    runs = Runs(*sizes, max_q, max_k, scale, window)
+    library = _xformers if name == "xformers" else partial(_flash, name)
+    return AlignedGradient.apply(library(aligned(q), k, v, runs))

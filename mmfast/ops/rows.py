@@ -6,11 +6,14 @@ are added in ascending order of j, in fp32 (fp64 for fp64), never by atomics, so
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .arguments import refuse_double_backward
 from .dispatch import choose, native
-from .launch import custom_op, stream
+from .launch import LeanOp, stream
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # csrc/ops.h
 
@@ -34,30 +37,37 @@ def segment_sum_torch(values: Tensor, copies: Tensor, offsets: Tensor) -> Tensor
     return total.to(values.dtype)
 
 
-@custom_op("mmfast::segment_sum")
 def segment_sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> Tensor:
-    """Sums values[K, ...] to out[len(offsets) - 1, ...] in one ordered pass."""
+    """Sums values[K, ...] to out[len(offsets) - 1, ...] in one ordered pass. Not differentiable."""
+    if values.requires_grad:
+        refuse_double_backward("segment_sum")
+    out: Tensor = _segment_sum(values, copies, offsets, backend)[0]
+    return out
+
+
+def _sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> list[Tensor]:
     if backend == "torch":
-        return segment_sum_torch(values, copies, offsets)
+        return [segment_sum_torch(values, copies, offsets)]
     values = values.contiguous()
     count = offsets.numel() - 1
     out = values.new_empty((count, *values.shape[1:]))
     width = values[0].numel() if values.shape[0] else 0
     if width == 0:
-        return out.zero_()
+        return [out.zero_()]
     copies, offsets, code = copies.contiguous(), offsets.contiguous(), DTYPE_CODES[values.dtype]
     if backend == "triton":
         from mmfast.kernels.splice import segment_sum as kernel
 
-        return kernel(values.view(values.shape[0], width), copies, offsets).view_as(out)
+        return [kernel(values.view(values.shape[0], width), copies, offsets).view_as(out)]
     run = getattr(native(), f"{backend}_segment_sum")
     run(values, copies, offsets, out, count, width, code, stream(values))
-    return out
+    return [out]
 
 
-@segment_sum.register_fake
-def _(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> Tensor:
-    return values.new_empty((offsets.shape[0] - 1, *values.shape[1:]))
+_segment_sum = LeanOp(
+    "segment_sum(Tensor values, Tensor copies, Tensor offsets, str backend) -> Tensor[]", _sum,
+    lambda values, _, offsets, __: [values.new_empty((offsets.shape[0] - 1, *values.shape[1:]))],
+)  # fmt: skip
 
 
 def segment_backend(values: Tensor, backend: str | None = None) -> str:
@@ -66,26 +76,22 @@ def segment_backend(values: Tensor, backend: str | None = None) -> str:
     return choose("segment_sum", values.device, supported, backend)
 
 
-@custom_op("mmfast::gather_rows")
-def _gather_rows(x: Tensor, index: Tensor, copies: Tensor, offsets: Tensor) -> Tensor:
-    return x.index_select(0, index)
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, copies: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(copies, offsets)
+        return tuple(_gather_rows.below(x, index, copies, offsets))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        copies, offsets = ctx.saved_tensors
+        return segment_sum(grad, copies, offsets, segment_backend(grad)), None, None, None
 
 
-@_gather_rows.register_fake
-def _(x: Tensor, index: Tensor, copies: Tensor, offsets: Tensor) -> Tensor:
-    return x.new_empty((index.shape[0], *x.shape[1:]))
-
-
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(inputs[2], inputs[3])
-
-
-def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-    copies, offsets = ctx.saved_tensors
-    return segment_sum(grad, copies, offsets, segment_backend(grad)), None, None, None
-
-
-_gather_rows.register_autograd(_backward, setup_context=_setup)
+_gather_rows = LeanOp(
+    "gather_rows(Tensor x, Tensor index, Tensor copies, Tensor offsets) -> Tensor[]",
+    lambda x, index, *_: [x.index_select(0, index)], lambda x, index, *_: [x.index_select(0, index)], _Gradient,
+)  # fmt: skip
 
 
 def gather_rows(x: Tensor, index: Tensor, copies: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
@@ -95,4 +101,5 @@ def gather_rows(x: Tensor, index: Tensor, copies: Tensor | None = None, offsets:
         return x.index_select(0, index)
     if copies is None or offsets is None:
         copies, offsets = invert(index, x.shape[0])
-    return _gather_rows(x, index, copies, offsets)
+    gathered: Tensor = _gather_rows(x, index, copies, offsets)[0]
+    return gathered

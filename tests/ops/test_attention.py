@@ -1,13 +1,12 @@
 """Tree attention against independent sequences: every path of the tree computed alone, plainly, in fp64."""
 
-import inspect
 import math
 import os
 import subprocess
 import sys
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ import torch
 from mmfast.ops import attention as attention_module
 from mmfast.ops import attention_exact
 from mmfast.ops.attention import BACKENDS, choose_attention, explain, tree_attention
-from mmfast.ops.attention_exact import _forward, _gradients, exact_attention
+from mmfast.ops.attention_exact import _forward, _gradients, _runs, exact_attention
+from mmfast.ops.rows import accumulator
 from tests.ops.places import generator
 
 from .trees import DEEP, PAIR, tree
@@ -395,46 +395,79 @@ def test_each_flash_attn_gets_what_it_takes(installed, backend):
     assert seen == ({} if backend == "flash4" else sized)
 
 
-@pytest.mark.parametrize("options", [("window_size",), ("window_size", "enable_gqa"), ("enable_gqa",)])
-def test_varlen_is_told_of_groups_where_it_asks(monkeypatch, options):
-    """torch 2.11's has no enable_gqa, and takes fewer heads of keys all the same."""
-    varlen = pytest.importorskip("torch.nn.attention.varlen")
-    seen = {}
+@pytest.fixture
+def flash_of_torch(monkeypatch):
+    """Stands in for torch's two flash functions, run by run; notes every tensor whose heads they would read."""
+    seen = []
 
-    def attend(q, k, v, *rest, **named):
-        seen.update(named)
-        return q * 2
+    def window_of(causal, sides):
+        assert sides["window_size_right"] == 0 and causal == (sides["window_size_left"] < 0)
+        return {"scale": sides["scale"], "window": sides["window_size_left"] + 1}
 
-    attend.__signature__ = inspect.Signature([inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY) for o in options])
-    monkeypatch.setattr(varlen, "varlen_attn", attend)
-    for question in (attention_module._installed, attention_module._varlen_takes):
-        question.cache_clear()
-    missing = "window_size" not in options
-    assert ("varlen_attn has no window_size" in attention_module._installed("varlen")) == missing
-    q, k, v = inputs(PAIR)
-    runs = attention_module.Runs(PAIR.q_offsets, PAIR.k_offsets, PAIR.max_q, PAIR.max_k, 0.5, None)
-    if not missing:
-        assert torch.equal(attention_module._varlen(q, k, v, runs), q * 2)
-        assert seen == {"scale": 0.5, "window_size": (-1, 0)} | dict.fromkeys({"enable_gqa"} & set(options), True)
-    monkeypatch.undo()
-    for question in (attention_module._installed, attention_module._varlen_takes):
-        question.cache_clear()
+    def forward(q, k, v, q_offsets, k_offsets, max_q, max_k, dropout, causal, debug, **sides):
+        assert q_offsets.dtype == k_offsets.dtype == torch.int32
+        seen.append(q)
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=accumulator(q.dtype))
+        for mine, keys in _runs(q_offsets, k_offsets):
+            run = _forward(*(x.transpose(0, 1) for x in (q[mine], k[keys], v[keys])), **window_of(causal, sides))
+            out[mine], lse[:, mine] = run[0].transpose(0, 1), run[1]
+        return out, lse, q.new_empty(2), q.new_empty(0), q.new_empty(0)
+
+    def backward(grad, q, k, v, out, lse, q_offsets, k_offsets, max_q, max_k, dropout, causal, *state, **sides):
+        seen.extend((grad, q))
+        made = [torch.empty_like(x) for x in (q, k, v)]
+        for mine, keys in _runs(q_offsets, k_offsets):
+            run = [x.transpose(0, 1) for x in (grad[mine], q[mine], k[keys], v[keys], out[mine])]
+            found = _gradients(*run, lse[:, mine], **window_of(causal, sides))
+            for whole, part, at in zip(made, found, (mine, keys, keys), strict=True):
+                whole[at] = part.transpose(0, 1)
+        return tuple(made)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", forward)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", backward)
+    monkeypatch.setattr(attention_module, "choose_attention", lambda *_: "varlen")
+    return seen
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_varlen_equals_the_loop(flash_of_torch, monkeypatch, window):
+    q, k, v = inputs(WIDE, 4, 2, 16, torch.float64)
+    out = call(WIDE, q, k, v, window=window, scale=0.3)
+    grad = torch.randn(q.shape, generator=generator(3), dtype=torch.float64)
+    found = out, *torch.autograd.grad(out, (q, k, v), grad)
+    monkeypatch.setattr(attention_module, "choose_attention", lambda *_: "loop")
+    out = call(WIDE, q, k, v, window=window, scale=0.3)
+    for ours, loops in zip(found, (out, *torch.autograd.grad(out, (q, k, v), grad)), strict=True):
+        torch.testing.assert_close(ours, loops, rtol=1e-12, atol=1e-12)
+    assert len(flash_of_torch) == 3
+
+
+def test_varlen_needs_torchs_kernels(monkeypatch):
+    attention_module._installed.cache_clear()
+    assert attention_module._installed("varlen") == "this torch was built without flash attention"
+    old = SimpleNamespace(default=torch.ops.aten.index_select.default)
+    for forward in (old, None):
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", forward)
+        attention_module._installed.cache_clear()
+        assert "has no _flash_attention_forward with a window" in attention_module._installed("varlen")
+    attention_module._installed.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["flash3", "varlen", "xformers"])
-def test_libraries_get_heads_that_start_at_16_bytes(monkeypatch, name):
+def test_libraries_get_heads_that_start_at_16_bytes(flash_of_torch, monkeypatch, name):
     """On a GPU their kernels fault where one does not, and then every later call of the process fails."""
-    seen = []
+    seen = flash_of_torch
 
     def attend(*arguments):
-        tensors = [x for x in arguments if torch.is_tensor(x)]
-        seen.extend(tensors)
-        out = tensors[0] * 2
+        q = next(x for x in arguments if torch.is_tensor(x))
+        seen.extend((q, q))
+        out = q * 2
         out.register_hook(seen.append)
         return out
 
-    monkeypatch.setattr(attention_module, "choose_attention", lambda *_: name)
-    monkeypatch.setattr(attention_module, "_flash" if name == "flash3" else f"_{name}", attend)
+    if name != "varlen":
+        monkeypatch.setattr(attention_module, "choose_attention", lambda *_: name)
+        monkeypatch.setattr(attention_module, "_flash" if name == "flash3" else "_xformers", attend)
     rows = PAIR.size
     wide = torch.randn(rows * 3 * 16 + 1).bfloat16()
     layouts = {
@@ -448,8 +481,9 @@ def test_libraries_get_heads_that_start_at_16_bytes(monkeypatch, name):
     for q, grad in product(layouts.values(), grads.values()):
         q = q.detach().requires_grad_()
         out = call(PAIR, q, q.detach(), q.detach())
-        assert torch.equal(out, q * 2) and torch.equal(torch.autograd.grad(out, q, grad)[0], grad * 2)
-    assert len(seen) == 4 * len(layouts) * len(grads)
+        found = torch.autograd.grad(out, q, grad)[0]
+        assert name == "varlen" or (torch.equal(out, q * 2) and torch.equal(found, grad * 2))
+    assert len(seen) == 3 * len(layouts) * len(grads)
     for x in seen:
         assert x.stride(-1) == 1 and not any(n % 8 for n in (x.storage_offset(), *x.stride()[:-1]))
     dense = layouts["dense"]
