@@ -26,7 +26,7 @@ from torch import Tensor
 from . import attention_varlen
 from .arguments import FLOATS, INDEX, OFFSETS, check, check_offsets, check_range
 from .attention_exact import exact_attention
-from .attention_varlen import AlignedGradient, aligned, tree_attention_varlen
+from .attention_varlen import aligned, tree_attention_varlen
 from .dispatch import constant, native
 from .rows import gather_rows, invert
 
@@ -238,4 +238,7 @@ def tree_attention(
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
     runs = Runs(*sizes, max_q, max_k, scale, window)
     library = _xformers if name == "xformers" else partial(_flash, name)
-    return AlignedGradient.apply(library(aligned(q), k, v, runs))
+    out = library(aligned(q), k, v, runs)
+    if out.requires_grad:
+        out.register_hook(aligned)
+    return out

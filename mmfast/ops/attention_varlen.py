@@ -34,18 +34,6 @@ def aligned(x: Tensor) -> Tensor:
     return x if starts else x.clone(memory_format=torch.contiguous_format)
 
 
-class AlignedGradient(torch.autograd.Function):
-    """The identity; its gradient is aligned."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return aligned(grad)
-
-
 def _sides(window: int) -> dict[str, int]:
     """The window as the kernels take it, who do not count the token itself; -1: no limit."""
     return {WINDOW: window - 1 if window else -1, "window_size_right": 0}

@@ -460,10 +460,18 @@ def test_libraries_get_heads_that_start_at_16_bytes(flash_of_torch, monkeypatch,
 
     def attend(*arguments):
         q = next(x for x in arguments if torch.is_tensor(x))
-        seen.extend((q, q))
-        out = q * 2
-        out.register_hook(seen.append)
-        return out
+        seen.append(q)
+        return Doubled.apply(q)
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q):
+            return q * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.extend((grad, grad))
+            return grad * 2
 
     if name != "varlen":
         monkeypatch.setattr(attention_module, "choose_attention", lambda *_: name)
