@@ -1,6 +1,7 @@
 // bf16 GEMM with fp32 results for CPUs with AVX512-BF16 (Zen 4, Cooper Lake and later).
 // A panel of 32 columns of B is packed as pairs along k (64 KiB, in L2); blocks of 12 rows of A are read in place, a pair
 // at a time, and multiplied into 24 accumulators.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own avx512fintrin.h
 #include <immintrin.h>
 #include <omp.h>
 
@@ -115,8 +116,7 @@ constexpr Block kBlocks[kRows + 1] = {nullptr,  block<1>, block<2>, block<3>,  b
 
 bool gemm_avx512bf16(const Bf16Gemm& g) {
   const int64_t panels = (g.n + kColumns - 1) / kColumns;
-  // with fewer panels than threads the rows are cut too
-  int64_t cuts = panels < g.threads ? (g.threads + panels - 1) / panels : 1;
+  int64_t cuts = panels < g.threads ? (g.threads + panels - 1) / panels : 1;  // of the rows, where panels are too few
   const int64_t rows_a_cut = ((g.m + cuts - 1) / cuts + kRows - 1) / kRows * kRows;
   cuts = (g.m + rows_a_cut - 1) / rows_a_cut;
   const int64_t panel_size = kDepth / 2 * kColumns;

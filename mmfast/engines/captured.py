@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmfast.models.scorer import Scorer
 from mmfast.ops.dispatch import available
 
 GRAPHS = 24  # kept at once; those that were used last
+FAILED: list[torch.cuda.CUDAGraph] = []
 
 
 def why_not(scorer: Scorer, *, sharded: bool) -> str:
@@ -96,6 +98,7 @@ class Captured:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.scorer.device)
         beside = torch.cuda.Stream(self.scorer.device)
         beside.wait_stream(here)
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.stream(beside):
                 graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
@@ -105,9 +108,20 @@ class Captured:
                     graph.capture_end()
         except RuntimeError as error:
             self.graphs = False
+            _undo(graph, self.pool, here.device_index)
             why = str(error).partition("\n")[0]
             print(f"the decode step cannot be captured in a CUDA graph, it runs without: {why}", file=sys.stderr)
             return
         here.wait_stream(beside)
-        held.graph, held.hidden, self.pool = graph, hidden, graph.pool()
+        held.graph, held.hidden = graph, hidden
         self.counts["captured"] += 1
+
+
+def _undo(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:
+    """Of a capture that failed torch (2.11) believes that it goes on: the default generator draws no more ("Offset
+    increment outside graph capture"), and the allocator frees late, asking the graph, which therefore stays."""
+    FAILED.append(graph)
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())  # the same numbers follow; a clone is in no capture
+    with suppress(RuntimeError):  # torch has done so itself
+        torch._C._cuda_endAllocateToPool(device, pool)

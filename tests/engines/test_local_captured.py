@@ -5,6 +5,8 @@ Here the same code runs without a graph: in Triton's interpreter, which is slow,
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,17 +211,102 @@ def test_a_captured_step_waits_for_nothing(tmp_path, family):
     assert run.captured.counts["replayed"] > 30
 
 
+class Torchs:
+    """What torch 2.11 keeps of captures: it ends one in its generator and its allocator only where it went well."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recording: list[tuple[int, int]] = []
+        self.streams: list[torch.device] = []
+        self.generator = self.Generator(self)
+        of = self
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                assert not of.generator.state["capturing"] and pool not in of.recording
+                of.generator.state["capturing"] = True
+                of.recording.append(pool)
+                self.pool = pool
+
+            def capture_end(self):
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+
+        stream = SimpleNamespace(wait_stream=lambda other: None, device_index=0)
+        for name, value in {
+            "CUDAGraph": Graph, "current_stream": lambda device: stream, "Stream": lambda device: stream,
+            "stream": lambda stream: nullcontext(), "graph_pool_handle": lambda: (0, 7),
+            "default_generators": (self.generator,),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end)
+        monkeypatch.setattr(captured, "FAILED", [])
+
+    class Generator:
+        def __init__(self, of, **state):
+            self.of, self.state = of, {"seed": 5, "offset": 12, "capturing": False} | state
+
+        def clone_state(self):
+            return Torchs.Generator(self.of, **self.state | {"capturing": False})
+
+        def graphsafe_set_state(self, other):
+            self.state = other.state
+
+    def end(self, device, pool):
+        if pool not in self.recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.recording.remove(pool)
+
+
+@pytest.mark.parametrize("ended", [False, True])  # torch 2.13 ends the allocator's part itself
+def test_a_capture_that_fails_leaves_nothing_behind(tmp_path, made, monkeypatch, capsys, ended):
+    engine = Local(str(model_folder(tmp_path, "llava")))
+    rows = mixed("llava")
+    want, make = today(engine, rows), Local._captured
+
+    def with_graphs(self):
+        found = make(self)
+        found.graphs = True
+        return found
+
+    monkeypatch.setattr(Local, "_captured", with_graphs)
+    stand_in = Torchs(monkeypatch)
+    if ended:
+        failing = torch.cuda.CUDAGraph.capture_end
+        monkeypatch.setattr(
+            torch.cuda.CUDAGraph, "capture_end", lambda self: (stand_in.recording.clear(), failing(self))
+        )
+    same(want, answered(engine, rows))
+    told = capsys.readouterr().err
+    assert told.count("cannot be captured") == 1 and "during capture\n" in told and "more" not in told
+    assert not made[0].graphs and not made[0].counts["captured"]
+    assert stand_in.generator.state == {"seed": 5, "offset": 12, "capturing": False}
+    assert not stand_in.recording and len(captured.FAILED) == 1
+
+
 @pytest.mark.gpu
 @GPU
-def test_a_model_that_waits_is_told_of_and_goes_on(tmp_path, made, monkeypatch, capsys):
+@pytest.mark.parametrize("what", ["reads a number", "waits"])
+def test_a_model_that_waits_is_told_of_and_goes_on(tmp_path, made, monkeypatch, capsys, what):
+    """And the rest of the process too: it draws the numbers that it would have drawn, and captures."""
     engine = Local(str(model_folder(tmp_path, "llava")), device="cuda")
     rows = mixed("llava")
     want, run = today(engine, rows), Captured._run
 
     def waits(self, held):
-        held.tokens.sum().item()
+        if what == "reads a number":
+            held.tokens.sum().item()
+        else:
+            torch.cuda.synchronize()
         return run(self, held)
 
     monkeypatch.setattr(Captured, "_run", waits)
+    torch.manual_seed(3)
+    drawn = torch.rand(9, device="cuda")
+    torch.manual_seed(3)
     same(want, answered(engine, rows))
     assert capsys.readouterr().err.count("cannot be captured") == 1 and not made[0].graphs
+    assert torch.equal(torch.rand(9, device="cuda"), drawn)
+    graph, x = torch.cuda.CUDAGraph(), torch.zeros(9, device="cuda")
+    with torch.cuda.graph(graph):
+        x += 1
+    graph.replay()
+    assert torch.equal(x, torch.ones_like(x)) and torch.rand(9, device="cuda").std() > 0

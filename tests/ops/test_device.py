@@ -1,5 +1,6 @@
-"""What an op owes its device beyond the numbers of the other tests: a call waits for nothing, and two calls agree to
-the bit. On a CPU there is nothing to wait for; what runs here is otherwise what `make gpu` runs on a device."""
+"""What an op owes its device beyond the numbers of the other tests: a call waits for nothing, and two calls and the replay
+of a CUDA graph agree to the bit. On a CPU there is nothing to wait for or to capture; what runs here is otherwise what
+`make gpu` runs on a device."""
 
 from __future__ import annotations
 
@@ -52,30 +53,52 @@ def no_sync(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def twice(subject: Subject, backend: str | None, device: torch.device) -> list[Tensor]:
-    """The outputs and gradients of two equal calls that wait for nothing."""
-    leaf = {k: t.detach().clone().requires_grad_(k in subject.trained) for k, t in subject.arguments.items()}
-    trained = [leaf[name] for name in subject.trained]
+def called(subject: Subject, backend: str | None, upstream: list[Tensor] | None) -> list[Tensor]:
+    """The outputs, and under `upstream` the gradients. Leaves are new ones: autograd ties each to the stream that used it
+    first, and a capture must know no other stream."""
+    leaf = {k: t.detach().requires_grad_(k in subject.trained) for k, t in subject.arguments.items()}
     # an in-place gradient takes the place of logits that are no leaf
-    used = lambda: leaf if subject.leaves else {k: t * 1 if t.requires_grad else t for k, t in leaf.items()}  # noqa: E731
-    first = subject.call(used(), backend)  # lazy initialisation may wait
+    used = leaf if subject.leaves else {k: t * 1 if t.requires_grad else t for k, t in leaf.items()}
+    outputs = subject.call(used, backend)
+    ends, trained = [out for out in outputs if out.requires_grad], [leaf[name] for name in subject.trained]
+    if upstream is None or not ends or not trained:
+        return outputs
+    return [*outputs, *torch.autograd.grad(ends, trained, upstream)]
+
+
+def replayed(call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """What a CUDA graph of the call makes when it is replayed."""
+    beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+    with torch.cuda.graph(graph):
+        made = call()
+    for t in made:
+        t.detach().zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    return made
+
+
+def twice(subject: Subject, backend: str | None, device: torch.device, capture: bool = False) -> list[Tensor]:
+    """The outputs and gradients of two equal calls that wait for nothing; `capture`: and of a CUDA graph's replay."""
+    first = called(subject, backend, None)  # lazy initialisation may wait
     upstream = [normal(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(first) if out.requires_grad]
-
-    def once() -> list[Tensor]:
-        outputs = subject.call(used(), backend)
-        ends = [out for out in outputs if out.requires_grad]
-        return [*outputs, *(torch.autograd.grad(ends, trained, upstream) if ends and trained else ())]
-
-    once()
+    called(subject, backend, upstream)
     with no_sync(device):
-        results, again = once(), once()
+        results, again = called(subject, backend, upstream), called(subject, backend, upstream)
     assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    if capture and device.type == "cuda":
+        again = replayed(lambda: called(subject, backend, upstream))
+        assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
     return results
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_call_waits_for_nothing_and_repeats_to_the_bit(name: str, backend: str, device: torch.device) -> None:
-    twice(SUBJECTS[name](), backend, device)
+    twice(SUBJECTS[name](), backend, device, capture=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -84,7 +107,7 @@ def test_so_does_the_fused_kernel(dtype: torch.dtype, device: torch.device) -> N
         pytest.skip(reason)
     for size in ("usual", "one word"):
         subject = subjects.fused_logprob(size, dtype)
-        (logp,) = twice(subject, None, device)
+        (logp,) = twice(subject, None, device, capture=True)
         (want,), _ = outcomes(subject, exact(subject.arguments), subject.oracle, "plain")
         assert (logp.double() - want).abs().max() < 1e-4
 
