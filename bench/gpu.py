@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench import attention, linear_preference, logprob, preference, selective, splice
+from bench import attention, linear_preference, logprob, logprob_host, preference, selective, splice
 from bench.device import Row, Setup, roof, versions
 from bench.timing import machine, write_rows
 
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 MEASURED: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "splice": splice.device_rows, "preference": preference.device_rows, "selective": selective.device_rows,
     "attention": attention.device_rows, "linear_preference": linear_preference.device_rows,
-    "logprob": logprob.device_rows,
+    "host": logprob_host.device_rows, "logprob": logprob.device_rows,
 }  # fmt: skip
 PARTS = ("tests", "sanitizer", "roof", *MEASURED)
 WORKERS = min(8, os.cpu_count() or 1)  # most of a test's time is the host's: compilers and oracles
@@ -71,7 +71,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     yield from proofs(parts, options.dry, seconds=60 * options.minutes)
     setup = Setup(device, 2 if options.dry else options.repeats, options.dry, deadline)
     measured = [name for name in MEASURED if name in parts]
-    if "roof" in parts or set(measured) - {"preference"}:
+    if "roof" in parts or set(measured) - {"preference", "host"}:
         yield from roof(setup)
     for name in measured:
         yield from MEASURED[name](setup)

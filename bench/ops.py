@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import attention, linear_preference, logprob, preference, segments, splice
+from bench import attention, linear_preference, logprob, preference, segments, selective, splice
 from bench.timing import machine, write_rows
 from mmfast.job.runtime import keep_freed_memory
 
@@ -21,6 +21,7 @@ Row = dict[str, Any]
 SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "linear_logprob": logprob.rows,
     "linear_preference_loss": linear_preference.rows,
+    "selective_logprob": selective.rows,
     "preference_loss": preference.rows,
     "splice_embeddings": splice.rows,
     "tree_attention": attention.rows,
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: both")
     parser.add_argument("--shape", help="U,D,V of the heads")
-    parser.add_argument("--peers", default="", help="of the heads, comma-separated; default: all")
+    parser.add_argument("--peers", default="", help="of the ops of log-probs, comma-separated; default: all")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--as-in-training", action="store_true", help="freed memory is kept, as a run on CPU does")
     parser.add_argument("--write", action="store_true")
