@@ -1,4 +1,4 @@
-"""Proves and measures every GPU backend in one run: python -m bench.gpu [--dry] [--minutes 7.5] [--only PART]
+"""Proves and measures every GPU backend in one run: python -m bench.gpu [--dry] [--minutes 7.5] [--only PART ...]
 
 First correctness: the device tests (`make gpu`), through pytest; one that fails ends the run, so that nothing wrong is
 timed. Then the peers (device_rows of the ops' own files), interleaved, medians of at least 20. Rows go to
@@ -67,7 +67,7 @@ def proofs(parts: tuple[str, ...], dry: bool, seconds: float) -> Iterator[Row]:
 
 def rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     deadline = time.monotonic() + 60 * options.minutes
-    parts = (options.only,) if options.only else PARTS
+    parts = tuple(options.only) or PARTS
     yield from proofs(parts, options.dry, seconds=60 * options.minutes)
     setup = Setup(device, 2 if options.dry else options.repeats, options.dry, deadline)
     measured = [name for name in MEASURED if name in parts]
@@ -80,7 +80,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, nothing written")
-    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=[], help="these parts alone")
     parser.add_argument(
         "--minutes", type=float, default=7.5, help="rows that would start later are left out, and named"
     )

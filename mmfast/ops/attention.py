@@ -231,7 +231,7 @@ def tree_attention(
         exact = name if name == "cpu" and q.shape[0] else "loop"
         inverse = (k_copies, k_copy_offsets)
         return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
-    sizes = (q_offsets.to(torch.int32), k_offsets.to(torch.int32))
+    sizes = tuple(x.to(torch.int32).contiguous() for x in (q_offsets, k_offsets))
     if name == "varlen":
         arguments = (q, k, v, sizes[0], k_index, sizes[1], k_copies, k_copy_offsets, max_q, max_k, scale, window or 0)
         return tree_attention_varlen(*arguments)[0]

@@ -6,6 +6,7 @@ are added in ascending order of j, in fp32 (fp64 for fp64), never by atomics, so
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,10 +50,9 @@ def _sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> list[
     if backend == "torch":
         return [segment_sum_torch(values, copies, offsets)]
     values = values.contiguous()
-    count = offsets.numel() - 1
+    count, width = offsets.numel() - 1, math.prod(values.shape[1:])
     out = values.new_empty((count, *values.shape[1:]))
-    width = values[0].numel() if values.shape[0] else 0
-    if width == 0:
+    if values.numel() == 0:
         return [out.zero_()]
     copies, offsets, code = copies.contiguous(), offsets.contiguous(), DTYPE_CODES[values.dtype]
     if backend == "triton":

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from mmfast.training.staging import Staging
 
@@ -28,7 +28,7 @@ def a_state(device):
     }
     mesh = init_device_mesh(device, (1,))
     for name, placement in (("sharded", Shard(0)), ("whole", Replicate())):
-        weights[name] = distribute_tensor(torch.randn(6, 4, device=device), mesh, [placement])
+        weights[name] = DTensor.from_local(torch.randn(6, 4, device=device), mesh, [placement])
     return {"weights": weights, "optimizer": {"plain/step": torch.tensor(3.0, device=device)}}
 
 
