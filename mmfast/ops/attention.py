@@ -231,12 +231,12 @@ def tree_attention(
         exact = name if name == "cpu" and q.shape[0] else "loop"
         inverse = (k_copies, k_copy_offsets)
         return exact_attention(q, k, v, q_offsets, k_index, k_offsets, *inverse, scale, window or 0, exact)[0]
-    sizes = tuple(x.to(torch.int32).contiguous() for x in (q_offsets, k_offsets))
+    queries, keys = (x.to(torch.int32).contiguous() for x in (q_offsets, k_offsets))
     if name == "varlen":
-        arguments = (q, k, v, sizes[0], k_index, sizes[1], k_copies, k_copy_offsets, max_q, max_k, scale, window or 0)
+        arguments = (q, k, v, queries, k_index, keys, k_copies, k_copy_offsets, max_q, max_k, scale, window or 0)
         return tree_attention_varlen(*arguments)[0]
     k, v = (gather_rows(x, k_index, k_copies, k_copy_offsets) for x in (k, v))
-    runs = Runs(*sizes, max_q, max_k, scale, window)
+    runs = Runs(queries, keys, max_q, max_k, scale, window)
     library = _xformers if name == "xformers" else partial(_flash, name)
     out = library(aligned(q), k, v, runs)
     if out.requires_grad:
