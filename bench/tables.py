@@ -21,6 +21,26 @@ FILES = {
     "gpu.jsonl": "On a GPU",
     "ops-cuda.jsonl": "On a GPU, by bench.ops",  # what that writes there
 }
+MEASURED = {  # the ops that a complete file has rows of
+    "ops-cpu.jsonl": (
+        "linear_logprob",
+        "linear_preference_loss",
+        "selective_logprob",
+        "preference_loss",
+        "splice_embeddings",
+        "tree_attention",
+        "changed_segments",
+    ),
+    "gpu.jsonl": (
+        "roof",
+        "linear_logprob",
+        "linear DPO",
+        "selective_logprob",
+        "preference_loss",
+        "splice_embeddings",
+        "tree_attention",
+    ),
+}
 HEAD = """# Measured rows
 
 Each row of `bench/results/ops-cpu.jsonl` and `gpu.jsonl` that is the newest of its op, shape, mode, dtype and peer.
@@ -34,8 +54,8 @@ together; "MiB" is memory beyond inputs and gradients; "of the roof" is the shar
 the same run. Below each table stands where another does better than the backend of ours that a user gets unasked."""
 ABOUT = {
     "linear_logprob": "U x D x V: rows, width, vocabulary. Forward and backward, but where the mode says otherwise. "
-    "Bare GEMMs are the products that the path needs. Host time is until a call returns; on a CPU the kernels are "
-    "empty then and the model is 8 wide, so it is what Python costs.",
+    "Bare GEMMs are the products that the path needs; eager's logits are rounded where the dtype is bfloat16. Host time "
+    "is until a call returns; on a CPU the kernels are empty then and the model is 8 wide, so it is what Python costs.",
     "linear_preference_loss": "P x L x D x V: pairs, tokens of an answer, width, vocabulary.",
     "linear DPO": "U x D x V: rows, width, vocabulary. Head and loss together.",
     "preference_loss": "P pairs of answers of L tokens, with weights of tokens but where the mode says otherwise. "
@@ -197,7 +217,7 @@ def told(run: Run, rows: Sequence[Row]) -> str:
     return f"{run.device}, torch {run.torch}{''.join(beside)}, {run.date}{busy}: {made}"
 
 
-def section(title: str, rows: Sequence[Row]) -> Iterator[str]:
+def section(title: str, rows: Sequence[Row], wanted: Sequence[str]) -> Iterator[str]:
     timed = [row for row in rows if "median_s" in row]
     lines = lines_of(timed)
     yield f"\n## {title}"
@@ -212,6 +232,8 @@ def section(title: str, rows: Sequence[Row]) -> Iterator[str]:
         yield f"\n### {op}\n"
         yield ABOUT.get(op, "") + "\n"
         yield from table([line for line in lines if line.case.op == op], letters)
+    if lacking := [op for op in wanted if op not in ops]:
+        yield f"\nNo row yet: {', '.join(lacking)}."
     yield "\nRuns:\n"
     for run, letter in letters.items():
         yield f"- {letter}: {told(run, [row for row in timed if Run.of(row) == run])}"
@@ -223,7 +245,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [HEAD]
     for name, title in FILES.items():
         if rows := read(results / name):
-            parts += section(title, rows)
+            parts += section(title, rows, MEASURED.get(name, ()))
     return "\n".join(parts) + "\n"
 
 

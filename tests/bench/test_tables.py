@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from bench import tables
+from bench.ops import SUITES
 
 KEY = ("op", "shape", "what", "tokens an answer", "mode", "dtype", "peer")
 FILES = [name for name in tables.FILES if (tables.RESULTS / name).exists()]
@@ -123,6 +125,15 @@ def test_rows_of_tests_and_rows_that_lack_something(made):
     del bare["command"]
     page = made(test, bare)
     assert "tests: exit 1: wrong (10 s, a GPU, today)" in page and "by hand (not said)" in page
+
+
+def test_an_op_without_a_row_is_named(made):
+    """An op that is measured and has no row yet would else be missed by nobody."""
+    assert set(tables.MEASURED["ops-cpu.jsonl"]) == set(SUITES)
+    assert {op for ops in tables.MEASURED.values() for op in ops} == set(tables.ABOUT)
+    others = [op for op in SUITES if op != "linear_logprob"]
+    assert re.search(r"No row yet: (.*)\.", made(row("mmfast", 1.0)))[1].split(", ") == others
+    assert "No row yet" not in made(*(row("mmfast", 1.0, op=op) for op in SUITES))
 
 
 def test_cases_that_differ_in_anything_stay_apart(made):
