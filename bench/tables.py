@@ -55,7 +55,7 @@ the same run. Below each table stands where another does better than the backend
 ABOUT = {
     "linear_logprob": "U x D x V: rows, width, vocabulary. Forward and backward, but where the mode says otherwise. "
     "Bare GEMMs are the products that the path needs; eager's logits are rounded where the dtype is bfloat16. Host "
-    "time is until a call returns; on a CPU the kernels are empty then and the model is 8 wide: it is what Python costs.",
+    "time is until a call returns; on a CPU the kernels are empty then, the model 8 wide: it is what Python costs.",
     "linear_preference_loss": "P x L x D x V: pairs, tokens of an answer, width, vocabulary.",
     "linear DPO": "U x D x V: rows, width, vocabulary. Head and loss together.",
     "preference_loss": "P pairs of answers of L tokens, with weights of tokens but where the mode says otherwise. "
