@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.timing import machine
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc/cuda/logprob.cu"
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cubin", f"-I{ROOT / 'csrc'}"]
@@ -114,10 +116,12 @@ def main() -> None:
         parser.error(reason)
     version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
     made_by = {"op": "linear_logprob", "nvcc": version.split("release ")[1].split(",")[0]}
+    how = {key: value for key, value in machine().items() if key in ("date", "command")}
+    how["device"] = "none (compiled ahead of time)"
     lines = []
     for architecture in options.architectures:
         for row in fold_rows(architecture):
-            lines.append(json.dumps(made_by | row))
+            lines.append(json.dumps(made_by | row | how))
             print(lines[-1], flush=True)
     if options.write:
         RESULTS.write_text("\n".join(lines) + "\n")

@@ -19,7 +19,7 @@ from bench.logprob import working
 from bench.timing import Run, compared, gradient, interleave, peak_mib
 from mmfast.ops import selective_logprob
 
-CPU_SHAPES = [(512, 32000), (128, 152064)]
+CPU_SHAPES = [(512, 32000), (128, 152064), (32, 32000)]  # the last: where a call costs as much as its work
 SEQUENCES = 8  # rows of tokens in the batch that TRL's function is given, which it goes through one by one
 Selective = Callable[[Tensor, Tensor], Tensor]  # logits[U,V], targets[U] -> logp[U]
 
