@@ -2,7 +2,7 @@
 // pass makes the weights again. All seven products are one micro-kernel: 6 rows of accumulators that stay in registers.
 //
 // A task is a run's queries with one key head. It packs the keys that it gathers once, then takes blocks of 48 queries,
-// the lanes of every vector, against blocks of 60 keys. A task owns what it writes, so no result depends on the number
+// the lanes of vectors (of the last block only as many vectors as it fills), against blocks of 60 keys. A task owns what it writes, so no result depends on the number
 // of threads. Products round rows up to 6: buffers have room for it, and what lies beyond a run's last row is not read.
 #include "ops.h"
 
@@ -34,7 +34,7 @@ static inline Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p)
 static inline const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t round_up(int64_t n) { return (n + kRows - 1) / kRows * kRows; }
+static inline int64_t round_up(int64_t n, int64_t to = kRows) { return (n + to - 1) / to * to; }
 static inline const float* row_of(const Rows& x, int64_t token, int64_t head) {
   return x.at + token * x.token + head * x.head;
 }
@@ -169,8 +169,8 @@ struct Softmax {  // of 48 queries: the largest score yet, the sum of weights re
     for (int i = 0; i < kQueries; ++i) top[i] = -INFINITY, total[i] = 0;
   }
   // Scores become weights.
-  void take(float* scores, int64_t count, float base2) {
-    for (int i = 0; i < kQueries; i += kLanes) {
+  void take(float* scores, int64_t count, int64_t lanes, float base2) {
+    for (int64_t i = 0; i < lanes; i += kLanes) {
       const Vector before = vector_at(top + i);
       Vector high = before, sum = {};
       for (int64_t j = 0; j < count; ++j) {
@@ -201,15 +201,16 @@ static void forward_task(const TreeAttention& t, const Task& task, int64_t kv, i
   Softmax softmax;
   for (int64_t h = kv * task.group; h < (kv + 1) * task.group; ++h)
     for (int64_t i0 = begin; i0 < end; i0 += kQueries) {
-      const int64_t rows = least(kQueries, end - i0), token = task.first + i0, stop = task.high(i0 + rows - 1);
+      const int64_t rows = least(kQueries, end - i0), lanes = round_up(rows, kLanes), token = task.first + i0;
+      const int64_t stop = task.high(i0 + rows - 1);
       float *scores = pack_queries(t.q, token, h, rows, width, sign_of(t.scale), q), *sums = scores + kKeys * kQueries;
       memset(sums, 0, kQueries * width * 4);
       softmax.start();
       for (int64_t j0 = task.low(i0) / kKeys * kKeys; j0 < stop; j0 += kKeys) {
         const int64_t count = least(kKeys, stop - j0);
-        product<false>(count, kQueries, width, {k + j0 * width, width, 1}, q, kQueries, scores, kQueries);
+        product<false>(count, lanes, width, {k + j0 * width, width, 1}, q, kQueries, scores, kQueries);
         mask(task, scores, count, rows, i0, j0);
-        softmax.take(scores, count, base2);
+        softmax.take(scores, count, lanes, base2);
         product<true>(rows, width, count, {scores, 1, kQueries}, v + j0 * width, width, sums, width, softmax.factor);
       }
       for (int64_t i = 0; i < rows; ++i) {  // a query that sees no key gives zeros
@@ -241,9 +242,9 @@ bool tree_forward(const TreeAttention& t, float* out, float* lse) {
 }
 
 // Scores become weights again; d loss / d weights becomes d loss / d scores, times the scale.
-static void slopes_of(float* weights, float* slopes, int64_t count, const float* lse, const float* delta, float base2,
-                      float scale) {
-  for (int i = 0; i < kQueries; i += kLanes)
+static void slopes_of(float* weights, float* slopes, int64_t count, int64_t lanes, const float* lse, const float* delta,
+                      float base2, float scale) {
+  for (int64_t i = 0; i < lanes; i += kLanes)
     for (int64_t at = i; at < count * kQueries; at += kQueries) {
       const Vector weight = exp2_or_zero(vector_at(weights + at) * base2 - vector_at(lse + i));
       vector_at(slopes + at) = weight * (vector_at(slopes + at) - vector_at(delta + i)) * scale;
@@ -261,7 +262,7 @@ static void backward_task(const TreeAttention& t, const TreeGradient& g, const T
   for (int64_t h = kv * task.group; h < (kv + 1) * task.group; ++h)
     for (int64_t i0 = 0; i0 < task.queries; i0 += kQueries) {
       // A block of queries: both sides as columns, delta = sum(grad out), log-sum-exp
-      const int64_t rows = least(kQueries, task.queries - i0), token = task.first + i0;
+      const int64_t rows = least(kQueries, task.queries - i0), lanes = round_up(rows, kLanes), token = task.first + i0;
       const int64_t stop = least(task.keys, round_up(task.high(i0 + rows - 1)));  // d_k and d_v add up whole rounds
       float* grad = pack_queries(t.q, token, h, rows, width, sign_of(t.scale), q);
       float* d_q = pack_queries(g.grad, token, h, rows, width, 1, grad);
@@ -280,10 +281,10 @@ static void backward_task(const TreeAttention& t, const TreeGradient& g, const T
       const float *q_rows = row_of(t.q, token, h), *grad_rows = row_of(g.grad, token, h);
       for (int64_t j0 = task.low(i0) / kKeys * kKeys; j0 < stop; j0 += kKeys) {
         const int64_t count = least(kKeys, stop - j0), at = j0 * width;
-        product<false>(count, kQueries, width, {k + at, width, 1}, q, kQueries, weights, kQueries);
-        product<false>(count, kQueries, width, {v + at, width, 1}, grad, kQueries, slopes, kQueries);
+        product<false>(count, lanes, width, {k + at, width, 1}, q, kQueries, weights, kQueries);
+        product<false>(count, lanes, width, {v + at, width, 1}, grad, kQueries, slopes, kQueries);
         mask(task, weights, count, rows, i0, j0);
-        slopes_of(weights, slopes, count, lse, delta, base2, t.scale);
+        slopes_of(weights, slopes, count, lanes, lse, delta, base2, t.scale);
         product<true>(count, width, rows, {weights, kQueries, 1}, grad_rows, g.grad.token, d_v + at, width);
         product<true>(count, width, rows, {slopes, kQueries, 1}, q_rows, t.q.token, d_k + at, width);
         product<true>(rows, width, count, {slopes, 1, kQueries}, k + at, width, d_q, width);
