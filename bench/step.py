@@ -231,6 +231,10 @@ def beside(arguments: argparse.Namespace, isolated: dict, folder: Path) -> list[
         for side in sides.values():
             side.step()
     gap = max(abs(a["loss"] - b["loss"]) for a, b in zip(*(s.steps for s in sides.values()), strict=True))
+    if gap > 1e-3:
+        raise RuntimeError(
+            f"the sides do not take the same steps: losses differ by {gap} (is its bench.step_data this one?)"
+        )
     sides["now"].step("profile")
     last = sides["now"].steps.pop()
     rows = []
