@@ -11,6 +11,7 @@ void count_blocks(int* word, unsigned blocks);
 PYBIND11_MODULE(emulated, m) {
   mmfast::bind_cuda(m);
   m.def("order", [](int order) { mmfast::emulate::order() = mmfast::emulate::Order(order); });
+  m.def("only", [](int64_t block) { mmfast::emulate::only() = block; });
   m.def("watch", &watch_memory);
   m.def("pass_on", [](int64_t out, unsigned threads, bool first, bool barrier) {
     pass_on(reinterpret_cast<int*>(out), threads, first, barrier);
