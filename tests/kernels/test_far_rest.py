@@ -1,5 +1,5 @@
 """Kernels that have no emulated twin, more than 2^31 elements from the first: the fused Triton GEMM, a decode step's
-pages (both interpreted), the CPU's bf16 GEMM and its tree attention."""
+pages and noise (all interpreted), the CPU's bf16 GEMM and its tree attention."""
 
 from __future__ import annotations
 
@@ -101,6 +101,18 @@ def test_decode_pages_of_triton(sparse: Sparse, dtype: torch.dtype) -> None:
 
     for got, want in zip(run(far=True), run(far=False), strict=True):
         assert torch.equal(got, want) and got.any()
+
+
+def test_noise_of_triton(sparse: Sparse) -> None:
+    """The second row's first numbers, behind a first row as long as that."""
+    pytest.importorskip("triton")
+    from mmfast.kernels import decode_noise
+
+    names, first = torch.tensor([[1, 2, 3], [-4, 5, 6]]), 8 * decode_noise.BLOCK
+    out = sparse(FAR + first, torch.float32)
+    decode_noise.noise_kernel[(2, 1)](names, out, FAR, BLOCK=decode_noise.BLOCK)
+    want = decode_noise.noise(names, first)
+    assert torch.equal(out[:first], want[0]) and torch.equal(out[FAR:], want[1]) and not torch.equal(*want)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
