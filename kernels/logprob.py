@@ -114,7 +114,7 @@ def fold_forward_kernel(
     PROBS_Z: tl.constexpr, HAS_BASE: tl.constexpr, HAS_SUMS: tl.constexpr, BEGINS: tl.constexpr,
     ONE_PASS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64)
+    t, U = tl.program_id(0).to(tl.int64), tl.cast(U, tl.int64)  # 8 U may be beyond 32 bits
     row = tile + t * tile_stride
     y = tl.load(targets + t) - first
     y = tl.where((y >= 0) & (y < width), y, -1).to(tl.int32)

@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(most_threads(F), 1) fold_forward_kernel(const 
   const float scale = fold.map.inv_temperature;
   const bool begins = fold.first == 0;
   const float before = begins ? -INFINITY : stat(kBase);
-  __shared__ float earlier[kStats];  // on their way meanwhile; the first reduction waits for them
-  if (!begins && threadIdx.x < kStats) earlier[threadIdx.x] = stat(Stat(threadIdx.x));
+  __shared__ float earlier[kStats];  // on their way meanwhile; the first reduction waits. The target's is written below
+  if (!begins && threadIdx.x < kStats && threadIdx.x != kTarget) earlier[threadIdx.x] = stat(Stat(threadIdx.x));
   const bool seen = before > -INFINITY;
 
   auto maximum = [&](int end) {

@@ -71,6 +71,10 @@ inline std::vector<unsigned> turns(unsigned count) {
   if (order() == Order::random) std::shuffle(result.begin(), result.end(), random);
   return result;
 }
+inline int64_t& only() {  // the one block that runs, of a grid that is too large for all to run; -1: all do
+  static int64_t i = -1;
+  return i;
+}
 inline Place& current() { return block().running->place; }
 
 inline void give_way(Stop why) {
@@ -129,7 +133,7 @@ inline void run(dim3 grid, unsigned threads, std::function<void()> body) {
   b.body = std::move(body);
   b.first_of_launch = b.epoch + 1;
   if (b.fibres.size() < threads) b.fibres.resize(threads);
-  for (const unsigned i : turns(grid.x * grid.y * grid.z))
+  for (const unsigned i : only() < 0 ? turns(grid.x * grid.y * grid.z) : std::vector<unsigned>{unsigned(only())})
     run_block(b, grid, uint3{i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y}, threads);
   if (!b.fault.empty()) throw std::logic_error(std::exchange(b.fault, {}));
 }

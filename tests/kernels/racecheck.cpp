@@ -2,6 +2,7 @@
 // here instead of in its runtime: who wrote a byte last, and who read it, between which barriers (emulate.h's epochs).
 // A race is an access by another thread of the block with no barrier between the two, or by another block of the launch,
 // where one of the two writes. Shuffles are no barriers for memory.
+#include <iterator>
 #include <unordered_map>
 
 #include "cuda/common.cuh"
@@ -20,6 +21,7 @@ std::unordered_map<uintptr_t, std::vector<Byte>>& pages() {
   return all;
 }
 bool watching = false, inside = false;
+uint64_t accesses[17];  // to global and shared memory since it is watched, by their bytes
 
 void fault(const char* at, bool shared, const char* before, const char* now, uint32_t other, uint32_t thread) {
   auto& b = block();
@@ -43,6 +45,7 @@ void touch(uintptr_t address, size_t size, bool write) {
   if (within(b.running->stack.get(), mmfast::emulate::kStack)) return;  // its own, and then what is the emulation's
   if (within(&b, sizeof b) || within(b.fibres.data(), b.fibres.size() * sizeof b.fibres[0])) return;
   inside = true;
+  if (size <= 16) ++accesses[size];
   const bool shared = address >= uintptr_t(&__bss_start) && address < uintptr_t(&_end);
   const uint32_t me = b.running->place.thread.x;
   for (uintptr_t at = address; at < address + size; ++at) {
@@ -74,7 +77,9 @@ void touch(uintptr_t address, size_t size, bool write) {
 void watch_memory(bool on) {
   watching = on;
   pages().clear();
+  std::fill(std::begin(accesses), std::end(accesses), 0);
 }
+uint64_t accesses_of(size_t bytes) { return accesses[bytes]; }
 
 #define HOOKS(size)                                                                                    \
   void __tsan_read##size(void* at) { touch(uintptr_t(at), size, false); }                              \

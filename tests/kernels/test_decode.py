@@ -69,7 +69,8 @@ def test_attention_over_pieces(dtype, groups, each, size, window):
     stacks = [stack(generator, n, groups, length, size, dtype) for n, length in ((40, PAGE), (2, 150), (6, 12))]
     there = [moved(one, DEVICE) for one in stacks]
     rows = rows_over(some, stacks[1], stacks[2], 40)
-    inputs = [torch.randn(16, heads, size, generator=generator).to(dtype) for heads in (groups * each, groups, groups)]
+    sizes = [16 * heads * size for heads in (groups * each, groups, groups)]  # one memory, as a model leaves them
+    inputs = [part.view(16, -1, size) for part in torch.randn(sum(sizes), generator=generator).to(dtype).split(sizes)]
     found = []
     for (pool, *nodes), device in ((stacks, torch.device("cpu")), (there, DEVICE)):
         for row in rows:

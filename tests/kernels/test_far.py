@@ -4,23 +4,18 @@ touched takes room. CUDA is emulated, Triton interpreted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 
 from mmfast import ops
 from mmfast.ops.preference import preference_raw
 from mmfast.ops.preference_kernels import PreferenceTensors
 from mmfast.ops.preference_math import make_spec
 from mmfast.ops.rows import segment_sum, segment_sum_torch
+from tests.kernels.conftest import FAR, Sparse
 from tests.kernels.emulation import emulate_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has no sparse memory")
-FAR = 1 << 31
-Sparse = Callable[[int, torch.dtype], Tensor]
 
 
 @pytest.fixture(params=["cuda", "triton", "cpu"])
@@ -30,12 +25,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     elif request.param == "triton":
         pytest.importorskip("triton")
     return request.param
-
-
-@pytest.fixture
-def sparse(tmp_path: Path) -> Sparse:
-    """Zeros that take no room."""
-    return lambda size, dtype: torch.from_file(str(tmp_path / str(dtype)), shared=True, size=size, dtype=dtype)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.kernels.emulation import emulate_cuda
 from tests.ops import subjects
-from tests.ops.layouts import aliases, walk
+from tests.ops.layouts import Subject, aliases, walk
 from tests.ops.subjects import PATHS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="emulated and interpreted where there is no GPU")
@@ -40,10 +41,25 @@ def test_linear_logprob(backend: str, path: str, dtype: torch.dtype) -> None:
     assert not walk(subjects.linear_logprob(path, dtype=dtype), backend, briefly, some)
 
 
-@pytest.mark.parametrize("name", ["linear_logprob", "preference_loss", "splice_embeddings"])
+SHARING: dict[str, Callable[[], Subject]] = {
+    **{f"linear_logprob, {path}": lambda p=path: subjects.linear_logprob(p) for path in PATHS},
+    "linear_preference_loss": lambda: subjects.linear_preference_loss(False),
+    "preference_loss": subjects.preference_loss,
+    "splice_embeddings": subjects.splice_embeddings,
+    "tree_attention": subjects.tree_attention,
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
 def test_arguments_that_share_memory(backend: str, name: str) -> None:
-    subject = subjects.linear_logprob("kept") if name == "linear_logprob" else getattr(subjects, name)()
-    assert not aliases(subject, backend)
+    if backend == "triton" and name not in ("linear_logprob, kept", "preference_loss", "splice_embeddings"):
+        pytest.skip("the interpreter is slow, and the others launch the same kernels")
+    assert not aliases(SHARING[name](), None if name == "tree_attention" else backend)
+
+
+def test_arguments_of_the_fused_kernel_of_triton_that_share_memory() -> None:
+    pytest.importorskip("triton")
+    assert not aliases(subjects.fused_logprob(), None)
 
 
 @pytest.mark.parametrize("size", ["one row", "one column", "one word"])

@@ -193,6 +193,23 @@ def test_the_output_may_be_the_tile(backend: str, wants: str) -> None:
     assert wide[:, :8].abs().sum() == wide[:, 80:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [72, 71])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_the_gradient_may_be_the_tile(backend: str, width: int, dtype: torch.dtype) -> None:
+    """And its coefficients may be one vector."""
+    z, targets, spec, one = logits(4, width, dtype), torch.tensor([0, 70, 5, 40]), SPECS[1], torch.linspace(1, 2, 4)
+    want = torch.empty(4, width, dtype=torch.float64)
+    tile = Tile(z.double(), None, targets, 0)
+    TorchFolds().gradient(tile, *[one.double()] * 4, spec, want)
+    wide = torch.zeros(4, 104, device=DEVICE, dtype=dtype)
+    inside, same = wide[:, 8 : 8 + width], one.to(DEVICE)
+    inside.copy_(z)
+    folds_of(backend).gradient(Tile(inside, None, targets.to(DEVICE), 0), same, same, same, same, spec, inside)
+    close(inside.cpu().double(), want, TOLERANCE[dtype])
+    assert wide[:, :8].abs().sum() == wide[:, 8 + width :].abs().sum() == 0
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=["plain", "softcap"])
 @pytest.mark.parametrize("dtype, out", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)])
 @pytest.mark.parametrize("width, entropy", [(64, False), (2500, True), (33, True)])

@@ -88,3 +88,14 @@ def test_combine(dtype: torch.dtype, width: int, terms: str) -> None:
         want = Kernels().combine(torch.float64, a.double(), p.double(), **wide, inverse=inverse)
         assert got.dtype == dtype
         close(got.cpu().double(), want, {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype])
+
+
+@pytest.mark.parametrize("width", [40, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_and_coefficients_may_share_memory(dtype: torch.dtype, width: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, one = torch.randn(6, width, generator=g).to(dtype).to(DEVICE), torch.randn(6, generator=g).to(DEVICE)
+    got = folds_of("cuda").combine(dtype, one[:5], x, None, one[:5], one[1:], x[1:], one[:5], x[:5])
+    wide, c = x.cpu().double(), one.cpu().double()
+    want = Kernels().combine(torch.float64, c[:5], wide[:5], None, c[:5], c[1:], wide[1:], c[:5], wide[:5])
+    close(got.cpu().double(), want, {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype])

@@ -216,11 +216,15 @@ def walk(subject: Subject, backend: str | None, briefly: bool = False, only: tup
 
 
 def aliases(subject: Subject, backend: str | None) -> list[str]:
-    """Every two floating arguments of one dtype, the second a part of the first's memory where shapes allow it."""
+    """Every two floating arguments of one dtype, the second a part of the first's memory where shapes allow it; and
+    rows that are their own targets."""
     base, problems = subject.arguments, []
-    for one, two in permutations([name for name, t in base.items() if t.is_floating_point() and t.dim()], 2):
+    for one, two in permutations([name for name, t in base.items() if t.dim()], 2):
         a, b = base[one], base[two]
+        indices = not (a.is_floating_point() and b.is_floating_point())
         if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or len(a) < len(b):
+            continue
+        if indices and (one, two) != ("rows", "targets"):  # the values of others say where they lie
             continue
         if problem := wrong(subject, base | {two: a[: len(b)]}, backend):
             problems.append(f"{two} in {one}: {problem}")

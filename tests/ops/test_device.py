@@ -1,5 +1,5 @@
-"""What an op owes its device beyond the numbers of the other tests: a call waits for nothing, and two calls and the replay
-of a CUDA graph agree to the bit. On a CPU there is nothing to wait for or to capture; what runs here is otherwise what
+"""What an op owes its device beyond the numbers of the other tests: a call waits for nothing, two calls and the replay
+of a CUDA graph agree to the bit. A CPU has nothing to wait for and captures nothing; what runs here is otherwise what
 `make gpu` runs on a device."""
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def no_sync(device: torch.device) -> Iterator[None]:
 
 
 def called(subject: Subject, backend: str | None, upstream: list[Tensor] | None) -> list[Tensor]:
-    """The outputs, and under `upstream` the gradients. Leaves are new ones: autograd ties each to the stream that used it
-    first, and a capture must know no other stream."""
+    """The outputs, and under `upstream` the gradients. Leaves are new ones: autograd ties each to the stream that first
+    used it, and a capture must know no other stream."""
     leaf = {k: t.detach().requires_grad_(k in subject.trained) for k, t in subject.arguments.items()}
     # an in-place gradient takes the place of logits that are no leaf
     used = leaf if subject.leaves else {k: t * 1 if t.requires_grad else t for k, t in leaf.items()}

@@ -131,6 +131,20 @@ def test_tree_attention(dtype: torch.dtype) -> None:
         assert not walk(subjects.tree_attention(dtype, width), None)
 
 
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [8, 16])
+def test_tree_attention_of_one_projection(dtype: torch.dtype, width: int) -> None:
+    """Queries, keys and values are heads of one tensor, as a model's fused projection leaves them, in any layout."""
+    subject = subjects.tree_attention(dtype, width)
+    base = subject.arguments
+    together = torch.cat([base[name] for name in "qkv"], 1)
+    for whole in (together, layouts.transposed(together), layouts.offset(together)):
+        views = dict(zip("qkv", whole.split([base[name].shape[1] for name in "qkv"], 1), strict=True))
+        assert len({t.untyped_storage().data_ptr() for t in views.values()}) == 1
+        assert not layouts.wrong(subject, base | views, None)
+
+
 def test_tree_attention_where_no_blocked_kernel_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The written-out run that other devices take in fp32."""
     from mmfast.ops import attention_exact

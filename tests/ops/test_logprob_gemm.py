@@ -44,6 +44,15 @@ def test_a_lone_row_or_column_keeps_any_stride() -> None:
         assert torch.equal(out, a.float() @ b.float())
 
 
+def test_factors_may_share_memory() -> None:
+    """A matrix with its own transpose, and with a part of itself."""
+    x = torch.randn(70, 70).bfloat16()
+    for a, b in ((x, x.T), (x.T, x), (x[:40], x[30:].T), (x[:, 1:41], x[5:45, 3:])):
+        out = torch.empty(a.shape[0], b.shape[1])
+        bf16_product(a, b, out, False)
+        assert (out - a.double() @ b.double()).abs().max() < 1e-3
+
+
 def test_a_transposed_matrix_is_not_copied_whole() -> None:
     """The weight's gradient is kept^T X, kept [U,V]."""
     kept, x = torch.randn(256, 32768).bfloat16(), torch.randn(256, 64).bfloat16()  # 16 MiB, its slices 4
