@@ -90,16 +90,15 @@ def main() -> int:
         print("bench.gpu: there is no CUDA device here, so nothing was measured (--dry runs the script on a CPU)")
         return NO_DEVICE
     about = machine() | {"peer_versions": versions()}
-    kept, failed = [], False
+    failed = False
     for row in rows(options, torch.device("cpu" if options.dry else "cuda")):
-        kept.append({**row, **about})
+        if not options.dry:  # row by row: a run that is cut short keeps what it measured
+            write_rows(RESULTS, [{**row, **about}])
         print(json.dumps(row), flush=True)
         outcome = str(row.get("outcome", "ok"))
         failed |= outcome != "ok" and not outcome.startswith("not finished")
         if failed and row["mode"] == "tests":
             break
-    if not options.dry:
-        write_rows(RESULTS, kept)
     if failed:
         print("bench.gpu: a test failed, see the rows with an outcome; after a wrong result nothing is timed")
     return int(failed)
