@@ -70,7 +70,7 @@ def rows(options: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     parts = tuple(options.only) or PARTS
     yield from proofs(parts, options.dry, seconds=60 * options.minutes)
     setup = Setup(device, 2 if options.dry else options.repeats, options.dry, deadline)
-    measured = [name for name in MEASURED if name in parts]
+    measured = [name for name in parts if name in MEASURED]
     if "roof" in parts or set(measured) - {"preference", "host"}:
         yield from roof(setup)
     for name in measured:
