@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmfast.ops.dispatch import native
 from mmfast.ops.head.folds import BASE, WRITTEN, Tile, Written
-from mmfast.ops.head.gemm import torch_product
 from mmfast.ops.head.outcome import NUMBERS, Kernels
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import row_stride, stream
@@ -57,7 +56,7 @@ class NativeFolds(Kernels):
         if mixed and a.numel() and b.numel() and out.stride(1) == 1 and has_bf16_gemm():
             bf16_product(a, b, out, accumulate)
         else:
-            torch_product(a, b, out, accumulate)
+            super().product(a, b, out, accumulate)
 
     def _queue(self, tensor: Tensor) -> int:
         """A fold's last argument is the number of threads on CPU, the current stream on a GPU."""
