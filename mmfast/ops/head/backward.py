@@ -88,13 +88,7 @@ def from_kept(
 
 
 def by_recomputing(
-    head: Head,
-    numbers: Tensor,
-    c: Tensor,
-    h: Tensor | None,
-    gradients: HeadGradients,
-    spec: HeadSpec,
-    folds: Folds,
+    head: Head, numbers: Tensor, c: Tensor, h: Tensor | None, gradients: HeadGradients, spec: HeadSpec, folds: Folds
 ) -> list[Tensor]:
     """Makes each tile of logits again, overwrites it by dL/dlogits, and uses it in each GEMM that needs it. Returns the
     gradients of x and u if spec.input_grad."""
