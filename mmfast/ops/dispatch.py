@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ def constant(question: Callable[..., T]) -> Callable[..., T]:
 
 
 @lru_cache(maxsize=1)
-def native() -> ModuleType | None:
+def native() -> Any:
     """Returns mmfast._C, or None where it was not built. torch comes first: it brings the one OpenMP runtime."""
     if importlib.util.find_spec("mmfast._C") is None:
         return None

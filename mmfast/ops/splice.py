@@ -32,7 +32,7 @@ def splice_torch(tokens: Tensor, table: Tensor, image_features: Tensor, features
     return torch.where(text[:, None], out, image_features.index_select(0, features.clamp(min=0)))
 
 
-def _forward(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> list[Tensor]:
+def _forward(table: Tensor, tokens: Tensor, image_features: Tensor, features: Tensor, backend: str) -> list[Tensor]:
     if backend == "torch" or tokens.numel() == 0:
         return [splice_torch(tokens, table, image_features, features)]
     tokens, features = tokens.contiguous(), features.contiguous()
@@ -41,20 +41,19 @@ def _forward(tokens: Tensor, table: Tensor, image_features: Tensor, features: Te
         from mmfast.kernels.splice import splice
 
         return [splice(tokens, table, image_features, features)]
-    module: Any = native()
     out = table.new_empty((tokens.shape[0], table.shape[1]))
     given = (tokens, features, table, image_features, out, out.shape[0], table.shape[1] * table.element_size())
     if backend == "cuda":
-        module.cuda_splice(*given, stream(table))
+        native().cuda_splice(*given, stream(table))
     else:
-        module.cpu_splice(*given, table.shape[0], image_features.shape[0])
+        native().cpu_splice(*given, table.shape[0], image_features.shape[0])
     return [out]
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        tokens, table, image_features, features, _ = arguments
+        table, tokens, image_features, features, _ = arguments
         ctx.save_for_backward(tokens, features)
         ctx.sizes = table.shape[0], image_features.shape[0]
         return tuple(_splice.below(*arguments))
@@ -63,17 +62,17 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (tokens, features), (vocabulary, rows), backend = ctx.saved_tensors, ctx.sizes, segment_backend(grad)
         d_table = d_images = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[0]:
             words = torch.where(features < 0, tokens, -1)  # -1 sorts before every row and is left out
             d_table = segment_sum(grad, *invert(words, vocabulary), backend)
         if ctx.needs_input_grad[2]:
             d_images = segment_sum(grad, *invert(features, rows), backend)
-        return None, d_table, d_images, None, None
+        return d_table, None, d_images, None, None
 
 
 _splice = LeanOp(
     "splice_embeddings" + infer_schema(_forward, mutates_args=()), _forward,
-    lambda tokens, table, *_: [table.new_empty((tokens.shape[0], table.shape[1]))], _Gradient,
+    lambda table, tokens, *_: [table.new_empty((tokens.shape[0], table.shape[1]))], _Gradient,
 )  # fmt: skip
 
 
@@ -97,5 +96,5 @@ def splice_embeddings(
     if name != "cpu":  # the native kernel looks at every index in its own pass
         check_range(OP, "features", features, -1, image_features.shape[0])
         check_range(OP, "tokens", tokens.masked_fill(features >= 0, 0), 0, table.shape[0])
-    out: Tensor = _splice(tokens, table, image_features, features, name)[0]
+    out: Tensor = _splice(table, tokens, image_features, features, name)[0]
     return out

@@ -30,8 +30,7 @@ def fused_logprob(call: Call, top1: bool) -> Tensor:
         raise ValueError(f"{op} takes bf16 or fp16, not {x.dtype}")
     if any(call.wants):
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
-    if not torch.compiler.is_compiling():
-        check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
+    check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
     logp: Tensor = _fused(x, weight, targets, bias, spec.softcap, spec.temperature)[0]
     return logp
 
