@@ -97,7 +97,9 @@ def _gradients(
 
 
 def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields the queries and the places in k_index of each run that has queries."""
+    """Yields the queries and the places in k_index of each run that has queries; none on the meta device."""
+    if q_offsets.is_meta:
+        return iter(())
     ends = zip(pairwise(q_offsets.tolist()), pairwise(k_offsets.tolist()), strict=True)
     return ((slice(*queries), slice(*keys)) for queries, keys in ends if queries[0] < queries[1])
 
