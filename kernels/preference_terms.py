@@ -74,9 +74,8 @@ def margin_terms(score, b, eps, log_eps, log1m_eps, tau, margin, kind):
 
 
 def pair_terms(
-    a_c, a_r, n_c, n_r, shift, b, eps, log_eps,
-    log1m_eps, f_alpha, tau, margin, kind, divergence, per_token,
-):  # fmt: skip
+    a_c, a_r, n_c, n_r, shift, b, eps, log_eps, log1m_eps, f_alpha, tau, margin, kind, divergence, per_token
+):
     """Returns each pair's loss and its derivatives by a_c and a_r, in fp64. (The kinds that sort are in aot_terms.)
 
     a_c and a_r are the log-ratios S - S_ref of the two sides, n_c and n_r their sums of weights, none of them zero.

@@ -47,16 +47,15 @@ def short(dtype: torch.dtype) -> str:
 
 
 def refuse_dtensor(op: str, name: str, value: Tensor) -> None:
-    if type(value) is Tensor or type(value) is torch.nn.Parameter:
+    if type(value) is Tensor or type(value) is torch.nn.Parameter or not torch.distributed.is_available():
         return
-    if torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor
 
-        if isinstance(value, DTensor):
-            raise ValueError(
-                f"{op}: {name} is a DTensor. Call the op inside the FSDP root's forward, where parameters are plain "
-                "gathered tensors; outside it, full_tensor() detaches the gradient from the shards"
-            )
+    if isinstance(value, DTensor):
+        raise ValueError(
+            f"{op}: {name} is a DTensor. Call the op inside the FSDP root's forward, where parameters are plain "
+            "gathered tensors; outside it, full_tensor() detaches the gradient from the shards"
+        )
 
 
 def check_range(op: str, name: str, value: Tensor, low: int, high: int) -> None:

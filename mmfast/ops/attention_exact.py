@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
 from .arguments import refuse_double_backward
 from .dispatch import native
-from .launch import custom_op
+from .launch import LeanOp
 from .rows import accumulator, segment_backend, segment_sum
 
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -96,7 +97,9 @@ def _gradients(
 
 
 def _runs(q_offsets: Tensor, k_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields the queries and the places in k_index of each run that has queries."""
+    """Yields the queries and the places in k_index of each run that has queries; none on the meta device."""
+    if q_offsets.is_meta:
+        return iter(())
     ends = zip(pairwise(q_offsets.tolist()), pairwise(k_offsets.tolist()), strict=True)
     return ((slice(*queries), slice(*keys)) for queries, keys in ends if queries[0] < queries[1])
 
@@ -116,46 +119,40 @@ def _run(function: str, *arguments: Any) -> None:
         raise MemoryError("tree_attention: out of memory for its scratch")
 
 
-@custom_op("mmfast::tree_attention_exact")
-def exact_attention(
+def _attend(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_index: Tensor, k_offsets: Tensor,
     copies: Tensor, copy_offsets: Tensor, scale: float, window: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> list[Tensor]:  # fmt: skip
     """Returns out[T, Hq, Dh] and each query's log-sum-exp[T, Hq], which "cpu" takes to the base 2."""
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
+    out, lse = _attend_fake(q)
     if backend == "cpu":
         _run("cpu_tree_forward", *_native(q, k, v, q_offsets, k_index, k_offsets, scale, window), out, lse)
-        return out, lse
+        return [out, lse]
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
         rows = k_index[keys]
         run = (q[mine], k.index_select(0, rows), v.index_select(0, rows))
         run_out, run_lse = _forward(*(x.transpose(0, 1) for x in run), scale=scale, window=window)
         out[mine], lse[mine] = run_out.transpose(0, 1), run_lse.transpose(0, 1)
-    return out, lse
+    return [out, lse]
 
 
-@exact_attention.register_fake
-def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _attend_fake(q: Tensor, *others: Any) -> list[Tensor]:
     lse = q.new_empty((q.shape[0], q.shape[1]), dtype=accumulator(q.dtype))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+    return [torch.empty_like(q, memory_format=torch.contiguous_format), lse]
 
 
-@custom_op("mmfast::tree_attention_exact_backward")
-def exact_attention_backward(
+def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_offsets: Tensor, k_index: Tensor,
     k_offsets: Tensor, scale: float, window: int, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> list[Tensor]:  # fmt: skip
     """Returns d q[T, Hq, Dh], and the gradients of the gathered k and v[K, Hkv, Dh]."""
-    d_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
-    d_v = torch.empty_like(d_k)
+    d_q, d_k, d_v = made = _backward_fake(grad, q, k, v, out, lse, q_offsets, k_index)
     grad = dense_width(grad)
     if backend == "cpu":
         attention = _native(q, k, v, q_offsets, k_index, k_offsets, scale, window)
-        _run("cpu_tree_backward", *attention, grad, grad.stride(0), grad.stride(1), out, lse, d_q, d_k, d_v)
-        return d_q, d_k, d_v
+        _run("cpu_tree_backward", *attention, grad, grad.stride(0), grad.stride(1), out, lse, *made)
+        return made
     d_k.zero_(), d_v.zero_()  # keys of a run without queries
     q = dense_width(q)
     for mine, keys in _runs(q_offsets, k_offsets):
@@ -163,28 +160,33 @@ def exact_attention_backward(
         run = (grad[mine], q[mine], k.index_select(0, rows), v.index_select(0, rows), out[mine], lse[mine])
         gradients = _gradients(*(x.transpose(0, 1) for x in run), scale=scale, window=window)
         d_q[mine], d_k[keys], d_v[keys] = (g.transpose(0, 1) for g in gradients)
-    return d_q, d_k, d_v
+    return made
 
 
-@exact_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(grad: Tensor, q: Tensor, k: Tensor, *others: Any) -> list[Tensor]:
     k_index = others[4]
     d_k = k.new_empty((k_index.shape[0], *k.shape[1:]))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), d_k, torch.empty_like(d_k)
+    return [torch.empty_like(q, memory_format=torch.contiguous_format), d_k, torch.empty_like(d_k)]
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.settings = inputs[8:]  # scale, window, backend
-    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        made = exact_attention.below(*arguments)
+        ctx.settings = arguments[8:]  # scale, window, backend
+        ctx.save_for_backward(*arguments[:3], *made, *arguments[3:8])
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("tree_attention")
+        *saved, copies, copy_offsets = ctx.saved_tensors
+        d_q, d_k, d_v = _exact_backward(grad, *saved, *ctx.settings)
+        backend = segment_backend(d_k)
+        d_k, d_v = (segment_sum(x, copies, copy_offsets, backend) for x in (d_k, d_v))
+        return d_q, d_k, d_v, *[None] * 8
 
 
-def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
-    refuse_double_backward("tree_attention")
-    *saved, copies, copy_offsets = ctx.saved_tensors
-    d_q, d_k, d_v = exact_attention_backward(grad, *saved, *ctx.settings)
-    backend = segment_backend(d_k)
-    d_k, d_v = (segment_sum(x, copies, copy_offsets, backend) for x in (d_k, d_v))
-    return d_q, d_k, d_v, *[None] * 8
-
-
-exact_attention.register_autograd(_backward, setup_context=_setup)
+SCHEMAS = [infer_schema(body, mutates_args=()) for body in (_attend, _attend_backward)]
+exact_attention = LeanOp("tree_attention_exact" + SCHEMAS[0], _attend, _attend_fake, _Gradient)
+_exact_backward = LeanOp("tree_attention_exact_backward" + SCHEMAS[1], _attend_backward, _backward_fake)

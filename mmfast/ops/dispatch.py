@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ def constant(question: Callable[..., T]) -> Callable[..., T]:
 
 
 @lru_cache(maxsize=1)
-def native() -> ModuleType | None:
+def native() -> Any:
     """Returns mmfast._C, or None where it was not built. torch comes first: it brings the one OpenMP runtime."""
     if importlib.util.find_spec("mmfast._C") is None:
         return None
@@ -132,7 +131,7 @@ def choose(op: str, device: torch.device, supported: dict[str, str], backend: st
             raise ValueError(f"{op}: backend {asked!r} was asked for but cannot be used: {reason}")
         return asked
     for name in BACKENDS:
-        if name == "triton" and device.type == "cpu":
+        if name == "triton" and device.type != "cuda":
             continue  # the interpreter is for tests, which ask for it by name
         if supported.get(name, "missing") == "" and not available(name, device):
             return name

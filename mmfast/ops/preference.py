@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
 from mmfast.kernels.preference_terms import pair_terms
 
-from . import launch
 from .arguments import EXACT, INDEX, OFFSETS, Shape, check, check_offsets, check_range, refuse_double_backward
 from .dispatch import choose
 from .kinds import SORTING
+from .launch import LeanOp
 from .preference_kernels import PreferenceTensors, Raw, preference_native, preference_triton
 from .preference_math import PreferenceSpec, aot_terms, make_spec
 from .rows import segment_sum_torch
@@ -130,10 +131,7 @@ class _Gradient(torch.autograd.Function):
         return None if d_loss is None else d_loss * ctx.saved_tensors[0], None, None, None, None
 
 
-_preference = launch.LeanOp(
-    "preference_loss(Tensor logps, Tensor?[] others, float[] options, bool want_grad, str backend) -> Tensor[]",
-    _forward, _fake, _Gradient,
-)  # fmt: skip
+_preference = LeanOp("preference_loss" + infer_schema(_forward, mutates_args=()), _forward, _fake, _Gradient)
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -58,9 +58,7 @@ def preference_native(
         copies, offsets = tensors.inverse()
         tensors = tensors._replace(copies=copies, offsets=offsets)
     run = getattr(module, f"{half}_preference_{'f64' if logps.dtype == torch.float64 else 'f32'}")
-    run(
-        *tensors, *sizes, loss, metrics, grad if want_grad else None, scratch, *spec, stream(logps),
-    )  # fmt: skip
+    run(*tensors, *sizes, loss, metrics, grad if want_grad else None, scratch, *spec, stream(logps))
     return loss, metrics, grad
 
 

@@ -124,15 +124,10 @@ def aot_terms(
     spec: PreferenceSpec, s_c: Tensor, s_r: Tensor, ref_c: Tensor, ref_r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Optimal transport compares sorted with sorted. The i-th loss goes to the pair whose (chosen) ratio ranks i."""
-    if spec.name == "aot":
-        ours, order_c = (s_c - s_r).sort(stable=True)
-        other, order_r = (ref_c - ref_r).sort(stable=True)
-    else:
-        ours, order_c = (s_c - ref_c).sort(stable=True)
-        other, order_r = (s_r - ref_r).sort(stable=True)
+    paired = spec.name == "aot"
+    ours, order_c = (s_c - (s_r if paired else ref_c)).sort(stable=True)
+    other, order_r = ((ref_c if paired else s_r) - ref_r).sort(stable=True)
     value, slope = smoothed(spec.beta * (ours - other), spec.smoothing)
     at_c = torch.empty_like(value).scatter_(0, order_c, spec.beta * slope)
-    value = torch.empty_like(value).scatter_(0, order_c, value)
-    if spec.name == "aot":
-        return value, at_c, -at_c
-    return value, at_c, torch.empty_like(value).scatter_(0, order_r, -spec.beta * slope)
+    at_r = -at_c if paired else torch.empty_like(value).scatter_(0, order_r, -spec.beta * slope)
+    return torch.empty_like(value).scatter_(0, order_c, value), at_c, at_r

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,7 @@ def changed_flags(
         raise ValueError(f"{OP}: insertions must be one of {', '.join(INSERTIONS)}, not {insertions!r}")
     if backend not in (None, "cpu", "python"):
         raise ValueError(f"{OP}: backend must be 'cpu' or 'python', not {backend!r}")
-    module: Any = native()
+    module = native()
     if backend == "python" or (module is None and backend is None):
         return _difflib(a, b, min_match, autojunk, insertions)
     if module is None:

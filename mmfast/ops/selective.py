@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
 from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_double_backward
 from mmfast.ops.head.backends import folds_for
@@ -15,7 +16,7 @@ from mmfast.ops.head.call import logit_spec
 from mmfast.ops.head.folds import STATS, Folds, Tile, Written
 from mmfast.ops.head.outcome import LSE, NUMBERS
 from mmfast.ops.head.spec import TILE_BUDGET, HeadSpec, budget_for
-from mmfast.ops.launch import custom_op
+from mmfast.ops.launch import LeanOp
 from mmfast.ops.logprob import select
 from mmfast.ops.rows import accumulator
 
@@ -71,10 +72,7 @@ def _blocks(logits: Tensor, targets: Tensor, folds: Folds) -> Iterator[tuple[sli
         yield block, Tile(buffer[: block.stop - start].copy_(logits[block]), None, targets[block], 0)
 
 
-@custom_op("mmfast::selective_logprob")
-def _selective_logprob(
-    logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _forward(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> list[Tensor]:
     """Returns told and numbers, as in outcome.Outcome."""
     check_range(OP, "targets", targets, 0, logits.shape[1])
     rows, vocab = logits.shape
@@ -85,19 +83,19 @@ def _selective_logprob(
         folds.forward(tile, part, spec, Written())
         if part.shape != stats.shape:
             stats[:, block] = part
-    return folds.outcome(stats, None, vocab, spec, e=False)
+    return list(folds.outcome(stats, None, vocab, spec, e=False))
 
 
-@_selective_logprob.register_fake
-def _(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _fake(logits: Tensor, targets: Tensor, options: list[float], inplace: bool, backend: str) -> list[Tensor]:
     acc, rows = accumulator(logits.dtype), logits.shape[0]
     told = (2, rows) if HeadSpec.of(options).entropy_grad else (rows,)
-    return logits.new_empty(told, dtype=acc), logits.new_empty(NUMBERS, rows, dtype=acc)
+    return [logits.new_empty(told, dtype=acc), logits.new_empty(NUMBERS, rows, dtype=acc)]
 
 
-def _write_gradient(
-    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str, out: Tensor
+def _backward(
+    out: Tensor, grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str
 ) -> None:
+    """Writes the gradient to `out`, which may be the logits."""
     spec, folds = HeadSpec.of(options), folds_for(OP, logits, backend)
     c, h = grad.unbind() if spec.entropy_grad else (grad, None)
     a, b, d = slopes_of(c, h, numbers, spec)
@@ -108,47 +106,30 @@ def _write_gradient(
         folds.gradient(tile, numbers[LSE, block], a[block], None if b is None else b[block], d[block], spec, to)
         if not direct:
             out[block] = to
+    torch.autograd.graph.increment_version(out)  # kernels write behind autograd's back
 
 
-@custom_op("mmfast::selective_logprob_backward")
-def _selective_logprob_backward(
-    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str
-) -> Tensor:
-    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _write_gradient(grad, logits, targets, numbers, options, backend, out)
-    return out
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        logits, targets, ctx.options, ctx.inplace, ctx.backend = arguments
+        told, numbers = _selective_logprob.below(*arguments)
+        ctx.mark_non_differentiable(numbers)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, targets, numbers)
+        return told, numbers
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward(OP)
+        if grad is None:
+            return (None,) * 5
+        logits, *saved = ctx.saved_tensors
+        out = logits if ctx.inplace else torch.empty_like(logits, memory_format=torch.contiguous_format)
+        _selective_logprob_backward(out, grad, logits, *saved, ctx.options, ctx.backend)
+        return out.detach(), None, None, None, None
 
 
-@_selective_logprob_backward.register_fake
-def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-@custom_op("mmfast::selective_logprob_backward_", mutates_args=("logits",))
-def _selective_logprob_backward_(
-    grad: Tensor, logits: Tensor, targets: Tensor, numbers: Tensor, options: list[float], backend: str
-) -> None:
-    """Writes the gradient in the place of the logits."""
-    _write_gradient(grad, logits, targets, numbers, options, backend, logits)
-
-
-def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    logits, targets, ctx.options, ctx.inplace, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, output[1])
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    refuse_double_backward(OP)
-    if grad is None:
-        return (None,) * 5
-    logits, targets, numbers = ctx.saved_tensors
-    arguments = (grad, logits, targets, numbers, ctx.options, ctx.backend)
-    if not ctx.inplace:
-        return (_selective_logprob_backward(*arguments), *[None] * 4)
-    _selective_logprob_backward_(*arguments)
-    return (logits.detach(), *[None] * 4)
-
-
-_selective_logprob.register_autograd(_backward, setup_context=_setup)
+SCHEMAS = infer_schema(_forward, mutates_args=()), infer_schema(_backward, mutates_args=("out",))
+_selective_logprob = LeanOp("selective_logprob" + SCHEMAS[0], _forward, _fake, _Gradient)
+_selective_logprob_backward = LeanOp("selective_logprob_backward" + SCHEMAS[1], _backward, lambda *_: None)

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
 from .arguments import FLOATS, INDEX, check, check_range
 from .dispatch import BACKENDS, choose, native
-from .launch import custom_op, stream
+from .launch import LeanOp, stream
 from .rows import invert, segment_backend, segment_sum
 
 OP = "splice_embeddings"
@@ -31,52 +32,48 @@ def splice_torch(tokens: Tensor, table: Tensor, image_features: Tensor, features
     return torch.where(text[:, None], out, image_features.index_select(0, features.clamp(min=0)))
 
 
-@custom_op("mmfast::splice_embeddings")
-def _splice(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> Tensor:
+def _forward(table: Tensor, tokens: Tensor, image_features: Tensor, features: Tensor, backend: str) -> list[Tensor]:
     if backend == "torch" or tokens.numel() == 0:
-        return splice_torch(tokens, table, image_features, features)
+        return [splice_torch(tokens, table, image_features, features)]
     tokens, features = tokens.contiguous(), features.contiguous()
     table, image_features = table.contiguous(), image_features.contiguous()
     if backend == "triton":
         from mmfast.kernels.splice import splice
 
-        return splice(tokens, table, image_features, features)
-    module: Any = native()
+        return [splice(tokens, table, image_features, features)]
     out = table.new_empty((tokens.shape[0], table.shape[1]))
-    row_bytes = table.shape[1] * table.element_size()
-    given = (tokens, features, table, image_features, out, out.shape[0], row_bytes)
+    given = (tokens, features, table, image_features, out, out.shape[0], table.shape[1] * table.element_size())
     if backend == "cuda":
-        module.cuda_splice(*given, stream(table))
+        native().cuda_splice(*given, stream(table))
     else:
-        module.cpu_splice(*given, table.shape[0], image_features.shape[0])
-    return out
+        native().cpu_splice(*given, table.shape[0], image_features.shape[0])
+    return [out]
 
 
-@_splice.register_fake
-def _(tokens: Tensor, table: Tensor, image_features: Tensor, features: Tensor, backend: str) -> Tensor:
-    return table.new_empty((tokens.shape[0], table.shape[1]))
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        table, tokens, image_features, features, _ = arguments
+        ctx.save_for_backward(tokens, features)
+        ctx.sizes = table.shape[0], image_features.shape[0]
+        return tuple(_splice.below(*arguments))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (tokens, features), (vocabulary, rows), backend = ctx.saved_tensors, ctx.sizes, segment_backend(grad)
+        d_table = d_images = None
+        if ctx.needs_input_grad[0]:
+            words = torch.where(features < 0, tokens, -1)  # -1 sorts before every row and is left out
+            d_table = segment_sum(grad, *invert(words, vocabulary), backend)
+        if ctx.needs_input_grad[2]:
+            d_images = segment_sum(grad, *invert(features, rows), backend)
+        return d_table, None, d_images, None, None
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    tokens, table, image_features, features, _ = inputs
-    ctx.save_for_backward(tokens, features)
-    ctx.sizes = table.shape[0], image_features.shape[0]
-
-
-def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-    tokens, features = ctx.saved_tensors
-    vocabulary, rows = ctx.sizes
-    backend = segment_backend(grad)
-    d_table = d_images = None
-    if ctx.needs_input_grad[1]:
-        words = torch.where(features < 0, tokens, -1)  # -1 sorts before every row and is left out
-        d_table = segment_sum(grad, *invert(words, vocabulary), backend)
-    if ctx.needs_input_grad[2]:
-        d_images = segment_sum(grad, *invert(features, rows), backend)
-    return None, d_table, d_images, None, None
-
-
-_splice.register_autograd(_backward, setup_context=_setup)
+_splice = LeanOp(
+    "splice_embeddings" + infer_schema(_forward, mutates_args=()), _forward,
+    lambda table, tokens, *_: [table.new_empty((tokens.shape[0], table.shape[1]))], _Gradient,
+)  # fmt: skip
 
 
 def splice_embeddings(
@@ -99,4 +96,5 @@ def splice_embeddings(
     if name != "cpu":  # the native kernel looks at every index in its own pass
         check_range(OP, "features", features, -1, image_features.shape[0])
         check_range(OP, "tokens", tokens.masked_fill(features >= 0, 0), 0, table.shape[0])
-    return _splice(tokens, table, image_features, features, name)
+    out: Tensor = _splice(table, tokens, image_features, features, name)[0]
+    return out

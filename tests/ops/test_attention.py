@@ -263,14 +263,14 @@ def test_gradcheck_and_opcheck():
     assert torch.autograd.gradcheck(lambda *x: call(t, *x, window=2), (q, k, v))
     copies, offsets = t.inverse()
     arguments = (q, k, v, t.q_offsets, t.k_index, t.k_offsets, copies, offsets, 0.5, 0, "loop")
-    torch.library.opcheck(exact_attention, arguments)
+    torch.library.opcheck(exact_attention.op, arguments)
 
 
 def test_opcheck_in_fp32(exact):
     t = tree((2, (1,), (2,)))
     indices = (t.q_offsets, t.k_index, t.k_offsets, *t.inverse())
     arguments = (*inputs(t, 2, 1, 16, torch.float32), *indices, 0.5, 2, exact)
-    torch.library.opcheck(exact_attention, arguments)
+    torch.library.opcheck(exact_attention.op, arguments)
 
 
 @pytest.mark.parametrize("width", [8, 16])

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.logprob_host import EmptyFolds, problem, step
 from mmfast.ops import logprob
 from mmfast.ops.head import backends, call
+from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.head.tiles import Head
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -52,7 +53,7 @@ def test_launches(rows: int, trained: bool, some: bool, calls: list[str]) -> Non
         given["hidden"] = torch.zeros(2 * rows, 8, dtype=torch.bfloat16, requires_grad=True)
     inputs = Head(given["hidden"], None, given["weight"], None, None, given["targets"])
     budgets = {name: given[name] for name in ("tile_budget", "keep_budget")}
-    checked = call.prepare("op", inputs, chosen, call.logit_spec("op"), backend="torch", **budgets)
+    checked = call.prepare("op", inputs, chosen, HeadSpec(), backend="torch", **budgets)
     options, path = checked.spec.flat(), "kept" if trained else "direct"
     assert checked.spec.path(given["hidden"][:rows], VOCAB) == path
     # The bodies of both ops: nothing but their launches.

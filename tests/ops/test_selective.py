@@ -114,6 +114,18 @@ def test_in_place_is_guarded() -> None:
         logp.sum().backward()
 
 
+@pytest.mark.usefixtures("device")
+def test_in_place_compiles() -> None:
+    values, targets = logits_of(torch.float32)
+    leaf = values.requires_grad_()
+    made, plain = leaf * 2, selective_logprob(leaf * 2, targets)
+    run = torch.compile(
+        lambda x: selective_logprob(x, targets, inplace_backward=True), fullgraph=True, backend="aot_eager"
+    )
+    (want,), (got,) = (torch.autograd.grad(logp.sum(), leaf) for logp in (plain, run(made)))
+    assert torch.equal(got, want) and torch.equal(2 * made.detach(), want)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

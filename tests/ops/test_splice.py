@@ -70,7 +70,7 @@ def test_gradcheck_opcheck_compile(backend):
     tokens, table, images, features = inputs()
     run = lambda t, i: splice_embeddings(tokens, t, i, features, backend=backend)  # noqa: E731
     assert torch.autograd.gradcheck(run, (table, images))
-    torch.library.opcheck(_splice, (tokens, table, images, features, backend))
+    torch.library.opcheck(_splice.op, (table, tokens, images, features, backend))
     compiled = torch.compile(lambda t, i: run(t, i).sin().sum(), fullgraph=True, backend="aot_eager")
     found = torch.autograd.grad(compiled(table, images), (table, images))
     wanted = torch.autograd.grad(run(table, images).sin().sum(), (table, images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,17 +42,18 @@ class HeadGradients:
         pairs = zip((head.weight, head.b, head.bias), wants, strict=True)
         return HeadGradients(*(make(t) if want and t is not None else None for t, want in pairs))
 
-    def put(self, start: int, stop: int, transposed: Tensor, x: Tensor | None, u: Tensor | None, folds: Folds) -> None:
-        """Puts rows start..stop: `transposed` [v,U] times x and u [U,*], accumulated in fp32 and rounded once."""
-        for grad, right in ((self.weight, x), (self.b, u)):
+    def put(
+        self, start: int, stop: int, dz: Tensor, inputs: Sequence[Tensor | None], folds: Folds, column: Tensor | None
+    ) -> None:
+        """Puts rows start..stop: dz^T [v,U] times x and u, accumulated in fp32 and rounded once, and the sum of dz for
+        the bias. column [U,1]: a factor of dz that x and u hold already; None: 1."""
+        for grad, right in zip((self.weight, self.b), inputs, strict=False):
             if grad is not None and right is not None:
                 out = grad[start:stop]
-                exact = out if out.dtype == transposed.dtype else torch.empty_like(out, dtype=transposed.dtype)
-                folds.product(transposed, right, exact)
+                exact = out if out.dtype == dz.dtype else torch.empty_like(out, dtype=dz.dtype)
+                folds.product(dz.T, right, exact)
                 if exact is not out:
                     out.copy_(exact)
-
-    def put_bias(self, start: int, stop: int, dz: Tensor, column: Tensor | None) -> None:
         if self.bias is not None:
             acc = accumulator(dz.dtype)
             self.bias[start:stop] = dz.sum(0, dtype=acc) if column is None else (dz.to(acc) * column).sum(0)
@@ -73,28 +75,21 @@ def from_kept(
     """Makes kept^T diag(c FACTOR) X[rows_of_x]: one GEMM where the result needs no buffer, else one a tile."""
     factor = numbers[FACTOR]
     wanted = ((gradients.weight, head.x), (gradients.b, head.u))
-    x, u = (
+    inputs = [
         None if g is None or t is None else kernels.combine(kept.dtype, c, t, rows_of_x, scale=factor)
         for g, t in wanted
-    )
+    ]
     column = None if gradients.bias is None else (c * factor)[:, None]
     rows, vocab = kept.shape
     direct = gradients.bias is None and head.x.dtype == kept.dtype
     width = vocab if direct else spec.tile_width(rows, vocab)
     for start in range(0, vocab if rows else 0, width):
         stop = min(start + width, vocab)
-        gradients.put(start, stop, kept[:, start:stop].T, x, u, kernels)
-        gradients.put_bias(start, stop, kept[:, start:stop], column)
+        gradients.put(start, stop, kept[:, start:stop], inputs, kernels, column)
 
 
 def by_recomputing(
-    head: Head,
-    numbers: Tensor,
-    c: Tensor,
-    h: Tensor | None,
-    gradients: HeadGradients,
-    spec: HeadSpec,
-    folds: Folds,
+    head: Head, numbers: Tensor, c: Tensor, h: Tensor | None, gradients: HeadGradients, spec: HeadSpec, folds: Folds
 ) -> list[Tensor]:
     """Makes each tile of logits again, overwrites it by dL/dlogits, and uses it in each GEMM that needs it. Returns the
     gradients of x and u if spec.input_grad."""
@@ -102,7 +97,7 @@ def by_recomputing(
     x, rows, vocab = head.x, head.x.shape[0], head.weight.shape[0]
     acc, store = accumulator(x.dtype), compute_dtype(x)
     sums = [x.new_zeros(rows, w.shape[1], dtype=acc) for _, w in head.terms()] if spec.input_grad else []
-    right = [t.to(store) for t, _ in head.terms()]
+    inputs = [t.to(store) for t, _ in head.terms()]
     width = spec.tile_width(rows, vocab)
     buffer = x.new_empty(rows, padded(width), dtype=acc)
     store_buffer = buffer if store == acc else x.new_empty(rows, padded(width), dtype=store)
@@ -112,6 +107,5 @@ def by_recomputing(
         folds.gradient(head.tile(folds, start, tile), numbers[LSE], *slopes, spec, dz)
         for g, (_, w) in zip(sums, head.terms(), strict=bool(sums)):
             folds.product(dz, w[start:stop].to(store), g, accumulate=start > 0)
-        gradients.put(start, stop, dz.T, right[0], right[1] if len(right) > 1 else None, folds)
-        gradients.put_bias(start, stop, dz, None)
+        gradients.put(start, stop, dz, inputs, folds, None)
     return [g.to(x.dtype) for g in sums]

@@ -60,28 +60,19 @@ def prepare(
     # What needs a gradient decides the path; budgets decide what is kept for it.
     head = Head(hidden, u, weight, b, bias, targets)
     wants = [t is not None and t.requires_grad for t in head[:5]] if torch.is_grad_enabled() else [False] * 5
-    if tile_budget is None:
-        tile_budget = budget_for(device, TILE_BUDGET)
-    if keep_budget is None:
-        keep_budget = budget_for(device, KEEP_BUDGET)
-    spec = HeadSpec(*spec[:6], any(wants[:2]), any(wants[2:]), tile_budget, keep_budget)
+    budgets = budget_for(device, TILE_BUDGET, tile_budget), budget_for(device, KEEP_BUDGET, keep_budget)
+    spec = HeadSpec(*spec[:6], any(wants[:2]), any(wants[2:]), *budgets)
     return Call(head, rows, spec, wants, backend or "")
 
 
 def logit_spec(
-    op: str,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    return_entropy: bool = False,
-    entropy_grad: bool = False,
-    return_logsumsq: bool = False,
-    return_mean_logit: bool = False,
+    op: str, softcap: float | None, temperature: float, entropy: bool, entropy_grad: bool, squares: bool, total: bool
 ) -> HeadSpec:
     """Checks the public options."""
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap must be above 0, not {softcap} (None: no cap)")
     if not temperature > 0:
         raise ValueError(f"{op}: temperature must be above 0, not {temperature}")
-    if entropy_grad and not return_entropy:
+    if entropy_grad and not entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
-    return HeadSpec(softcap or 0.0, temperature, return_entropy, return_logsumsq, return_mean_logit, entropy_grad)
+    return HeadSpec(softcap or 0.0, temperature, entropy, squares, total, entropy_grad)

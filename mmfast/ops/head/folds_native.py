@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmfast.ops.dispatch import native
 from mmfast.ops.head.folds import BASE, WRITTEN, Tile, Written
-from mmfast.ops.head.gemm import torch_product
 from mmfast.ops.head.outcome import NUMBERS, Kernels
 from mmfast.ops.head.spec import HeadSpec
 from mmfast.ops.launch import row_stride, stream
@@ -23,19 +22,17 @@ SLICE = 2**20  # elements of a transposed matrix that are copied at a time
 @lru_cache(maxsize=1)
 def has_bf16_gemm() -> bool:
     """Whether this CPU runs the bf16 GEMM of csrc/cpu/gemm.cpp; else bf16 is multiplied as fp32."""
-    module: Any = native()
-    return module.cpu_has_gemm_bf16()
+    return bool(native().cpu_has_gemm_bf16())
 
 
 def bf16_product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
     """Makes out fp32 = a b (+ out), a and b bf16. Of a transposed `a` the GEMM gets slices, as rows."""
-    module: Any = native()
     dense = a.stride(1) == 1 or a.shape[1] == 1  # of a lone column torch keeps any stride, and calls it contiguous
     step = a.shape[0] if dense else max(1, SLICE // a.shape[1])
     for start in range(0, a.shape[0], step):
         left, to = (x[start : start + step] for x in (a, out))
         left = left if dense else left.contiguous()
-        module.cpu_gemm_bf16(
+        native().cpu_gemm_bf16(
             left, b, to, *to.shape, a.shape[1], left.stride(0), *b.stride(), to.stride(0), accumulate,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -57,7 +54,7 @@ class NativeFolds(Kernels):
         if mixed and a.numel() and b.numel() and out.stride(1) == 1 and has_bf16_gemm():
             bf16_product(a, b, out, accumulate)
         else:
-            torch_product(a, b, out, accumulate)
+            super().product(a, b, out, accumulate)
 
     def _queue(self, tensor: Tensor) -> int:
         """A fold's last argument is the number of threads on CPU, the current stream on a GPU."""

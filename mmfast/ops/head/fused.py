@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
 from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import available
 from mmfast.ops.head.call import Call
-from mmfast.ops.launch import custom_op
+from mmfast.ops.launch import LeanOp
 
 NAME = "triton-fused"
 DTYPES = (torch.bfloat16, torch.float16)
@@ -29,21 +30,22 @@ def fused_logprob(call: Call, top1: bool) -> Tensor:
         raise ValueError(f"{op} takes bf16 or fp16, not {x.dtype}")
     if any(call.wants):
         raise ValueError(f"{op} makes no gradient: call it under torch.no_grad(), or choose another backend")
-    if not torch.compiler.is_compiling():
-        check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
-    return _fused(x, weight, targets, bias, spec.softcap, spec.temperature)
+    check_range("linear_logprob", "targets", targets, 0, weight.shape[0])
+    logp: Tensor = _fused(x, weight, targets, bias, spec.softcap, spec.temperature)[0]
+    return logp
 
 
-@custom_op("mmfast::fused_logprob")
-def _fused(
+def _forward(
     x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float, temperature: float
-) -> Tensor:
+) -> list[Tensor]:
     from mmfast.kernels.logprob_fused import fused_logprob as kernel
 
     bias = None if bias is None else bias.contiguous()
-    return kernel(x, weight, targets.contiguous(), bias, softcap or None, temperature)
+    return [kernel(x, weight, targets.contiguous(), bias, softcap or None, temperature)]
 
 
-@_fused.register_fake
-def _(x: Tensor, weight: Tensor, targets: Tensor, *options: object) -> Tensor:
-    return x.new_empty(targets.shape[0], dtype=torch.float32)
+def _fake(x: Tensor, weight: Tensor, targets: Tensor, *options: object) -> list[Tensor]:
+    return [x.new_empty(targets.shape[0], dtype=torch.float32)]
+
+
+_fused = LeanOp("fused_logprob" + infer_schema(_forward, mutates_args=()), _forward, _fake)

@@ -61,5 +61,5 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
-def budget_for(device: torch.device, budgets: dict[str, int]) -> int:
-    return budgets.get(device.type, budgets["cuda"])
+def budget_for(device: torch.device, budgets: dict[str, int], asked: int | None = None) -> int:
+    return budgets.get(device.type, budgets["cuda"]) if asked is None else asked

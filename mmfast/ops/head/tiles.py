@@ -65,17 +65,16 @@ def forward(head: Head, spec: HeadSpec, folds: Kernels) -> Outcome:
     rows, vocab = head.x.shape[0], head.weight.shape[0]
     kept = None
     if spec.path(head.x, vocab) == "kept":
-        kept = head.x.new_empty(rows, padded(vocab), dtype=compute_dtype(head.x))
+        kept = head.x.new_empty(rows, padded(vocab), dtype=compute_dtype(head.x))[:, :vocab]
     if rows <= ROW_BLOCK:
-        out = _forward_block(head, spec, folds, kept)
-        return out if kept is None else out._replace(kept=kept[:, :vocab])
+        return _forward_block(head, spec, folds, kept)
     blocks = []
     for start in range(0, rows, ROW_BLOCK):
         block = slice(start, min(start + ROW_BLOCK, rows))
         blocks.append(_forward_block(head.cut(block), spec, folds, None if kept is None else kept[block]))
     told, numbers = (torch.cat(parts, -1) for parts in zip(*(block[:2] for block in blocks), strict=True))
     gradients = [torch.cat(parts) for parts in zip(*(block.gradients for block in blocks), strict=True)]
-    return Outcome(told, numbers, None if kept is None else kept[:, :vocab], gradients)
+    return Outcome(told, numbers, kept, gradients)
 
 
 def _forward_block(head: Head, spec: HeadSpec, folds: Kernels, kept: Tensor | None) -> Outcome:

@@ -50,11 +50,6 @@ def linear_logprob(
 
 
 def selective_logprob(
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    dtype: torch.dtype = torch.float64,
+    logits: Tensor, targets: Tensor, *, softcap: float | None = None, temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    return logprob_outputs(map_logits(logits.to(dtype), softcap, temperature), targets)
+    return logprob_outputs(map_logits(logits.double(), softcap, temperature), targets)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -113,5 +111,4 @@ def preference_reference(
     value = cross(spec.beta * (order.values - second.sort().values), spec.smoothing)
     metrics = metrics.detach().clone()
     metrics[0] = (value[order.indices.argsort()] - sft).detach()
-    assert math.isfinite(spec.scale)
     return (value.sum() - sft.sum()) * spec.scale, metrics
