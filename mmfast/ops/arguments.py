@@ -58,11 +58,13 @@ def refuse_dtensor(op: str, name: str, value: Tensor) -> None:
         )
 
 
+def looks_at(value: Tensor) -> bool:
+    """Indices are looked at on CPU always, elsewhere (where it costs a sync) with MMFAST_CHECK=1."""
+    return not torch.compiler.is_compiling() and (value.device.type == "cpu" or os.environ.get(CHECK_ENV) == "1")
+
+
 def check_range(op: str, name: str, value: Tensor, low: int, high: int) -> None:
-    """Index ranges are checked on CPU always, elsewhere (where it costs a sync) with MMFAST_CHECK=1."""
-    if torch.compiler.is_compiling() or value.numel() == 0:
-        return
-    if value.device.type != "cpu" and os.environ.get(CHECK_ENV) != "1":
+    if value.numel() == 0 or not looks_at(value):
         return
     smallest, largest = (int(x) for x in torch.aminmax(value))
     if smallest < low or largest >= high:
@@ -71,10 +73,10 @@ def check_range(op: str, name: str, value: Tensor, low: int, high: int) -> None:
 
 
 def check_offsets(op: str, name: str, value: Tensor, end: int) -> None:
-    """Offsets start at 0, never fall and end at `end` (same rule as check_range for when it is looked at)."""
+    """Offsets start at 0, never fall and end at `end`."""
     if value.numel() == 0:
         raise ValueError(f"{op}: {name} needs at least one entry (a lone 0 where there is nothing)")
-    if torch.compiler.is_compiling() or (value.device.type != "cpu" and os.environ.get(CHECK_ENV) != "1"):
+    if not looks_at(value):
         return
     if int(value[0]) != 0 or int(value[-1]) != end or bool((value[1:] < value[:-1]).any()):
         raise ValueError(f"{op}: {name} must start at 0, never fall and end at {end}; it is {value.tolist()[:16]}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import infer_schema
 
-from .arguments import FLOATS, INDEX, check, check_range
+from .arguments import FLOATS, INDEX, check, check_range, looks_at
 from .dispatch import BACKENDS, choose, native
 from .launch import LeanOp, stream
 from .rows import invert, segment_backend, segment_sum
@@ -93,7 +93,7 @@ def splice_embeddings(
     if image_features.dtype != table.dtype:
         image_features = image_features.to(table.dtype)
     name = choose(OP, device, dict.fromkeys(BACKENDS, ""), backend)
-    if name != "cpu":  # the native kernel looks at every index in its own pass
+    if name != "cpu" and looks_at(tokens):  # the native kernel looks at every index in its own pass
         check_range(OP, "features", features, -1, image_features.shape[0])
         check_range(OP, "tokens", tokens.masked_fill(features >= 0, 0), 0, table.shape[0])
     out: Tensor = _splice(table, tokens, image_features, features, name)[0]
