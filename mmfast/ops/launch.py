@@ -6,7 +6,7 @@ CUDA stream belongs to one device and Triton launches on the current one, so eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
@@ -60,8 +60,8 @@ _OPS = torch.library.Library("mmfast", "FRAGMENT")
 class LeanOp:
     """An op whose body runs on its tensors' device, as those of custom_op do, at a third of the host time a call: in an
     eager call nothing stands between caller and body, and tracers, fake tensors and modes see an op of the dispatcher.
-    It returns a list of tensors, none of them an argument. `gradient`: a torch.autograd.Function of the same arguments,
-    which calls `below`."""
+    It returns a list of tensors, none of them an argument, or nothing where it writes one. `gradient`: a
+    torch.autograd.Function of the same arguments, which calls `below`."""
 
     def __init__(self, schema: str, body: Callable[..., Any], fake: Callable[..., Any], gradient: Any = None) -> None:
         name = schema.partition("(")[0]
@@ -94,13 +94,3 @@ def _is_eager(tensor: Tensor) -> bool:
     plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
     return plain and not traced
-
-
-def custom_op(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Defines a torch.library.custom_op whose body runs on its tensors' device."""
-
-    def define(body: Callable[..., Any]) -> Any:
-        schema = torch.library.infer_schema(body, mutates_args=mutates_args)
-        return torch.library.custom_op(name, on_its_device(body), mutates_args=mutates_args, schema=schema)
-
-    return define
