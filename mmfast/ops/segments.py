@@ -32,7 +32,7 @@ def _ids(name: str, value: Sequence[int] | np.ndarray) -> np.ndarray:
         raise ValueError(f"{OP}: {name} must be a flat list of integers, not {ids.dtype} of shape {ids.shape}")
     if ids.dtype != np.int32 and ids.size and (ids.max() > 2**31 - 1 or ids.min() < -(2**31)):
         raise ValueError(f"{OP}: {name} holds an id outside int32")
-    return np.ascontiguousarray(ids, dtype=np.int32)
+    return np.require(ids, np.int32, ["C", "A"])  # dense and aligned: the kernel takes its address
 
 
 def changed_flags(
