@@ -239,6 +239,6 @@ def tree_attention(
     runs = Runs(queries, keys, max_q, max_k, scale, window)
     library = _xformers if name == "xformers" else partial(_flash, name)
     out = library(aligned(q), k, v, runs)
-    if out.requires_grad:
+    if out.requires_grad and not torch.compiler.is_compiling():
         out.register_hook(aligned)
     return out

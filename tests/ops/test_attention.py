@@ -4,12 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from mmfast.ops import attention as attention_module
 from mmfast.ops import attention_exact
@@ -496,6 +498,25 @@ def test_libraries_get_heads_that_start_at_16_bytes(flash_of_torch, monkeypatch,
         assert x.stride(-1) == 1 and not any(n % 8 for n in (x.storage_offset(), *x.stride()[:-1]))
     dense = layouts["dense"]
     assert attention_module.aligned(dense) is dense
+
+
+@pytest.mark.parametrize("name", ["flash3", "varlen"])
+def test_a_compiled_layer_has_no_graph_break(monkeypatch, name):
+    """A compiler cannot ask where a tensor starts. The graph of kernels that a CPU lacks is made and not run."""
+    monkeypatch.setattr(attention_module, "choose_attention", lambda *_: name)
+    monkeypatch.setattr(attention_module, "_flash", lambda name, q, k, v, runs: q * 2 + k.sum() + v.sum())
+    made = []
+
+    def keep(graph, _):
+        made.append([str(node.target) for node in graph.graph.nodes])
+        raise NotImplementedError("not run")
+
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in inputs(PAIR, 2, 1, 16, torch.float32))
+    compiled = torch.compile(partial(call, PAIR), fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    with pytest.raises(Exception):  # noqa: B017  (a compiler wraps it in one of its own)
+        compiled(q, k, v)
+    torch._dynamo.reset()
+    assert len(made) == 1 and ("mmfast.tree_attention_varlen.default" in made[0]) == (name == "varlen")
 
 
 @pytest.mark.parametrize(
