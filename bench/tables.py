@@ -78,7 +78,7 @@ MEASURES = {
     "replayed_to_the_same_bits": ("replayed the same", PLAIN),
 }
 FLOORS = ("bare GEMMs", "copy", "copy into new memory", "copy of the result")
-PARTS = ("mmfast kernel", "mmfast kernel, index", "the kernel of before")
+PARTS = ("mmfast kernel", "mmfast kernel, index")
 APART = {*FLOORS, *PARTS}
 NOT_SAID = "not said"
 Row = Mapping[str, Any]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
 from .arguments import refuse_double_backward
 from .dispatch import native
@@ -187,6 +186,5 @@ class _Gradient(torch.autograd.Function):
         return d_q, d_k, d_v, *[None] * 8
 
 
-SCHEMAS = [infer_schema(body, mutates_args=()) for body in (_attend, _attend_backward)]
-exact_attention = LeanOp("tree_attention_exact" + SCHEMAS[0], _attend, _attend_fake, _Gradient)
-_exact_backward = LeanOp("tree_attention_exact_backward" + SCHEMAS[1], _attend_backward, _backward_fake)
+exact_attention = LeanOp("tree_attention_exact", _attend, _attend_fake, _Gradient)
+_exact_backward = LeanOp("tree_attention_exact_backward", _attend_backward, _backward_fake)

@@ -79,8 +79,4 @@ class _Gradient(torch.autograd.Function):
         return (d_q, *(segment_sum(x, copies, copy_offsets, backend) for x in both), *[None] * 9)
 
 
-tree_attention_varlen = LeanOp(
-    "tree_attention_varlen(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_index, Tensor k_offsets, "
-    "Tensor copies, Tensor copy_offsets, SymInt max_q, SymInt max_k, float scale, int window) -> Tensor[]",
-    _forward, _forward, _Gradient,
-)  # fmt: skip
+tree_attention_varlen = LeanOp("tree_attention_varlen", _forward, _forward, _Gradient)

@@ -60,13 +60,15 @@ _OPS = torch.library.Library("mmfast", "FRAGMENT")
 class LeanOp:
     """An op whose body runs on its tensors' device, as those of custom_op do, at a third of the host time a call: in an
     eager call nothing stands between caller and body, and tracers, fake tensors and modes see an op of the dispatcher.
-    It returns a list of tensors, none of them an argument, or nothing where it writes one. `gradient`: a
-    torch.autograd.Function of the same arguments, which calls `below`."""
+    It returns a list of tensors, none of them an argument, or nothing where it `writes` one. The schema is the body's.
+    `gradient`: a torch.autograd.Function of the same arguments, which calls `below`."""
 
-    def __init__(self, schema: str, body: Callable[..., Any], fake: Callable[..., Any], gradient: Any = None) -> None:
-        name = schema.partition("(")[0]
+    def __init__(
+        self, name: str, body: Callable[..., Any], fake: Callable[..., Any], gradient: Any = None, writes: Any = ()
+    ) -> None:
         self.body, self.gradient = on_its_device(body), gradient
-        _OPS.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        schema = torch.library.infer_schema(body, mutates_args=writes)
+        _OPS.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _OPS.impl(name, self.body, "CompositeExplicitAutograd")
         torch.library.register_fake(f"mmfast::{name}", fake, lib=_OPS)
         self.op = getattr(torch.ops.mmfast, name).default

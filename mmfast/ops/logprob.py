@@ -176,11 +176,5 @@ class _Gradient(torch.autograd.Function):
         return (*(next(gradients) if want else None for want in wants), None, None, None, None)
 
 
-_linear_logprob = LeanOp(
-    "linear_logprob(Tensor x, Tensor? u, Tensor weight, Tensor? b, Tensor? bias, Tensor targets, Tensor? rows, "
-    "float[] options, str backend) -> Tensor[]", _forward, _forward_fake, _Gradient,
-)  # fmt: skip
-_linear_logprob_backward = LeanOp(
-    "linear_logprob_backward(Tensor grad, Tensor?[] head, Tensor[] made, Tensor? rows, SymInt length, float[] options, "
-    "bool[] wants, str backend) -> Tensor[]", _backward, _backward_fake,
-)  # fmt: skip
+_linear_logprob = LeanOp("linear_logprob", _forward, _forward_fake, _Gradient)
+_linear_logprob_backward = LeanOp("linear_logprob_backward", _backward, _backward_fake)

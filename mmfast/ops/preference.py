@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
 from mmfast.kernels.preference_terms import pair_terms
 
@@ -131,7 +130,7 @@ class _Gradient(torch.autograd.Function):
         return None if d_loss is None else d_loss * ctx.saved_tensors[0], None, None, None, None
 
 
-_preference = LeanOp("preference_loss" + infer_schema(_forward, mutates_args=()), _forward, _fake, _Gradient)
+_preference = LeanOp("preference_loss", _forward, _fake, _Gradient)
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:

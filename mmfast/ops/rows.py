@@ -65,7 +65,7 @@ def _sum(values: Tensor, copies: Tensor, offsets: Tensor, backend: str) -> list[
 
 
 _segment_sum = LeanOp(
-    "segment_sum(Tensor values, Tensor copies, Tensor offsets, str backend) -> Tensor[]", _sum,
+    "segment_sum", _sum,
     lambda values, _, offsets, __: [values.new_empty((offsets.shape[0] - 1, *values.shape[1:]))],
 )  # fmt: skip
 
@@ -74,6 +74,10 @@ def segment_backend(values: Tensor, backend: str | None = None) -> str:
     reason = "" if values.dtype in DTYPE_CODES else f"{values.dtype} is not supported"
     supported = {"cuda": reason, "triton": reason, "cpu": reason, "torch": ""}
     return choose("segment_sum", values.device, supported, backend)
+
+
+def _gather(x: Tensor, index: Tensor, copies: Tensor, offsets: Tensor) -> list[Tensor]:
+    return [x.index_select(0, index)]
 
 
 class _Gradient(torch.autograd.Function):
@@ -88,10 +92,7 @@ class _Gradient(torch.autograd.Function):
         return segment_sum(grad, copies, offsets, segment_backend(grad)), None, None, None
 
 
-_gather_rows = LeanOp(
-    "gather_rows(Tensor x, Tensor index, Tensor copies, Tensor offsets) -> Tensor[]",
-    lambda x, index, *_: [x.index_select(0, index)], lambda x, index, *_: [x.index_select(0, index)], _Gradient,
-)  # fmt: skip
+_gather_rows = LeanOp("gather_rows", _gather, _gather, _Gradient)
 
 
 def gather_rows(x: Tensor, index: Tensor, copies: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:

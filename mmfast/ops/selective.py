@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
 from mmfast.ops.arguments import FLOATS, INDEX, check, check_range, refuse_double_backward
 from mmfast.ops.head.backends import folds_for
@@ -130,6 +129,5 @@ class _Gradient(torch.autograd.Function):
         return out.detach(), None, None, None, None
 
 
-SCHEMAS = infer_schema(_forward, mutates_args=()), infer_schema(_backward, mutates_args=("out",))
-_selective_logprob = LeanOp("selective_logprob" + SCHEMAS[0], _forward, _fake, _Gradient)
-_selective_logprob_backward = LeanOp("selective_logprob_backward" + SCHEMAS[1], _backward, lambda *_: None)
+_selective_logprob = LeanOp("selective_logprob", _forward, _fake, _Gradient)
+_selective_logprob_backward = LeanOp("selective_logprob_backward", _backward, lambda *_: None, writes=("out",))

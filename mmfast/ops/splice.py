@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
 from .arguments import FLOATS, INDEX, check, check_range, looks_at
 from .dispatch import BACKENDS, choose, native
@@ -71,7 +70,7 @@ class _Gradient(torch.autograd.Function):
 
 
 _splice = LeanOp(
-    "splice_embeddings" + infer_schema(_forward, mutates_args=()), _forward,
+    "splice_embeddings", _forward,
     lambda table, tokens, *_: [table.new_empty((tokens.shape[0], table.shape[1]))], _Gradient,
 )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
 from mmfast.ops.arguments import check_range
 from mmfast.ops.dispatch import available
@@ -48,4 +47,4 @@ def _fake(x: Tensor, weight: Tensor, targets: Tensor, *options: object) -> list[
     return [x.new_empty(targets.shape[0], dtype=torch.float32)]
 
 
-_fused = LeanOp("fused_logprob" + infer_schema(_forward, mutates_args=()), _forward, _fake)
+_fused = LeanOp("fused_logprob", _forward, _fake)
